@@ -1,0 +1,1 @@
+"""Value <-> bytes. The format is docs/format.md."""

@@ -1,0 +1,43 @@
+"""The codec that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..base import Codec
+from ..errors import ConfigError, nearest
+
+_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key",)}
+_SHORTEST_KEY_BYTES = 16
+
+
+def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
+    """The codec called `name` (msgpack, json, pickle). Raises ConfigError for another name or a bad option."""
+    if name not in _OPTIONS:
+        raise ConfigError(f"CODEC: no codec is called {name!r}.{nearest(name, _OPTIONS)} Choose {', '.join(_OPTIONS)}")
+    unknown = [option for option in options if option not in _OPTIONS[name]]
+    if unknown:
+        known = ", ".join(_OPTIONS[name]) or "no options"
+        raise ConfigError(f"CODEC: {name} has no option {unknown[0]!r}; it takes {known}")
+    if name == "msgpack":
+        from .typed import TypedCodec
+
+        return TypedCodec()
+    if name == "json":
+        from .jsontext import JsonCodec
+
+        return JsonCodec()
+    from .pickled import PickleCodec
+
+    key = options.get("key")
+    if key is None:
+        return PickleCodec()
+    if isinstance(key, str):
+        key = key.encode()
+    if not isinstance(key, bytes) or len(key) < _SHORTEST_KEY_BYTES:
+        raise ConfigError(
+            f"CODEC: the key of a signed pickle must be text or bytes of at least {_SHORTEST_KEY_BYTES} bytes; "
+            'make one with python -c "import secrets; print(secrets.token_hex())"'
+        )
+    return PickleCodec(key)

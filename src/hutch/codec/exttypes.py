@@ -1,0 +1,267 @@
+"""The MessagePack extension types of hutch: one number a type, listed in docs/format.md.
+
+Three functions: `encode_ext` and `decode_ext` are the hooks of ormsgpack; `tag_exactly` is the slow, exact walk
+for what ormsgpack's encoder cannot express or would blur.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+from uuid import UUID
+
+import ormsgpack
+from ormsgpack import Ext
+
+from ..errors import CorruptValueError, ValueTypeError
+from . import registered
+
+OPTIONS = (
+    ormsgpack.OPT_PASSTHROUGH_BIG_INT
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_TUPLE
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+TUPLE, SET, FROZENSET, BIG_INT, MAP, DATETIME, DATE, TIME, TIMEDELTA = range(1, 10)
+DECIMAL, FRACTION, COMPLEX, UUID_, PATH, RANGE, SURROGATES, REGISTERED = range(10, 18)
+
+#: How deep lists, dicts, tuples and sets may nest. ormsgpack reads 1,023 levels of its own; an extension starts
+#: anew but costs Python stack, so the limit is set where every Python decodes with room to spare.
+MAX_DEPTH = 200
+
+_packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
+_complex = struct.Struct(">dd")
+_INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
+_ATOMS = frozenset({type(None), bool, int, float, bytes})
+
+
+def encode_ext(value: Any) -> Ext:
+    """ormsgpack's hook for a value it was told to pass through. Raises TypeError for a type without a number."""
+    encode = _ENCODERS.get(type(value))
+    if encode is not None:
+        return encode(value)
+    kind = registered.find(type(value))
+    if kind is None:
+        raise TypeError(type(value).__name__)
+    return Ext(REGISTERED, _pack([kind.name, kind.encode(value)]))
+
+
+def decode_ext(number: int, data: bytes) -> Any:
+    """ormsgpack's hook for an extension. Raises CorruptValueError for a number or a body that is not hutch's."""
+    decode = _DECODERS.get(number)
+    if decode is None:
+        raise CorruptValueError(f"extension type {number} is unknown; a newer hutch may have written it")
+    return decode(data)
+
+
+def _pack(value: Any) -> bytes:
+    return _packb(value, encode_ext, OPTIONS)
+
+
+def _unpack(data: bytes) -> Any:
+    return _unpackb(data, ext_hook=decode_ext)
+
+
+# --- zones ---
+
+
+def _zone(zone: tzinfo | None) -> object:
+    """None, the offset of a fixed zone in microseconds, [offset, name] of a named one, or the key of a ZoneInfo."""
+    if zone is None:
+        return None
+    if type(zone) is timezone:
+        offset = zone.utcoffset(None) // timedelta(microseconds=1)
+        unnamed = zone == timezone.utc or zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
+        return offset if unnamed else [offset, zone.tzname(None)]
+    key = getattr(zone, "key", None)
+    if type(zone).__module__.partition(".")[0] == "zoneinfo" and isinstance(key, str):
+        return key
+    raise TypeError(f"tzinfo {type(zone).__name__}")
+
+
+def _unzone(zone: Any) -> tzinfo | None:
+    if zone is None:
+        return None
+    if isinstance(zone, int):
+        return timezone(timedelta(microseconds=zone))
+    if isinstance(zone, list):
+        return timezone(timedelta(microseconds=zone[0]), zone[1])
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(zone)
+    except Exception as error:
+        raise CorruptValueError(
+            f"its time zone {zone!r} is unknown here; install the package tzdata"
+        ) from error
+
+
+def _encode_datetime(value: datetime) -> Ext:
+    return Ext(DATETIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)]))
+
+
+def _decode_datetime(data: bytes) -> datetime:
+    text, fold, zone = _unpackb(data)
+    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+
+
+def _encode_time(value: time) -> Ext:
+    return Ext(TIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)]))
+
+
+def _decode_time(data: bytes) -> time:
+    text, fold, zone = _unpackb(data)
+    return time.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+
+
+# --- the other types ---
+
+
+def _encode_int(value: int) -> Ext:
+    return Ext(BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
+_PATHS: dict[str, type[PurePath]] = {"posix": PurePosixPath, "windows": PureWindowsPath}
+_PATH_KINDS: dict[type, str] = {PurePosixPath: "posix", PureWindowsPath: "windows", type(Path()): "path"}
+
+
+def _encode_path(value: PurePath) -> Ext:
+    text = str(value)
+    data = text.encode("utf-8", "surrogatepass")
+    return Ext(PATH, _packb([_PATH_KINDS[type(value)], isinstance(value, PureWindowsPath), data]))
+
+
+def _decode_path(data: bytes) -> PurePath:
+    kind, windows, encoded = _unpackb(data)
+    text = encoded.decode("utf-8", "surrogatepass")
+    if kind != "path":
+        return _PATHS[kind](text)
+    # A path of another system cannot be used here, but it can be looked at.
+    here = issubclass(type(Path()), PureWindowsPath)
+    return Path(text) if here == windows else _PATHS["windows" if windows else "posix"](text)
+
+
+def _decode_map(data: bytes) -> dict[Any, Any]:
+    flat = iter(_unpack(data))
+    return dict(zip(flat, flat, strict=True))
+
+
+def _decode_registered(data: bytes) -> Any:
+    name, payload = _unpack(data)
+    return registered.decode(name, payload)
+
+
+_ENCODERS: dict[type, Callable[[Any], Ext]] = {
+    tuple: lambda v: Ext(TUPLE, _pack(list(v))),
+    set: lambda v: Ext(SET, _pack(list(v))),
+    frozenset: lambda v: Ext(FROZENSET, _pack(list(v))),
+    int: _encode_int,
+    datetime: _encode_datetime,
+    date: lambda v: Ext(DATE, v.isoformat().encode()),
+    time: _encode_time,
+    timedelta: lambda v: Ext(TIMEDELTA, _packb([v.days, v.seconds, v.microseconds])),
+    Decimal: lambda v: Ext(DECIMAL, str(v).encode()),
+    Fraction: lambda v: Ext(FRACTION, _pack([v.numerator, v.denominator])),
+    complex: lambda v: Ext(COMPLEX, _complex.pack(v.real, v.imag)),
+    UUID: lambda v: Ext(UUID_, v.bytes),
+    range: lambda v: Ext(RANGE, _pack([v.start, v.stop, v.step])),
+    **dict.fromkeys(_PATH_KINDS, _encode_path),
+}
+_DECODERS: dict[int, Callable[[bytes], Any]] = {
+    TUPLE: lambda d: tuple(_unpack(d)),
+    SET: lambda d: set(_unpack(d)),
+    FROZENSET: lambda d: frozenset(_unpack(d)),
+    BIG_INT: lambda d: int.from_bytes(d, "big", signed=True),
+    MAP: _decode_map,
+    DATETIME: _decode_datetime,
+    DATE: lambda d: date.fromisoformat(d.decode()),
+    TIME: _decode_time,
+    TIMEDELTA: lambda d: timedelta(*_unpackb(d)),
+    DECIMAL: lambda d: Decimal(d.decode()),
+    FRACTION: lambda d: Fraction(*_unpack(d)),
+    COMPLEX: lambda d: complex(*_complex.unpack(d)),
+    UUID_: lambda d: UUID(bytes=d),
+    PATH: _decode_path,
+    RANGE: lambda d: range(*_unpack(d)),
+    SURROGATES: lambda d: d.decode("utf-8", "surrogatepass"),
+    REGISTERED: _decode_registered,
+}
+
+
+# --- the exact walk ---
+
+
+def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
+    """`value` with every part that ormsgpack would refuse or blur replaced by an Ext; ready to be packed.
+
+    Raises ValueTypeError that names the type, the place in the value, and the ways out.
+    """
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _tag_text(value)
+    if kind is int:
+        return value if _INT64_MIN <= value <= _UINT64_MAX else _encode_int(value)
+    if kind in _ATOMS:
+        return value
+    if depth > MAX_DEPTH:
+        raise ValueTypeError(f"{where[:80]}… is nested more than {MAX_DEPTH} deep, or holds itself; flatten it")
+    if kind is list:
+        return [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+    if kind is dict:
+        return _tag_dict(value, where, depth)
+    number = {tuple: TUPLE, set: SET, frozenset: FROZENSET}.get(kind)
+    if number is not None:
+        tagged = [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return Ext(number, _packb(tagged, None, OPTIONS))
+    encode = _ENCODERS.get(kind)
+    if encode is not None:
+        try:
+            return encode(value)
+        except TypeError as error:
+            raise ValueTypeError(f"{where} is a {kind.__name__} with a {error}, which hutch cannot store") from None
+    known = registered.find(kind)
+    if known is None:
+        raise _refusal(kind, where)
+    payload = tag_exactly(known.encode(value), f"{where} (a {kind.__name__})", depth + 1)
+    return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))
+
+
+def _tag_text(text: str) -> str | Ext:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Ext(SURROGATES, text.encode("utf-8", "surrogatepass"))
+    return text
+
+
+def _tag_dict(value: dict[Any, Any], where: str, depth: int) -> Any:
+    plain: dict[str, Any] = {}
+    flat: list[Any] = []
+    for key, item in value.items():
+        tagged_key = tag_exactly(key, f"a key of {where}", depth + 1)
+        # The repr of an exact built-in key is safe to run and to show; a stored value is not shown.
+        tagged = tag_exactly(item, f"{where}[{ascii(key)[:40]}]" if type(key) in (str, int) else where, depth + 1)
+        flat += (tagged_key, tagged)
+        if type(tagged_key) is str:
+            plain[tagged_key] = tagged
+    return plain if len(plain) * 2 == len(flat) else Ext(MAP, _packb(flat, None, OPTIONS))
+
+
+def _refusal(kind: type, where: str) -> ValueTypeError:
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    bases = [base.__name__ for base in kind.__mro__[1:] if base in _ENCODERS or base in (*_ATOMS, str, list, dict)]
+    if kind in (bytearray, memoryview):
+        way_out = "Convert it with bytes()."
+    else:
+        convert = f"Convert it with {bases[0]}(), " if bases else ""
+        register = f"{'r' if bases else 'R'}egister it with hutch.register_type({kind.__qualname__})"
+        way_out = f"{convert}{register}, or choose CODEC: pickle."
+    return ValueTypeError(f"{where} is a {name}, which would not come back as one. {way_out}")

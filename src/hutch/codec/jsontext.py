@@ -1,0 +1,72 @@
+"""The json codec: for data that other programs read. Takes only what JSON gives back as it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from ..errors import CorruptValueError, ValueTypeError
+from . import frame
+
+_HEADER = bytes([frame.JSON])
+_MAX_DEPTH = 200
+
+
+class JsonCodec:
+    """`value` -> ``0x4a | JSON in UTF-8 | crc32``: None, bool, int, finite float, str, list, dict with str keys."""
+
+    __slots__ = ()
+
+    def encode(self, value: object, /) -> bytes:
+        """Raises ValueTypeError for a value that JSON would change."""
+        _check(value, "the value", 0)
+        return frame.seal(_HEADER + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+    def decode(self, data: bytes, /) -> Any:
+        """Reads what the json and the msgpack codec wrote. Raises CorruptValueError for anything else."""
+        header = frame.check(data)
+        if header == frame.JSON:
+            return decode_body(data)
+        if header == frame.TYPED:
+            from .typed import TypedCodec
+
+            return TypedCodec().decode(data)
+        raise frame.wrong_codec(header, "json")
+
+
+def decode_body(data: bytes) -> Any:
+    """The value in an intact JSON frame."""
+    try:
+        return json.loads(data[1:-4])
+    except (ValueError, RecursionError) as error:
+        raise CorruptValueError("its checksum fits, but it is not JSON") from error
+
+
+def _check(value: Any, where: str, depth: int) -> None:
+    kind = type(value)
+    if kind is float:
+        if not math.isfinite(value):
+            raise ValueTypeError(f"{where} is {value}, which JSON cannot express; the default codec (msgpack) can")
+    elif kind is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueTypeError(f"{where} holds a lone surrogate; the default codec (msgpack) takes it") from None
+    elif kind is list or kind is dict:
+        if depth > _MAX_DEPTH:
+            raise ValueTypeError(f"{where[:80]}… is nested more than {_MAX_DEPTH} deep, or holds itself; flatten it")
+        for key, item in enumerate(value) if kind is list else value.items():
+            if kind is dict:
+                if type(key) is not str:
+                    raise ValueTypeError(
+                        f"a key of {where} is a {type(key).__name__}, which JSON would turn into text; convert it "
+                        "with str(), or use the default codec (msgpack)"
+                    )
+                _check(key, f"a key of {where}", depth)
+            _check(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
+    elif value is not None and kind is not bool and kind is not int:
+        raise ValueTypeError(
+            f"{where} is a {kind.__name__}, which JSON would change or cannot express; convert it, or use the "
+            "default codec (msgpack), which keeps it"
+        )

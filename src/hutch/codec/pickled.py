@@ -1,0 +1,70 @@
+"""The pickle codec: any picklable value, at pickle's price. Opt-in; sign it wherever others can write.
+
+Unpickling runs whatever the bytes say (https://docs.python.org/3/library/pickle.html): whoever can write to an
+unsigned store can run code in every reader. With a key, nothing is unpickled unless its HMAC-SHA256 fits.
+"""
+
+from __future__ import annotations
+
+import hmac
+import pickle
+from typing import Any
+
+from ..errors import CorruptValueError, ValueTypeError
+from . import frame
+from .jsontext import decode_body
+from .typed import TypedCodec
+
+_PROTOCOL = 5
+_TAG_BYTES = 32
+
+
+class PickleCodec:
+    """``0x50 | pickle | crc32``, or with `key` ``0x53 | HMAC-SHA256 | pickle | crc32``.
+
+    Without a key it also reads what the msgpack and json codecs wrote, and no signed pickle; with one it reads
+    nothing but pickles signed with that key.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key
+
+    def __repr__(self) -> str:
+        return f"PickleCodec({'signed' if self._key else 'unsigned'})"
+
+    def encode(self, value: object, /) -> bytes:
+        """Raises ValueTypeError for a value that cannot be pickled."""
+        try:
+            body = pickle.dumps(value, _PROTOCOL)
+        except Exception as error:
+            raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {error}") from error
+        if self._key is None:
+            return frame.seal(bytes([frame.PICKLE]) + body)
+        return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body)
+
+    def decode(self, data: bytes, /) -> Any:
+        """Raises CorruptValueError for anything that this codec, with this key, did not write."""
+        header = frame.check(data)
+        if self._key is not None:
+            if header != frame.SIGNED_PICKLE:
+                raise CorruptValueError("it is not signed, and the configured codec reads only signed values")
+            tag, body = data[1 : 1 + _TAG_BYTES], data[1 + _TAG_BYTES : -4]
+            if not hmac.compare_digest(tag, hmac.digest(self._key, body, "sha256")):
+                raise CorruptValueError("its signature does not fit: it was forged, or signed with another key")
+            return _unpickle(body)
+        if header == frame.PICKLE:
+            return _unpickle(data[1:-4])
+        if header == frame.TYPED:
+            return TypedCodec().decode(data)
+        if header == frame.JSON:
+            return decode_body(data)
+        raise CorruptValueError("it is a signed pickle; configure CODEC: {name: pickle, key: ...} with its key")
+
+
+def _unpickle(body: bytes) -> Any:
+    try:
+        return pickle.loads(body)
+    except Exception as error:
+        raise CorruptValueError(f"it cannot be unpickled here: {error!r}") from error

@@ -1,0 +1,148 @@
+"""Types that an application registers for the default codec."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import CorruptValueError, ValueTypeError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """How one class is written (`encode`) and read (`decode`) under `name`."""
+
+    cls: type
+    name: str
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
+_by_type: dict[type, Registration] = {}
+_by_name: dict[str, Registration] = {}
+
+
+def register_type(
+    cls: type[T],
+    *,
+    name: str | None = None,
+    encode: Callable[[T], Any] | None = None,
+    decode: Callable[[Any], T] | None = None,
+) -> type[T]:
+    """Let the default codec store instances of exactly `cls`; returns `cls`, so it works as a decorator.
+
+    `encode` turns an instance into a value the codec takes, `decode` turns that back; both may be left out for
+    dataclasses, enums, pydantic models and numpy's `ndarray` and scalar types. `name` is what is stored
+    (default: module and qualified name): keep it when the class moves. It is global to the process, safe from any thread, and
+    must have happened before a value is read. Reading calls `decode` and, for the kinds above, the class
+    itself; nothing else is ever imported or run.
+
+    Raises ValueTypeError if there is no recipe for `cls` and none is given, or another class has the name.
+    """
+    if (encode is None) != (decode is None):
+        raise ValueTypeError(f"register_type({cls.__qualname__}): give both encode= and decode=, or neither")
+    name = name or f"{cls.__module__}.{cls.__qualname__}"
+    taken = _by_name.get(name)
+    if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueTypeError(f"register_type: the name {name!r} already stands for {taken.cls!r}; pass another name=")
+    if encode is None or decode is None:
+        encode, decode = _recipe(cls)
+    registration = Registration(cls, name, encode, decode)
+    _by_name[name] = registration
+    _by_type[cls] = registration
+    return cls
+
+
+def find(cls: type) -> Registration | None:
+    """The registration of exactly `cls`, if there is one."""
+    return _by_type.get(cls)
+
+
+def decode(name: str, payload: Any) -> Any:
+    """The instance that was stored as `payload` under `name`. Raises CorruptValueError if that is not possible."""
+    registration = _by_name.get(name)
+    if registration is None:
+        raise CorruptValueError(
+            f"it holds a {name!r}, which is not registered in this process; call hutch.register_type first"
+        )
+    try:
+        return registration.decode(payload)
+    except Exception as error:
+        raise CorruptValueError(f"it holds a {name!r} that the class did not take back: {error!r}") from error
+
+
+def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    if issubclass(cls, enum.Enum):
+        # By value: a combination of flags has no name of its own.
+        return (lambda v: v.value), cls
+    if dataclasses.is_dataclass(cls):
+        return _dataclass_recipe(cls)
+    if hasattr(cls, "__pydantic_fields__"):
+        return _pydantic_recipe(cls)
+    if cls.__module__.partition(".")[0] == "numpy":
+        return _numpy_recipe(cls)
+    raise ValueTypeError(
+        f"register_type({cls.__qualname__}): no recipe for this kind of class; pass encode= and decode="
+    )
+
+
+def _dataclass_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    names = [field.name for field in dataclasses.fields(cls)]
+
+    def encode(value: Any) -> dict[str, Any]:
+        return {name: getattr(value, name) for name in names}
+
+    def decode(payload: dict[str, Any]) -> Any:
+        # As pickle does: the stored state is set, __init__ and __post_init__ are not run a second time.
+        value = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            if field.name in payload:
+                object.__setattr__(value, field.name, payload[field.name])
+            elif field.default is not dataclasses.MISSING:
+                object.__setattr__(value, field.name, field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                object.__setattr__(value, field.name, field.default_factory())
+            else:
+                raise KeyError(field.name)
+        return value
+
+    return encode, decode
+
+
+def _pydantic_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    def encode(value: Any) -> list[Any]:
+        return [dict(value.__dict__), value.__pydantic_extra__, sorted(value.__pydantic_fields_set__)]
+
+    def decode(payload: list[Any]) -> Any:
+        fields, extra, fields_set = payload
+        # Validated, because the class may have changed since; then the stored state, as it was.
+        value = cls.model_validate(cls.model_construct(**fields).__dict__ | (extra or {}))
+        value.__pydantic_fields_set__.clear()
+        value.__pydantic_fields_set__.update(fields_set)
+        return value
+
+    return encode, decode
+
+
+def _numpy_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    import numpy
+
+    def encode(value: Any) -> list[Any]:
+        if value.dtype.hasobject:
+            raise ValueTypeError("a numpy array of Python objects has no bytes of its own; convert it with tolist()")
+        array = numpy.asarray(value)
+        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        return [numpy.lib.format.dtype_to_descr(array.dtype), list(array.shape), order, array.tobytes(order)]
+
+    def decode(payload: list[Any]) -> Any:
+        descr, shape, order, data = payload
+        dtype = numpy.lib.format.descr_to_dtype(descr)
+        array = numpy.frombuffer(bytearray(data), dtype).reshape(shape, order=order)
+        return array if cls is numpy.ndarray else array[()]
+
+    return encode, decode

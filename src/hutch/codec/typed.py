@@ -1,0 +1,71 @@
+"""The default codec: MessagePack that keeps the exact type of every value, or refuses it."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+from zlib import crc32
+
+import ormsgpack
+
+from ..errors import CorruptValueError, ValueTypeError
+from . import frame
+from .exttypes import OPTIONS, decode_ext, encode_ext, tag_exactly
+
+_packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
+_RESIDUE = frame.RESIDUE
+# Placeholder for the checksum: packed as 0xce and four bytes, which `encode` replaces.
+_U32 = 0xFFFFFFFF
+
+
+class TypedCodec:
+    """`value` -> ``0x92 | msgpack(value) | 0xce | crc32``: one MessagePack array of the value and its checksum.
+
+    The fast path is ormsgpack's encoder, told to hand every type that MessagePack cannot keep apart to a hook.
+    What the encoder cannot express (keys that are not text, lone surrogates) or would blur (bytearray) is left
+    to a walk over the value, which also says where in a value the refused part sits.
+    """
+
+    __slots__ = ()
+
+    def encode(self, value: object, /) -> bytes:
+        """Raises ValueTypeError for a value that would not come back with equal value and identical type."""
+        try:
+            packed = _packb([value, _U32], encode_ext, OPTIONS)
+            # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a
+            # number; then the walk finds nothing and the packed bytes stand.
+            if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed:
+                tag_exactly(value)
+        except ValueTypeError:
+            raise
+        except (TypeError, ValueError, RecursionError):
+            packed = self._encode_walking(value)
+        packed = packed[:-4]
+        return packed + frame.pack_checksum(crc32(packed))
+
+    def decode(self, data: bytes, /) -> Any:
+        """Reads what the msgpack and the json codec wrote. Raises CorruptValueError for anything else."""
+        try:
+            if crc32(data) == _RESIDUE and data[0] == 0x92:
+                return _unpackb(data, ext_hook=decode_ext)[0]
+        except CorruptValueError:
+            raise
+        except Exception as error:
+            _raise_undecodable(error)
+        header = frame.check(data)
+        if header == frame.JSON:
+            from .jsontext import decode_body
+
+            return decode_body(data)
+        raise frame.wrong_codec(header, "msgpack")
+
+    @staticmethod
+    def _encode_walking(value: object) -> bytes:
+        tagged = tag_exactly(value)
+        try:
+            return _packb([tagged, _U32], None, OPTIONS)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueTypeError(f"the value cannot be encoded: {error}") from error
+
+
+def _raise_undecodable(error: Exception) -> NoReturn:
+    raise CorruptValueError(f"its checksum fits, but it does not decode: {error}") from error

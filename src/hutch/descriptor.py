@@ -1,0 +1,262 @@
+"""One ``.plug`` file -> `PluginInfo`, as text: no plugin code is imported.
+
+A descriptor is found by searching folders, so it is read as what it is, somebody's file: a bounded number of
+bytes, from a regular file only, and the module it names must be a file beside it. Errbot's descriptors are
+valid ones; sections and options that are not named here are ignored, because Errbot has its own.
+"""
+
+from __future__ import annotations
+
+import configparser
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import PluginLoadError
+
+_MAX_BYTES = 64 * 1024
+_MAX_NAME = 100
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # RFC 3986
+_EXTRA = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+# "3", "3.11", "3.11+", Errbot's "2+" and "3.6.1-beta"; what follows the dash does not count.
+_VERSION = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """What is known of a plugin before any of its code runs."""
+
+    #: As its author writes it, 1 to 100 printable characters. Found without regard to case.
+    name: str
+    #: The descriptor, absolute; for a class named by an entry point or a hook a text that says where it comes from.
+    path: Path
+    #: The module beside the descriptor, without ``.py``; of an entry point, its dotted name.
+    module: str | None
+    #: The factory; None: the only one in the module.
+    class_name: str | None
+    #: The oldest Python that will do, as in ``(3, 11)``.
+    python_min: tuple[int, ...] | None
+    #: One line for people; may be empty.
+    description: str
+    #: ``[Core] Extra``: the extra of hutch that brings the driver.
+    extra: str | None
+    #: ``[URL] Schemes``, in lower case; the name in lower case if the descriptor has none.
+    schemes: tuple[str, ...]
+    #: The option that receives what the URL says; None: the plugin takes nothing from it but the query.
+    url_option: str | None
+    #: Whether that option receives the URL itself, without its query, or (False) all that follows ``://``.
+    whole_url: bool
+    #: ``package.module:Class`` of an entry point that names a class; imported when it is loaded.
+    entry_point: str | None = None
+    #: The class itself, where a hook gave it.
+    factory: type | None = None
+
+    @property
+    def module_file(self) -> Path | None:
+        """The module's file, in the descriptor's real folder; None if the plugin does not come from a descriptor."""
+        if self.module is None or self.entry_point is not None or self.factory is not None:
+            return None
+        return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenPlugin:
+    """Something that was found where plugins are, and cannot be used."""
+
+    #: The descriptor, or the folder that cannot be searched; the text of an entry point or a hook.
+    path: Path
+    #: As the descriptor has it; the file's stem if that cannot be read; None if there is no telling.
+    name: str | None
+    #: What is wrong, what was expected.
+    reason: str
+
+
+def read_descriptor(path: Path) -> PluginInfo:
+    """Read one ``.plug`` file.
+
+    Raises PluginLoadError, which names the file and the reason, if it is not a readable descriptor of at most
+    64 KiB whose module lies beside it.
+    """
+    found = parse_descriptor(path)
+    if isinstance(found, BrokenPlugin):
+        raise PluginLoadError(f"descriptor {shown(path)}: {found.reason}", name=found.name, path=str(found.path))
+    return found
+
+
+def parse_descriptor(path: Path) -> PluginInfo | BrokenPlugin:
+    """Read one ``.plug`` file, or say why not; raises nothing, so that one file cannot stop a search."""
+    name = path.stem if is_name(path.stem) else None
+    try:
+        path = path.absolute()
+        parser = _parse(_read_text(path))
+        name = _name(parser)
+        return _plugin_info(path, name, parser)
+    except _Malformed as error:
+        return BrokenPlugin(path, name, str(error))
+    except OSError as error:
+        return BrokenPlugin(path, name, f"cannot be read: {error.strerror or error}")
+    except ValueError as error:  # a path with NUL in it
+        return BrokenPlugin(path, name, f"cannot be read: {error}")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can be the name of a plugin: printable, so that it cannot forge a line of output."""
+    return 0 < len(text) <= _MAX_NAME and text.isprintable() and not set(text) & {"/", "\\"} and text == text.strip()
+
+
+def shown(path: Path | str) -> str:
+    """`path` for a message; names of files may hold newlines, escape codes and bytes that are no text."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+class _Malformed(Exception):
+    """Why a descriptor cannot be used."""
+
+
+def _read_text(path: Path) -> str:
+    # Asked before opening, because opening a device can do things; and again after it, because files change.
+    _check_regular(path.stat().st_mode)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        _check_regular(os.fstat(descriptor).st_mode)
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise _Malformed(f"is larger than {_MAX_BYTES // 1024} KiB; a descriptor is a few lines")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _Malformed(f"is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise _Malformed("is a directory; expected a file")
+    if not stat.S_ISREG(mode):
+        raise _Malformed("is not a regular file")
+
+
+def _parse(text: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    try:
+        # newline=None: lines end as they do in a file opened as text.
+        parser.read_file(io.StringIO(text, newline=None))
+    except configparser.MissingSectionHeaderError as error:
+        raise _Malformed(f"line {error.lineno}: expected a section such as [Core] first") from None
+    except configparser.DuplicateSectionError as error:
+        raise _Malformed(f"line {error.lineno}: section [{_quoted(error.section)}] is there twice") from None
+    except configparser.DuplicateOptionError as error:
+        raise _Malformed(
+            f"line {error.lineno}: option {_quoted(error.option)} of section [{_quoted(error.section)}] is there twice"
+        ) from None
+    except configparser.ParsingError as error:
+        lines = ", ".join(str(line) for line, _ in error.errors[:3])
+        raise _Malformed(f"line {lines}: expected NAME = VALUE, [SECTION] or a comment") from None
+    except (configparser.Error, AttributeError) as error:
+        # AttributeError: configparser of some versions trips over a continuation line out of place.
+        raise _Malformed(f"is not an INI file: {_quoted(str(error))}") from None
+    return parser
+
+
+def _name(parser: configparser.ConfigParser) -> str:
+    if not parser.has_section("Core"):
+        others = ", ".join(_quoted(section) for section in parser.sections()[:5]) or "none"
+        raise _Malformed(f"has no section [Core] (sections: {others}); expected [Core] with Name and Module")
+    name = parser.get("Core", "Name", fallback="")
+    if not name:
+        raise _Malformed("[Core] has no Name")
+    if not is_name(name):
+        raise _Malformed(
+            f"[Core] Name = {_quoted(name)}: expected 1 to {_MAX_NAME} printable characters without / and \\"
+        )
+    return name
+
+
+def _plugin_info(path: Path, name: str, parser: configparser.ConfigParser) -> PluginInfo:
+    def option(section: str, key: str) -> str:
+        return parser.get(section, key, fallback="")
+
+    module = option("Core", "Module")
+    if not module:
+        raise _Malformed("[Core] has no Module")
+    if not module.isidentifier():
+        hint = "; leave out .py" if module.endswith(".py") else ""
+        raise _Malformed(
+            f"[Core] Module = {_quoted(module)}: expected the bare name of a .py file beside the descriptor{hint}"
+        )
+    class_name = option("Core", "Class")
+    if class_name and not class_name.isidentifier():
+        raise _Malformed(f"[Core] Class = {_quoted(class_name)}: expected the name of a class in the module")
+    extra = option("Core", "Extra")
+    if extra and not _EXTRA.fullmatch(extra):
+        raise _Malformed(f"[Core] Extra = {_quoted(extra)}: expected the name of an extra of hutch, such as redis")
+    url_option, whole_url = _url_option(parser)
+    info = PluginInfo(
+        name=name,
+        path=path,
+        module=module,
+        class_name=class_name or None,
+        python_min=_python_min(option("Python", "Version")),
+        # One line that prints: `hutch plugins` shows it on a terminal.
+        description="".join(c if c.isprintable() else " " for c in option("Documentation", "Description")).strip(),
+        extra=extra or None,
+        schemes=_schemes(option("URL", "Schemes")) or (name.lower(),),
+        url_option=url_option,
+        whole_url=whole_url,
+    )
+    assert info.module_file is not None
+    _check_module(info.module_file)
+    return info
+
+
+def _python_min(text: str) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    match = _VERSION.fullmatch(text)
+    if match is None:
+        raise _Malformed(f"[Python] Version = {_quoted(text)}: expected the oldest Python that will do, such as 3.11")
+    version = tuple(int(number) for number in match[1].split("."))
+    # Errbot's "2+" is "2 or 3"; its "2" is Python 2 alone, which the loader refuses.
+    return (3,) if match[2] and version < (3,) else version
+
+
+def _schemes(text: str) -> tuple[str, ...]:
+    schemes = [scheme.strip().lower() for scheme in text.split(",")] if text else []
+    for scheme in schemes:
+        if not _SCHEME.fullmatch(scheme):
+            raise _Malformed(
+                f"[URL] Schemes has {_quoted(scheme)}: expected names such as redis, rediss, separated by commas"
+            )
+    return tuple(dict.fromkeys(schemes))
+
+
+def _url_option(parser: configparser.ConfigParser) -> tuple[str | None, bool]:
+    given = [key for key in ("Path", "Whole") if parser.has_option("URL", key)]
+    if len(given) == 2:
+        raise _Malformed("[URL] has both Path and Whole; expected one: a URL goes to one option")
+    if not given:
+        return "path", False
+    option = parser.get("URL", given[0])
+    if option and not option.isidentifier():
+        raise _Malformed(f"[URL] {given[0]} = {_quoted(option)}: expected the name of an option")
+    return option or None, given[0] == "Whole" and bool(option)
+
+
+def _check_module(file: Path) -> None:
+    """The module is a regular file whose real path is inside the folder of its descriptor."""
+    try:
+        real = Path(os.path.realpath(file, strict=True))
+        regular = stat.S_ISREG(real.stat().st_mode)
+    except OSError as error:
+        raise _Malformed(f"its module {shown(file)} cannot be read: {error.strerror or error}") from None
+    if not real.is_relative_to(file.parent):
+        raise _Malformed(f"its module {shown(file)} is a link out of its folder, to {shown(real)}")
+    if not regular:
+        raise _Malformed(f"its module {shown(file)} is not a regular file")
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."

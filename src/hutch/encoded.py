@@ -1,0 +1,199 @@
+"""EncodedStorage: a StorageBase for engines that hold bytes."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+from .base import MISSING, Codec, StorageBase, StoragePluginBase
+from .codec.typed import TypedCodec
+from .errors import CorruptValueError
+from .limits import MAX_VALUE_BYTES, check_key, check_value_size
+
+_LAST_CODE_POINT = 0x10FFFF
+_SURROGATES = range(0xD800, 0xE000)
+_default_codec = TypedCodec()
+_swap_lock = threading.RLock()
+
+
+class EncodedStorage(StorageBase):
+    """Codec above, bytes below: an engine writes `read`, `write`, `delete`, `len`, `keys` and `close`.
+
+    Keys and values are checked here, before an engine sees them; `read` alone may be handed a key outside the
+    limits and answers None, or raises anything, for it. The optional byte verbs (`exists` to `swap`) have
+    defaults made of the six. An engine raises the errors of `hutch.errors`, its driver's as their cause.
+    """
+
+    def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
+        self.namespace = namespace
+        self.capabilities = plugin.capabilities
+        self._plugin = plugin
+        self._codec: Codec = plugin.codec_for(namespace) or _default_codec
+        self._encode = self._codec.encode
+        self._decode = self._codec.decode
+
+    # --- byte verbs: the engine's part ---
+
+    @abstractmethod
+    def read(self, key: str) -> bytes | None:
+        """The bytes of `key`, or None when it is missing."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Replace the bytes of `key` atomically."""
+
+    @abstractmethod
+    def delete(self, key: str) -> bool:
+        """Remove `key`; whether it was there."""
+
+    def exists(self, key: str) -> bool:
+        """Whether `key` is there."""
+        return self.read(key) is not None
+
+    def read_many(self, keys: list[str]) -> dict[str, bytes]:
+        """The bytes of those `keys` that are there, in the order given; one snapshot where there are any."""
+        return {key: data for key in keys if (data := self.read(key)) is not None}
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        """Write every item; all or none where the engine declares `atomic-batch`."""
+        for key, data in items.items():
+            self.write(key, data)
+
+    def delete_many(self, keys: list[str]) -> int:
+        """Remove those `keys` (each named once) that are there; how many that were."""
+        return sum(self.delete(key) for key in keys)
+
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        """Items with ``start <= key < stop`` in key order; a bound of None is open."""
+        for key in self.key_range(start, stop, reverse):
+            data = self.read(key)
+            if data is not None:
+                yield key, data
+
+    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        """The keys that `read_range` would give."""
+        return StorageBase.scan_keys(self, "", start, stop, reverse)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        """Replace `old` by `new` if `old` is what `key` holds now (None: nothing); whether it was.
+
+        This default holds only against threads of this process; an engine that declares `atomic-modify` for
+        the host or a cluster overrides it.
+        """
+        with _swap_lock:
+            if self.read(key) != old:
+                return False
+            if new is not None:
+                self.write(key, new)
+            elif old is not None:
+                self.delete(key)
+            return True
+
+    # --- StorageBase, made of them ---
+
+    def set(self, key: str, value: Any) -> None:
+        key = check_key(key)
+        self.write(key, self._encoded(key, value))
+
+    def get(self, key: str) -> Any:
+        try:
+            data = self.read(key)
+        except Exception:
+            check_key(key)
+            raise
+        if data is None:
+            # A key outside the limits is never there, so reads pay for the check only when they miss.
+            check_key(key)
+            raise KeyError(key)
+        try:
+            return self._decode(data)
+        except CorruptValueError as error:
+            raise self._corrupt(key, error) from error.__cause__
+
+    def remove(self, key: str) -> None:
+        if not self.delete(check_key(key)):
+            raise KeyError(key)
+
+    def contains(self, key: str) -> bool:
+        return self.exists(check_key(key))
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        found = self.read_many([check_key(key) for key in dict.fromkeys(keys)])
+        return {key: self._decoded(key, data) for key, data in found.items()}
+
+    def set_many(self, items: Mapping[str, Any]) -> None:
+        # Encoded in full before the first byte is written: bad input is refused whole.
+        encoded = {check_key(key): self._encoded(key, value) for key, value in items.items()}
+        if encoded:
+            self.write_many(encoded)
+
+    def remove_many(self, keys: Iterable[str]) -> int:
+        checked = [check_key(key) for key in dict.fromkeys(keys)]
+        return self.delete_many(checked) if checked else 0
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        for key, data in self.read_range(None, None, False):
+            yield key, self._decoded(key, data)
+
+    def scan(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        for key, data in self.read_range(*_bounds(prefix, start, stop), reverse):
+            yield key, self._decoded(key, data)
+
+    def scan_keys(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
+    ) -> Iterator[str]:
+        return self.key_range(*_bounds(prefix, start, stop), reverse)
+
+    def get_for_update(self, key: str) -> tuple[Any, object]:
+        data = self.read(check_key(key))
+        return (MISSING, None) if data is None else (self._decoded(key, data), data)
+
+    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+        assert token is None or isinstance(token, bytes), "a token of get_for_update"
+        return self.swap(check_key(key), token, None if value is MISSING else self._encoded(key, value))
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return (id(self._plugin), self.namespace)
+
+    def _encoded(self, key: str, value: Any) -> bytes:
+        data = self._encode(value)
+        if len(data) > MAX_VALUE_BYTES:
+            check_value_size(key, len(data))
+        return data
+
+    def _decoded(self, key: str, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except CorruptValueError as error:
+            raise self._corrupt(key, error) from error.__cause__
+
+    def _corrupt(self, key: str, error: CorruptValueError) -> CorruptValueError:
+        return CorruptValueError(
+            f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
+        )
+
+
+def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:
+    """`prefix`, `start` and `stop` as one range."""
+    if not prefix:
+        return start, stop
+    after = _after_prefix(prefix)
+    low = prefix if start is None else max(prefix, start)
+    high = after if stop is None else stop if after is None else min(after, stop)
+    return low, high
+
+
+def _after_prefix(prefix: str) -> str | None:
+    """The smallest text that is larger than every text that starts with `prefix`; None if there is none."""
+    for end in range(len(prefix), 0, -1):
+        following = ord(prefix[end - 1]) + 1
+        if following in _SURROGATES:
+            following = _SURROGATES.stop
+        if following <= _LAST_CODE_POINT:
+            return prefix[: end - 1] + chr(following)
+    return None

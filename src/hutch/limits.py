@@ -1,0 +1,80 @@
+"""The portable limits: what one engine stores, every engine stores.
+
+They stand here once. Engines and handles call these checks before they write anything.
+"""
+
+from __future__ import annotations
+
+from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError
+
+#: Longest key, in bytes of UTF-8.
+MAX_KEY_BYTES = 1024
+#: Longest namespace name, in bytes of UTF-8.
+MAX_NAMESPACE_BYTES = 255
+#: Largest value, in encoded bytes (512 MiB: the largest string a Redis server takes).
+MAX_VALUE_BYTES = 512 * 1024 * 1024
+
+# A code point takes at most four bytes, so a text of this length needs no counting.
+_SHORT = MAX_KEY_BYTES // 4
+
+
+def check_key(key: object) -> str:
+    """Return `key` as an exact `str` if every engine can hold it.
+
+    Raises KeyTypeError if it is not a `str`, KeyLimitError if it is empty, longer than 1,024 bytes of
+    UTF-8, or holds a lone surrogate.
+    """
+    if type(key) is str and 0 < len(key) <= _SHORT and key.isascii():
+        return key
+    if not isinstance(key, str):
+        raise KeyTypeError(
+            f"a key must be a str, not {type(key).__name__}; convert it first, for example with str() or json.dumps()"
+        )
+    if not key:
+        raise KeyLimitError("a key must have at least one character; this one is empty")
+    try:
+        encoded = str.encode(key)
+    except UnicodeEncodeError as error:
+        raise KeyLimitError(
+            f"a key must be valid Unicode; character {error.start} of {ascii(key[:60])} is a lone surrogate"
+        ) from None
+    if len(encoded) > MAX_KEY_BYTES:
+        raise KeyLimitError(
+            f"a key may have at most {MAX_KEY_BYTES:,} bytes of UTF-8; the one that starts {key[:40]!r} has "
+            f"{len(encoded):,}. Hash the tail of long keys"
+        )
+    return encoded.decode()
+
+
+def check_namespace(namespace: object) -> str:
+    """Return `namespace` as an exact `str` if every engine can hold it.
+
+    Raises NamespaceError unless it is a `str` of 1 to 255 bytes of UTF-8 without NUL or a lone surrogate.
+    """
+    if not isinstance(namespace, str):
+        raise NamespaceError(f"a namespace must be a str, not {type(namespace).__name__}")
+    if not namespace:
+        raise NamespaceError("a namespace must have at least one character; this one is empty")
+    if "\0" in namespace:
+        raise NamespaceError(f"a namespace may not hold NUL; {ascii(namespace[:60])} does")
+    try:
+        encoded = str.encode(namespace)
+    except UnicodeEncodeError as error:
+        raise NamespaceError(
+            f"a namespace must be valid Unicode; character {error.start} of {ascii(namespace[:60])} is a lone surrogate"
+        ) from None
+    if len(encoded) > MAX_NAMESPACE_BYTES:
+        raise NamespaceError(
+            f"a namespace may have at most {MAX_NAMESPACE_BYTES} bytes of UTF-8; the one that starts "
+            f"{namespace[:40]!r} has {len(encoded):,}"
+        )
+    return encoded.decode()
+
+
+def check_value_size(key: str, size_bytes: int) -> None:
+    """Raise ValueLimitError if an encoded value of `size_bytes` is larger than every engine can hold."""
+    if size_bytes > MAX_VALUE_BYTES:
+        raise ValueLimitError(
+            f"the value for key {key!r} takes {size_bytes:,} bytes encoded; at most {MAX_VALUE_BYTES:,} "
+            "(512 MiB) fit. Split it over several keys"
+        )

@@ -1,0 +1,111 @@
+"""Options of an engine: declared as data, checked once, converted from the text of a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, nearest
+
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of an engine.
+
+    `kind` is bool, int, float, str or Path (made absolute, relative to the config file's folder). `default`
+    is used when the option is absent; with `required` there is none. `secret` keeps the value out of messages.
+    """
+
+    kind: type
+    default: Any = None
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    required: bool = False
+    secret: bool = False
+
+
+def read_options(config: object, declared: Mapping[str, Option] | None, engine: str) -> dict[str, Any]:
+    """The options in `config`, checked against `declared` (unchecked if None), with defaults filled in.
+
+    Raises ConfigError that names the option, what was expected and, for an unknown one, the nearest name.
+    """
+    given = _given_options(config, engine)
+    if declared is None:
+        return given
+    unknown = [name for name in given if name not in declared]
+    if unknown:
+        raise ConfigError(
+            f"the {engine} engine has no option {unknown[0]!r}.{nearest(str(unknown[0]), declared)} "
+            f"It takes: {', '.join(sorted(declared)) or 'none'}"
+        )
+    base_dir = Path(getattr(config, "base_dir", None) or Path.cwd())
+    options = {}
+    for name, option in declared.items():
+        if given.get(name) is None:
+            if option.required:
+                raise ConfigError(f"the {engine} engine needs the option {name!r}: {option.help}")
+            options[name] = option.default
+            continue
+        options[name] = _convert(given[name], option, f"option {name!r} of the {engine} engine", base_dir)
+    return options
+
+
+def _given_options(config: object, engine: str) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, Mapping):
+        options = config.get("STORAGE_CONFIG", config.get("storage_config", config))
+    else:
+        options = getattr(config, "STORAGE_CONFIG", {})
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"STORAGE_CONFIG of the {engine} engine must be a mapping, not {type(options).__name__}")
+    return dict(options)
+
+
+def _convert(value: Any, option: Option, what: str, base_dir: Path) -> Any:
+    converted = _to_kind(value, option.kind, base_dir)
+    shown = "" if option.secret else f", not {value!r}"
+    if converted is None:
+        raise ConfigError(f"{what} must be {_EXPECTED[option.kind]}{shown}")
+    if option.choices and converted not in option.choices:
+        hint = "" if option.secret else nearest(str(value), option.choices)
+        raise ConfigError(f"{what} must be one of {', '.join(option.choices)}{shown}.{hint}")
+    low, high = option.minimum, option.maximum
+    if (low is not None and converted < low) or (high is not None and converted > high):
+        span = f"at least {low:,}" if high is None else f"from {low:,} to {high:,}"
+        raise ConfigError(f"{what} must be {span}{shown}")
+    return converted
+
+
+def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
+    """`value` as a `kind`, or None if it is not one. Text counts: a URL has nothing else."""
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        folded = str(value).casefold()
+        return True if folded in _TRUE else False if folded in _FALSE else None
+    if kind is Path:
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
+            return None
+        return Path(os.path.abspath(base_dir / Path(value).expanduser()))
+    if kind is str:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = kind(value)
+    except (ValueError, OverflowError):
+        return None
+    exact = not isinstance(value, float) or number == value
+    return number if exact and number == number else None
