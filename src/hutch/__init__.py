@@ -1,1 +1,114 @@
-"""hutch."""
+"""hutch: a key/value store with named compartments.
+
+    with hutch.connect("lmdb://state").open("core") as core:
+        core["plugins"] = {"Help", "Health"}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import MISSING, Codec, StorageBase, StoragePluginBase
+    from .codec.registered import register_type
+    from .config import StoreConfig
+    from .discovery import Discovery
+    from .encoded import EncodedStorage
+    from .errors import (
+        CapabilityError,
+        ConfigError,
+        ConflictError,
+        CorruptValueError,
+        KeyLimitError,
+        KeyTypeError,
+        NamespaceError,
+        PluginConflictError,
+        PluginError,
+        PluginLoadError,
+        PluginNotFoundError,
+        StorageFullError,
+        StorageTimeoutError,
+        StorageUnavailableError,
+        StoreAlreadyOpenError,
+        StoreError,
+        StoreLockedError,
+        StoreNotOpenError,
+        ValueLimitError,
+        ValueTypeError,
+    )
+    from .hooks import hookimpl, register_hooks, unregister_hooks
+    from .mixin import StoreMixin
+    from .options import Option
+    from .store import Namespace, Store, connect, find_plugins, load_plugin
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MISSING",
+    "CapabilityError",
+    "Codec",
+    "ConfigError",
+    "ConflictError",
+    "CorruptValueError",
+    "Discovery",
+    "EncodedStorage",
+    "KeyLimitError",
+    "KeyTypeError",
+    "Namespace",
+    "NamespaceError",
+    "Option",
+    "PluginConflictError",
+    "PluginError",
+    "PluginLoadError",
+    "PluginNotFoundError",
+    "StorageBase",
+    "StorageFullError",
+    "StoragePluginBase",
+    "StorageTimeoutError",
+    "StorageUnavailableError",
+    "Store",
+    "StoreAlreadyOpenError",
+    "StoreConfig",
+    "StoreError",
+    "StoreLockedError",
+    "StoreMixin",
+    "StoreNotOpenError",
+    "ValueLimitError",
+    "ValueTypeError",
+    "__version__",
+    "connect",
+    "find_plugins",
+    "hookimpl",
+    "load_plugin",
+    "register_hooks",
+    "register_type",
+    "unregister_hooks",
+]
+
+# Imported when first used, so that `import hutch` alone costs next to nothing. What is not listed is an error.
+_HOME = {
+    "base": ("MISSING", "Codec", "StorageBase", "StoragePluginBase"),
+    "codec.registered": ("register_type",),
+    "config": ("StoreConfig",),
+    "discovery": ("Discovery",),
+    "encoded": ("EncodedStorage",),
+    "hooks": ("hookimpl", "register_hooks", "unregister_hooks"),
+    "mixin": ("StoreMixin",),
+    "options": ("Option",),
+    "store": ("Namespace", "Store", "connect", "find_plugins", "load_plugin"),
+}
+_ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'hutch' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,118 @@
+"""The memory engine: a dict of encoded bytes a namespace.
+
+Values are held encoded, so that nothing the caller keeps can change what is stored, and every engine refuses
+the same values.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+
+from hutch import EncodedStorage, Option, StoragePluginBase
+
+_Root = dict[str, dict[str, bytes]]
+
+# The roots of memory://NAME live as long as the process.
+_named: dict[str, _Root] = {}
+# One lock for all writers: each holds it for less than a switch of threads would cost.
+_write_lock = threading.Lock()
+
+
+def _fresh_lock_after_fork() -> None:
+    global _write_lock
+    _write_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
+
+
+class MemoryPlugin(StoragePluginBase):
+    """`memory://` is private to its store; `memory://NAME` is shared by all stores of this process."""
+
+    OPTIONS = {"name": Option(str, default="", help="share the data between all stores of this process that give it")}
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process"})
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        name: str = self._storage_config["name"]
+        self._root: _Root = _named.setdefault(name, {}) if name else {}
+
+    def open(self, namespace: str) -> MemoryStorage:
+        return MemoryStorage(self, namespace, self._root.setdefault(namespace, {}))
+
+    def namespaces(self) -> list[str]:
+        return [namespace for namespace, data in list(self._root.items()) if data]
+
+    def drop(self, namespace: str) -> None:
+        data = self._root.get(namespace)
+        if data is not None:
+            # Emptied in place: another store may hold a handle on it.
+            with _write_lock:
+                data.clear()
+
+
+class MemoryStorage(EncodedStorage):
+    """One namespace. Single dict operations are atomic under CPython; only compound ones take the lock."""
+
+    def __init__(self, plugin: MemoryPlugin, namespace: str, data: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace)
+        self._data = data
+
+    def read(self, key: str) -> bytes | None:
+        return self._data.get(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        with _write_lock:
+            self._data[key] = data
+
+    def delete(self, key: str) -> bool:
+        with _write_lock:
+            return self._data.pop(key, None) is not None
+
+    def len(self) -> int:
+        return len(self._data)
+
+    def keys(self) -> Iterable[str]:
+        return list(self._data)
+
+    def close(self) -> None:
+        # The data outlives the handle, as it does on every engine.
+        pass
+
+    def exists(self, key: str) -> bool:
+        return key in self._data
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        with _write_lock:
+            self._data.update(items)
+
+    def delete_many(self, keys: list[str]) -> int:
+        with _write_lock:
+            return sum(self._data.pop(key, None) is not None for key in keys)
+
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        if start is None and stop is None and not reverse:
+            # Order costs a sort; `items` promises none.
+            return iter(list(self._data.items()))
+        return super().read_range(start, stop, reverse)
+
+    def clear(self) -> None:
+        with _write_lock:
+            self._data.clear()
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        with _write_lock:
+            if self._data.get(key) != old:
+                return False
+            if new is not None:
+                self._data[key] = new
+            elif old is not None:
+                del self._data[key]
+            return True
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return (id(self._data), "memory")

@@ -1,0 +1,66 @@
+"""Storages of others: what a plugin's `open` may return, checked and brought to StorageBase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from .base import StorageBase
+from .errors import PluginError, StoreError
+
+T = TypeVar("T")
+
+_VERBS = ("set", "get", "remove", "len", "keys", "close")
+
+
+def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
+    """`storage` itself if it is a StorageBase, a wrapper if it merely has the six verbs (Errbot's plugins).
+
+    Raises PluginError that lists what is missing.
+    """
+    if isinstance(storage, StorageBase):
+        return storage
+    missing = [verb for verb in _VERBS if not callable(getattr(storage, verb, None))]
+    if isinstance(storage, type) or missing:
+        found = f"the class {storage.__qualname__}" if isinstance(storage, type) else f"a {type(storage).__qualname__}"
+        lacks = f" without {', '.join(missing)}" if missing else ", not an instance of it"
+        raise PluginError(
+            f"the {plugin} plugin's open({namespace!r}) returned {found}{lacks}; expected a storage with the six "
+            f"verbs {', '.join(_VERBS)}"
+        )
+    return AdaptedStorage(storage, plugin, namespace)
+
+
+class AdaptedStorage(StorageBase):
+    """A storage with the six verbs of Errbot, as a StorageBase. Its stray errors become PluginErrors."""
+
+    def __init__(self, inner: Any, plugin: str, namespace: str) -> None:
+        self._inner = inner
+        self._where = f"the {plugin} plugin, namespace {namespace!r}"
+
+    def set(self, key: str, value: Any) -> None:
+        self._call(self._inner.set, key, value)
+
+    def get(self, key: str) -> Any:
+        return self._call(self._inner.get, key)
+
+    def remove(self, key: str) -> None:
+        self._call(self._inner.remove, key)
+
+    def len(self) -> int:
+        return self._call(self._inner.len)
+
+    def keys(self) -> Iterable[str]:
+        # Complete before the first key is given: such storages often iterate over a live dict.
+        return list(dict.fromkeys(self._call(lambda: list(self._inner.keys()))))
+
+    def close(self) -> None:
+        self._call(self._inner.close)
+
+    def _call(self, verb: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return verb(*arguments)
+        except (StoreError, KeyError):
+            raise
+        except Exception as error:
+            raise PluginError(f"{self._where}: {getattr(verb, '__name__', 'keys')} failed: {error!r}") from error

@@ -1,0 +1,316 @@
+"""StoreMixin: a mapping over one storage, and every rule of its life, once."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+from .adapted import as_storage
+from .base import MISSING, StorageBase
+from .errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
+from .limits import check_key, check_namespace
+from .locks import held
+
+T = TypeVar("T")
+
+
+class _Closed(StorageBase):
+    """The storage of a mapping that has none: every verb says so. It spares each call a check of its own."""
+
+    def __init__(self, namespace: str | None = None) -> None:
+        self._namespace = namespace
+
+    def refuse(self, *_: object, **__: object) -> NoReturn:
+        if self._namespace is None:
+            raise StoreNotOpenError("this storage is not open yet; call open_storage() or Store.open() first")
+        raise StoreNotOpenError(f"namespace {self._namespace!r} is closed; open it again to use it")
+
+    set = get = remove = len = keys = close = refuse
+    contains = get_many = set_many = remove_many = items = scan = scan_keys = clear = refuse
+    get_for_update = set_if_unchanged = compare_and_set = modify = refuse
+
+
+_NEVER_OPENED = _Closed()
+_open_or_close = threading.Lock()
+
+
+class StoreMixin(MutableMapping[str, Any]):
+    """A mapping whose items live in a storage. Opening, use and closing are checked here and nowhere else.
+
+    Opening twice raises StoreAlreadyOpenError; any other use while closed, closing included, also through
+    views and iterators taken before, raises StoreNotOpenError. Any thread may use an open one. Values are
+    fresh: changing one changes nothing stored, see `mutable`. It need not be initialised, so that it can be
+    mixed into any class.
+    """
+
+    _store: StorageBase = _NEVER_OPENED
+    namespace: str | None = None
+
+    # --- life ---
+
+    def open_storage(self, storage_plugin: Any, namespace: str) -> None:
+        """Open `namespace` of a factory (`hutch.load_plugin`, or any object with `open(namespace)`).
+
+        Raises StoreAlreadyOpenError if this is open, NamespaceError for an impossible name, PluginError if
+        the factory does not return a storage, and what the factory raises. If it fails, this stays closed.
+        """
+        name = check_namespace(namespace)
+        if self.is_open_storage():
+            raise StoreAlreadyOpenError(f"namespace {self.namespace!r} is open here; call close_storage() first")
+        plugin = str(getattr(storage_plugin, "name", None) or type(storage_plugin).__name__)
+        opened = as_storage(storage_plugin.open(name), plugin, name)
+        with _open_or_close:
+            if not self.is_open_storage():
+                self._store = opened
+                self.namespace = name
+                return
+        opened.close()
+        raise StoreAlreadyOpenError(f"namespace {self.namespace!r} was opened here by another thread")
+
+    def close_storage(self) -> None:
+        """Close it; everything set is durable as configured. Closed even if the storage raises on the way."""
+        with _open_or_close:
+            storage = self._store
+            if isinstance(storage, _Closed):
+                storage.refuse()
+            self._store = _Closed(self.namespace)
+        storage.close()
+
+    def is_open_storage(self) -> bool:
+        """Whether it is open. An empty storage is open."""
+        return not isinstance(self._store, _Closed)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the engine promises beyond the six verbs. Raises StoreNotOpenError while closed."""
+        if isinstance(self._store, _Closed):
+            self._store.refuse()
+        return self._store.capabilities
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close_storage()
+
+    # --- the mapping ---
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._store.get(key)
+        except Exception:
+            check_key(key)
+            raise
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._store.set(check_key(key), value)
+
+    def __delitem__(self, key: str) -> None:
+        self._store.remove(check_key(key))
+
+    def __contains__(self, key: object) -> bool:
+        return self._store.contains(check_key(key))
+
+    def __len__(self) -> int:
+        return self._store.len()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._guarded(self._store.keys())
+
+    def __repr__(self) -> str:
+        state = f"{self.namespace!r}, open" if self.is_open_storage() else "closed"
+        return f"<{type(self).__qualname__} {state}>"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `key`, or `default`."""
+        try:
+            return self._store.get(key)
+        except KeyError:
+            check_key(key)
+            return default
+
+    def keys(self) -> KeysView[str]:
+        """A view of the keys. Iterating gives each live key once and is not disturbed by changes."""
+        self._must_be_open()
+        return KeysView(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        """A view of the items. Iterating reads them in batches and is not disturbed by changes."""
+        self._must_be_open()
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """A view of the values."""
+        self._must_be_open()
+        return _Values(self)
+
+    def pop(self, key: str, default: Any = MISSING) -> Any:
+        """Remove `key` and return its value; no other caller gets the same one (see `modify` for how far).
+
+        Raises KeyError if there is no such key and no default.
+        """
+        key = check_key(key)
+        while True:
+            value, token = self._store.get_for_update(key)
+            if value is MISSING:
+                if default is MISSING:
+                    raise KeyError(key)
+                return default
+            if self._store.set_if_unchanged(key, token, MISSING):
+                return value
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove an item, any, and return it. Raises KeyError when there is none."""
+        for key in self:
+            value = self.pop(key, MISSING)
+            if value is not MISSING:
+                return key, value
+        raise KeyError("popitem: the namespace is empty")
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value of `key`, after setting it to `default` if it had none. Atomic as `modify` is."""
+        key = check_key(key)
+        while True:
+            value, token = self._store.get_for_update(key)
+            if value is not MISSING:
+                return value
+            if self._store.set_if_unchanged(key, token, default):
+                return default
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Set many items as one batch: all or none where the engine declares `atomic-batch`.
+
+        Bad keys and values are refused before anything is written.
+        """
+        items: dict[str, Any] = {}
+        if isinstance(other, Mapping):
+            items.update(other.items())
+        elif hasattr(other, "keys"):
+            items.update((key, other[key]) for key in other.keys())  # noqa: SIM118 - anything with keys()
+        else:
+            items.update(other)
+        items.update(more)
+        self.set_many(items)
+
+    def clear(self) -> None:
+        """Remove every key of this namespace, in one step where the engine declares `atomic-batch`."""
+        self._store.clear()
+
+    # --- beyond the mapping ---
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of those `keys` that have one, in the order given; one read where the engine can."""
+        return self._store.get_many([check_key(key) for key in keys])
+
+    def set_many(self, items: Mapping[str, Any]) -> None:
+        """Set every item of `items`; `update` with one argument."""
+        checked = {check_key(key): value for key, value in items.items()}
+        self._store.set_many(checked)
+
+    def remove_many(self, keys: Iterable[str]) -> int:
+        """Remove those `keys` that are there, as one batch; how many that were."""
+        return self._store.remove_many([check_key(key) for key in keys])
+
+    def scan(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        """Items in key order (by Unicode code point) that have `prefix` and ``start <= key < stop``."""
+        return self._guarded(self._store.scan(prefix, start, stop, reverse))
+
+    def scan_keys(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
+    ) -> Iterator[str]:
+        """The keys that `scan` would give, without reading the values."""
+        return self._guarded(self._store.scan_keys(prefix, start, stop, reverse))
+
+    def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
+        """Set `key` to `value` if it now equals `expected`; whether it did. Atomic as `modify` is.
+
+        `hutch.MISSING` as `expected` means "only if there is no such key", as `value` "remove it".
+        """
+        return self._store.compare_and_set(check_key(key), expected, value)
+
+    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
+        """Replace the value of `key` by ``fn(value)``, atomically, and return the new value.
+
+        A lost race is retried, so `fn` may be called more than once and must have no other effect; what it
+        raises leaves the value as it was. A missing key starts from a copy of `default`, without one it is a
+        KeyError. `hutch.MISSING` as result removes the key. Atomic among the threads of this process, and
+        among all processes where `capabilities` has `atomic-modify`. Raises ConflictError after 60 s.
+        """
+        key, store = check_key(key), self._store
+        with held(store.lock_scope, key):
+            return store.modify(key, fn, default)
+
+    @contextmanager
+    def mutable(self, key: str, default: Any = None) -> Iterator[Any]:
+        """Read a value, let the block change it in place, write it back: ``with ns.mutable("k", {}) as v:``.
+
+        Other threads' `mutable` and `modify` of the key wait. If anybody else wrote the key meanwhile,
+        ConflictError is raised and nothing is written. A block that raises writes nothing. A missing key
+        starts from a copy of `default`. Only a change inside the object counts: ``v += 1`` on a number is
+        lost with the block, use `modify` for that.
+        """
+        key, store = check_key(key), self._store
+        with held(store.lock_scope, key):
+            value, token = store.get_for_update(key)
+            if value is MISSING:
+                value = copy.deepcopy(default)
+            yield value
+            if self._store is not store:
+                self._must_be_open()
+                raise StoreNotOpenError(f"namespace {self.namespace!r} was closed and reopened inside mutable({key!r})")
+            if not store.set_if_unchanged(key, token, value):
+                raise ConflictError(
+                    f"key {key!r} of namespace {self.namespace!r} was changed by someone else inside mutable(); "
+                    "nothing was written. Run the block again"
+                )
+
+    # --- inside ---
+
+    def _must_be_open(self) -> None:
+        if isinstance(self._store, _Closed):
+            self._store.refuse()
+
+    def _guarded(self, iterable: Iterable[T]) -> Iterator[T]:
+        """`iterable`, which stops with StoreNotOpenError once this is closed."""
+        return self._guard(self._store, iter(iterable))
+
+    def _guard(self, store: StorageBase, iterator: Iterator[T]) -> Iterator[T]:
+        while True:
+            if self._store is not store:
+                raise StoreNotOpenError(f"namespace {self.namespace!r} was closed during an iteration over it")
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            yield item
+
+
+class _Items(ItemsView[str, Any]):
+    _mapping: StoreMixin
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return self._mapping._guarded(self._mapping._store.items())
+
+
+class _Values(ValuesView[Any]):
+    _mapping: StoreMixin
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in self._mapping._guarded(self._mapping._store.items()))

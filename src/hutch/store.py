@@ -1,0 +1,309 @@
+"""The composition root: a config becomes a Store, a Store opens Namespaces."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from .base import Codec
+from .config import CodecConfig, StoreConfig, read_config, url_path
+from .descriptor import PluginInfo
+from .discovery import Discovery, discover
+from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
+from .limits import check_namespace
+from .loader import build_factory
+from .mixin import StoreMixin
+
+
+class Namespace(StoreMixin):
+    """An open namespace of a `Store`: a mapping from `str` to any value the codec takes."""
+
+    # The store must live as long as its handles: it holds what they share.
+    _owner: Store | None = None
+
+    def close(self) -> None:
+        """Close this handle; the same as `close_storage`."""
+        self.close_storage()
+
+    def close_storage(self) -> None:
+        owner = self._owner
+        super().close_storage()
+        if owner is not None:
+            owner._closed(self)
+
+    def __del__(self) -> None:
+        if self.is_open_storage():
+            warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
+            self.close_storage()
+
+
+class Store:
+    """An engine built from a config. Opens namespaces; any thread may use it. Made by `connect`."""
+
+    def __init__(self, config: StoreConfig, info: PluginInfo, factory: Any) -> None:
+        self.config = config
+        #: The plugin's name, as its descriptor has it.
+        self.name = info.name
+        self._factory = factory
+        self._lock = threading.RLock()
+        self._handles: weakref.WeakValueDictionary[str, Namespace] = weakref.WeakValueDictionary()
+        self._opening: set[str] = set()
+        self._is_open = True
+
+    def __repr__(self) -> str:
+        return f"<hutch.Store {self.name}, {'open' if self._is_open else 'closed'}, from {redact(self.config.source)}>"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the engine promises beyond the six verbs."""
+        return frozenset(getattr(self._factory, "capabilities", ()))
+
+    def open(self, namespace: str) -> Namespace:
+        """Open `namespace`, which need not exist. Use it in a `with` block.
+
+        Raises NamespaceError for an impossible name, StoreAlreadyOpenError if this store has a live handle on
+        it (threads share the handle), StoreNotOpenError if the store is closed, and what the engine raises.
+        """
+        name = check_namespace(namespace)
+        with self._lock:
+            self._must_be_open()
+            if name in self._handles or name in self._opening:
+                raise StoreAlreadyOpenError(
+                    f"namespace {name!r} has a live handle in this store; share that one between threads, or close it"
+                )
+            self._opening.add(name)
+        try:
+            handle = Namespace()
+            handle.open_storage(_Layered(self._factory, self.config, self.name), name)
+            with self._lock:
+                if not self._is_open:
+                    handle.close_storage()
+                    self._must_be_open()
+                handle._owner = self
+                self._handles[name] = handle
+        except BaseException as error:
+            self._notify("hutch_namespace_failed", namespace=name, error=error)
+            raise
+        finally:
+            with self._lock:
+                self._opening.discard(name)
+        self._notify("hutch_namespace_opened", namespace=name)
+        return handle
+
+    def namespaces(self) -> list[str]:
+        """The names of the namespaces that hold data, sorted. Raises CapabilityError if the engine cannot tell."""
+        self._must_be_open()
+        listing = getattr(self._factory, "namespaces", None)
+        if listing is None:
+            raise CapabilityError(f"the {self.name} engine cannot list its namespaces")
+        return sorted(listing())
+
+    def drop(self, namespace: str) -> None:
+        """Remove `namespace` and all its data; nothing happens if it does not exist.
+
+        Raises StoreAlreadyOpenError if this store has a live handle on it. Other processes that have it open
+        find it empty.
+        """
+        name = check_namespace(namespace)
+        with self._lock:
+            self._must_be_open()
+            if name in self._handles or name in self._opening:
+                raise StoreAlreadyOpenError(f"namespace {name!r} has a live handle in this store; close it to drop it")
+            drop = getattr(self._factory, "drop", None)
+            if drop is not None:
+                drop(name)
+                return
+            with self.open(name) as handle:
+                handle.clear()
+
+    def close(self) -> None:
+        """Close the engine, and before it every handle that is still open, with a ResourceWarning for each.
+
+        Raises StoreNotOpenError when closed already. Closed even if something raises on the way.
+        """
+        with self._lock:
+            self._must_be_open()
+            self._is_open = False
+            left_open = list(self._handles.values())
+        try:
+            for handle in left_open:
+                warnings.warn(f"{handle!r} was still open when its store closed", ResourceWarning, 2, source=handle)
+                handle.close_storage()
+        finally:
+            self._close_factory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Handles keep their store alive, so no handle is open here; there is nothing to lose or to warn about.
+        if getattr(self, "_is_open", False):
+            self._is_open = False
+            self._close_factory()
+
+    def _close_factory(self) -> None:
+        close = getattr(self._factory, "close", None)
+        if close is not None:
+            close()
+
+    def _must_be_open(self) -> None:
+        if not self._is_open:
+            raise StoreNotOpenError("this store is closed; connect again to use it")
+
+    def _closed(self, handle: Namespace) -> None:
+        name = str(handle.namespace)
+        with self._lock:
+            if self._handles.get(name) is handle:
+                del self._handles[name]
+        self._notify("hutch_namespace_closed", namespace=name)
+
+    def _notify(self, hook: str, **event: Any) -> None:
+        if _hooks_are_used():
+            from .hooks import notify
+
+            notify(hook, store=self.name, **event)
+
+
+class _Layered:
+    """A factory whose storages carry the layers that the config asks for."""
+
+    def __init__(self, factory: Any, config: StoreConfig, name: str) -> None:
+        self._factory, self._config, self.name = factory, config, name
+
+    def open(self, namespace: str) -> Any:
+        storage = self._factory.open(namespace)
+        layers = self._config.layers_for(namespace)
+        if not layers:
+            return storage
+        from .adapted import as_storage
+        from .layers.choose import add_layers
+
+        return add_layers(as_storage(storage, self.name, namespace), layers)
+
+
+class PluginConfig:
+    """What a factory is built from: Errbot's `STORAGE` and `STORAGE_CONFIG`, and hutch's own few names.
+
+    Any other attribute is that of the host's own config object, if there is one: a plugin written for Errbot
+    may read `BOT_DATA_DIR`.
+    """
+
+    def __init__(self, config: StoreConfig, info: PluginInfo) -> None:
+        options = dict(config.options)
+        if config.url is not None:
+            if info.whole_url:
+                options[info.url_option or "url"] = config.url
+            elif path := url_path(config.url):
+                options[info.url_option or "path"] = path
+        self.STORAGE = config.storage
+        self.STORAGE_CONFIG = options
+        self.base_dir: Path = config.base_dir
+        self.plugin_name = info.name
+        self._config = config
+
+    def codec_for(self, namespace: str) -> Codec:
+        """The codec for `namespace`, as configured."""
+        return self.make_codec(self._config.codec_for(namespace))
+
+    @staticmethod
+    def make_codec(wanted: CodecConfig) -> Codec:
+        """The codec that `wanted` names. Raises ConfigError."""
+        from .codec.choose import make_codec
+
+        return make_codec(wanted.name, wanted.options)
+
+    def __getattr__(self, name: str) -> Any:
+        host = self.__dict__.get("_config")
+        if host is not None and host.host_config is not None:
+            return getattr(host.host_config, name)
+        raise AttributeError(name)
+
+
+def connect(config: Any = None) -> Store:
+    """The store that `config` describes: a URL, a YAML or TOML file, a mapping, or a Python module.
+
+    Without one: `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else `./hutch.yaml`, else LMDB in the
+    user's data directory. Raises ConfigError for a config that does not fit, PluginNotFoundError,
+    PluginConflictError or PluginLoadError if its engine cannot be had, StorageUnavailableError and the like if
+    the storage cannot be reached.
+    """
+    checked = read_config(config)
+    info = find_plugins(checked).find(checked.storage)
+    return Store(checked, info, _build(checked, info))
+
+
+def load_plugin(name: str, config: Any = None) -> Any:
+    """Stage 1 alone: the factory of the plugin called `name`, built from `config`.
+
+    `config` is a mapping of the engine's options, a mapping with `STORAGE_CONFIG` in it, a module or object
+    with that attribute, or None. Raises what `connect` raises.
+    """
+    checked = read_config(_with_storage(name, config))
+    return _build(checked, find_plugins(checked).find(checked.storage))
+
+
+def find_plugins(config: StoreConfig | None = None) -> Discovery:
+    """Every plugin that `config` can name, found without importing one."""
+    hooked: list[Any] = []
+    if _hooks_are_used():
+        from .hooks import hooked_plugins
+
+        hooked = hooked_plugins()
+    return discover(config.extra_plugin_dirs if config else (), hooked=hooked)
+
+
+def _build(config: StoreConfig, info: PluginInfo) -> Any:
+    checked = PluginConfig(config, info)
+    for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
+        if codec is not None:
+            checked.make_codec(codec)
+    return build_factory(info, checked)
+
+
+_CONFIG_KEYS = frozenset({"storage", "storage_config", "extra_plugin_dirs", "codec", "layers", "namespaces"})
+
+
+def _with_storage(name: str, config: Any) -> Any:
+    if config is None:
+        return {"STORAGE": name}
+    if isinstance(config, Mapping):
+        if any(isinstance(key, str) and key.lower() in _CONFIG_KEYS for key in config):
+            kept = {key: value for key, value in config.items() if str(key).lower() != "storage"}
+            return {"STORAGE": name, **kept}
+        return {"STORAGE": name, "STORAGE_CONFIG": config}
+    return _Renamed(name, config)
+
+
+class _Renamed:
+    """A host's config object with another STORAGE."""
+
+    def __init__(self, name: str, config: Any) -> None:
+        self.STORAGE = name
+        self._hutch_config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_hutch_config"], name)
+
+
+@functools.cache
+def _hooks_are_installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="hutch"))
+
+
+def _hooks_are_used() -> bool:
+    """Whether anybody registered hooks; answered without importing pluggy."""
+    return "hutch.hooks" in sys.modules or _hooks_are_installed()
