@@ -1,0 +1,7 @@
+"""Any config form -> one frozen, validated `StoreConfig`."""
+
+from .model import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
+from .read import read_config
+from .url import url_path
+
+__all__ = ["CodecConfig", "LayerConfig", "NamespaceRule", "StoreConfig", "read_config", "url_path"]

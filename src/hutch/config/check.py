@@ -1,0 +1,251 @@
+"""The six keys of a config, checked: one place for every form, every message with its source and dotted place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .file import MAX_DEPTH, MAX_NODES
+from .model import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
+from .url import shown_name, split_url
+from .variables import expand, without_variables
+
+KEYS = ("STORAGE", "STORAGE_CONFIG", "EXTRA_PLUGIN_DIRS", "CODEC", "LAYERS", "NAMESPACES")
+_RULE_KEYS = ("CODEC", "LAYERS")
+#: Built-in engines whose data is unpickled when it is read.
+_UNPICKLING = frozenset({"shelf"})
+_STORAGE_NAME = re.compile(r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?")
+
+
+@dataclass(slots=True)
+class Checker:
+    """Checks one config. `read` is the way in; the rest is there for keys that only some forms have."""
+
+    source: str
+    base_dir: Path
+    #: Where variables are looked up; None leaves text as it stands.
+    environ: Mapping[str, str] | None = None
+    #: See `StoreConfig.found`. Expands no variables, for they could carry a secret to a server of the file's choice.
+    found: bool = False
+    #: False for a bare URL, where there is no key to name in a message.
+    keyed: bool = True
+    _room: int = MAX_NODES
+
+    def read(self, given: Mapping[Any, object]) -> StoreConfig:
+        """The config that the mapping `given` amounts to. Raises ConfigError."""
+        keys = self._keys(given, "", KEYS)
+        if self.found and keys["EXTRA_PLUGIN_DIRS"] is not None:
+            raise self._untrusted("EXTRA_PLUGIN_DIRS", "add plugin directories")
+        storage, url, url_options = self._storage(keys["STORAGE"])
+        options = self._options(keys["STORAGE_CONFIG"], "STORAGE_CONFIG")
+        codec = None if keys["CODEC"] is None else self._codec(keys["CODEC"], "CODEC")
+        if "codec" in url_options:
+            if codec is not None:
+                raise self._wrong("CODEC", "the URL in STORAGE chooses a codec too; keep one of the two")
+            codec = self._codec(url_options.pop("codec"), "STORAGE" if self.keyed else "the option 'codec'")
+        for name in url_options:
+            if name in options:
+                raise self._wrong(
+                    f"STORAGE_CONFIG.{name}", "the URL in STORAGE has this option too; keep one of the two"
+                )
+        options.update(url_options)
+        if self.found and any(word.strip().casefold() == "pickle" for word in _words(options)):
+            raise self._untrusted("STORAGE_CONFIG", "choose pickle")
+        return StoreConfig(
+            storage=storage,
+            options=MappingProxyType(options),
+            url=url,
+            extra_plugin_dirs=self.dirs(keys["EXTRA_PLUGIN_DIRS"], "EXTRA_PLUGIN_DIRS"),
+            codec=CodecConfig() if codec is None else codec,
+            layers=self._layers(keys["LAYERS"], "LAYERS") or (),
+            namespaces=self._namespaces(keys["NAMESPACES"], "NAMESPACES"),
+            base_dir=self.base_dir,
+            source=self.source,
+            found=self.found,
+        )
+
+    def dirs(self, value: object, place: str) -> tuple[Path, ...]:
+        """One path, or a list of them, made absolute; none if `value` is None."""
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple | set | frozenset):
+            return (self.base_dir / self.path(value, place),)
+        return tuple(self.base_dir / self.path(item, f"{place}[{i}]") for i, item in enumerate(value))
+
+    def path(self, value: object, place: str) -> str:
+        """A path, as text."""
+        text = os.fspath(value) if isinstance(value, os.PathLike) else self._expand(value, place)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise self._wrong(place, f"expected a path, not {_kind(text)}")
+        return text
+
+    # --- the keys ---
+
+    def _keys(self, given: Mapping[Any, object], place: str, known: tuple[str, ...]) -> dict[str, object]:
+        """`given` under upper-case keys, None for the absent. An empty section of a YAML file is absent too."""
+        read: dict[str, object] = {}
+        for key, value in given.items():
+            name = self._name(key, place).upper()
+            if name not in known or key not in (name, name.lower()):
+                raise self._wrong(
+                    place, f"unknown key {shown_name(key)}.{nearest(key, known)} The keys are {', '.join(known)}"
+                )
+            if name in read:
+                raise self._wrong(place, f"both {name} and {name.lower()} are given; keep one of the two")
+            read[name] = value
+        return {name: read.get(name) for name in known}
+
+    def _storage(self, value: object) -> tuple[str, str | None, dict[str, str]]:
+        expected = "the name of a storage such as lmdb, or a URL such as lmdb:///srv/state"
+        if not isinstance(value, str):
+            problem = "it is missing" if value is None else f"it is {_kind(value)}"
+            raise self._wrong("STORAGE", f"{problem}; expected {expected}")
+        # A URL that is one variable is taken as it is; a variable within a URL must not change what is what.
+        within_url = "://" in without_variables(value)
+        text = self._expand(value, "STORAGE", refused="?&" if within_url else "")
+        url: str | None = None
+        options: dict[str, str] = {}
+        if "://" in text:
+            text, url, options = split_url(text, self._where("STORAGE"))
+        elif not _STORAGE_NAME.fullmatch(text) or not text.isprintable():
+            raise self._wrong("STORAGE", f"expected {expected}; this is neither")
+        if self.found and text.casefold() in _UNPICKLING:
+            raise self._untrusted("STORAGE", f"choose the {text} engine, which unpickles what it reads")
+        return text, url, options
+
+    def _options(self, value: object, place: str) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self._wrong(place, f"expected a mapping of options, not {_kind(value)}")
+        return {self._name(key, place): self._copy(item, _dotted(place, key)) for key, item in value.items()}
+
+    def _codec(self, value: object, place: str) -> CodecConfig:
+        return CodecConfig(*self._named(value, place, "msgpack, json or pickle"))
+
+    def _layers(self, value: object, place: str) -> tuple[LayerConfig, ...] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple):
+            raise self._wrong(place, f"expected a list such as [read-only], not {_kind(value)}")
+        return tuple(LayerConfig(*self._named(item, f"{place}[{i}]", "cache")) for i, item in enumerate(value))
+
+    def _namespaces(self, value: object, place: str) -> tuple[NamespaceRule, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, Mapping):
+            raise self._wrong(place, f"expected a mapping from patterns such as 'cache-*' to rules, not {_kind(value)}")
+        rules = []
+        for pattern, rule in value.items():
+            here = _dotted(place, self._name(pattern, place))
+            if not isinstance(rule, Mapping):
+                raise self._wrong(here, f"expected a mapping with CODEC or LAYERS, not {_kind(rule)}")
+            keys = self._keys(rule, here, _RULE_KEYS)
+            codec = None if keys["CODEC"] is None else self._codec(keys["CODEC"], f"{here}.CODEC")
+            rules.append(NamespaceRule(pattern, codec, self._layers(keys["LAYERS"], f"{here}.LAYERS")))
+        return tuple(rules)
+
+    def _named(self, value: object, place: str, example: str) -> tuple[str, Mapping[str, Any]]:
+        """A name alone, or a mapping with ``name`` and options."""
+        if isinstance(value, Mapping):
+            options = self._options(value, place)
+            name = options.pop("name", None)
+        else:
+            options, name = {}, self._expand(value, place)
+        if not isinstance(name, str) or not name:
+            raise self._wrong(
+                place,
+                f"expected a name ({example}), or a mapping with 'name' and options; found {_kind(value)} without name",
+            )
+        if self.found and any("pickle" in word.casefold() for word in (name, *_words(options))):
+            raise self._untrusted(place, "choose pickle")
+        return name, MappingProxyType(options)
+
+    # --- values ---
+
+    def _name(self, key: object, place: str) -> str:
+        if not isinstance(key, str) or not key:
+            raise self._wrong(place, f"a key must be text, not {_kind(key)}; quote it")
+        return key
+
+    def _copy(self, value: object, place: str, depth: int = 1) -> Any:
+        """`value` with its containers copied and the variables in its text expanded; other objects as they are."""
+        self._room -= 1
+        if self._room < 0:
+            raise self._wrong(place, f"more than {MAX_NODES:,} values; it does not look like a config")
+        if depth > MAX_DEPTH:
+            raise self._wrong(place[:200], f"values nest deeper than {MAX_DEPTH}")
+        if isinstance(value, Mapping):
+            return {key: self._copy(item, _dotted(place, key), depth + 1) for key, item in value.items()}
+        if type(value) is list or type(value) is tuple:
+            return type(value)(self._copy(item, f"{place}[{i}]", depth + 1) for i, item in enumerate(value))
+        if type(value) is set or type(value) is bytearray:
+            return type(value)(value)
+        return self._expand(value, place)
+
+    def _expand(self, value: object, place: str, refused: str = "") -> Any:
+        """`value`, if it is text with variables expanded; none of which may hold a character of `refused`."""
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        if self.found:
+            raise self._untrusted(
+                place, "use ${...}", "it could send a secret of your environment to a server of its choice"
+            )
+        if self.environ is None:
+            return value
+        return expand(value, self.environ, self._where(place), refused)
+
+    # --- errors ---
+
+    def _where(self, place: str) -> str:
+        return f"{self.source}: {place}" if place and self.keyed else self.source
+
+    def _wrong(self, place: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self._where(place)}: {problem}")
+
+    def _untrusted(
+        self, place: str, action: str, danger: str = "whoever can write here could run code as you"
+    ) -> ConfigError:
+        return self._wrong(
+            place,
+            f"a config that was found, not named, may not {action}: {danger}. If you trust this file, name it: "
+            f"hutch -c {self.source.removeprefix('./')}, or hutch.connect({self.source.removeprefix('./')!r})",
+        )
+
+
+def _dotted(place: str, key: object) -> str:
+    return f"{place}.{shown_name(key)[1:-1]}"
+
+
+def _words(value: object) -> Iterator[str]:
+    """Every text in `value`, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _words(key)
+            yield from _words(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
+
+
+def _kind(value: object) -> str:
+    """What `value` is, without showing it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return "text" if value else "an empty text"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"

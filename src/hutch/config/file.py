@@ -1,0 +1,104 @@
+"""One YAML or TOML file as plain values, whatever the file is.
+
+A config file may have been written by somebody who means harm (a ``hutch.yaml`` in a folder just unpacked), so
+reading one is bounded in time and memory, runs nothing, and no message quotes what the file says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+#: Largest config file, in bytes.
+MAX_FILE_BYTES = 1024 * 1024
+#: Most values a config holds, aliases counted as often as they are used.
+MAX_NODES = 10_000
+#: Deepest nesting of mappings and lists.
+MAX_DEPTH = 32
+SUFFIXES = (".yaml", ".yml", ".toml")
+
+# tomllib takes quadratic time over the dots of a key; nobody nests that deep.
+_MOST_DOTS = 1_000
+# What a parser quotes may be a secret. One or two characters (a stray '\t') help and give nothing away.
+_QUOTED = re.compile(r"(['\"]).{3,}\1", re.DOTALL)
+
+
+def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
+    """The mapping in the YAML or TOML file at `path`, which messages call `shown`.
+
+    Raises ConfigError, with the line where there is one, for a file that is missing, unreadable, not a regular
+    file (nothing blocks on a FIFO), over 1 MiB, not UTF-8, not well-formed, not a mapping, that gives a key
+    twice, or that holds more than 10,000 values or nests deeper than 32.
+    """
+    suffix = path.suffix.casefold()
+    if suffix == ".py":
+        raise ConfigError(
+            f"{shown} is Python: hutch runs no config file. Import it yourself and pass the module: "
+            f"import {path.stem if path.stem.isidentifier() else 'config'}, then hutch.connect(...) with it"
+        )
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"{shown}: the name of a config file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    data = _read_bytes(path, shown)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{shown}, line {line}: the file is not UTF-8; save it as UTF-8") from None
+    document = _read_toml(text, shown) if suffix == ".toml" else _read_yaml(text, shown)
+    if document is None:
+        raise ConfigError(f"{shown}: the file is empty; it needs at least STORAGE, as in 'STORAGE: lmdb:///srv/state'")
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{shown}: the file must hold a mapping of keys such as 'STORAGE: lmdb:///srv/state'")
+    return document
+
+
+def _read_bytes(path: Path, shown: str) -> bytes:
+    # O_NONBLOCK: opening a FIFO for reading waits for a writer without it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if path.is_dir():  # Windows cannot open a folder, and calls it a lack of permission
+            raise ConfigError(f"{shown} is a folder; name the file in it")
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{shown} is not a regular file; a config is read from a file on disk")
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{shown}: there is no such file ({str(path)!r})") from error
+    except OSError as error:
+        raise ConfigError(f"{shown}: the file cannot be read: {error.strerror} ({str(path)!r})") from error
+    except ValueError:  # NUL or a lone surrogate
+        raise ConfigError(f"{shown}: no file can have that name") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{shown}: the file is larger than {MAX_FILE_BYTES:,} bytes; it does not look like a config")
+    return data
+
+
+def _read_yaml(text: str, shown: str) -> Any:
+    from .yamlfile import read_yaml  # here, because importing yaml costs more than reading a config
+
+    return read_yaml(text, shown)
+
+
+def _read_toml(text: str, shown: str) -> dict[str, Any]:
+    import tomllib
+
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > _MOST_DOTS and not line.lstrip().startswith("#"):
+            raise ConfigError(f"{shown}, line {number}: a line with more than {_MOST_DOTS:,} dots; it is no config")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{shown}: values nest deeper than {MAX_DEPTH}") from None
+    except ValueError as error:  # TOMLDecodeError is one, int() of too many digits raises another
+        raise ConfigError(f"{shown}: not well-formed TOML: {unquoted(error)}") from None
+
+
+def unquoted(problem: object) -> str:
+    """What a parser said, without what it quoted of the file."""
+    return _QUOTED.sub("(...)", str(problem))

@@ -1,0 +1,163 @@
+"""From the forms a config may have to the six keys, and from those, by `Checker`, to a `StoreConfig`.
+
+``${NAME}`` and ``${NAME:-default}`` expand in every text value of a file or a mapping; never in a key, in a URL
+argument, or in a Python object (an Errbot config is Python, and may well have a ``${`` in a password). ``$${``
+stands for a plain ``${``. The default counts when the variable is unset or empty. What a variable holds is not
+expanded again, and where it stands within a URL it must be written as URLs are (``%3F`` for ``?``).
+
+A file that was found in the working folder, not named, is the work of whoever could write there. It may select
+and configure an engine. It may not add plugin directories or choose what unpickles (the pickle codec, the shelf
+engine), for that runs code; nor use variables, for that could send a secret to a server of its choice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+
+from ..errors import ConfigError
+from .check import KEYS, Checker
+from .file import SUFFIXES, read_file
+from .model import StoreConfig
+
+_FOUND_NAMES = ("hutch.yaml", "hutch.toml")
+_FORMS = (
+    "Expected a URL such as lmdb:///srv/state, the path of a .yaml or .toml file, a mapping with the key STORAGE, "
+    "a Python module or object with the attribute STORAGE, or None for the defaults"
+)
+
+
+def read_config(
+    config: object = None, *, environ: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> StoreConfig:
+    """The one `StoreConfig` that `config`, in any of its forms, amounts to.
+
+    `config` is a URL, the path of a YAML or TOML file (`str` or path object), a mapping with a file's keys, a
+    Python module or object (an Errbot ``config.py``), a `StoreConfig` (returned as it is), or None. None takes
+    ``$HUTCH_STORAGE`` (a URL), else ``$HUTCH_CONFIG`` (a file), else ``hutch.yaml``, else ``hutch.toml`` in the
+    working folder, else LMDB in the user's data directory; an empty variable counts as unset. `environ` and
+    `cwd` stand in for `os.environ` and the working folder. Relative paths are relative to the config file, and
+    to the working folder in the other forms, Python modules included: so has Errbot always read them.
+
+    Nothing but the config file is opened, and nothing is written. Raises ConfigError that says where, what was
+    expected and the nearest valid name, and that shows no value.
+    """
+    if isinstance(config, StoreConfig):
+        return config
+    environ = os.environ if environ is None else environ
+    try:
+        here = (cwd or Path()).absolute()
+    except OSError as error:
+        raise ConfigError("the working folder no longer exists; change to one that does") from error
+    if config is None:
+        return _from_surroundings(environ, here)
+    if isinstance(config, Mapping):
+        return Checker("argument", here, environ).read(config)
+    path = os.fspath(config) if isinstance(config, os.PathLike) else None
+    if isinstance(path, str):
+        return _from_file(path, path, environ, here)
+    if isinstance(config, str):
+        return _from_text(config, environ, here)
+    return _from_object(config, here)
+
+
+def _from_surroundings(environ: Mapping[str, str], here: Path) -> StoreConfig:
+    if url := environ.get("HUTCH_STORAGE"):
+        if "://" not in url:
+            raise ConfigError(
+                "$HUTCH_STORAGE: expected a URL such as lmdb:///srv/state; the path of a file goes into $HUTCH_CONFIG"
+            )
+        return _from_url(url, "$HUTCH_STORAGE", here)
+    if path := environ.get("HUTCH_CONFIG"):
+        if "://" in path:
+            raise ConfigError("$HUTCH_CONFIG: expected the path of a file; a URL goes into $HUTCH_STORAGE")
+        return _from_file(path, f"$HUTCH_CONFIG ({path})", environ, here)
+    for name in _FOUND_NAMES:
+        if os.path.lexists(here / name):
+            return Checker(f"./{name}", here, found=True).read(read_file(here / name, f"./{name}"))
+    options = MappingProxyType({"path": str(_data_dir(environ) / "hutch" / "store")})
+    return StoreConfig("lmdb", options, base_dir=here, source="default")
+
+
+def _data_dir(environ: Mapping[str, str]) -> Path:
+    platform: str = sys.platform  # as a plain str, or mypy would check the branch of one platform
+    if platform == "win32":
+        local = environ.get("LOCALAPPDATA")
+        return Path(local) if local else _home(environ, "USERPROFILE") / "AppData" / "Local"
+    if platform == "darwin":
+        return _home(environ, "HOME") / "Library" / "Application Support"
+    data_home = environ.get("XDG_DATA_HOME", "")
+    # The XDG specification has a relative path ignored.
+    return Path(data_home) if Path(data_home).is_absolute() else _home(environ, "HOME") / ".local" / "share"
+
+
+def _home(environ: Mapping[str, str], variable: str) -> Path:
+    try:
+        return Path(environ.get(variable) or Path.home())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"no config is given, and there is no home directory to keep a store in; set ${variable}, or set "
+            "$HUTCH_STORAGE to a URL such as lmdb:///srv/state"
+        ) from error
+
+
+def _from_url(url: str, source: str, here: Path) -> StoreConfig:
+    return Checker(source, here, keyed=False).read({"STORAGE": url})
+
+
+def _from_text(text: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
+    if "://" in text:
+        return _from_url(text, "argument", here)
+    if Path(text).suffix.casefold() in (*SUFFIXES, ".py"):
+        return _from_file(text, text, environ, here)
+    # Shown only if it is a plain word: it could be a URL that lacks a slash, with a password in it.
+    if text.isidentifier():
+        raise ConfigError(
+            f"argument: {text!r} is neither a URL nor the path of a .yaml or .toml file. Is it the name of a storage? "
+            f"Then write '{text}://PATH'"
+        )
+    raise ConfigError(f"argument: this text is neither a URL (it has no '://') nor the path of a config file. {_FORMS}")
+
+
+def _from_file(path: str, source: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
+    source = source if source.isprintable() else ascii(source)
+    file = here / path
+    return Checker(source, file.parent, environ).read(read_file(file, source))
+
+
+def _from_object(host: object, here: Path) -> StoreConfig:
+    is_module = isinstance(host, ModuleType)
+    source = f"module {host.__name__!r}" if isinstance(host, ModuleType) else f"object of type {type(host).__name__}"
+    attributes: dict[str, object] = {}
+    for name in (*KEYS, "BOT_EXTRA_STORAGE_PLUGINS_DIR", "BOT_DATA_DIR"):
+        try:
+            value = getattr(host, name, None)
+        except Exception as error:
+            raise ConfigError(f"{source}: reading its attribute {name} raised {type(error).__name__}") from error
+        if value is not None:
+            attributes[name] = value
+    if not attributes and not is_module:
+        raise ConfigError(f"argument: a config cannot be of type {type(host).__name__}. {_FORMS}")
+    data_dir = attributes.pop("BOT_DATA_DIR", None)
+    bot_dirs = attributes.pop("BOT_EXTRA_STORAGE_PLUGINS_DIR", None)
+    if "STORAGE" not in attributes:
+        if data_dir is None:
+            raise ConfigError(f"{source}: it has neither STORAGE nor BOT_DATA_DIR; one must say where data is kept")
+        attributes["STORAGE"] = "shelf"  # the default of Errbot
+    checker = Checker(source, here)
+    config = checker.read(attributes)
+    options = config.options
+    if (
+        config.storage.casefold() == "shelf"
+        and config.url is None
+        and "basedir" not in options
+        and data_dir is not None
+    ):
+        options = MappingProxyType({**options, "basedir": checker.path(data_dir, "BOT_DATA_DIR")})
+    # Bots write "" or [] for "none".
+    dirs = checker.dirs(bot_dirs or None, "BOT_EXTRA_STORAGE_PLUGINS_DIR")
+    return replace(config, options=options, extra_plugin_dirs=config.extra_plugin_dirs + dirs, host_config=host)

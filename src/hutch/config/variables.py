@@ -1,0 +1,50 @@
+"""``${NAME}`` and ``${NAME:-default}`` in the text of a config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..errors import ConfigError
+
+# A plain "${" written as "$${", a variable, or a "${" that is neither.
+_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\}|\$\{")
+
+
+def without_variables(text: str) -> str:
+    """`text` with nothing in place of its variables."""
+    return _VARIABLE.sub("", text)
+
+
+def expand(text: str, environ: Mapping[str, str], where: str, refused: str = "") -> str:
+    """`text` with the values of its variables in their place, and ``${`` for every ``$${``.
+
+    A default counts when the variable is unset or empty. Values are not expanded again and never shown.
+    `where` starts every message. Raises ConfigError for a variable that is unset and has no default, a ``${`` that
+    starts no variable, and a value that holds one of the characters in `refused`.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        name, default = match["name"], match["default"]
+        if name is None:
+            raise ConfigError(
+                f"{where}: a '${{' that starts no variable; write ${{NAME}} or ${{NAME:-default}}, whose default holds "
+                "no variable, or $${ for a plain ${"
+            )
+        found = environ.get(name)
+        if default is not None:
+            found = found or default
+        if found is None:
+            raise ConfigError(
+                f"{where}: the environment variable {name} is not set; set it, or write a default: ${{{name}:-...}}"
+            )
+        if any(character in found for character in refused):
+            raise ConfigError(
+                f"{where}: the value of ${{{name}}} holds one of {' '.join(refused)}, which would split the URL it "
+                "stands in; percent-encode it there (%3F, %26), or give it as an option in STORAGE_CONFIG"
+            )
+        return found
+
+    return _VARIABLE.sub(value, text)
