@@ -1,0 +1,73 @@
+# `make help` lists the targets. Needs Python 3.11 or later; everything else is installed into .venv*.
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+CODE := src plugins tests examples
+# A variable of the caller's shell must not choose another store, or another project's environment.
+unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
+
+.PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 docs servers format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: .venv/demo ## install hutch and run an example with three plugins on LMDB
+	$(BIN)/python examples/plugin_host.py
+	$(BIN)/hutch -c examples/hutch.yaml ls
+	$(BIN)/hutch -c examples/hutch.yaml get Greeter visits
+
+test: lint types servers tests docs ## install what the tests need and run everything
+
+lint: .venv/dev ## ruff: style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/dev ## mypy --strict over all code
+	$(BIN)/mypy $(CODE)
+
+# The oldest Python measures coverage; each of the others runs the same tests. ARGS="-k lmdb" narrows them down.
+tests: tests-3.11 tests-3.12 tests-3.13 ## the tests, on Python 3.11, 3.12 and 3.13
+
+tests-3.11: COVERAGE := --cov --cov-report=term:skip-covered --cov-fail-under=95
+tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
+	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python \
+	scripts/run-tests $(@:tests-%=%) -n $(JOBS) $(COVERAGE) $(ARGS)
+
+docs: .venv/dev ## build the site into site/, with strict links
+	$(BIN)/mkdocs build --quiet --strict
+
+servers:
+	@scripts/install-servers
+
+format: .venv/dev ## let ruff format and fix the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove everything that was built or installed here
+	rm -rf .venv .venvs site dist .coverage* .mypy_cache .pytest_cache .ruff_cache examples/state
+
+# --- environments: made again when pyproject.toml changes ---
+
+.venv/base:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hutch needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo: .venv/base pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli]'
+	@touch $@
+
+.venv/uv: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+.venv/dev: .venv/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[all]' --group dev --group docs
+	@touch $@ .venv/demo
+
+# The real Errbot has an environment of its own: it brings dozens of packages.
+.venvs/errbot/ready: .venv/uv pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.11 || echo $(BIN)/python)" .venvs/errbot
+	$(BIN)/uv pip install --quiet --python .venvs/errbot/bin/python --editable '.[cli]' --group errbot
+	@touch $@
