@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -247,8 +249,8 @@ def connect(config: Any = None) -> Store:
 def load_plugin(name: str, config: Any = None) -> Any:
     """Stage 1 alone: the factory of the plugin called `name`, built from `config`.
 
-    `config` is a mapping of the engine's options, a mapping with `STORAGE_CONFIG` in it, a module or object
-    with that attribute, or None. Raises what `connect` raises.
+    `config` is a mapping of the engine's options, or any form that `connect` takes; the engine that it names, if
+    it does, gives way to `name`. Raises what `connect` raises.
     """
     checked = read_config(_with_storage(name, config))
     return _build(checked, find_plugins(checked).find(checked.storage))
@@ -283,6 +285,8 @@ def _with_storage(name: str, config: Any) -> Any:
             kept = {key: value for key, value in config.items() if str(key).lower() != "storage"}
             return {"STORAGE": name, **kept}
         return {"STORAGE": name, "STORAGE_CONFIG": config}
+    if isinstance(config, StoreConfig | str | os.PathLike):
+        return replace(read_config(config), storage=name)
     return _Renamed(name, config)
 
 
