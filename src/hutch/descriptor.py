@@ -45,9 +45,9 @@ class PluginInfo:
     extra: str | None
     #: ``[URL] Schemes``, in lower case; the name in lower case if the descriptor has none.
     schemes: tuple[str, ...]
-    #: The option that receives what the URL says; None: the plugin takes nothing from it but the query.
-    url_option: str | None
-    #: Whether that option receives the URL itself, without its query, or (False) all that follows ``://``.
+    #: ``[URL] Path`` or ``Whole``: the option that receives what a URL says.
+    url_option: str
+    #: Whether that is the URL itself, without its query, or (False) all that follows ``://``.
     whole_url: bool
     #: ``package.module:Class`` of an entry point that names a class; imported when it is loaded.
     entry_point: str | None = None
@@ -155,9 +155,6 @@ def _parse(text: str) -> configparser.ConfigParser:
     except configparser.ParsingError as error:
         lines = ", ".join(str(line) for line, _ in error.errors[:3])
         raise _Malformed(f"line {lines}: expected NAME = VALUE, [SECTION] or a comment") from None
-    except (configparser.Error, AttributeError) as error:
-        # AttributeError: configparser of some versions trips over a continuation line out of place.
-        raise _Malformed(f"is not an INI file: {_quoted(str(error))}") from None
     return parser
 
 
@@ -233,16 +230,16 @@ def _schemes(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(schemes))
 
 
-def _url_option(parser: configparser.ConfigParser) -> tuple[str | None, bool]:
+def _url_option(parser: configparser.ConfigParser) -> tuple[str, bool]:
     given = [key for key in ("Path", "Whole") if parser.has_option("URL", key)]
     if len(given) == 2:
         raise _Malformed("[URL] has both Path and Whole; expected one: a URL goes to one option")
     if not given:
         return "path", False
     option = parser.get("URL", given[0])
-    if option and not option.isidentifier():
+    if not option.isidentifier():
         raise _Malformed(f"[URL] {given[0]} = {_quoted(option)}: expected the name of an option")
-    return option or None, given[0] == "Whole" and bool(option)
+    return option, given[0] == "Whole"
 
 
 def _check_module(file: Path) -> None:

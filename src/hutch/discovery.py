@@ -1,0 +1,321 @@
+"""Search path -> plugins. Descriptors are read as text; nothing here imports a plugin's code.
+
+One bad file, folder or entry point never stops the search: it becomes a `BrokenPlugin` with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_descriptor, shown
+from .errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
+__all__ = ["BrokenPlugin", "Discovery", "builtin_dir", "discover"]
+
+ENTRY_POINT_GROUP = "hutch.plugins"
+PATH_VARIABLE = "HUTCH_PLUGIN_PATH"
+
+# A search of one place ends here: whoever names "/" as a plugin folder gets an answer, not a hang.
+MAX_DESCRIPTORS = 10_000
+MAX_ENTRIES = 100_000
+# An error message is read by people.
+_MAX_LISTED = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What a search found."""
+
+    plugins: tuple[PluginInfo, ...]
+    #: What was found and cannot be used.
+    broken: tuple[BrokenPlugin, ...]
+    #: Every place searched, in order, as text for people.
+    places: tuple[str, ...]
+
+    def find(self, name: str) -> PluginInfo:
+        """The plugin called `name`, or failing that the one with that URL scheme; case does not matter.
+
+        Raises PluginNotFoundError if there is none, PluginConflictError if there are several, PluginLoadError if
+        the only one of that name is broken.
+        """
+        wanted = name.casefold()
+        for kind, matching in (
+            ("are named", [plugin for plugin in self.plugins if plugin.name.casefold() == wanted]),
+            ("have the URL scheme", [p for p in self.plugins if wanted in (s.casefold() for s in p.schemes)]),
+        ):
+            if len(matching) == 1:
+                return matching[0]
+            if matching:
+                raise PluginConflictError(
+                    f"{len(matching)} plugins {kind} {name!r}: {_listed(shown(plugin.path) for plugin in matching)}. "
+                    "Remove or rename all but one"
+                )
+        # Asked last: a broken file takes nothing from a plugin that works.
+        for broken in self.broken:
+            if broken.name is not None and broken.name.casefold() == wanted:
+                raise PluginLoadError(
+                    f"plugin {name!r} cannot be used: {shown(broken.path)}: {broken.reason}",
+                    name=broken.name,
+                    path=str(broken.path),
+                )
+        names = sorted({plugin.name for plugin in self.plugins}, key=str.casefold)
+        known = [*(scheme for plugin in self.plugins for scheme in plugin.schemes), *names]
+        raise PluginNotFoundError(
+            f"there is no storage plugin {name!r}.{nearest(name, known)} Plugins found: {_listed(names)}"
+            f"{f' ({len(self.broken):,} more cannot be used)' if self.broken else ''}. "
+            f"Places searched: {_listed(self.places)}"
+        )
+
+
+def discover(
+    extra_dirs: Iterable[Path] = (),
+    *,
+    hooked: Iterable[Path | type] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Discovery:
+    """Search all places for plugins, in order; never raises because of what it finds there.
+
+    The built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (of `environ`, default
+    `os.environ`), entry points of group ``hutch.plugins``, and `hooked`: folders, descriptors or factory
+    classes, as hooks give them. Folders are searched in depth. A file reached twice counts once.
+    """
+    search = _Search()
+    search.folder("built-in", builtin_dir())
+    for folder in extra_dirs:
+        search.folder("EXTRA_PLUGIN_DIRS", folder)
+    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "")
+    for part in filter(None, named.split(os.pathsep)):
+        search.folder(f"${PATH_VARIABLE}", Path(part))
+    if not named:
+        search.places.append(f"${PATH_VARIABLE} (not set)")
+    search.entry_points()
+    for item in hooked:
+        search.hooked(item)
+    return Discovery(tuple(search.plugins), tuple(search.broken), tuple(search.places))
+
+
+def builtin_dir() -> Path:
+    """The folder of hutch's own plugins: in the package where installed, beside ``src`` in a checkout."""
+    package = Path(__file__).parent
+    checkout = package.parent
+    inside = package / "plugins"
+    return checkout.parent / "plugins" if checkout.name == "src" and not inside.is_dir() else inside
+
+
+class _Search:
+    """One search under way."""
+
+    def __init__(self) -> None:
+        self.plugins: list[PluginInfo] = []
+        self.broken: list[BrokenPlugin] = []
+        self.places: list[str] = []
+        self._seen: set[tuple[str, object]] = set()
+
+    def folder(self, label: str, folder: Path) -> None:
+        try:
+            folder = folder.absolute()
+            note = "" if folder.is_dir() else " (not a folder)" if folder.exists() else " (does not exist)"
+        except (OSError, ValueError) as error:  # no current directory, no permission, NUL in the path
+            self.broken.append(BrokenPlugin(folder, None, f"cannot be searched: {_reason(error)}"))
+            note = " (cannot be searched)"
+        self.places.append(f"{label}: {shown(folder)}{note}")
+        if not note:
+            for count, descriptor in enumerate(self._descriptors(folder)):
+                if count == MAX_DESCRIPTORS:
+                    reason = f"holds more than {MAX_DESCRIPTORS:,} descriptors; the rest was not read"
+                    self.broken.append(BrokenPlugin(folder, None, reason))
+                    break
+                self.descriptor(descriptor)
+
+    def descriptor(self, path: Path) -> None:
+        if self._is_new("file", _real(path)):
+            self._add(parse_descriptor(path))
+
+    def entry_points(self) -> None:
+        self.places.append(f"entry points of group {ENTRY_POINT_GROUP}")
+        for distribution, name, value in self._entry_points():
+            self._entry_point(distribution, name, value)
+
+    def hooked(self, item: object) -> None:
+        if isinstance(item, type):
+            # There is no descriptor to name it: FilesPlugin and FilesStoragePlugin are "Files".
+            name = item.__name__.removesuffix("Plugin").removesuffix("Storage") or item.__name__
+            place = f"hook hutch_plugins: class {item.__module__}.{item.__qualname__}"
+            self.places.append(place)
+            if self._is_new("class", item):
+                self._add(_class_info(name, Path(place), factory=item))
+        elif isinstance(item, str | os.PathLike):
+            path = Path(os.fsdecode(item))
+            if path.suffix == ".plug":
+                self.places.append(f"hook hutch_plugins: {shown(path)}")
+                self.descriptor(path)
+            else:
+                self.folder("hook hutch_plugins", path)
+        else:
+            reason = f"gave a {type(item).__name__}; expected a folder (a Path) or a factory class"
+            self.broken.append(BrokenPlugin(Path("hook hutch_plugins"), None, reason))
+
+    def _descriptors(self, top: Path) -> Iterator[Path]:
+        """Every ``*.plug`` under `top`, a folder's own before those of the folders in it, both sorted."""
+        pending = [top]
+        entries = 0
+        while pending:
+            folder = pending.pop()
+            # Links to folders are followed, so a folder may be reached twice, or from within itself.
+            if not self._is_new("folder", _real(folder)):
+                continue
+            descriptors, folders = [], []
+            try:
+                with os.scandir(folder) as listing:
+                    for entry in listing:
+                        entries += 1
+                        if entries > MAX_ENTRIES:
+                            reason = f"holds more than {MAX_ENTRIES:,} files; the rest was not searched"
+                            self.broken.append(BrokenPlugin(top, None, reason))
+                            return
+                        if entry.name.startswith(".") or entry.name == "__pycache__":
+                            continue
+                        if entry.name.endswith(".plug"):
+                            descriptors.append(entry.name)
+                        elif _is_dir(entry):
+                            folders.append(entry.name)
+            except OSError as error:
+                self.broken.append(BrokenPlugin(folder, None, f"cannot be searched: {_reason(error)}"))
+            yield from (folder / name for name in sorted(descriptors))
+            pending.extend(folder / name for name in sorted(folders, reverse=True))
+
+    def _entry_points(self) -> Iterator[tuple[Distribution, str, str]]:
+        # Imported here: it brings half of the standard library, which a program that opens no store need not pay for.
+        from importlib.metadata import distributions
+
+        try:
+            installed = list(distributions())
+        except Exception as error:  # a finder of somebody else's
+            place = Path(f"entry points of group {ENTRY_POINT_GROUP}")
+            self.broken.append(BrokenPlugin(place, None, f"cannot be searched: {_reason(error)}"))
+            return
+        for distribution in installed:
+            try:
+                # The text alone decides first: parsing each package's entry points would cost the most here.
+                if ENTRY_POINT_GROUP in (distribution.read_text("entry_points.txt") or ""):
+                    for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+                        yield distribution, entry_point.name, entry_point.value
+            except Exception as error:  # anything may lie about in site-packages
+                where = Path(str(distribution.locate_file("")))
+                self.broken.append(BrokenPlugin(where, None, f"entry points cannot be read: {_reason(error)}"))
+
+    def _entry_point(self, distribution: Distribution, name: str, value: str) -> None:
+        if not self._is_new("entry point", (name, value)):
+            return  # a checkout and its installed metadata, both on sys.path
+        place = f"entry point {name} = {value}"
+        module, colon, attribute = value.partition(":")
+        try:
+            if not _is_dotted(module) or (colon and not _is_dotted(attribute)):
+                raise _BadEntryPoint("expected package.folder (of descriptors) or package.module:Class")
+            if colon:
+                self._add(_class_info(name, Path(place), module=module, class_name=attribute, entry_point=value))
+            else:
+                self.folder(place, _package_dir(distribution, module))
+        except _BadEntryPoint as error:
+            self.broken.append(BrokenPlugin(Path(place), name if is_name(name) else None, str(error)))
+
+    def _add(self, found: PluginInfo | BrokenPlugin) -> None:
+        if isinstance(found, PluginInfo):
+            self.plugins.append(found)
+        else:
+            self.broken.append(found)
+
+    def _is_new(self, kind: str, thing: object) -> bool:
+        new = (kind, thing) not in self._seen
+        self._seen.add((kind, thing))
+        return new
+
+
+class _BadEntryPoint(Exception):
+    """Why an entry point cannot be used."""
+
+
+def _class_info(
+    name: str,
+    path: Path,
+    *,
+    module: str | None = None,
+    class_name: str | None = None,
+    entry_point: str | None = None,
+    factory: type | None = None,
+) -> PluginInfo | BrokenPlugin:
+    """A plugin without a descriptor."""
+    if not is_name(name):
+        return BrokenPlugin(path, None, f"{name!r} cannot be the name of a plugin")
+    return PluginInfo(
+        name=name,
+        path=path,
+        module=module,
+        class_name=class_name,
+        python_min=None,
+        description="",
+        extra=None,
+        schemes=(name.lower(),),
+        url_option="path",
+        whole_url=False,
+        entry_point=entry_point,
+        factory=factory,
+    )
+
+
+def _package_dir(distribution: Distribution, package: str) -> Path:
+    """The folder of `package`, found without importing it or a parent of it."""
+    top, *rest = package.split(".")
+    installed = Path(str(distribution.locate_file(top))).joinpath(*rest)
+    if installed.is_dir():
+        return installed
+    # An editable install: its files are elsewhere. To find the spec of a top-level name imports nothing.
+    try:
+        spec = find_spec(top)
+    except Exception as error:  # finders are other people's code
+        raise _BadEntryPoint(f"the package {top} cannot be found: {_reason(error)}") from None
+    if spec is None:
+        raise _BadEntryPoint(f"there is no package {top}")
+    folders = [Path(location).joinpath(*rest) for location in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise _BadEntryPoint(
+        f"{package} is not a folder; expected a package that holds descriptors. A class is written {package}:Class"
+    )
+
+
+def _is_dotted(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # NUL in the path; whoever opens it says so
+        return str(path)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
+
+
+def _listed(items: Iterable[str]) -> str:
+    items = list(items)
+    more = f", and {len(items) - _MAX_LISTED:,} more" if len(items) > _MAX_LISTED else ""
+    return (", ".join(items[:_MAX_LISTED]) or "none") + more
