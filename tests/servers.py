@@ -1,0 +1,230 @@
+"""Real servers for tests: private, on free ports, in folders of their own, gone afterwards.
+
+`RedisServer` can be killed, stalled and started again on the same port with the same data, for a client must live
+through all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+_START_PATIENCE_S = 20.0
+_PORTS_TRIED = 5
+
+
+def need_program(name: str) -> str:
+    """The path of the program `name`. Without it the test is skipped, and fails where the variable CI is set."""
+    found = shutil.which(name)
+    if found is None:
+        told = f"{name} is not on the PATH; install it to run this test (`make test` does)"
+        if os.environ.get("CI"):
+            pytest.fail(told)
+        pytest.skip(told)
+    return found
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A certificate authority of our own, one certificate for localhost and one for a client. Paths of PEM files."""
+
+    ca: Path
+    server: Path
+    server_key: Path
+    client: Path
+    client_key: Path
+
+
+def make_certificates(folder: Path) -> Certificates:
+    """Make them in `folder` with the openssl command."""
+    need_program("openssl")
+    made = Certificates(*(folder / name for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")))
+    ca_key = folder / "ca.key"
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    _openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", made.ca, "-days", "2", "-subj", "/CN=hutch tests")
+    for certificate, key in ((made.server, made.server_key), (made.client, made.client_key)):
+        request, extensions = folder / "request.csr", folder / "extensions.cnf"
+        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        _openssl("req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=localhost")
+        _openssl(
+            *("x509", "-req", "-in", request, "-CA", made.ca, "-CAkey", ca_key, "-CAcreateserial"),
+            *("-out", certificate, "-days", "2", "-extfile", extensions),
+        )
+    return made
+
+
+def _openssl(*arguments: str | Path) -> None:
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class RedisServer:
+    """A redis-server of our own: TCP and unix socket, TLS with `certificates`, persistent with `appendonly`.
+
+    Running once made, and a context manager that leaves nothing behind. `options` are lines of redis.conf.
+    """
+
+    host = "127.0.0.1"
+
+    def __init__(
+        self,
+        *,
+        password: str | None = None,
+        appendonly: bool = False,
+        certificates: Certificates | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        self._program = need_program("redis-server")
+        self._certificates = certificates
+        self._options = options
+        self.password = password
+        self.appendonly = appendonly
+        # Not in pytest's tmp_path: the path of a unix socket may have about 100 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="hutch-redis-"))
+        self.socket = self.folder / "s"
+        self.tls_port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._start_on_a_free_port()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Over TCP, without password."""
+        return f"redis://{self.host}:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        """Over the unix socket, without password."""
+        return f"unix://{self.socket}"
+
+    @property
+    def tls_url(self) -> str:
+        """Over TLS, without password; the name is one that the certificate has."""
+        return f"rediss://localhost:{self.tls_port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The id of the server's process."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it again, on the same ports and with what it kept on disk."""
+        assert self._process is None, "the server is running"
+        # Should the tests be killed, their servers must not stay.
+        guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        config = self.folder / "redis.conf"
+        config.write_text("\n".join([*self._config(), ""]))
+        config.chmod(0o600)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*guard, self._program, str(config)], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + _START_PATIENCE_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"redis-server did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Let it shut down in its own way."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as kill -9 and a power cut do."""
+        self._end(signal.SIGKILL)
+
+    def stall(self) -> None:
+        """Let it hang: connections are accepted by the system, and nobody answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `stall`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_on_a_free_port(self) -> None:
+        for tries_left in reversed(range(_PORTS_TRIED)):
+            self.port, self.tls_port = _free_ports(2)
+            try:
+                self.start()
+                return
+            except RuntimeError:
+                # Somebody may have taken the port since we looked.
+                if not tries_left:
+                    raise
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(how)
+        process.wait(timeout=30)
+
+    def _config(self) -> list[str]:
+        lines = [
+            f"bind {self.host}",
+            f"port {self.port}",
+            f"unixsocket {self.socket}",
+            f"dir {self.folder}",
+            'save ""',
+            f"appendonly {'yes' if self.appendonly else 'no'}",
+            "appendfsync always",
+        ]
+        if self.password is not None:
+            lines.append(f"requirepass {self.password}")
+        if self._certificates is not None:
+            lines += [
+                f"tls-port {self.tls_port}",
+                f"tls-ca-cert-file {self._certificates.ca}",
+                f"tls-cert-file {self._certificates.server}",
+                f"tls-key-file {self._certificates.server_key}",
+                "tls-auth-clients yes",
+            ]
+        return [*lines, *self._options]
+
+    def _answers(self) -> bool:
+        """Whether it has loaded its data and takes commands; asked without a driver, which tests of others lack."""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                answer = connection.recv(100)
+        except OSError:
+            return False
+        return answer.startswith((b"+PONG", b"-NOAUTH")) and self.socket.exists()
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
