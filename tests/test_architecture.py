@@ -1,0 +1,130 @@
+"""The table of docs/architecture.md, held: who may import whom, and what importing hutch costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hutch
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "hutch"
+PLUGINS = ROOT / "plugins"
+# In the table, for those who may use no more than what every user of hutch may.
+PUBLIC = "public"
+
+
+def read_table() -> dict[str, tuple[set[str], set[str]]]:
+    """Room -> the rooms and the packages it may import."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)
+    return {
+        room: (set(re.findall(r"`(\w+)`", rooms)), set(re.findall(r"`(\w+)`", packages)))
+        for room, rooms, packages in rows
+    }
+
+
+TABLE = read_table()
+
+
+def files() -> list[Path]:
+    inside = [file for file in PACKAGE.rglob("*.py") if PACKAGE / "plugins" not in file.parents]
+    return sorted([*inside, *PLUGINS.rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
+
+
+def room_of(file: Path) -> str:
+    if file.is_relative_to(PACKAGE):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        return "cli" if room == "__main__" else room
+    return file.relative_to(ROOT).parts[0]
+
+
+def imports_of(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(module, names imported from it), with relative imports made absolute; type-checking ones count too."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    parents = parts[1:-1] if parts[0] == "src" else parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parents[: len(parents) - node.level + 1] if node.level else ()
+            yield ".".join([*base, *filter(None, [node.module])]), [alias.name for alias in node.names]
+
+
+def rooms_imported(module: str, names: list[str]) -> set[str]:
+    """The rooms of hutch that ``from module import names`` reaches; PUBLIC for its public names."""
+    if module != "hutch":
+        return {module.split(".")[1]}
+    return {PUBLIC if name in hutch.__all__ else name for name in names} or {PUBLIC}
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_room_imports_only_what_the_architecture_page_allows_it(file: Path) -> None:
+    room = room_of(file)
+    if file == PACKAGE / "__init__.py":
+        return  # the public names: it may reach every room, and does so when a name is first used
+    assert room in TABLE, f"docs/architecture.md has no row for {room!r}"
+    allowed_rooms, allowed_packages = TABLE[room]
+    for module, names in imports_of(file):
+        top = module.partition(".")[0]
+        if top == "hutch":
+            reached = rooms_imported(module, names) - {room}
+            assert reached <= allowed_rooms, f"{room} imports {', '.join(sorted(reached - allowed_rooms))} of hutch"
+        elif top not in sys.stdlib_module_names and not module.startswith((f"plugins.{file.parent.name}", "examples")):
+            assert top in allowed_packages, f"{room} imports the package {top}"
+
+
+@pytest.mark.parametrize("file", sorted(PLUGINS.rglob("*.py")), ids=lambda file: file.name)
+def test_an_engine_imports_its_own_driver_and_no_other_engines(file: Path) -> None:
+    packages = {module.partition(".")[0] for module, _ in imports_of(file)} - set(sys.stdlib_module_names)
+    engine = file.relative_to(PLUGINS).parts[0]
+    assert packages - {"hutch", "plugins"} <= {engine}
+    assert all(module.startswith(f"plugins.{engine}") for module, _ in imports_of(file) if module.startswith("plugins"))
+
+
+def test_every_room_of_the_table_exists() -> None:
+    assert set(TABLE) == {room_of(file) for file in files()} - {"__init__"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """The modules that `statement` adds to those of a bare interpreter, site-packages and their hooks left out."""
+    code = (
+        "import sys, json; before = set(sys.modules); sys.path[:0] = json.loads(sys.argv[1])\n"
+        f"{statement}\nprint(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    path = [str(ROOT / "src"), *(entry for entry in sys.path if entry.endswith("site-packages"))]
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code, json.dumps(path)], check=True, capture_output=True, text=True, timeout=60
+    )
+    return set(json.loads(result.stdout))
+
+
+def test_importing_hutch_loads_one_module_of_it_and_little_of_the_standard_library() -> None:
+    loaded = modules_after("import hutch")
+    assert {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names} == {"hutch"}
+    assert "importlib.metadata" not in loaded
+    assert len(loaded) <= 40, sorted(loaded)
+
+
+def test_connecting_imports_no_engine_but_the_one_named_and_no_driver_of_another() -> None:
+    loaded = modules_after("import hutch; hutch.connect('memory://').close()")
+    packages = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    assert {name for name in packages if not name.startswith("hutch_plugin_")} == {"hutch", "ormsgpack"}
+    engines = {name for name in loaded if name.endswith("_storage")}
+    assert [name.partition(".")[2] for name in engines] == ["memory_storage"]
+    assert not loaded & {"sqlite3", "dbm", "shelve", "asyncio", "http"}
+
+
+def test_every_public_name_has_a_docstring_and_is_where_it_says() -> None:
+    for name in hutch.__all__:
+        value = getattr(hutch, name)
+        if name not in {"MISSING", "__version__", "hookimpl"}:
+            assert value.__doc__, name
+        assert name in dir(hutch)
