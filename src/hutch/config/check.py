@@ -20,6 +20,8 @@ KEYS = ("STORAGE", "STORAGE_CONFIG", "EXTRA_PLUGIN_DIRS", "CODEC", "LAYERS", "NA
 _RULE_KEYS = ("CODEC", "LAYERS")
 #: Built-in engines whose data is unpickled when it is read.
 _UNPICKLING = frozenset({"shelf"})
+# Of a codec or a layer. What has another form (a key, put in the wrong place) is not shown.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]{0,63}")
 _STORAGE_NAME = re.compile(r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?")
 
 
@@ -33,7 +35,7 @@ class Checker:
     environ: Mapping[str, str] | None = None
     #: See `StoreConfig.found`. Expands no variables, for they could carry a secret to a server of the file's choice.
     found: bool = False
-    #: False for a bare URL, where there is no key to name in a message.
+    #: False for a bare URL: there is no key STORAGE to name in a message.
     keyed: bool = True
     _room: int = MAX_NODES
 
@@ -48,7 +50,7 @@ class Checker:
         if "codec" in url_options:
             if codec is not None:
                 raise self._wrong("CODEC", "the URL in STORAGE chooses a codec too; keep one of the two")
-            codec = self._codec(url_options.pop("codec"), "STORAGE" if self.keyed else "the option 'codec'")
+            codec = self._codec(url_options.pop("codec"), "the URL option 'codec'")
         for name in url_options:
             if name in options:
                 raise self._wrong(
@@ -127,7 +129,7 @@ class Checker:
         return {self._name(key, place): self._copy(item, _dotted(place, key)) for key, item in value.items()}
 
     def _codec(self, value: object, place: str) -> CodecConfig:
-        return CodecConfig(*self._named(value, place, "msgpack, json or pickle"))
+        return CodecConfig(*self._named(value, place, "json"))
 
     def _layers(self, value: object, place: str) -> tuple[LayerConfig, ...] | None:
         if value is None:
@@ -158,10 +160,10 @@ class Checker:
             name = options.pop("name", None)
         else:
             options, name = {}, self._expand(value, place)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            found = f"{_kind(value)} without a name" if isinstance(value, Mapping | str) else _kind(value)
             raise self._wrong(
-                place,
-                f"expected a name ({example}), or a mapping with 'name' and options; found {_kind(value)} without name",
+                place, f"expected a name such as {example}, or a mapping with 'name' and options; found {found}"
             )
         if self.found and any("pickle" in word.casefold() for word in (name, *_words(options))):
             raise self._untrusted(place, "choose pickle")
@@ -204,7 +206,8 @@ class Checker:
     # --- errors ---
 
     def _where(self, place: str) -> str:
-        return f"{self.source}: {place}" if place and self.keyed else self.source
+        named = place and (self.keyed or place != "STORAGE")
+        return f"{self.source}: {place}" if named else self.source
 
     def _wrong(self, place: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._where(place)}: {problem}")

@@ -38,9 +38,10 @@ def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
     """
     suffix = path.suffix.casefold()
     if suffix == ".py":
+        module = path.stem if path.stem.isidentifier() else "config"
         raise ConfigError(
-            f"{shown} is Python: hutch runs no config file. Import it yourself and pass the module: "
-            f"import {path.stem if path.stem.isidentifier() else 'config'}, then hutch.connect(...) with it"
+            f"{shown} is Python, and hutch runs no config file; import it and pass the module: "
+            f"import {module}; hutch.connect({module})"
         )
     if suffix not in SUFFIXES:
         raise ConfigError(f"{shown}: the name of a config file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
@@ -68,6 +69,8 @@ def _read_bytes(path: Path, shown: str) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{shown} is not a regular file; a config is read from a file on disk")
             data = file.read(MAX_FILE_BYTES + 1)
+    except ConfigError:  # itself a ValueError
+        raise
     except FileNotFoundError as error:
         raise ConfigError(f"{shown}: there is no such file ({str(path)!r})") from error
     except OSError as error:

@@ -32,6 +32,8 @@ def read_yaml(text: str, shown: str) -> Any:
     try:
         _count(text, shown)
         root = yaml.compose(text, yaml.SafeLoader)
+    except ConfigError:  # itself a ValueError
+        raise
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{shown}, line {line}: not well-formed YAML: a control character") from None
@@ -113,7 +115,7 @@ class _Values:
             return self._scalars.construct_object(node)
         except Exception:  # SafeLoader lets out IndexError, KeyError and others, most of them with the value
             kind = node.tag.removeprefix(_TAG)
-            raise self._wrong(node, f"not a {kind}; quote the value if it is meant as text") from None
+            raise self._wrong(node, f"not a valid {kind}; quote the value if it is meant as text") from None
 
     def _wrong(self, node: yaml.Node, problem: str) -> ConfigError:
         return ConfigError(f"{self._shown}, line {_line(node)}: {problem}")
