@@ -32,7 +32,7 @@ tests: tests-3.11 tests-3.12 tests-3.13 ## the tests, on Python 3.11, 3.12 and 3
 tests-3.11: COVERAGE := --cov --cov-report=term:skip-covered --cov-fail-under=95
 tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python \
-	scripts/run-tests $(@:tests-%=%) -n $(JOBS) $(COVERAGE) $(ARGS)
+	scripts/run-tests $(@:tests-%=%) -n $(JOBS) --dist loadgroup $(COVERAGE) $(ARGS)
 
 docs: .venv/dev ## build the site into site/, with strict links
 	$(BIN)/mkdocs build --quiet --strict
