@@ -1,0 +1,178 @@
+"""Hooks: what other packages may add to hutch, and be told by it. The only importer of pluggy.
+
+A package registers with an entry point of group ``hutch`` that names a module or an object with functions
+marked `hookimpl`; a program calls `register_hooks`. Hooks run when a namespace opens, closes or fails, never
+per key. One that raises is logged, and opening goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from .errors import PluginError, nearest
+
+PROJECT = "hutch"
+
+#: Marks a function as the implementation of the hook of its name.
+hookimpl = pluggy.HookimplMarker(PROJECT)
+_hookspec = pluggy.HookspecMarker(PROJECT)
+_log = logging.getLogger(PROJECT)
+
+
+class HookSpecs:
+    """The hooks. An implementation may leave out arguments that it does not need."""
+
+    @_hookspec
+    def hutch_plugins(self) -> Iterable[Path | type]:  # type: ignore[empty-body]
+        """Storage plugins: folders of descriptors, or factory classes. Asked each time plugins are searched."""
+
+    @_hookspec
+    def hutch_namespace_opened(self, store: str, namespace: str) -> None:
+        """`namespace` was opened; `store` is the name of the storage plugin."""
+
+    @_hookspec
+    def hutch_namespace_closed(self, store: str, namespace: str) -> None:
+        """The handle on `namespace` was closed."""
+
+    @_hookspec
+    def hutch_namespace_failed(self, store: str, namespace: str, error: BaseException) -> None:
+        """`namespace` could not be opened; whoever opened it gets `error` afterwards."""
+
+
+_lock = threading.RLock()
+_manager: pluggy.PluginManager | None = None
+
+
+def plugin_manager() -> pluggy.PluginManager:
+    """The one plugin manager of hutch. The first call loads the entry points of group ``hutch``.
+
+    An entry point that cannot be loaded is a RuntimeWarning that names it; the others are loaded.
+    """
+    global _manager  # noqa: PLW0603 - one manager a process is the point
+    with _lock:
+        if _manager is not None:
+            return _manager
+        # Set before anything is loaded: a package may call register_hooks while it is imported.
+        _manager = pluggy.PluginManager(PROJECT)
+        _manager.add_hookspecs(HookSpecs)
+        problems = _load_entry_points(_manager)
+    # Said last, because a program may turn warnings into errors.
+    for problem in problems:
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    return _manager
+
+
+def register_hooks(hooks: object) -> None:
+    """Add `hooks`, a module or an object with functions marked `hookimpl`.
+
+    Raises PluginError if it is registered already, or if a hook of its is unknown or takes unknown arguments.
+    """
+    _register(plugin_manager(), hooks, None)
+
+
+def unregister_hooks(hooks: object) -> None:
+    """Remove `hooks` again. Raises PluginError if it is not registered."""
+    manager = plugin_manager()
+    with _lock:
+        if not manager.is_registered(hooks):
+            raise PluginError(f"these hooks are not registered: {_shown(hooks)}")
+        manager.unregister(hooks)
+
+
+def hooked_plugins() -> list[Path | type]:
+    """What all `hutch_plugins` hooks give, in one list; one that raises is logged and left out.
+
+    What is in the list is for `discover` to check.
+    """
+    found: list[Any] = []
+    for given in _call("hutch_plugins"):
+        try:
+            # One plugin need not be put in a list.
+            found.extend([given] if isinstance(given, str | os.PathLike | type) else given)
+        except Exception:
+            _log.exception("hook hutch_plugins gave no list of folders and classes")
+    return found
+
+
+def notify(hook: str, **event: Any) -> None:
+    """Call every implementation of `hook` with `event`; one that raises is logged, and the others are called."""
+    _call(hook, **event)
+
+
+def _call(hook: str, **arguments: Any) -> list[Any]:
+    """The results of `hook`, last registered first. Called one by one: pluggy stops at the first that raises."""
+    results = []
+    for implementation in reversed(getattr(plugin_manager().hook, hook).get_hookimpls()):
+        try:
+            result = implementation.function(*[arguments[name] for name in implementation.argnames])
+        except Exception:
+            _log.exception("hook %s of %s failed", hook, _shown(implementation.plugin))
+            continue
+        if result is not None:
+            results.append(result)
+    return results
+
+
+def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
+    """Register every entry point of group ``hutch``; what went wrong."""
+    try:
+        found = list(importlib.metadata.entry_points(group=PROJECT))
+    except Exception as error:  # anything may lie about in site-packages
+        return [f"the entry points of group {PROJECT} cannot be read: {error!r}"]
+    problems = []
+    for entry_point in found:
+        if manager.has_plugin(entry_point.name):
+            continue  # installed twice, or registered by its own module a moment ago
+        try:
+            _register(manager, entry_point.load(), entry_point.name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module may raise anything, and call sys.exit
+            problems.append(f"hooks of entry point {entry_point.name} = {entry_point.value} cannot be used: {error!r}")
+    return problems
+
+
+def _register(manager: pluggy.PluginManager, hooks: object, name: str | None) -> None:
+    with _lock:
+        try:
+            manager.register(hooks, name)
+        except ValueError:
+            raise PluginError(f"these hooks are registered already: {_shown(hooks)}") from None
+        except pluggy.PluginValidationError as error:
+            problem: str | None = " ".join(str(error).split())
+        else:
+            problem = _misfit(manager, hooks)
+        if problem:
+            if manager.is_registered(hooks):  # pluggy 1.5 and 1.6 keep what did not pass
+                manager.unregister(hooks)
+            raise PluginError(f"hooks {_shown(hooks)} do not fit: {problem}")
+
+
+def _misfit(manager: pluggy.PluginManager, hooks: object) -> str | None:
+    """What is wrong with registered `hooks`, where pluggy would let it pass."""
+    known = [hook for hook in vars(HookSpecs) if hook.startswith("hutch_")]
+    callers = manager.get_hookcallers(hooks)
+    if not callers:
+        return f"there is no function marked hutch.hookimpl; the hooks are {', '.join(known)}"
+    for caller in callers:
+        if caller.name not in known:
+            return f"there is no hook {caller.name}.{nearest(caller.name, known)} The hooks are {', '.join(known)}"
+        for implementation in caller.get_hookimpls():
+            if implementation.plugin is hooks and (implementation.wrapper or implementation.hookwrapper):
+                return f"{caller.name} is a wrapper; each hook is called by itself, so there is nothing to wrap"
+    return None
+
+
+def _shown(hooks: object) -> str:
+    """What `hooks` is, without its repr, which may hold anything."""
+    name = getattr(hooks, "__name__", None)
+    return name if isinstance(name, str) else f"an object of class {type(hooks).__qualname__}"

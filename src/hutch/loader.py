@@ -1,0 +1,323 @@
+"""PluginInfo -> its factory class, an instance of it, a checked storage. The one place where plugin code is imported.
+
+A module is loaded by file location, as a member of a package of hutch's own that stands for its folder:
+`sys.path` is not touched, two modules of one name do not clash, and ``from . import helper`` finds a sibling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TypeGuard, TypeVar
+
+from .base import StoragePluginBase
+from .descriptor import PluginInfo, shown
+from .errors import ConfigError, PluginError, PluginLoadError, StoreError, nearest, redact
+
+T = TypeVar("T")
+
+VERBS = ("set", "get", "remove", "len", "keys", "close")
+
+_lock = threading.RLock()
+# An option's text shorter than this is no secret, and replacing it would garble words at random.
+_SHORTEST_SECRET = 3
+_LONGEST_TEXT = 300
+
+
+def load_factory(info: PluginInfo) -> type:
+    """Import the plugin, if that has not been done yet, and return its factory class.
+
+    Loading twice gives the same class; any thread may call it. Raises PluginLoadError, with the cause, if the
+    module cannot be imported (nothing of it is left in `sys.modules` then) or has no such factory.
+    """
+    if info.factory is not None:
+        if not _is_factory(info.factory):
+            raise _error(info, f"{info.factory.__qualname__} is not a factory: {_FACTORY}")
+        return info.factory
+    if info.entry_point is not None:
+        return _entry_point_factory(info)
+    _check_python(info)
+    return _choose_factory(info, _load_module(info))
+
+
+def build_factory(info: PluginInfo, config: object) -> object:
+    """Stage 1: the plugin's factory, built with `config`.
+
+    A StoreError of its own passes. KeyError and ValueError become ConfigError, since it is the config that the
+    factory reads, and all else PluginLoadError; what it said is quoted without the values of its options.
+    """
+    factory = load_factory(info)
+    try:
+        return factory(config)
+    except StoreError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"plugin {info.name!r} did not accept its options: {_text(error, config)} ({_origin(info)})"
+        ) from error
+    except (Exception, SystemExit) as error:
+        told = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
+        raise _error(info, told) from error
+
+
+def check_storage(storage: T, info: PluginInfo, namespace: str) -> T:
+    """Return `storage`, which `open(namespace)` of the plugin returned, if it has the six verbs.
+
+    It need not be a StorageBase: plugins written for Errbot have classes of their own. Raises PluginError that
+    says what is missing.
+    """
+    missing = [verb for verb in VERBS if not _has_method(storage, verb)]
+    if not missing and not isinstance(storage, type):
+        return storage
+    what = f"open({namespace!r}) of plugin {info.name!r} returned"
+    if storage is None:
+        told = f"{what} None; expected a storage. Does it lack a return?"
+    elif isinstance(storage, type):
+        told = f"{what} the class {storage.__qualname__}; expected an instance of it"
+    elif hasattr(storage, "__await__"):
+        if _has_method(storage, "close"):
+            storage.close()  # type: ignore[attr-defined]  # a coroutine: never to be awaited, and it would warn
+        told = f"{what} an awaitable; expected a storage. open must not be async"
+    else:
+        told = f"{what} a {type(storage).__qualname__} without {', '.join(missing)}; a storage has {', '.join(VERBS)}"
+    raise PluginError(f"{told} ({_origin(info)})")
+
+
+# --- importing ---
+
+
+def _load_module(info: PluginInfo) -> ModuleType:
+    file = info.module_file
+    assert info.module is not None
+    assert file is not None
+    package_name = _package_name(file.parent)
+    name = f"{package_name}.{info.module}"
+    with _lock:
+        if name in sys.modules:
+            return sys.modules[name]
+        before = set(sys.modules)
+        try:
+            package = _package(package_name, file.parent)
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            setattr(package, info.module, module)
+            return sys.modules.get(name, module)
+        except BaseException as error:  # a module may raise anything, and call sys.exit
+            _forget(package_name, set(sys.modules) - before)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise _error(info, _import_failure(info, file, error), file) from error
+
+
+def _package_name(folder: Path) -> str:
+    """One name a folder, the same in every process, so that a pickled instance of a plugin's class can be read."""
+    path = os.fsencode(os.path.normcase(folder))
+    return f"hutch_plugin_{hashlib.sha256(path).hexdigest()[:16]}"
+
+
+def _package(name: str, folder: Path) -> ModuleType:
+    """The package that stands for `folder`; made on first use, no ``__init__.py`` is looked for."""
+    package = sys.modules.get(name)
+    if package is None:
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        package = sys.modules[name] = importlib.util.module_from_spec(spec)
+        # The folder may have changed in the same tick of the clock in which it was last listed.
+        importlib.invalidate_caches()
+    return package
+
+
+def _forget(package_name: str, added: set[str]) -> None:
+    """Undo a failed import: the module, and the siblings that it imported."""
+    package = sys.modules.get(package_name)
+    for name in added:
+        if name == package_name:
+            del sys.modules[name]
+        elif name.startswith(f"{package_name}."):
+            del sys.modules[name]
+            vars(package).pop(name.rpartition(".")[2], None)
+
+
+def _import_failure(info: PluginInfo, file: Path, error: BaseException) -> str:
+    driver = _missing_driver(info, error)
+    if driver:
+        return driver
+    if isinstance(error, SystemExit):
+        return f"its module {shown(file)} called sys.exit{_line(file, error)}; a plugin must not"
+    told = f"its module {shown(file)} raised {_text(error)}{_line(file, error)}"
+    if isinstance(error, ModuleNotFoundError) and error.name and (file.parent / f"{error.name}.py").is_file():
+        told += f". {error.name}.py lies beside it: write `from . import {error.name}`, for sys.path is left as it is"
+    return told
+
+
+def _line(file: Path, error: BaseException) -> str:
+    line = None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(file):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" at line {line}" if line else ""
+
+
+def _missing_driver(info: PluginInfo, error: BaseException) -> str:
+    if info.extra is None or not isinstance(error, ModuleNotFoundError):
+        return ""
+    return f'it needs {error.name}, which is not installed: pip install "hutch[{info.extra}]"'
+
+
+def _check_python(info: PluginInfo) -> None:
+    if info.python_min is None:
+        return
+    wanted = ".".join(map(str, info.python_min))
+    if info.python_min < (3,):
+        raise _error(info, f"it is written for Python {wanted} alone")
+    if sys.version_info[:3] < info.python_min:
+        running = ".".join(map(str, sys.version_info[:3]))
+        raise _error(info, f"it needs Python {wanted} or later; this is {running}")
+
+
+# --- choosing the factory ---
+
+_FACTORY = "a factory is a subclass of hutch.StoragePluginBase, or has open(namespace) and is not itself a storage"
+
+
+def _entry_point_factory(info: PluginInfo) -> type:
+    assert info.module is not None
+    assert info.class_name is not None
+    try:
+        found: object = importlib.import_module(info.module)
+        for name in info.class_name.split("."):
+            found = getattr(found, name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as in _load_module
+        told = "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {_text(error)}"
+        raise _error(info, f"importing {info.module}:{info.class_name} {told}") from error
+    if not _is_factory(found):
+        raise _error(info, f"{info.module}:{info.class_name} is not a factory: {_FACTORY}")
+    return found
+
+
+def _choose_factory(info: PluginInfo, module: ModuleType) -> type:
+    classes = [value for value in vars(module).values() if issubclass(type(value), type)]
+    # By identity: one class may have two names.
+    own: list[type] = list({id(cls): cls for cls in classes if cls.__module__ == module.__name__}.values())
+    factories = [cls for cls in own if _is_factory(cls)]
+    names = ", ".join(cls.__name__ for cls in factories)
+    file = module.__file__ or module.__name__
+    if info.class_name is not None:
+        chosen = vars(module).get(info.class_name)
+        if _is_factory(chosen):
+            return chosen
+        if chosen is None:
+            told = f"its module {shown(file)} has no class {info.class_name!r}."
+            told += nearest(info.class_name, [cls.__name__ for cls in own])
+        else:
+            told = f"{info.class_name} in {shown(file)} is not a factory: {_FACTORY}{_abstract(chosen)}."
+        raise _error(info, f"{told} Factories there: {names or 'none'}")
+    if len(factories) == 1:
+        return factories[0]
+    if factories:
+        raise _error(
+            info,
+            f"its module {shown(file)} has {len(factories)} factories: {names}; "
+            "choose one with Class in [Core] of the descriptor",
+        )
+    unfinished = "".join(_abstract(cls) for cls in own)
+    raise _error(info, f"its module {shown(file)} has no factory: {_FACTORY}{unfinished}")
+
+
+def _is_factory(value: object) -> TypeGuard[type]:
+    # Asked of the type, because a lazy proxy may answer isinstance with code of its own.
+    if not issubclass(type(value), type) or getattr(value, "__abstractmethods__", None):
+        return False
+    assert isinstance(value, type)
+    if issubclass(value, StoragePluginBase):
+        return True
+    return _defines(value, "open") and not (_defines(value, "get") and _defines(value, "set"))
+
+
+def _defines(cls: type, method: str) -> bool:
+    return any(callable(vars(base).get(method)) for base in cls.__mro__)
+
+
+def _abstract(value: object) -> str:
+    if not isinstance(value, type) or not issubclass(value, StoragePluginBase):
+        return ""
+    return f". {value.__name__} lacks {', '.join(sorted(value.__abstractmethods__))}"
+
+
+# --- saying what went wrong ---
+
+
+def _error(info: PluginInfo, told: str, file: Path | None = None) -> PluginLoadError:
+    return PluginLoadError(
+        f"plugin {info.name!r} cannot be loaded: {told} ({_origin(info)})",
+        name=info.name,
+        path=None if file is None else str(file),
+    )
+
+
+def _origin(info: PluginInfo) -> str:
+    return f"descriptor {shown(info.path)}" if info.module_file is not None else shown(info.path)
+
+
+# How a character that repr escapes looks in a message, after any number of reprs.
+_QUOTED = {"\\": r"\\+", "'": r"\\*'", '"': r'\\*"', "\n": r"(?:\n|\\+n)", "\r": r"(?:\r|\\+r)", "\t": r"(?:\t|\\+t)"}
+
+
+def _text(error: BaseException, config: object = None) -> str:
+    """The exception for a message: on one line, bounded, without the credentials of a URL.
+
+    Nor does it quote the options in `config`, which a factory was given: any of them may be a password.
+    """
+    try:
+        text = str(error)
+    except Exception:  # its __str__ is as much a stranger's as what it was raised by
+        return type(error).__name__
+    options = config if isinstance(config, Mapping) else getattr(config, "STORAGE_CONFIG", None)
+    secrets = sorted({given for given in _texts_in(options) if len(given) >= _SHORTEST_SECRET}, key=len, reverse=True)
+    if secrets:
+        text = re.sub(
+            "|".join("".join(_QUOTED.get(c) or re.escape(c) for c in secret) for secret in secrets), "***", text
+        )
+    text = " ".join(redact(text).split())
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[:_LONGEST_TEXT]}..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _texts_in(options: object) -> Iterator[str]:
+    """Every text and number in `options`, in the parts that an error message may quote."""
+    if isinstance(options, Mapping):
+        options = list(options.values())
+    if isinstance(options, list | tuple | set | frozenset):
+        for option in options:
+            yield from _texts_in(option)
+        return
+    text = str(options) if isinstance(options, str | int | float) else ""
+    yield text
+    _, is_url, rest = text.partition("://")
+    if is_url:  # a driver takes a URL apart before it complains
+        user, _, password = rest.rpartition("@")[0].partition(":")
+        yield from (user, password, urllib.parse.unquote(user), urllib.parse.unquote(password))
+
+
+def _has_method(thing: object, name: str) -> bool:
+    try:
+        return callable(getattr(thing, name, None))
+    except Exception:  # a property that raises is not a verb
+        return False
