@@ -107,10 +107,7 @@ class EncodedStorage(StorageBase):
             # A key outside the limits is never there, so reads pay for the check only when they miss.
             check_key(key)
             raise KeyError(key)
-        try:
-            return self._decode(data)
-        except CorruptValueError as error:
-            raise self._corrupt(key, error) from error.__cause__
+        return self._decoded(key, data)
 
     def remove(self, key: str) -> None:
         if not self.delete(check_key(key)):
@@ -170,12 +167,10 @@ class EncodedStorage(StorageBase):
         try:
             return self._decode(data)
         except CorruptValueError as error:
-            raise self._corrupt(key, error) from error.__cause__
-
-    def _corrupt(self, key: str, error: CorruptValueError) -> CorruptValueError:
-        return CorruptValueError(
-            f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
-        )
+            check_key(key)
+            raise CorruptValueError(
+                f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
+            ) from error.__cause__
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:

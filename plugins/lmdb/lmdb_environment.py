@@ -1,0 +1,324 @@
+"""One LMDB environment a folder and process, shared by all stores of the process.
+
+LMDB forbids opening a folder twice in one process (http://www.lmdb.tech/doc/, "Caveats"), wants its map grown
+while no transaction runs, and must not be used across a fork. All of that is dealt with here, so that the
+storage above sees transactions that work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import lmdb
+
+from hutch import (
+    ConfigError,
+    CorruptValueError,
+    StorageFullError,
+    StorageTimeoutError,
+    StorageUnavailableError,
+    StoreError,
+    StoreNotOpenError,
+)
+
+T = TypeVar("T")
+
+#: lmdb.open's flags a durability: how many flushes a commit makes (2, 1, 0), and what is left of it after a power cut.
+DURABILITY: dict[str, dict[str, bool]] = {
+    "strict": {"sync": True, "metasync": True},
+    "normal": {"sync": True, "metasync": False},
+    "relaxed": {"sync": False, "metasync": False},
+}
+# LMDB 1.0's format: its keys may have 1,978 bytes, those of 0.9 end at 511. Existing folders keep theirs.
+_FORMAT = 1
+_LONGEST_KEY_BYTES = 1024 + 4
+# A slot costs 64 bytes of the lock file; each thread of each process that reads at one moment takes one.
+_MAX_READERS = 1024
+_READ_RETRIES = 200
+_LARGEST_MAP_STEP = 1 << 36
+_RELATIVE_SPARE = 4
+
+_environments: dict[str, Environment] = {}
+_all: weakref.WeakSet[Environment] = weakref.WeakSet()
+_registry_lock = threading.RLock()
+
+
+def shared_environment(path: Path, durability: str, map_size_bytes: int) -> Environment:
+    """The environment of `path`, opened if this process has not yet; `release` it once.
+
+    Raises ConfigError if it is open here with another durability.
+    """
+    with _registry_lock:
+        # A folder that is not there yet has no other names; one that is, is known by its real path.
+        place = os.path.realpath(path)
+        environment = _environments.get(place)
+        if environment is None:
+            environment = Environment(Path(place), durability, map_size_bytes)
+            _environments[place] = environment
+            _all.add(environment)
+        elif environment.durability != durability:
+            raise ConfigError(
+                f"option 'durability' of the lmdb engine: {path} is open in this process with "
+                f"{environment.durability!r}; use the same everywhere, not {durability!r}"
+            )
+        environment.users += 1
+        return environment
+
+
+class Environment:
+    """`begin` is what readers call: ``environment.begin().get(key)``, and `read` when that raises lmdb.Error."""
+
+    def __init__(self, path: Path, durability: str, map_size_bytes: int) -> None:
+        self.path = path
+        self.durability = durability
+        self.users = 0
+        self._map_size_bytes = map_size_bytes
+        self._write_lock = threading.RLock()
+        self._env: lmdb.Environment | None = None
+        self.begin: Callable[..., lmdb.Transaction] = self._begin_first
+        self._open()
+
+    def release(self) -> None:
+        """Undo one `shared_environment`; the last one closes the environment."""
+        with _registry_lock:
+            self.users -= 1
+            if self.users:
+                return
+            if _environments.get(str(self.path)) is self:
+                del _environments[str(self.path)]
+        with self._write_lock:
+            env, self._env = self._env, None
+            self.begin = self._begin_closed
+            if env is not None:
+                try:
+                    # What relaxed left in the system's buffers; for the other durabilities it is a formality.
+                    env.sync(True)
+                except lmdb.Error as error:
+                    self._raise(error, "closing")
+                finally:
+                    env.close()
+
+    def read(self, fn: Callable[[lmdb.Transaction], T]) -> T:
+        """`fn` with a read transaction, begun anew when the map was grown or the slots were taken meanwhile."""
+        for attempt in range(_READ_RETRIES):
+            try:
+                return fn(self.begin())
+            except lmdb.MapResizedError:
+                self._adopt_map()
+            except lmdb.ReadersFullError as error:
+                if attempt == _READ_RETRIES - 1:
+                    raise StorageTimeoutError(f"lmdb {self.path}: {_MAX_READERS:,} readers are active") from error
+                self._env_now().reader_check()
+                time.sleep(0.01)
+            except (lmdb.BadRslotError, lmdb.BadTxnError):
+                continue
+            except lmdb.Error as error:
+                # A transaction that a growing map invalidated has no error class of its own; another try has
+                # a transaction of its own, and a lasting fault comes back.
+                if type(error) is not lmdb.Error or attempt > 3:
+                    self._raise(error, "reading")
+        raise StorageTimeoutError(f"lmdb {self.path}: the map was grown {_READ_RETRIES} times during one read")
+
+    def write(self, fn: Callable[[lmdb.Transaction], T]) -> T:
+        """`fn` in a write transaction, committed when it returns; run again from its start if the map was full."""
+        with self._write_lock:
+            while True:
+                try:
+                    # Not `with`: it would commit before `fn`'s result is known to be wanted, at twice the price.
+                    txn = self.begin(None, None, True)
+                    try:
+                        result = fn(txn)
+                        txn.commit()
+                        return result
+                    except BaseException:
+                        txn.abort()
+                        raise
+                except lmdb.MapFullError:
+                    self._grow_map()
+                except lmdb.MapResizedError:
+                    self._adopt_map()
+                except lmdb.Error as error:
+                    self._raise(error, "writing")
+
+    def figures(self) -> dict[str, object]:
+        """What `hutch stats` shows."""
+        info = self._env_now().info()
+        return {
+            "path": str(self.path),
+            "durability": self.durability,
+            "file_bytes": (self.path / "data.mdb").stat().st_size,
+            "map_size_bytes": info["map_size"],
+            "readers": info["num_readers"],
+            "lmdb": ".".join(map(str, lmdb.version(lib_version=self._env_now().lib_version()[0]))),
+        }
+
+    # --- opening ---
+
+    def _open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageUnavailableError(f"lmdb: cannot create the folder {self.path}: {error.strerror}") from error
+        map_size_bytes = self._map_size_bytes
+        while True:
+            try:
+                env = self._open_with(map_size_bytes)
+                break
+            except (lmdb.MemoryError, OverflowError) as error:
+                # Not enough address space for the map wished for; it grows later, as far as it can.
+                map_size_bytes //= 4
+                if map_size_bytes < 1 << 20:
+                    raise StorageUnavailableError(f"lmdb {self.path}: no address space to map it") from error
+            except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.IncompatibleError) as error:
+                raise CorruptValueError(
+                    f"{self.path / 'data.mdb'} is damaged, or is not an LMDB file: {error}"
+                ) from error
+            except (lmdb.Error, OSError) as error:
+                self._raise(error, "opening")
+        try:
+            self._check_file(env)
+        except BaseException:
+            env.close()
+            raise
+        self._env = env
+        self.begin = env.begin
+
+    def _open_with(self, map_size_bytes: int) -> lmdb.Environment:
+        exists = (self.path / "data.mdb").exists()
+        return lmdb.open(
+            str(self.path),
+            map_size=map_size_bytes,
+            max_readers=_MAX_READERS,
+            # One transaction is kept for the next reader, which saves it the search for a slot.
+            max_spare_txns=1,
+            lib_version=None if exists and (self.path / "data.mdb").stat().st_size else _FORMAT,
+            **DURABILITY[self.durability],
+        )
+
+    def _check_file(self, env: lmdb.Environment) -> None:
+        """Refuse a file that would end in a crash or in refused keys: reading past its end is a SIGBUS."""
+        env.reader_check()
+        if env.max_key_size() < _LONGEST_KEY_BYTES:
+            raise CorruptValueError(
+                f"{self.path / 'data.mdb'} is in LMDB's old format (0.9), which hutch does not write: it is not hutch's"
+            )
+        page_bytes = env.stat()["psize"]
+        pages = env.info()["last_pgno"] + 1
+        data = self.path / "data.mdb"
+        size = data.stat().st_size
+        if size < pages * page_bytes:
+            raise CorruptValueError(
+                f"{data} was cut off: it has {size:,} bytes, its own header says {pages * page_bytes:,}. "
+                "Restore it from a copy"
+            )
+
+    # --- the map ---
+
+    def _grow_map(self) -> None:
+        env = self._env_now()
+        size = int(env.info()["map_size"])
+        wished = size + min(size, _LARGEST_MAP_STEP)
+        for step in (wished, size + size // _RELATIVE_SPARE, size + (16 << 20)):
+            try:
+                env.set_mapsize(step - step % (1 << 20))
+                return
+            except lmdb.Error as error:
+                failure = error
+        raise StorageFullError(
+            f"lmdb {self.path}: no address space to grow its map beyond {size:,} bytes; what was stored is intact"
+        ) from failure
+
+    def _adopt_map(self) -> None:
+        """Another process grew the map."""
+        with self._write_lock:
+            try:
+                self._env_now().set_mapsize(0)
+            except lmdb.Error as error:
+                self._raise(error, "following the grown map of")
+
+    # --- faults ---
+
+    def _env_now(self) -> lmdb.Environment:
+        env = self._env
+        if env is None:
+            with self._write_lock:
+                if self.begin == self._begin_closed:
+                    raise StoreNotOpenError(f"lmdb {self.path} is closed")
+                if self._env is None:
+                    self._open()
+                env = self._env
+        assert env is not None
+        return env
+
+    def _begin_first(self, *arguments: Any) -> lmdb.Transaction:
+        """`begin` of a process that was forked off: the environment is opened anew on first use."""
+        return self._env_now().begin(*arguments)
+
+    def _begin_closed(self, *_: Any) -> NoReturn:
+        raise StoreNotOpenError(f"lmdb {self.path} is closed")
+
+    def _raise(self, error: Exception, doing: str) -> NoReturn:
+        """The StoreError for `error`. lmdb.Error carries no errno, only the system's text for it."""
+        if isinstance(error, StoreError):
+            raise error
+        if self._env is None and self.begin == self._begin_closed:
+            raise StoreNotOpenError(f"lmdb {self.path} was closed while {doing}") from error
+        text = str(error)
+        if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            raise StorageFullError(
+                f"lmdb {self.path}: no room ({text}); the write did not happen, what was stored is intact"
+            ) from error
+        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
+            raise CorruptValueError(f"lmdb {self.path / 'data.mdb'} is damaged: {text}") from error
+        raise StorageUnavailableError(f"lmdb {self.path}: {doing} failed: {text}") from error
+
+    # --- fork ---
+
+    def before_fork(self) -> None:
+        # A write transaction that another thread has open would be half done in the child.
+        self._write_lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._write_lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self._write_lock = threading.RLock()
+        if self._env is not None:
+            # Closing drops the child's copy of the map and touches nothing of the parent's: reader slots are
+            # cleared by process id, and locks of fcntl are not inherited.
+            self._env.close()
+            self._env = None
+            self.begin = self._begin_first
+
+
+def _before_fork() -> None:
+    _registry_lock.acquire()
+    for environment in list(_all):
+        environment.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for environment in list(_all):
+        environment.after_fork_in_parent()
+    _registry_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock
+    _registry_lock = threading.RLock()
+    for environment in list(_all):
+        environment.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

@@ -1,0 +1,348 @@
+"""The lmdb engine: all namespaces of a store in one LMDB environment (https://www.symas.com/lmdb).
+
+One ordered table. A namespace has an id of four bytes, given at its first write and never reused:
+
+    id key            a value               (id from 1, big endian; key in UTF-8, so byte order is key order)
+    id                how many keys `id` has, 8 bytes, big endian; changed with them in one transaction
+    0000 'v'          the format, b"hutch 1"
+    0000 'i'          the last id given, 4 bytes
+    0000 'n' name     the id of a namespace
+
+A table of its own a namespace would cost a slot in every transaction: 189 us a read at 100,000 of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
+
+from .lmdb_environment import DURABILITY, Environment, shared_environment
+
+_FORMAT_KEY, _FORMAT = b"\0\0\0\0v", b"hutch 1"
+_LAST_ID_KEY = b"\0\0\0\0i"
+_NAME = b"\0\0\0\0n"
+_AFTER_NAMES = b"\0\0\0\0o"
+_CHUNK_ITEMS = 1000
+_CHUNK_BYTES = 1 << 20
+# Windows gives a file the size of its map at once; elsewhere the file grows with its data.
+_MAP_SIZE_BYTES = 16 << 20 if sys.platform == "win32" else 1 << 30
+
+
+class LmdbPlugin(StoragePluginBase):
+    """`lmdb://PATH`: a folder, made when it is missing. Any number of processes; readers never wait for a writer.
+
+    A write commits before it returns. What can be lost of writes that returned:
+
+    - `strict` (2 flushes a write): nothing, neither by a killed process nor by a power cut.
+    - `normal` (1 flush): nothing by a killed process; by a power cut the last write, never the integrity.
+    - `relaxed` (no flush): nothing by a killed process; a power cut can cost the last seconds, or the whole
+      store where the file system reorders writes.
+    """
+
+    OPTIONS = {
+        "path": Option(Path, required=True, help="the folder that holds the store"),
+        "durability": Option(str, default="normal", choices=tuple(DURABILITY), help="what a power cut can cost"),
+        "map_size_bytes": Option(
+            int, default=_MAP_SIZE_BYTES, minimum=1 << 20, help="how much is mapped at first; it grows by itself"
+        ),
+    }
+    capabilities = frozenset(
+        {"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"}
+    )
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        options = self._storage_config
+        self._environment: Environment | None = shared_environment(
+            options["path"], options["durability"], options["map_size_bytes"]
+        )
+        try:
+            self._environment.read(_check_format)
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, namespace: str) -> LmdbStorage:
+        return LmdbStorage(self, namespace, self._shared)
+
+    def namespaces(self) -> list[str]:
+        def listing(txn: lmdb.Transaction) -> list[str]:
+            names = []
+            cursor = txn.cursor()
+            found = cursor.set_range(_NAME)
+            while found and cursor.key() < _AFTER_NAMES:
+                if _count(txn, cursor.value()):
+                    names.append(cursor.key()[len(_NAME) :].decode())
+                found = cursor.next()
+            return names
+
+        return self._shared.read(listing)
+
+    def drop(self, namespace: str) -> None:
+        # The id stays with the name: a handle elsewhere goes on working, on an empty namespace.
+        LmdbStorage(self, namespace, self._shared).clear()
+
+    def stats(self) -> Mapping[str, object]:
+        return self._shared.figures()
+
+    def close(self) -> None:
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            environment.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_environment", None) is not None:
+            self.close()
+
+    @property
+    def _shared(self) -> Environment:
+        assert self._environment is not None, "a closed factory"
+        return self._environment
+
+
+class LmdbStorage(EncodedStorage):
+    """One namespace. Each verb is one transaction, batches too; iteration is one a chunk."""
+
+    def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment) -> None:
+        super().__init__(plugin, namespace)
+        self._environment = environment
+        # None until the namespace exists: opening writes nothing. It never changes after that.
+        self._id: bytes | None = environment.read(lambda txn: txn.get(_NAME + namespace.encode()))
+
+    # --- reading ---
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
+            return self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]  # see below
+        except (lmdb.Error, TypeError):
+            return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
+
+    def exists(self, key: str) -> bool:
+        try:
+            # A cursor does not copy the value.
+            return self._environment.begin().cursor().set_key(self._id + key.encode())  # type: ignore[operator]
+        except (lmdb.Error, TypeError):
+            return self._with_id(lambda txn, id_: txn.cursor().set_key(id_ + key.encode()), False)
+
+    def len(self) -> int:
+        return self._with_id(_count, 0)
+
+    def keys(self) -> Iterator[str]:
+        return self.key_range(None, None, False)
+
+    def read_many(self, keys: list[str]) -> dict[str, bytes]:
+        def reading(txn: lmdb.Transaction, id_: bytes) -> dict[str, bytes]:
+            get = txn.get
+            return {key: data for key in keys if (data := get(id_ + key.encode())) is not None}
+
+        return self._with_id(reading, {})
+
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        for chunk in self._chunks(start, stop, reverse, values=True):
+            for key, data in chunk:
+                yield key[4:].decode(), data
+
+    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        for chunk in self._chunks(start, stop, reverse, values=False):
+            for key, _ in chunk:
+                yield key[4:].decode()
+
+    # --- writing ---
+
+    def write(self, key: str, data: bytes) -> None:
+        name = key.encode()
+
+        def writing(txn: lmdb.Transaction) -> None:
+            id_ = self._own_id(txn)
+            # Told apart by the first put: only a new key changes the count.
+            if txn.put(id_ + name, data, True, False):
+                _add(txn, id_, 1)
+            else:
+                txn.put(id_ + name, data)
+
+        self._environment.write(writing)
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        def writing(txn: lmdb.Transaction) -> None:
+            id_ = self._own_id(txn)
+            before = txn.stat()["entries"]
+            with txn.cursor() as cursor:
+                cursor.putmulti([(id_ + key.encode(), data) for key, data in items.items()])
+            _add(txn, id_, txn.stat()["entries"] - before)
+
+        self._environment.write(writing)
+
+    def delete(self, key: str) -> bool:
+        return self.delete_many([key]) == 1
+
+    def delete_many(self, keys: list[str]) -> int:
+        def deleting(txn: lmdb.Transaction, id_: bytes) -> int:
+            removed = sum(txn.delete(id_ + key.encode()) for key in keys)
+            if removed:
+                _add(txn, id_, -removed)
+            return removed
+
+        return self._change(deleting, 0)
+
+    def clear(self) -> None:
+        def clearing(txn: lmdb.Transaction, id_: bytes) -> None:
+            with txn.cursor() as cursor:
+                found = cursor.set_range(id_ + b"\0") if txn.get(id_) else False
+                while found and cursor.key().startswith(id_):
+                    # Deleting moves the cursor to the next key.
+                    found = cursor.delete()
+            txn.put(id_, _EIGHT_ZEROS)
+
+        self._change(clearing, None)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        name = key.encode()
+        # A race that is lost already costs no write transaction.
+        if self.read(key) != old:
+            return False
+
+        def swapping(txn: lmdb.Transaction) -> bool:
+            id_ = self._own_id(txn)
+            if txn.get(id_ + name) != old:
+                return False
+            if new is None:
+                if txn.delete(id_ + name):
+                    _add(txn, id_, -1)
+                return True
+            txn.put(id_ + name, new)
+            if old is None:
+                _add(txn, id_, 1)
+            return True
+
+        return self._environment.write(swapping)
+
+    def close(self) -> None:
+        # Every write was committed, with the flushes its durability has. The environment is the plugin's.
+        pass
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return ("lmdb", str(self._environment.path), self.namespace)
+
+    # --- inside ---
+
+    def _with_id(self, fn: Callable[[lmdb.Transaction, bytes], Any], missing: Any) -> Any:
+        """`fn` in a read transaction, or `missing` if nobody has written to the namespace yet."""
+
+        def reading(txn: lmdb.Transaction) -> Any:
+            if self._id is None:
+                self._id = txn.get(_NAME + self.namespace.encode())
+            return missing if self._id is None else fn(txn, self._id)
+
+        return self._environment.read(reading)
+
+    def _change(self, fn: Callable[[lmdb.Transaction, bytes], Any], missing: Any) -> Any:
+        """`fn` in a write transaction, or `missing` if there is nothing to change."""
+
+        def changing(txn: lmdb.Transaction) -> Any:
+            id_ = self._id or txn.get(_NAME + self.namespace.encode())
+            return missing if id_ is None else fn(txn, id_)
+
+        return self._environment.write(changing)
+
+    def _own_id(self, txn: lmdb.Transaction) -> bytes:
+        """The namespace's id, given out in this transaction if it has none."""
+        if self._id is not None:
+            return self._id
+        name = _NAME + self.namespace.encode()
+        id_ = txn.get(name)
+        if id_ is None:
+            if txn.get(_FORMAT_KEY) is None:
+                txn.put(_FORMAT_KEY, _FORMAT)
+            last = int.from_bytes(txn.get(_LAST_ID_KEY) or b"\0", "big")
+            id_ = (last + 1).to_bytes(4, "big")
+            txn.put(_LAST_ID_KEY, id_)
+            txn.put(name, id_)
+            txn.put(id_, _EIGHT_ZEROS)
+            # Not kept in self._id: this transaction may yet be rolled back. The next read finds it.
+        return id_
+
+    def _chunks(
+        self, start: str | None, stop: str | None, reverse: bool, *, values: bool
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """The range in lists of bounded size, each read in a transaction of its own: none outlives a `next`."""
+        id_ = self._with_id(lambda _, id_: id_, None)
+        if id_ is None:
+            return
+        # The first and the last key possible: a key has at least one byte, so `id_` alone is never one.
+        low = id_ + (b"\0" if start is None else start.encode())
+        after = (int.from_bytes(id_, "big") + 1).to_bytes(4, "big") if stop is None else id_ + stop.encode()
+        read = self._environment.read
+        while True:
+            chunk = read(lambda txn: _chunk(txn, low, after, reverse, values))  # noqa: B023 - run at once
+            if not chunk:
+                return
+            yield chunk
+            if reverse:
+                after = chunk[-1][0]
+            else:
+                low = chunk[-1][0] + b"\0"
+
+
+_EIGHT_ZEROS = bytes(8)
+
+
+def _chunk(
+    txn: lmdb.Transaction, low: bytes, after: bytes, reverse: bool, values: bool
+) -> list[tuple[bytes, bytes]]:
+    """The first items with ``low <= key < after``, from the end if `reverse`; at least one if there is any."""
+    cursor = txn.cursor()
+    chunk: list[tuple[bytes, bytes]] = []
+    size = 0
+    if reverse:
+        found = cursor.prev() if cursor.set_range(after) else cursor.last()
+        while found and (key := cursor.key()) >= low and len(chunk) < _CHUNK_ITEMS and size < _CHUNK_BYTES:
+            data = cursor.value() if values else b""
+            chunk.append((key, data))
+            size += len(data)
+            found = cursor.prev()
+        return chunk
+    if not cursor.set_range(low):
+        return chunk
+    if values:
+        for item in cursor.iternext():
+            if item[0] >= after:
+                break
+            chunk.append(item)
+            size += len(item[1])
+            if len(chunk) >= _CHUNK_ITEMS or size >= _CHUNK_BYTES:
+                break
+        return chunk
+    for key in cursor.iternext(True, False):
+        if key >= after:
+            break
+        chunk.append((key, b""))
+        if len(chunk) >= _CHUNK_ITEMS:
+            break
+    return chunk
+
+
+def _count(txn: lmdb.Transaction, id_: bytes) -> int:
+    return int.from_bytes(txn.get(id_) or b"", "big")
+
+
+def _add(txn: lmdb.Transaction, id_: bytes, change: int) -> None:
+    if change:
+        txn.put(id_, (_count(txn, id_) + change).to_bytes(8, "big"))
+
+
+def _check_format(txn: lmdb.Transaction) -> None:
+    found = txn.get(_FORMAT_KEY)
+    if found == _FORMAT:
+        return
+    if found is not None:
+        raise CorruptValueError(f"the store is in format {ascii(found[:40])}; this hutch reads and writes {_FORMAT!r}")
+    if txn.stat()["entries"]:
+        raise CorruptValueError("the folder holds an LMDB database that hutch did not write; choose another path")
