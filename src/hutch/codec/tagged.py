@@ -1,0 +1,292 @@
+"""Tagged JSON: any value of the default codec as JSON text, with its type kept. docs/dump-format.md describes it.
+
+What JSON keeps is written as it is. Everything else is an object whose first name starts with ``$``:
+``{"$set": ["a", "b"]}``. A dict that would look like one is written as ``{"$dict": [[key, value], ...]}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+from uuid import UUID
+
+from ..errors import CorruptValueError, ValueTypeError
+from . import registered
+from .exttypes import MAX_DEPTH, _unzone, _zone
+
+# JavaScript, jq and most other readers keep no larger whole number exactly.
+_LARGEST_PLAIN_INT = 2**53 - 1
+# CPython refuses to read or write longer decimal numbers; hexadecimal has no such limit.
+_LONGEST_DECIMAL_BITS = 10_000
+_float_bits = struct.Struct(">d")
+_PLAIN_NAN = bytes.fromhex("7ff8000000000000")
+
+
+def to_tagged(value: object) -> Any:
+    """`value` as what `json.dumps` writes without loss: None, bool, int, float, str, list and dict with str keys.
+
+    Equal values of identical types give equal results, sets included. Raises ValueTypeError for a value that the
+    default codec does not take.
+    """
+    return _tag(value, 0)
+
+
+def to_json(value: object) -> str:
+    """`value` as one line of tagged JSON, without a character that a terminal would act on. Raises as `to_tagged`."""
+    try:
+        return json_text(to_tagged(value))
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def json_text(tagged: Any) -> str:
+    """One line of JSON of what `to_tagged` returned. Characters that do not print are written as ``\\uXXXX``."""
+    text = json.dumps(tagged, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if text.isprintable():
+        return text
+    # JSON itself escapes only the first 32. They can stand nowhere but in a string, so the escape is right.
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value that `to_json` wrote as `text`, or that anybody wrote by hand.
+
+    Raises CorruptValueError that says what was expected; it shows no part of the text but tags and names of types.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_read_object, parse_constant=_refuse_constant)
+    except CorruptValueError:
+        raise
+    except UnicodeDecodeError as error:
+        raise CorruptValueError(f"not UTF-8: byte {error.start} cannot be read") from error
+    except RecursionError as error:
+        raise CorruptValueError("it is nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise CorruptValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+    except ValueError as error:
+        raise CorruptValueError(f"not JSON that hutch can read: {error}") from error
+
+
+# --- writing ---
+
+
+def _tag(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
+        return value if value.isascii() else _tag_text(value)
+    if kind is int:
+        return value if -_LARGEST_PLAIN_INT <= value <= _LARGEST_PLAIN_INT else {"$int": _digits(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": _not_finite(value)}
+    if depth > MAX_DEPTH:
+        raise _too_deep()
+    if kind is list:
+        return [_tag(item, depth + 1) for item in value]
+    if kind is dict:
+        return _tag_dict(value, depth)
+    write = _WRITERS.get(kind)
+    if write is not None:
+        tag, payload = write(value)
+        return {tag: _tag(payload, depth)}
+    if kind in (set, frozenset):
+        # Sorted, so that one value has one text.
+        return {f"${kind.__name__}": sorted((_tag(item, depth + 1) for item in value), key=json.dumps)}
+    known = registered.find(kind)
+    if known is not None:
+        return {"$type": known.name, "value": _tag(known.encode(value), depth + 1)}
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    raise ValueTypeError(
+        f"it is or holds a {name}, which JSON with type tags cannot carry; register it with "
+        f"hutch.register_type({kind.__qualname__}), or convert it"
+    )
+
+
+def _tag_text(text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # As escapes in a JSON string, two lone surrogates in a row would come back as one character.
+        return {"$surrogates": b64encode(text.encode("utf-8", "surrogatepass")).decode()}
+    return text
+
+
+def _tag_dict(value: dict[Any, Any], depth: int) -> Any:
+    if all(type(key) is str and key[:1] != "$" and (key.isascii() or type(_tag_text(key)) is str) for key in value):
+        return {key: _tag(item, depth + 1) for key, item in value.items()}
+    return {"$dict": [[_tag(key, depth + 1), _tag(item, depth + 1)] for key, item in value.items()]}
+
+
+def _digits(value: int) -> str:
+    return str(value) if value.bit_length() <= _LONGEST_DECIMAL_BITS else hex(value)
+
+
+def _not_finite(value: float) -> str:
+    bits = _float_bits.pack(value)
+    return f"nan:{bits.hex()}" if math.isnan(value) and bits != _PLAIN_NAN else repr(value)
+
+
+def _datetime(value: datetime) -> Any:
+    zone = _zone_of(value)
+    if value.fold == 0 and (zone is None or isinstance(zone, int)):
+        return value.isoformat()
+    return [value.replace(tzinfo=None).isoformat(), value.fold, zone]
+
+
+def _time(value: time) -> Any:
+    zone = _zone_of(value)
+    if value.fold == 0 and (zone is None or isinstance(zone, int)):
+        return value.isoformat()
+    return [value.replace(tzinfo=None).isoformat(), value.fold, zone]
+
+
+def _zone_of(value: datetime | time) -> object:
+    try:
+        return _zone(value.tzinfo)
+    except TypeError as error:
+        raise ValueTypeError(
+            f"it is or holds a {type(value).__name__} with a {error}, which hutch cannot write"
+        ) from None
+
+
+def _too_deep() -> ValueTypeError:
+    return ValueTypeError(f"it is nested more than {MAX_DEPTH} deep, or holds itself; flatten it")
+
+
+_windows_here = issubclass(type(Path()), PureWindowsPath)
+_PATH_TAG = "$windows_path" if _windows_here else "$path"
+
+_WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
+    bytes: lambda v: ("$bytes", b64encode(v).decode()),
+    tuple: lambda v: ("$tuple", list(v)),
+    datetime: lambda v: ("$datetime", _datetime(v)),
+    date: lambda v: ("$date", v.isoformat()),
+    time: lambda v: ("$time", _time(v)),
+    timedelta: lambda v: ("$timedelta", [v.days, v.seconds, v.microseconds]),
+    Decimal: lambda v: ("$decimal", str(v)),
+    Fraction: lambda v: ("$fraction", [v.numerator, v.denominator]),
+    complex: lambda v: ("$complex", [v.real, v.imag]),
+    UUID: lambda v: ("$uuid", str(v)),
+    range: lambda v: ("$range", [v.start, v.stop, v.step]),
+    PurePosixPath: lambda v: ("$pure_posix_path", str(v)),
+    PureWindowsPath: lambda v: ("$pure_windows_path", str(v)),
+    type(Path()): lambda v: (_PATH_TAG, str(v)),
+}
+
+
+# --- reading ---
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> Any:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise CorruptValueError("an object has the same name twice")
+    if not any(name[:1] == "$" for name in result):
+        return result
+    tag = pairs[0][0]
+    if tag == "$type" and len(pairs) == 2 and "value" in result and type(result[tag]) is str:
+        return registered.decode(result[tag], result["value"])
+    read = _READERS.get(tag)
+    if read is None or len(pairs) != 1:
+        raise CorruptValueError(
+            f"{ascii(tag)[:40]} is no tag, or not alone in its object; a dict with a key that starts with '$' is "
+            'written {"$dict": [[key, value], ...]}'
+        )
+    try:
+        return read(pairs[0][1])
+    except CorruptValueError:
+        raise
+    except Exception as error:
+        # The error of the type itself may quote the value.
+        raise CorruptValueError(f"what stands in {tag!r} is not what that tag holds ({type(error).__name__})") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise CorruptValueError(
+        f"{name} is not JSON; write " + '{"$float": "nan"}, {"$float": "inf"} or {"$float": "-inf"}'
+    )
+
+
+def _list(payload: Any) -> list[Any]:
+    if type(payload) is not list:
+        raise TypeError
+    return payload
+
+
+def _text(payload: Any) -> str:
+    if type(payload) is not str:
+        raise TypeError
+    return payload
+
+
+def _read_int(payload: Any) -> int:
+    return int(_text(payload), 16 if "x" in payload else 10)
+
+
+def _read_float(payload: Any) -> float:
+    kind, colon, bits = _text(payload).partition(":")
+    if kind not in ("nan", "inf", "-inf"):
+        raise ValueError
+    value: float = _float_bits.unpack(bytes.fromhex(bits))[0] if colon else float(kind)
+    return value
+
+
+def _read_dict(payload: Any) -> dict[Any, Any]:
+    result: dict[Any, Any] = dict(map(_list, _list(payload)))
+    if len(result) != len(payload):
+        raise CorruptValueError("a '$dict' has the same key twice")
+    return result
+
+
+def _read_datetime(payload: Any) -> datetime:
+    if type(payload) is str:
+        return datetime.fromisoformat(payload)
+    text, fold, zone = _list(payload)
+    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+
+
+def _read_time(payload: Any) -> time:
+    if type(payload) is str:
+        return time.fromisoformat(payload)
+    text, fold, zone = _list(payload)
+    return time.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+
+
+def _read_path(windows: bool) -> Callable[[Any], PurePath]:
+    pure: type[PurePath] = PureWindowsPath if windows else PurePosixPath
+    # A path of another system cannot be used here, but it can be looked at.
+    return lambda payload: (Path if windows == _windows_here else pure)(_text(payload))
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "$int": _read_int,
+    "$float": _read_float,
+    "$surrogates": lambda p: b64decode(_text(p), validate=True).decode("utf-8", "surrogatepass"),
+    "$bytes": lambda p: b64decode(_text(p), validate=True),
+    "$tuple": lambda p: tuple(_list(p)),
+    "$set": lambda p: set(_list(p)),
+    "$frozenset": lambda p: frozenset(_list(p)),
+    "$dict": _read_dict,
+    "$datetime": _read_datetime,
+    "$date": date.fromisoformat,
+    "$time": _read_time,
+    "$timedelta": lambda p: timedelta(*_list(p)),
+    "$decimal": lambda p: Decimal(_text(p)),
+    "$fraction": lambda p: Fraction(*_list(p)),
+    "$complex": lambda p: complex(*_list(p)),
+    "$uuid": UUID,
+    "$range": lambda p: range(*_list(p)),
+    "$path": _read_path(windows=False),
+    "$windows_path": _read_path(windows=True),
+    "$pure_posix_path": lambda p: PurePosixPath(_text(p)),
+    "$pure_windows_path": lambda p: PureWindowsPath(_text(p)),
+}

@@ -1,0 +1,130 @@
+"""Stores and JSON lines: `dump` and `load`. docs/dump-format.md describes the lines."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from .. import CorruptValueError, Store, StoreError, ValueTypeError
+from ..codec.tagged import from_json, json_text, to_tagged
+from ..limits import check_key, check_namespace
+from .batches import BATCH_ITEMS, OnProgress, Transferred, Writer, chosen, fits, report
+
+#: The version of the dump format that `dump` writes and `load` reads.
+DUMP_VERSION = 1
+_LONGEST_HEADER = 4096
+
+
+def dump(
+    store: Store, out: IO[bytes], namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
+) -> Transferred:
+    """Write every item of `store` to `out` as JSON lines that keep types; `namespaces` are globs, as in `copy`.
+
+    Raises ValueTypeError, which names namespace and key, for a value that only pickle can hold: a dump carries
+    no pickles, because loading one would run code; `copy` moves such values. Raises CorruptValueError for a
+    value that cannot be read. `out` is not closed or flushed.
+    """
+    names = chosen(store, namespaces)
+    out.write(_line({"hutch_dump": DUMP_VERSION}))
+    written = 0
+    for name in names:
+        with store.open(name) as handle:
+            total, done = len(handle), 0
+            for key, value in handle.items():
+                try:
+                    tagged = to_tagged(value)
+                    line = _line({"namespace": name, "key": key, "value": tagged})
+                except (ValueTypeError, RecursionError) as error:
+                    told = "it is nested too deep" if isinstance(error, RecursionError) else error
+                    raise ValueTypeError(
+                        f"the value of key {key!r} in namespace {name!r} cannot be dumped: {told}"
+                    ) from error
+                out.write(line)
+                done += 1
+                if done % BATCH_ITEMS == 0:
+                    report(progress, name, done, total)
+            report(progress, name, done, total)
+            written += done
+    # So that a dump that was cut off cannot pass for a whole one.
+    out.write(_line({"count": written}))
+    return Transferred(len(names), written, 0)
+
+
+def load(
+    store: Store,
+    lines: Iterable[bytes],
+    namespaces: Iterable[str] | None = None,
+    *,
+    progress: OnProgress | None = None,
+) -> Transferred:
+    """Set in `store` every item of the dump `lines`, a binary file perhaps; of namespaces that fit a glob, if given.
+
+    Writes as `copy` does: it replaces what has the same key, removes nothing, and can be run again after an
+    interruption. Several dumps in a row are one.
+
+    Raises CorruptValueError, which names the line, for text that is not a dump, for a damaged line, and for a
+    dump that was cut off; the items before that line are loaded.
+    """
+    patterns = None if namespaces is None else list(namespaces)
+    totals = Writer(progress)
+    items = (item for item in _read_dump(lines) if fits(item[0], patterns))
+    for name, group in itertools.groupby(items, key=lambda item: item[0]):
+        with store.open(name) as handle:
+            totals.add(handle, ((key, value) for _, key, value in group), None)
+    return totals.result()
+
+
+# --- the lines of a dump ---
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json_text(record).encode() + b"\n"
+
+
+def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
+    count: int | None = None
+    number, before = 0, 0
+    for number, line in enumerate(lines, 1):
+        try:
+            if count is None:
+                _check_header(line)
+                count = 0
+                continue
+            record = from_json(line)
+            if type(record) is not dict:
+                raise CorruptValueError('expected an object, {"namespace": ..., "key": ..., "value": ...}')
+            if record.keys() == {"namespace", "key", "value"}:
+                item = check_namespace(record["namespace"]), check_key(record["key"]), record["value"]
+            elif record.keys() == {"count"}:
+                if record["count"] != count:
+                    raise CorruptValueError("its count of items does not fit; lines are missing, or were added")
+                count = None
+                continue
+            else:
+                raise CorruptValueError("expected the names namespace, key and value, or on the last line count")
+        except StoreError as error:
+            raise CorruptValueError(f"line {number:,} of the dump: {error}. {_loaded(before)}") from error
+        count += 1
+        before += 1
+        yield item
+    if count is not None:
+        raise CorruptValueError(
+            f"the dump ends after line {number:,} without its last line: it was cut off. {_loaded(before)}"
+        )
+    if number == 0:
+        raise CorruptValueError("this is no dump of hutch: it is empty")
+
+
+def _check_header(line: bytes) -> None:
+    try:
+        header = from_json(line[:_LONGEST_HEADER])
+        version = header["hutch_dump"]
+    except (CorruptValueError, TypeError, KeyError) as error:
+        raise CorruptValueError('this is no dump of hutch: expected {"hutch_dump": 1}') from error
+    if version != DUMP_VERSION:
+        raise CorruptValueError("the dump has a format that this hutch does not know; a newer one wrote it")
+
+
+def _loaded(before: int) -> str:
+    return f"The {before:,} items before it were read and are loaded"
