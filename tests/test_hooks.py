@@ -207,11 +207,11 @@ def site(folder: Path, project: str, entry_points: str, code: str) -> None:
     (folder / f"{project}.py").write_text(code, "utf-8")
 
 
-def ran(folder: Path, program: str) -> Any:
-    """What `program` prints as JSON, with what is installed in `folder`."""
+def ran(program: str, *sites: Path) -> Any:
+    """What `program` prints as JSON, with what is installed in `sites`; a warning ends it."""
     run = subprocess.run(
-        [sys.executable, "-W", "always", "-c", program],
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites))},
         capture_output=True,
         text=True,
         check=False,
@@ -237,7 +237,7 @@ with hutch.connect("memory://") as store, store.open("core"):
     pass
 print(json.dumps(sys.modules["listening"].told))
 """
-    assert ran(tmp_path, program) == [["memory", "core"]]
+    assert ran(program, tmp_path) == [["memory", "core"]]
 
 
 def test_a_module_may_register_hooks_while_it_is_loaded(tmp_path: Path) -> None:
@@ -250,7 +250,22 @@ notify("hutch_namespace_opened", store="s", namespace="n")
 import listening
 print(json.dumps(listening.told))
 """
-    assert ran(tmp_path, program) == [["s", "n"]]
+    assert ran(program, tmp_path) == [["s", "n"]]
+
+
+def test_hooks_that_are_installed_twice_are_called_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        site(tmp_path / name, "listening", "listening = listening", LISTENING)
+    site(tmp_path / "b", "another", "other_name = listening", "")
+    program = """
+import json
+from hutch.hooks import notify
+notify("hutch_namespace_opened", store="s", namespace="n")
+import listening
+print(json.dumps(listening.told))
+"""
+    assert ran(program, tmp_path / "a", tmp_path / "b") == [["s", "n"]]
 
 
 def test_a_broken_entry_point_is_a_warning_and_the_others_are_loaded(tmp_path: Path) -> None:
@@ -263,13 +278,14 @@ def test_a_broken_entry_point_is_a_warning_and_the_others_are_loaded(tmp_path: P
     program = """
 import json, warnings
 with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
     from hutch.hooks import notify
     notify("hutch_namespace_opened", store="s", namespace="n")
     notify("hutch_namespace_opened", store="s", namespace="n")
 import listening
 print(json.dumps([listening.told, [[w.category.__name__, str(w.message)] for w in caught]]))
 """
-    told, warned = ran(tmp_path, program)
+    told, warned = ran(program, tmp_path)
     assert told == [["s", "n"]] * 2
     assert {category for category, _ in warned} == {"RuntimeWarning"}
     texts = sorted(text for _, text in warned)
@@ -289,10 +305,11 @@ def test_entry_points_that_cannot_be_read_are_a_warning(tmp_path: Path) -> None:
     program = """
 import json, warnings
 with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
     from hutch.hooks import hooked_plugins
     found = hooked_plugins()
 print(json.dumps([found, [str(w.message) for w in caught]]))
 """
-    found, (warned,) = ran(tmp_path, program)
+    found, (warned,) = ran(program, tmp_path)
     assert found == []
     assert warned.startswith("the entry points of group hutch cannot be read: UnicodeDecodeError")

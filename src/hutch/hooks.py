@@ -130,10 +130,11 @@ def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
         return [f"the entry points of group {PROJECT} cannot be read: {error!r}"]
     problems = []
     for entry_point in found:
-        if manager.has_plugin(entry_point.name):
-            continue  # installed twice, or registered by its own module a moment ago
         try:
-            _register(manager, entry_point.load(), entry_point.name)
+            hooks = entry_point.load()
+            # It may be: installed twice, or its module registered itself.
+            if not manager.is_registered(hooks):
+                _register(manager, hooks, entry_point.name)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a module may raise anything, and call sys.exit
