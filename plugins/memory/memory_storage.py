@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
 
 from hutch import EncodedStorage, Option, StoragePluginBase
 
@@ -93,11 +94,10 @@ class MemoryStorage(EncodedStorage):
         with _write_lock:
             return sum(self._data.pop(key, None) is not None for key in keys)
 
-    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        if start is None and stop is None and not reverse:
-            # Order costs a sort; `items` promises none.
-            return iter(list(self._data.items()))
-        return super().read_range(start, stop, reverse)
+    def items(self) -> Iterator[tuple[str, Any]]:
+        # No order is promised here, and a sort would cost more than the reading.
+        for key, data in list(self._data.items()):
+            yield key, self._decoded(key, data)
 
     def clear(self) -> None:
         with _write_lock:

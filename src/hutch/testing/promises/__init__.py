@@ -1,0 +1,1 @@
+"""One module a promise; `hutch.testing.StorageSuite` is all of them."""

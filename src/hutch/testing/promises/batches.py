@@ -1,0 +1,116 @@
+"""Many keys at once: get_many, set_many, remove_many, update, clear."""
+
+from __future__ import annotations
+
+import pytest
+
+import hutch
+
+from .kit import Promises, encoded, needs, together
+
+
+class Batches(Promises):
+    def test_get_many_gives_what_is_there_in_the_order_asked_for(self, ns: hutch.Namespace) -> None:
+        """get_many gives the values of those keys that are there, in the order given, each once."""
+        ns.update({f"k{n}": n for n in range(5)})
+        found = ns.get_many(["k3", "missing", "k1", "k3", "k0"])
+        assert list(found.items()) == [("k3", 3), ("k1", 1), ("k0", 0)]
+        assert ns.get_many([]) == {}
+        assert ns.get_many(key for key in ("k2",)) == {"k2": 2}
+
+    def test_set_many_sets_all(self, ns: hutch.Namespace) -> None:
+        """set_many creates and replaces, and an empty batch does nothing."""
+        ns["a"] = "old"
+        ns.set_many({"a": "new", "b": [1]})
+        ns.set_many({})
+        assert dict(ns) == {"a": "new", "b": [1]}
+
+    def test_remove_many_removes_what_is_there_and_counts_it(self, ns: hutch.Namespace) -> None:
+        """remove_many removes those keys that are there; how many that were, a key named twice counted once."""
+        ns.update({f"k{n}": n for n in range(5)})
+        assert ns.remove_many(["k1", "missing", "k3", "k1"]) == 2
+        assert ns.remove_many([]) == 0
+        assert ns.remove_many(["missing"]) == 0
+        assert dict(ns) == {"k0": 0, "k2": 2, "k4": 4}
+
+    def test_large_batches_work(self, ns: hutch.Namespace) -> None:
+        """Batches of 5,000 keys are set, read, scanned and removed whole."""
+        items = {f"key {n:05}": n for n in range(5000)}
+        ns.update(items)
+        assert len(ns) == 5000
+        assert ns.get_many(items) == items
+        assert list(ns.scan()) == list(items.items())
+        assert ns.remove_many([key for key, n in items.items() if n % 2]) == 2500
+        assert sorted(ns) == [key for key, n in items.items() if not n % 2]
+
+    @pytest.mark.parametrize("bad", ["", "k" * 1025, 7, "\ud800"])
+    def test_a_bad_key_refuses_the_whole_batch(self, ns: hutch.Namespace, bad: object) -> None:
+        """A batch with one bad key writes, removes and reads nothing."""
+        ns["k"] = "old"
+        batch = {"k": "new", bad: "bad", "z": "new"}
+        for wrong in (ns.update, ns.set_many, ns.remove_many, ns.get_many):
+            with pytest.raises((hutch.KeyLimitError, hutch.KeyTypeError)):
+                wrong(batch)  # type: ignore[operator]
+        assert dict(ns) == {"k": "old"}
+
+    def test_a_bad_value_refuses_the_whole_batch(self, store: hutch.Store) -> None:
+        """A batch with one value that cannot be stored writes nothing (engines that encode)."""
+        encoded(store, "core").close()
+        with store.open("core") as ns:
+            ns["k"] = "old"
+            with pytest.raises(hutch.ValueTypeError):
+                ns.update({"k": "new", "bad": lambda: None, "z": "new"})
+            with pytest.raises(hutch.ValueTypeError):
+                ns.set_many({"a": 1, "k": [lambda: None]})
+            assert dict(ns) == {"k": "old"}
+
+    def test_a_batch_appears_at_once(self, store: hutch.Store) -> None:
+        """Where atomic-batch is declared, a reader that saw one key of a batch sees all of it."""
+        needs(store, "atomic-batch")
+        keys = [f"k{n:02}" for n in range(20)]
+        rounds = 60
+        with store.open("core") as ns:
+            ns.update(dict.fromkeys(keys, 0))
+
+            def write() -> int:
+                for number in range(1, rounds + 1):
+                    ns.update(dict.fromkeys(keys, number))
+                return 0
+
+            def read() -> int:
+                torn = 0
+                for _ in range(100_000):
+                    # Read one by one: whatever was seen first, the keys read after it are as new or newer.
+                    seen = [ns[keys[(turn * 7) % 20]] for turn in range(20)]
+                    torn += seen != sorted(seen)
+                    if seen[0] == rounds:
+                        break
+                return torn
+
+            assert together(write, read, read) == [0, 0, 0]
+            assert set(ns.values()) == {rounds}
+
+    def test_a_batch_is_removed_at_once(self, store: hutch.Store) -> None:
+        """Where atomic-batch is declared, clear and remove_many take all keys at once."""
+        needs(store, "atomic-batch")
+        keys = [f"k{n:02}" for n in range(20)]
+        with store.open("core") as ns:
+            done: list[bool] = []
+
+            def write() -> int:
+                for number in range(60):
+                    ns.update(dict.fromkeys(keys, number))
+                    if number % 2:
+                        ns.clear()
+                    else:
+                        assert ns.remove_many(keys) == 20
+                done.append(True)
+                return 0
+
+            def count() -> int:
+                torn = 0
+                while not done:
+                    torn += len(ns) not in (0, 20)
+                return torn
+
+            assert together(write, count) == [0, 0]

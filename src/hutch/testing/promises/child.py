@@ -1,0 +1,128 @@
+"""Another process on the same storage: `Child` here, `main` there. They speak in pickles over pipes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+from .kit import PATIENCE_S
+
+
+class ChildError(AssertionError):
+    """The other process died, hung, or raised."""
+
+
+class Child:
+    """A process that has run ``hutch.connect(config)`` and does what it is told; see `.jobs` for what it can."""
+
+    def __init__(self, config: Any) -> None:
+        try:
+            pickled = pickle.dumps(config)
+        except Exception as error:
+            raise ChildError(f"`config` must be something that can be pickled, for other processes: {error}") from error
+        # What this process can import, that one can: hutch and drivers may come from sys.path alone.
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._stderr = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hutch.testing.promises.jobs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environ,
+        )
+        self._ready = False
+        self._write(pickled)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self._process.poll() is None:
+                self._finish()
+        finally:
+            self.kill()
+
+    def start(self, job: str, *arguments: Any) -> None:
+        """Let it begin a job; `result` waits for the end."""
+        self._write(pickle.dumps((job, arguments)))
+
+    def result(self, patience_s: float = PATIENCE_S) -> Any:
+        """What the job begun returned. Raises ChildError if it raised, died or was not done in time."""
+        if not self._ready:
+            self._receive(patience_s)
+            self._ready = True
+        return self._receive(patience_s)
+
+    def call(self, job: str, *arguments: Any) -> Any:
+        """Do a job and wait for it."""
+        self.start(job, *arguments)
+        return self.result()
+
+    def read(self, patience_s: float = PATIENCE_S) -> Any:
+        """The next thing that it says, EOFError once it is dead."""
+        assert self._process.stdout is not None
+        watchdog = threading.Timer(patience_s, self._process.kill)
+        watchdog.start()
+        try:
+            return pickle.load(self._process.stdout)
+        except pickle.UnpicklingError:
+            raise EOFError("cut off in the middle") from None
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+
+    def kill(self) -> None:
+        """End it at once, without a chance to tidy up (SIGKILL), and forget it."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # what it did not read any more
+                    continue
+
+    def kill_only(self) -> None:
+        """End it at once; what it said before can still be read."""
+        self._process.kill()
+
+    def _receive(self, patience_s: float) -> Any:
+        try:
+            outcome, told = self.read(patience_s)
+        except EOFError:
+            code = self._process.wait()
+            raise ChildError(f"the other process died or hung, exit code {code}: {self._errors()}") from None
+        if outcome == "raised":
+            raise ChildError(f"the other process raised {told}")
+        return told
+
+    def _finish(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            code = self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise ChildError(f"the other process does not end: {self._errors()}") from None
+        if code:
+            raise ChildError(f"the other process ended with exit code {code}: {self._errors()}")
+
+    def _write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except OSError as error:
+            raise ChildError(f"the other process is gone: {self._errors()}") from error
+
+    def _errors(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")[-3000:] or "it said nothing"

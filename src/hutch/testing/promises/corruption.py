@@ -1,0 +1,102 @@
+"""Damaged data is an error that says where it is, and touches nothing else."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+import hutch
+
+from .kit import Promises, encoded
+
+# What crc32 gives for an intact frame (docs/format.md): a storage whose values have it can notice every change.
+_RESIDUE = 0x2144DF1C
+
+READS: dict[str, Callable[[hutch.Namespace], Any]] = {
+    "[]": lambda ns: ns["bad"],
+    "get": lambda ns: ns.get("bad"),
+    "pop": lambda ns: ns.pop("bad"),
+    "items": lambda ns: list(ns.items()),
+    "values": lambda ns: list(ns.values()),
+    "scan": lambda ns: list(ns.scan()),
+    "get_many": lambda ns: ns.get_many(["bad", "good"]),
+    "modify": lambda ns: ns.modify("bad", lambda v: v),
+    "mutable": lambda ns: ns.mutable("bad").__enter__(),
+    "compare_and_set": lambda ns: ns.compare_and_set("bad", 1, 2),
+    "setdefault": lambda ns: ns.setdefault("bad", 1),
+}
+
+
+class Corruption(Promises):
+    def corrupt(self, config: Any, namespace: str, key: str) -> None:
+        """Damage the stored bytes of `key`, past the storage under test. Define it where the engine holds bytes.
+
+        For a `hutch.EncodedStorage` this does it.
+        """
+        with hutch.connect(config) as store, closing(encoded(store, namespace)) as storage:
+            stored = storage.read(key)
+            assert stored is not None
+            storage.write(key, b"\xc1" + stored[1:-1])
+
+    def test_damaged_data_is_an_error_that_says_where(self, config: Any) -> None:
+        """Reading a damaged value by any way raises CorruptValueError with plugin, namespace and key, and no value."""
+        with hutch.connect(config) as store, store.open("core") as ns:
+            ns["bad"] = "this is secret"
+            ns["good"] = "intact"
+        self.corrupt(config, "core", "bad")
+        with hutch.connect(config) as store, store.open("core") as ns:
+            for way, read in READS.items():
+                with pytest.raises(hutch.CorruptValueError) as raised:
+                    read(ns)
+                    pytest.fail(f"{way} gave a damaged value")
+                text = str(raised.value)
+                assert all(part in text for part in (store.name, "'core'", "'bad'")), f"{way}: {text}"
+                assert "secret" not in text
+
+    def test_damage_stays_where_it_is(self, config: Any) -> None:
+        """Around a damaged value all works: other keys, len, keys; setting it heals it, removing removes it."""
+        with hutch.connect(config) as store, store.open("core") as ns:
+            ns.update(bad=1, good=2, worse=3)
+        self.corrupt(config, "core", "bad")
+        self.corrupt(config, "core", "worse")
+        with hutch.connect(config) as store, store.open("core") as ns:
+            assert (ns["good"], len(ns), sorted(ns), "bad" in ns) == (2, 3, ["bad", "good", "worse"], True)
+            assert list(ns.scan_keys()) == ["bad", "good", "worse"]
+            ns["good"] = 4
+            ns["bad"] = 5
+            del ns["worse"]
+            assert dict(ns) == {"bad": 5, "good": 4}
+
+    def test_bytes_that_are_no_value_are_never_taken_for_one(self, store: hutch.Store) -> None:
+        """Foreign, cut and empty bytes are a CorruptValueError, never a value (engines that encode)."""
+        with closing(encoded(store, "core")) as storage:
+            storage.set("k", {"some": ["value"], "n": 5})
+            intact = storage.read("k")
+            assert intact is not None
+            for planted in (b"", b"\0", b"\xc1" * 40, b"plain text of another program", intact[:-1], intact[: len(intact) // 2]):
+                storage.write("k", planted)
+                with pytest.raises(hutch.CorruptValueError):
+                    storage.get("k")
+                    pytest.fail(f"{planted!r} was taken for a value")
+            storage.write("k", intact)
+            assert storage.get("k") == {"some": ["value"], "n": 5}
+
+    def test_a_flipped_bit_anywhere_in_a_value_is_noticed(self, store: hutch.Store) -> None:
+        """Any one bit of the stored bytes flipped is a CorruptValueError (engines that store hutch's own frames)."""
+        with closing(encoded(store, "core")) as storage:
+            storage.set("k", {"some": ["value"]})
+            intact = storage.read("k")
+            assert intact is not None
+            if zlib.crc32(intact) != _RESIDUE:
+                pytest.skip(f"the {store.name} engine stores values in a format without a checksum")
+            for position in range(len(intact) * 8):
+                flipped = bytearray(intact)
+                flipped[position // 8] ^= 1 << position % 8
+                storage.write("k", bytes(flipped))
+                with pytest.raises(hutch.CorruptValueError):
+                    storage.get("k")
+                    pytest.fail(f"bit {position} of {len(intact) * 8} was flipped unnoticed")

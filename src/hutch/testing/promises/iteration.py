@@ -1,0 +1,118 @@
+"""Iterating while things change: never an error, never a duplicate, every untouched key."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+import hutch
+
+from .kit import PATIENCE_S, Promises
+
+# More than an engine is expected to read at once.
+COUNT = 2500
+WAYS: dict[str, Callable[[hutch.Namespace], Iterable[Any]]] = {
+    "iter": lambda ns: ns,
+    "keys": lambda ns: ns.keys(),
+    "items": lambda ns: (key for key, _ in ns.items()),
+    "values": lambda ns: ns.values(),
+    "scan": lambda ns: (key for key, _ in ns.scan()),
+    "scan_keys": lambda ns: ns.scan_keys(),
+    "scan reverse": lambda ns: (key for key, _ in ns.scan(reverse=True)),
+    "scan_keys reverse": lambda ns: ns.scan_keys(reverse=True),
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def fill(ns: hutch.Namespace, count: int = COUNT) -> list[str]:
+    """Keys k0000 to k2499, each with its own name as value."""
+    keys = [f"k{n:04}" for n in range(count)]
+    ns.update({key: key for key in keys})
+    return keys
+
+
+class Iteration(Promises):
+    @every_way
+    def test_iterating_survives_changes(self, ns: hutch.Namespace, way: str) -> None:
+        """Keys set and removed during an iteration: no error, no duplicate, and every untouched key appears."""
+        keys = fill(ns)
+        doomed = set(keys[5::97])
+        touched = set(doomed)
+        seen = []
+        for number, key in enumerate(WAYS[way](ns)):
+            seen.append(key)
+            if number % 50 == 0:
+                for new in (f"k{number:04}+", f"a{number}", f"z{number}"):
+                    ns[new] = new
+                    touched.add(new)
+                for gone in list(doomed)[:3]:
+                    doomed.discard(gone)
+                    del ns[gone]
+            if number % 111 == 0:
+                ns[key] = key
+        assert [key for key, times in Counter(seen).items() if times > 1] == []
+        assert set(keys) - touched <= set(seen), "keys that nobody touched did not appear"
+        assert set(seen) <= set(keys) | touched
+
+    @every_way
+    def test_iterating_survives_the_removal_of_what_it_stands_on(self, ns: hutch.Namespace, way: str) -> None:
+        """Each key can be removed as it is given; the iteration still gives them all."""
+        keys = fill(ns, 300)
+        seen = []
+        for key in WAYS[way](ns):
+            seen.append(key)
+            del ns[key]
+        assert sorted(seen) == keys
+        assert len(ns) == 0
+
+    @every_way
+    def test_iterating_survives_clear(self, ns: hutch.Namespace, way: str) -> None:
+        """clear during an iteration ends it, sooner or later, without an error."""
+        keys = fill(ns)
+        seen = []
+        for number, key in enumerate(WAYS[way](ns)):
+            seen.append(key)
+            if number == 10:
+                ns.clear()
+        assert len(set(seen)) == len(seen)
+        assert set(seen) <= set(keys)
+        assert list(WAYS[way](ns)) == []
+
+    @every_way
+    def test_an_iteration_holds_nothing_between_steps(self, ns: hutch.Namespace, way: str) -> None:
+        """In the middle of an iteration another thread can write, modify and clear; an abandoned one is forgotten."""
+        fill(ns, 50)
+        steps = iter(WAYS[way](ns))
+        next(steps)
+        abandoned = iter(WAYS[way](ns))
+        next(abandoned)
+        failed: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                ns["k0001"] = "k0001"
+                ns.modify("counter", lambda n: n + 1, default=0)
+                ns.update({"x": "x", "y": "y"})
+                ns.clear()
+                ns["last"] = "last"
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=write, daemon=True)
+        thread.start()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "a writer waits for an iteration that nobody is stepping through"
+        assert not failed
+        list(steps)
+        assert dict(ns) == {"last": "last"}
+
+    def test_iterations_do_not_disturb_each_other(self, ns: hutch.Namespace) -> None:
+        """Two iterations in step, and one within another, each give all keys."""
+        keys = fill(ns, 40)
+        assert sorted(zip(sorted(ns), ns.scan_keys(), strict=True)) == [(key, key) for key in keys]
+        pairs = {(a, b) for a in ns for b in ns.scan_keys()}
+        assert len(pairs) == 40 * 40

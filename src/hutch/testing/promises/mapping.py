@@ -1,0 +1,160 @@
+"""MutableMapping with dict's own semantics, CPython's own tests of them included."""
+
+from __future__ import annotations
+
+import importlib
+import unittest
+from collections.abc import ItemsView, KeysView, MutableMapping, ValuesView
+from itertools import count
+from typing import Any
+
+import pytest
+
+import hutch
+
+from .kit import Promises
+
+
+class MappingProtocol(Promises):
+    def test_cpythons_own_mapping_tests_pass(self, store: hutch.Store) -> None:
+        """CPython's test.mapping_tests.BasicTestMappingProtocol passes."""
+        try:
+            shipped: Any = importlib.import_module("test.mapping_tests")
+        except ImportError as error:
+            pytest.skip(f"this Python ships without its own tests: {error}")
+        opened: list[hutch.Namespace] = []
+        numbers = count()
+
+        class Basic(shipped.BasicTestMappingProtocol):  # type: ignore[misc]
+            def _empty_mapping(self) -> hutch.Namespace:
+                opened.append(store.open(f"mapping {next(numbers)}"))
+                return opened[-1]
+
+        result = unittest.TestResult()
+        try:
+            unittest.defaultTestLoader.loadTestsFromTestCase(Basic).run(result)
+        finally:
+            for ns in opened:
+                ns.close()
+        assert result.testsRun >= 14
+        assert not result.skipped
+        assert result.wasSuccessful(), "\n".join(f"{test}: {text}" for test, text in result.errors + result.failures)
+
+    def test_it_is_a_mutable_mapping(self, ns: hutch.Namespace) -> None:
+        """A handle is a MutableMapping, and its views are those of collections.abc."""
+        assert isinstance(ns, MutableMapping)
+        assert isinstance(ns.keys(), KeysView)
+        assert isinstance(ns.items(), ItemsView)
+        assert isinstance(ns.values(), ValuesView)
+
+    def test_item_access_is_that_of_a_dict(self, ns: hutch.Namespace) -> None:
+        """[], in, del, get and len do what they do on a dict, with KeyError for a missing key."""
+        ns["a"] = 1
+        ns["a"] = 2
+        ns["b"] = None
+        assert (ns["a"], ns["b"], len(ns), bool(ns)) == (2, None, 2, True)
+        assert "a" in ns
+        assert "c" not in ns
+        assert (ns.get("a"), ns.get("b", 9), ns.get("c"), ns.get("c", 9)) == (2, None, None, 9)
+        del ns["a"]
+        for missing in (lambda: ns["a"], lambda: ns.pop("a")):
+            with pytest.raises(KeyError) as raised:
+                missing()
+            assert (type(raised.value), raised.value.args) == (KeyError, ("a",))
+        with pytest.raises(KeyError):
+            del ns["a"]
+        assert dict(ns) == {"b": None}
+
+    def test_it_equals_a_dict_of_its_items(self, ns: hutch.Namespace) -> None:
+        """A handle equals any mapping with the same items, and no other."""
+        ns.update(a=1, b=[2])
+        assert ns == {"a": 1, "b": [2]}
+        assert ns != {"a": 1}
+        assert ns != {"a": 1, "b": [3]}
+        assert ns == ns  # noqa: PLR0124 - that it does is the promise
+
+    def test_views_are_live(self, ns: hutch.Namespace) -> None:
+        """keys, items and values show what is there now, not what was there when they were taken."""
+        keys, items, values = ns.keys(), ns.items(), ns.values()
+        assert (len(keys), list(items), list(values)) == (0, [], [])
+        ns["a"] = 1
+        assert (list(keys), list(items), list(values)) == (["a"], [("a", 1)], [1])
+        assert "a" in keys
+        assert ("a", 1) in items
+        assert ("a", 2) not in items
+        assert 1 in values
+        assert keys & {"a", "z"} == {"a"}
+        ns["a"] = 2
+        assert list(items) == [("a", 2)]
+        del ns["a"]
+        assert (len(keys), len(items), len(values)) == (0, 0, 0)
+
+    def test_pop_removes_and_returns(self, ns: hutch.Namespace) -> None:
+        """pop gives the value once; then the default, or KeyError."""
+        ns["a"] = [1]
+        assert ns.pop("a") == [1]
+        assert ns.pop("a", "default") == "default"
+        assert ns.pop("a", None) is None
+        with pytest.raises(KeyError):
+            ns.pop("a")
+        assert len(ns) == 0
+
+    def test_popitem_removes_and_returns_each_item_once(self, ns: hutch.Namespace) -> None:
+        """popitem gives each item once, then KeyError."""
+        expected = {f"k{n}": n for n in range(10)}
+        ns.update(expected)
+        assert dict(ns.popitem() for _ in range(10)) == expected
+        with pytest.raises(KeyError):
+            ns.popitem()
+
+    def test_setdefault_sets_only_what_is_missing(self, ns: hutch.Namespace) -> None:
+        """setdefault gives what is there, a stored None included, or sets the default and gives that."""
+        ns["none"] = None
+        assert ns.setdefault("none", 1) is None
+        assert ns.setdefault("a", [1]) == [1]
+        assert ns.setdefault("a", [2]) == [1]
+        assert ns.setdefault("b") is None
+        assert dict(ns) == {"none": None, "a": [1], "b": None}
+
+    def test_update_takes_what_dict_update_takes(self, ns: hutch.Namespace) -> None:
+        """update takes a mapping, pairs, keywords, an iterator, and nothing; later items win."""
+        ns.update({"a": 1, "b": 2})
+        ns.update([("b", 3), ("c", 4), ("c", 5)])
+        ns.update(iter([("d", 6)]), e=7)
+        ns.update(ns.items(), a=8)
+        ns.update(self="a keyword", other="too")
+        ns.update()
+        assert dict(ns) == {"a": 8, "b": 3, "c": 5, "d": 6, "e": 7, "self": "a keyword", "other": "too"}
+        for wrong, error in ((42, TypeError), ([(1, 2, 3)], ValueError)):
+            with pytest.raises(error):
+                ns.update(wrong)
+        assert len(ns) == 7
+
+    def test_clear_empties_and_leaves_it_usable(self, ns: hutch.Namespace) -> None:
+        """clear removes every key, of an empty namespace too, and the handle goes on."""
+        ns.clear()
+        ns.update({f"k{n}": n for n in range(100)})
+        ns.clear()
+        assert (len(ns), list(ns), list(ns.items()), bool(ns)) == (0, [], [], False)
+        assert "k1" not in ns
+        ns["a"] = 1
+        assert dict(ns) == {"a": 1}
+
+    def test_what_the_mapping_gives_is_fresh(self, ns: hutch.Namespace) -> None:
+        """Changing what get, items, values, scan, get_many or setdefault gave changes nothing stored."""
+        ns["k"] = [1]
+        given = [
+            ns.get("k"),
+            ns.setdefault("k", []),
+            *ns.values(),
+            *(value for _, value in ns.items()),
+            *(value for _, value in ns.scan()),
+            *ns.get_many(["k"]).values(),
+        ]
+        default: list[int] = [1]
+        given.append(ns.setdefault("new", default))
+        assert len(given) == 7
+        for value in given:
+            assert value == [1]
+            value.append(2)
+        assert dict(ns) == {"k": [1], "new": [1]}

@@ -1,0 +1,155 @@
+"""A Hypothesis state machine: random sequences of everything, against dicts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+import hutch
+
+from .kit import Promises
+from .scans import model
+
+NAMESPACES = ["a", "a:b", "A", "../b"]
+ALPHABET = ["a", "b", ":", "/", "\0", "\n", "é", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
+
+names = st.sampled_from(NAMESPACES)
+# Few and short keys, so that rules meet on them.
+keys = st.text(st.sampled_from(ALPHABET), min_size=1, max_size=3)
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.sampled_from(ALPHABET), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from("ab"), max_size=2), inner, max_size=3),
+    max_leaves=5,
+)
+batches = st.dictionaries(keys, values, max_size=6)
+bounds = st.none() | keys
+
+
+class Model(RuleBasedStateMachine):
+    """One store, and a dict for each namespace that must say the same."""
+
+    connect: Callable[[], hutch.Store]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = type(self).connect()
+        for name in NAMESPACES:
+            self.store.drop(name)
+        self.open = {name: self.store.open(name) for name in NAMESPACES}
+        self.model: dict[str, dict[str, Any]] = {name: {} for name in NAMESPACES}
+
+    def teardown(self) -> None:
+        for ns in self.open.values():
+            with contextlib.suppress(hutch.StoreNotOpenError):
+                ns.close()
+        self.store.close()
+
+    @rule(name=names, key=keys, value=values)
+    def set(self, name: str, key: str, value: Any) -> None:
+        self.open[name][key] = value
+        self.model[name][key] = value
+
+    @rule(name=names, key=keys)
+    def get(self, name: str, key: str) -> None:
+        assert self.open[name].get(key, "missing") == self.model[name].get(key, "missing")
+        assert (key in self.open[name]) == (key in self.model[name])
+
+    @rule(name=names, key=keys)
+    def remove(self, name: str, key: str) -> None:
+        if key in self.model[name]:
+            del self.open[name][key], self.model[name][key]
+            return
+        with contextlib.suppress(KeyError):
+            del self.open[name][key]
+            raise AssertionError("a missing key was removed without an error")
+
+    @rule(name=names, key=keys, value=values)
+    def pop_or_set(self, name: str, key: str, value: Any) -> None:
+        assert self.open[name].pop(key, "missing") == self.model[name].pop(key, "missing")
+        assert self.open[name].setdefault(key, value) == self.model[name].setdefault(key, value)
+
+    @rule(name=names, items=batches)
+    def update(self, name: str, items: dict[str, Any]) -> None:
+        self.open[name].update(items)
+        self.model[name].update(items)
+
+    @rule(name=names, wanted=st.lists(keys, max_size=6))
+    def get_and_remove_many(self, name: str, wanted: list[str]) -> None:
+        expected = {key: self.model[name][key] for key in wanted if key in self.model[name]}
+        assert list(self.open[name].get_many(wanted).items()) == list(expected.items())
+        assert self.open[name].remove_many(wanted) == len(expected)
+        for key in expected:
+            del self.model[name][key]
+
+    @rule(name=names, key=keys, value=values)
+    def modify(self, name: str, key: str, value: Any) -> None:
+        old = self.model[name].get(key, "missing")
+        assert self.open[name].modify(key, lambda found: [value] if found == old else found, default="missing") == [value]
+        self.model[name][key] = [value]
+
+    @rule(name=names, key=keys, expected=values, value=values, right=st.booleans())
+    def compare_and_set(self, name: str, key: str, expected: Any, value: Any, right: bool) -> None:
+        if right:
+            expected = self.model[name].get(key, hutch.MISSING)
+            assert self.open[name].compare_and_set(key, expected, value)
+            self.model[name][key] = value
+        else:
+            assert not self.open[name].compare_and_set(key, ["no value is like this", expected], value)
+
+    @rule(name=names, prefix=st.just("") | keys, start=bounds, stop=bounds, reverse=st.booleans())
+    def scan(self, name: str, prefix: str, start: str | None, stop: str | None, reverse: bool) -> None:
+        expected = model(list(self.model[name]), prefix, start, stop, reverse)
+        found = list(self.open[name].scan(prefix, start, stop, reverse))
+        assert found == [(key, self.model[name][key]) for key in expected]
+        assert list(self.open[name].scan_keys(prefix, start, stop, reverse)) == expected
+
+    @rule(name=names)
+    def clear(self, name: str) -> None:
+        self.open[name].clear()
+        self.model[name].clear()
+
+    @rule(name=names)
+    def drop(self, name: str) -> None:
+        self.open[name].close()
+        self.store.drop(name)
+        self.open[name] = self.store.open(name)
+        self.model[name].clear()
+
+    @rule()
+    def reopen(self) -> None:
+        self.teardown()
+        self.store = type(self).connect()
+        self.open = {name: self.store.open(name) for name in NAMESPACES}
+
+    @invariant()
+    def each_namespace_is_as_its_model(self) -> None:
+        for name, expected in self.model.items():
+            ns = self.open[name]
+            assert (len(ns), sorted(ns)) == (len(expected), sorted(expected))
+            assert dict(ns.items()) == expected
+
+
+class Stateful(Promises):
+    def test_it_behaves_as_dicts_would(self, config: Any) -> None:
+        """Random sequences of all operations on several namespaces, reopened now and then, do what dicts would do."""
+
+        class Machine(Model):
+            connect = staticmethod(lambda: hutch.connect(config))
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=30,
+                stateful_step_count=25,
+                deadline=None,
+                database=None,
+                print_blob=True,
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
