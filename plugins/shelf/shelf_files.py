@@ -1,0 +1,392 @@
+"""Where the files of a namespace are, what dialect of dbm they have, and the lock that keeps other processes out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from hutch import (
+    CorruptValueError,
+    NamespaceError,
+    StorageFullError,
+    StorageUnavailableError,
+    StoreError,
+    StoreLockedError,
+)
+from hutch.limits import check_namespace
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+Dialect = Literal["gnu", "ndbm", "dumb", "sqlite3"]
+
+#: hutch's own folder inside `basedir`: locks, and the namespaces whose names cannot be names of files.
+OWN_FOLDER: Final = ".hutch-shelf"
+
+_DIALECTS: Final[tuple[Dialect, ...]] = ("gnu", "ndbm", "dumb")
+_MODULES: Final[dict[Dialect, str]] = {"gnu": "_gdbm", "ndbm": "_dbm", "dumb": "dbm.dumb", "sqlite3": "sqlite3"}
+# What a new namespace of a dialect writes: the names that must be free, and the length of the longest suffix that
+# the dialect, or Errbot with it, will ever want.
+_SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
+    "gnu": ("",),
+    "ndbm": (".db", ".pag", ".dir"),
+    "dumb": (".dat", ".dir", ".bak"),
+    "sqlite3": ("", "-journal", "-wal", "-shm"),
+}
+_LONGEST_FILE_NAME: Final = 255
+_ON_WINDOWS: Final = os.name == "nt"
+
+_GNU_MAGIC: Final = frozenset(magic.to_bytes(4, sys.byteorder) for magic in (0x13579ACE, 0x13579ACD, 0x13579ACF))
+_BERKELEY_MAGIC: Final = frozenset((0x00061561).to_bytes(4, order) for order in ("little", "big"))
+_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+
+#: Numbers of the errors that say that there is no room.
+FULL: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_WINDOWS_FORBIDDEN: Final = frozenset('<>:"\\|?*') | {chr(code) for code in range(32)}
+_WINDOWS_DEVICES: Final = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")}
+)
+
+# Two namespaces that are one name to the file system must not choose a place at the same moment.
+creating = threading.RLock()
+
+
+def _fresh_lock_after_fork() -> None:
+    global creating  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
+    creating = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
+
+
+def storage_error(error: OSError, file: Path | str) -> StoreError:
+    """What the operating system said about `file`, as an error of hutch."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno in FULL:
+        return StorageFullError(f"no room to write {file}: {reason}; what was stored before is intact. Free some space")
+    return StorageUnavailableError(f"cannot use {file}: {reason}")
+
+
+@contextlib.contextmanager
+def storage_errors(file: Path | str) -> Iterator[None]:
+    """Turn each OSError of the block into a StoreError that names `file`, or the file that it names itself."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise storage_error(error, error.filename or file) from error
+
+
+def has_dialect(dialect: Dialect) -> bool:
+    """Whether this Python has the module for `dialect`."""
+    try:
+        importlib.import_module(_MODULES[dialect])
+    except ImportError:
+        return False
+    return True
+
+
+def default_dialect() -> Dialect:
+    """What `shelve` makes in this Python when it makes a new file."""
+    if sys.version_info >= (3, 13) and has_dialect("sqlite3"):
+        return "sqlite3"
+    return next(dialect for dialect in _DIALECTS if has_dialect(dialect))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The files of a namespace: `base` is what `dbm.open` is given, which some dialects add suffixes to."""
+
+    base: Path
+    dialect: Dialect
+
+    def file(self, suffix: str) -> Path:
+        """The file of this place whose name has `suffix` behind that of `base`."""
+        return self.base.with_name(self.base.name + suffix)
+
+    def files(self) -> list[Path]:
+        """Those that there are, in an order in which they can be removed: a part of them is never half a database."""
+        order = (".bak", ".dat", ".pag", ".dir") if self.dialect == "dumb" else _SUFFIXES[self.dialect]
+        return [file for suffix in order if (file := self.file(suffix)).exists()]
+
+
+class Folder:
+    """`basedir`, as Errbot lays it out.
+
+    Namespace NS is in ``NS.db``, to which some dialects add a suffix. A name that cannot be the name of a file
+    here (a slash, too long, on Windows a colon, on a file system without case one that differs in case alone) is
+    in a folder of its own inside ``.hutch-shelf``, named by a hash and with the true name in a file ``name``.
+    Errbot could not have written such a namespace, and a plain name cannot be mistaken for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.own = self.path / OWN_FOLDER
+
+    def lock_path(self, namespace: str) -> Path:
+        """The file whose lock says that a process has `namespace` open."""
+        return self.own / f"{_digest(namespace)}.lock"
+
+    def scratch(self, namespace: str) -> Path:
+        """Where a new version of a file is written before it takes the place of the old one."""
+        return self.own / f"{_digest(namespace)}.new"
+
+    def find(self, namespace: str) -> Place | None:
+        """Where the data of `namespace` is; None if there is none.
+
+        Raises CorruptValueError for files that are there and cannot be those of a database, StorageUnavailableError.
+        """
+        with storage_errors(self.path):
+            name = f"{namespace}.db"
+            plain = _found(self.path, name, _names_in(self.path)) if _can_be_file(namespace) else None
+            own_folder = self.own / _digest(namespace)
+            own = _found(own_folder, "data.db", _names_in(own_folder))
+            if own is not None:
+                self._check_own(own_folder, namespace)
+        if plain is not None and own is not None:
+            raise CorruptValueError(
+                f"namespace {namespace!r} is there twice, as {plain.base} and as {own.base}: stop all users, keep the "
+                "one with your data and move the other away"
+            )
+        return plain or own
+
+    def old_spot(self, namespace: str) -> Place | None:
+        """Where Errbot 3 kept `namespace`, if it is there still."""
+        if not _can_be_file(namespace):
+            return None
+        folder, name = self.path / "plugins", f"{namespace}.db"
+        with storage_errors(folder):
+            if name in _names_in(folder) and (folder / name).is_file():
+                return _found(folder, name, {name})
+        return None
+
+    def new_place(self, namespace: str, dialect: Dialect) -> Place:
+        """Where to create `namespace`, which has no data. Call it, and make the files, while holding `creating`."""
+        name = f"{namespace}.db"
+        longest = max(len(suffix) for suffix in _SUFFIXES[dialect])
+        if _can_be_file(namespace) and len(os.fsencode(name)) + longest <= _LONGEST_FILE_NAME:
+            place = Place(self.path / name, dialect)
+            names = _names_in(self.path)
+            # What is there under just this name, `find` has judged: the empty rest of a creation that was killed.
+            # What is there and not listed so is the file of another name, on a file system without case.
+            taken = [
+                file
+                for suffix in _SUFFIXES[dialect]
+                if os.path.lexists(file := place.file(suffix)) and (file.name not in names or dialect != "dumb")
+            ]
+            if not taken:
+                return place
+        folder = self.own / _digest(namespace)
+        folder.mkdir(exist_ok=True)
+        scratch = self.scratch(namespace)
+        scratch.write_text(namespace, encoding="utf-8", newline="")
+        scratch.replace(folder / "name")
+        return Place(folder / "data.db", dialect)
+
+    def places(self) -> Iterator[tuple[str, Place]]:
+        """Each namespace that has files, with their place; files that are no database are passed over."""
+        names = _names_in(self.path)
+        seen: set[str] = set()
+        for namespace in sorted({found for name in names if (found := _namespace_of(self.path, name, names))}):
+            with contextlib.suppress(StoreError):
+                place = self.find(namespace)
+                if place is not None and place.base.parent == self.path:
+                    seen.add(namespace)
+                    yield namespace, place
+        old = self.path / "plugins"
+        for name in sorted(_names_in(old)):
+            namespace = name.removesuffix(".db")
+            if namespace not in {*seen, "", name} and _is_name(namespace):
+                with contextlib.suppress(StoreError):
+                    place = self.old_spot(namespace)
+                    if place is not None:
+                        seen.add(namespace)
+                        yield namespace, place
+        for name in sorted(_names_in(self.own)):
+            folder = self.own / name
+            with contextlib.suppress(OSError, UnicodeDecodeError, StoreError):
+                namespace = (folder / "name").read_text(encoding="utf-8")
+                place = self.find(namespace)
+                if place is not None and place.base.parent == folder and namespace not in seen:
+                    yield namespace, place
+
+    @staticmethod
+    def _check_own(folder: Path, namespace: str) -> None:
+        file = folder / "name"
+        try:
+            found = file.read_bytes()
+        except FileNotFoundError:
+            found = b""
+        if found != namespace.encode():
+            raise CorruptValueError(
+                f"{file} does not name the namespace whose data is beside it, {namespace!r}; write that name into it"
+            )
+
+
+def _names_in(folder: Path) -> set[str]:
+    # Names as they are listed: on a file system without case, asking for a file finds that of another name.
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 - names is what is wanted
+    except FileNotFoundError:
+        return set()
+
+
+def _digest(namespace: str) -> str:
+    return hashlib.sha256(namespace.encode()).hexdigest()[:32]
+
+
+def _is_name(namespace: str) -> bool:
+    try:
+        check_namespace(namespace)
+    except NamespaceError:  # a file name that is no UTF-8, for one
+        return False
+    return True
+
+
+def _can_be_file(namespace: str) -> bool:
+    """Whether ``NAMESPACE.db`` names a file inside the folder. Its length is another matter."""
+    if "/" in namespace or "\0" in namespace:
+        return False
+    if not _ON_WINDOWS:
+        return True
+    device = namespace.partition(".")[0].rstrip().lower()
+    return device not in _WINDOWS_DEVICES and not _WINDOWS_FORBIDDEN & set(namespace)
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(16)
+
+
+def _is_berkeley(head: bytes) -> bool:
+    return head[:4] in _BERKELEY_MAGIC or head[12:16] in _BERKELEY_MAGIC
+
+
+def _single_file_dialect(head: bytes) -> Dialect | None:
+    return "gnu" if head[:4] in _GNU_MAGIC else "sqlite3" if head == _SQLITE_MAGIC else None
+
+
+def _is_dumb_index(file: Path) -> bool:
+    return _head(file)[:1] in (b"", b"'", b'"')
+
+
+def _found(folder: Path, name: str, names: set[str]) -> Place | None:
+    """The database that `dbm.open` would open as `name`: the rules of `dbm.whichdb`, in its order.
+
+    `whichdb` itself will not do: it overlooks what this Python has no module for, and then a new, empty file would
+    be made beside the data.
+    """
+    base = folder / name
+
+    def has(suffix: str) -> bool:
+        return name + suffix in names
+
+    def file(suffix: str) -> Path:
+        return folder / (name + suffix)
+
+    if (has(".pag") and has(".dir")) or (has(".db") and _is_berkeley(_head(file(".db")))):
+        return Place(base, "ndbm")
+    if has(".dat") and has(".dir") and _is_dumb_index(file(".dir")):
+        return Place(base, "dumb")
+    if has(""):
+        dialect = _single_file_dialect(_head(base))
+        if dialect is None:
+            raise CorruptValueError(
+                f"{base} is no database that dbm knows: its first bytes are those of neither gnu nor sqlite3 dbm. "
+                "It was cut short, or is the file of another program; restore it, or move it away"
+            )
+        return Place(base, dialect)
+    for have, lack in ((".dat", ".dir"), (".dir", ".dat"), (".pag", ".dir")):
+        if has(have) and not has(lack) and file(have).stat().st_size:
+            bak = f", or copy {name}.bak to it, which may be older" if lack == ".dir" and has(".bak") else ""
+            raise CorruptValueError(
+                f"{file(have)} is there without {name}{lack}, half of its database; restore it{bak}"
+            )
+    if has(".dat") and has(".dir"):
+        raise CorruptValueError(f"{file('.dir')} is no index of dbm.dumb, though {name}.dat is beside it; restore it")
+    # NAME.db.db may as well be the namespace NAME.db of another dialect.
+    if has(".db") and _single_file_dialect(_head(file(".db"))) is None:
+        raise CorruptValueError(
+            f"{file('.db')} is no database that dbm knows: it was cut short, or is the file of another program; "
+            "restore it, or move it away"
+        )
+    return None
+
+
+def _namespace_of(folder: Path, name: str, names: set[str]) -> str | None:
+    """The namespace that the file `name` may belong to, judged by its name and first bytes."""
+    namespace = None
+    for suffix in (".db.dat", ".db.pag"):
+        if name.endswith(suffix) and name[:-4] + ".dir" in names:
+            namespace = name.removesuffix(suffix)
+    if name.endswith(".db"):
+        with contextlib.suppress(OSError):
+            head = _head(folder / name)
+            if _single_file_dialect(head):
+                namespace = name.removesuffix(".db")
+            elif _is_berkeley(head) and name.endswith(".db.db"):
+                namespace = name.removesuffix(".db.db")
+    return namespace if namespace and _is_name(namespace) else None
+
+
+class ProcessLock:
+    """Held by the process that has a namespace open. The operating system lets go of it when the process ends."""
+
+    def __init__(self, file: Path, namespace: str) -> None:
+        """Raises StoreLockedError, which says who holds it if that is known."""
+        with storage_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            _lock(self._descriptor)
+        except OSError as error:
+            holder = _read_pid(self._descriptor)
+            os.close(self._descriptor)
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise storage_error(error, file) from error
+            raise StoreLockedError(
+                f"namespace {namespace!r} in {file.parent.parent} is open in another process{holder} (lock {file}); "
+                "the shelf engine serves one process at a time. Close it there, or choose lmdb or sqlite to share data"
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk: the number is a courtesy
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Let go of the lock; in a forked child, of the child's share in it, for closing is not unlocking."""
+        os.close(self._descriptor)
+
+
+def _read_pid(descriptor: int) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return f", pid {int(os.read(descriptor, 20))}"
+    return ""
+
+
+if sys.platform == "win32":
+    # Far behind the number, which others must be able to read.
+    _LOCKED_BYTE = 1 << 20
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,328 @@
+"""The shelf engine: the files of Errbot's ShelfStorage, read and written in place.
+
+A bot moves to hutch, and back, by naming the engine: each namespace is a `shelve` under `basedir`, in whichever
+dialect of dbm its files have (gnu, ndbm, dumb, sqlite3), with keys in UTF-8 and values pickled with protocol 2. A new
+namespace gets the dialect that `shelve` would choose. Stop the bot before hutch opens its files: Errbot locks only
+gnu files.
+
+It unpickles, always, whatever codec is configured: whoever can write to these files can run code in whoever reads
+them. Naming this engine is the opt-in.
+
+What it promises: a value set is there after the process is killed, also in the middle of a later write; batches are
+all or nothing; other processes are kept out by StoreLockedError, for as long as a process has the namespace open and
+not longer. What it does not: a power cut can lose the last writes (closing flushes them), and `dumb`
+and `sqlite3` files are not locked against programs that know nothing of hutch. Pickles carry no checksum: a flipped
+bit in a file may go unseen. Each write of gnu and ndbm copies the file. An overlong or empty key that Errbot stored
+is listed and can be read; a key that is not UTF-8 was not written by Errbot and is a CorruptValueError when listing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hutch import Codec, CorruptValueError, EncodedStorage, Option, StoragePluginBase, ValueTypeError
+from hutch.limits import check_namespace
+
+from .shelf_dialects import Database, create_database, holds_data, open_database
+from .shelf_files import Folder, Place, ProcessLock, creating, default_dialect, storage_errors
+
+log = logging.getLogger("hutch.shelf")
+
+# What Errbot writes: a bot on any Python 3 reads it back.
+_PROTOCOL = 2
+
+
+class ShelfPlugin(StoragePluginBase):
+    """One `shelve` a namespace in `basedir`, as Errbot keeps them. Opening creates nothing but a lock beside data.
+
+    Where Errbot 3 left a namespace in ``plugins/NS.db``, opening moves it to ``NS.db`` as Errbot does.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "basedir": Option(Path, required=True, help="the folder of the files; Errbot's BOT_DATA_DIR")
+    }
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "durable"})
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        self._folder = Folder(self._storage_config["basedir"])
+
+    def codec_for(self, namespace: str) -> Codec:
+        """Errbot's pickles, whatever the config says: the format of the files is not the config's to choose."""
+        return ShelvePickle()
+
+    def open(self, namespace: str) -> ShelfStorage:
+        """Open `namespace`.
+
+        Raises StoreLockedError if another process has it open, CorruptValueError if its files are no database,
+        StorageUnavailableError if they cannot be used, for one by a Python without the module for their dialect.
+        """
+        shelf = _share(self._folder, check_namespace(namespace))
+        try:
+            with shelf.lock:
+                shelf.database()
+            return ShelfStorage(self, namespace, shelf)
+        except BaseException:
+            shelf.leave()
+            raise
+
+    def namespaces(self) -> list[str]:
+        """Those with a key in them. One whose dialect this Python lacks counts; files of other programs do not."""
+        with storage_errors(self._folder.path):
+            return sorted(namespace for namespace, place in self._folder.places() if self._holds(namespace, place))
+
+    def drop(self, namespace: str) -> None:
+        """Empty `namespace` in one step, and remove its files unless this process has it open elsewhere."""
+        shelf = _share(self._folder, check_namespace(namespace))
+        try:
+            shelf.empty()
+        finally:
+            shelf.leave()
+
+    def _holds(self, namespace: str, place: Place) -> bool:
+        shelf = _open_shelves.get((str(self._folder.path), namespace))
+        if shelf is not None:
+            with shelf.lock:
+                database = shelf.opened
+                if database is not None:
+                    return len(database) > 0
+        return holds_data(place)
+
+
+class ShelfStorage(EncodedStorage):
+    """One namespace. Any thread may use it; they take turns."""
+
+    def __init__(self, plugin: ShelfPlugin, namespace: str, shelf: _Shelf) -> None:
+        super().__init__(plugin, namespace)
+        self._shelf = shelf
+
+    def read(self, key: str) -> bytes | None:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            return None if database is None else database.get(key.encode())
+
+    def exists(self, key: str) -> bool:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            return database is not None and database.contains(key.encode())
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._shelf.lock:
+            self._shelf.database_to_write().write({key.encode(): data})
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        with self._shelf.lock:
+            self._shelf.database_to_write().write({key.encode(): data for key, data in items.items()})
+
+    def delete(self, key: str) -> bool:
+        return self.delete_many([key]) > 0
+
+    def delete_many(self, keys: list[str]) -> int:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            if database is None:
+                return 0
+            found = [encoded for key in keys if database.contains(encoded := key.encode())]
+            if found:
+                database.write(dict.fromkeys(found))
+            return len(found)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        with self._shelf.lock:
+            if self.read(key) != old:
+                return False
+            if new is not None:
+                self.write(key, new)
+            elif old is not None:
+                self.delete(key)
+            return True
+
+    def len(self) -> int:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            return 0 if database is None else len(database)
+
+    def keys(self) -> Iterable[str]:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            found = [] if database is None else database.keys()
+        return [self._decoded_key(key) for key in found]
+
+    def clear(self) -> None:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            if database is not None and len(database):
+                database.clear()
+
+    def close(self) -> None:
+        self._shelf.leave()
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return ("shelf", self._shelf.place)
+
+    def _decoded_key(self, key: bytes) -> str:
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            raise CorruptValueError(
+                f"namespace {self.namespace!r} of the {self._plugin.name} storage has a key that is not UTF-8, "
+                f"{key[:60]!a}: neither Errbot nor hutch wrote it. Remove it with dbm.open"
+            ) from None
+
+
+class ShelvePickle:
+    """The codec of `shelve`, as Errbot uses it: a pickle of protocol 2, and nothing around it."""
+
+    def encode(self, value: object, /) -> bytes:
+        """Raises ValueTypeError for a value that cannot be pickled."""
+        try:
+            return pickle.dumps(value, _PROTOCOL)
+        except Exception as error:
+            raise ValueTypeError(
+                f"a {type(value).__qualname__} that cannot be pickled, as this engine must ({type(error).__name__}); "
+                "store what it is made of instead"
+            ) from error
+
+    def decode(self, data: bytes, /) -> Any:
+        """Raises CorruptValueError for what cannot be unpickled here."""
+        try:
+            return pickle.loads(data)
+        except (ImportError, AttributeError) as error:
+            raise CorruptValueError(
+                f"it is an object of a class that cannot be found here ({error}); read it where it was written"
+            ) from error
+        except Exception as error:
+            # The error's text may quote the value.
+            raise CorruptValueError(f"it cannot be unpickled ({type(error).__name__})") from error
+
+
+class _Shelf:
+    """A namespace as this process has it open, once, whichever stores and handles use it."""
+
+    def __init__(self, folder: Folder, namespace: str) -> None:
+        self.place = (str(folder.path), namespace)
+        self.lock = threading.RLock()
+        self.users = 0
+        #: The database, once it is open.
+        self.opened: Database | None = None
+        self._folder, self._namespace = folder, namespace
+        self._process_lock: ProcessLock | None = None
+
+    def database(self, create: bool = False) -> Database | None:
+        """The open database; None if there is no data and `create` is not asked for. To be called with `lock` held."""
+        if self.opened is None:
+            place = self._folder.find(self._namespace)
+            old = self._folder.old_spot(self._namespace)
+            if place is None and old is None and not create:
+                return None
+            if self._process_lock is None:
+                self._process_lock = ProcessLock(self._folder.lock_path(self._namespace), self._namespace)
+            # Looked for again, now that no other process can create or move it.
+            place = self._from_old_spot() or self._folder.find(self._namespace)
+            if place is None and not create:
+                return None
+            scratch = self._folder.scratch(self._namespace)
+            if place is None:
+                with creating, storage_errors(self._folder.path):
+                    place = self._folder.new_place(self._namespace, default_dialect())
+                    create_database(place, scratch)
+            with storage_errors(place.base):
+                self.opened = open_database(place, scratch)
+        return self.opened
+
+    def database_to_write(self) -> Database:
+        """The open database, created if there is none."""
+        database = self.database(create=True)
+        assert database is not None
+        return database
+
+    def empty(self) -> None:
+        """Remove every key, and the files too if nobody else in this process uses them."""
+        with _registry, self.lock:
+            database = self.database()
+            if database is None:
+                return
+            database.clear()
+            place = self._folder.find(self._namespace)
+            if self.users == 1 and place is not None:
+                self.opened = None
+                database.close()
+                with storage_errors(place.base):
+                    for file in place.files():
+                        file.unlink()
+                    if place.base.parent != self._folder.path:
+                        (place.base.parent / "name").unlink()
+                        place.base.parent.rmdir()
+
+    def leave(self) -> None:
+        """One user fewer; the last one closes the files and lets other processes in."""
+        with _registry, self.lock:
+            self.users -= 1
+            if self.users:
+                return
+            if _open_shelves.get(self.place) is self:
+                del _open_shelves[self.place]
+            database, self.opened = self.opened, None
+            process_lock, self._process_lock = self._process_lock, None
+            try:
+                if database is not None:
+                    database.close()
+            finally:
+                if process_lock is not None:
+                    process_lock.release()
+
+    def abandon(self) -> None:
+        """In a forked child: the files and the lock are the parent's. They are opened anew when they are used."""
+        self.lock = threading.RLock()
+        database, self.opened = self.opened, None
+        process_lock, self._process_lock = self._process_lock, None
+        if database is not None:
+            database.abandon()
+        if process_lock is not None:
+            process_lock.release()
+
+    def _from_old_spot(self) -> Place | None:
+        old = self._folder.old_spot(self._namespace)
+        if old is None:
+            return None
+        new = self._folder.find(self._namespace)
+        if new is not None:
+            log.warning("%s is in the way of an older %s, which is left alone: remove one of them", new.base, old.base)
+            return None
+        moved = Place(self._folder.path / old.base.name, old.dialect)
+        log.info("moving %s to %s, as Errbot does", old.base, moved.base)
+        with storage_errors(old.base):
+            os.replace(old.base, moved.base)  # noqa: PTH105 - its error names both files
+        return moved
+
+
+_registry = threading.RLock()
+_open_shelves: dict[tuple[str, str], _Shelf] = {}
+
+
+def _share(folder: Folder, namespace: str) -> _Shelf:
+    with _registry:
+        place = (str(folder.path), namespace)
+        shelf = _open_shelves.get(place)
+        if shelf is None:
+            shelf = _open_shelves[place] = _Shelf(folder, namespace)
+        shelf.users += 1
+        return shelf
+
+
+def _after_fork() -> None:
+    global _registry  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
+    _registry = threading.RLock()
+    for shelf in _open_shelves.values():
+        shelf.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
