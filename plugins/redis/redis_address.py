@@ -1,0 +1,133 @@
+"""Options of the redis engine -> what makes connections to the server they name.
+
+No error shows a part of the URL: any of them may be a piece of a password.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+
+from hutch import ConfigError
+
+_TLS_FILES = ("ca_file", "cert_file", "key_file")
+
+
+def connector(options: Mapping[str, Any]) -> tuple[Callable[[], Any], str]:
+    """What makes connections to the server that `options` name, and what to call it in messages.
+
+    Nothing is connected yet. Raises ConfigError.
+    """
+    url: str = options["url"]
+    scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        raise ConfigError("the redis engine does not serve a Redis Cluster yet; name a standalone server: redis://...")
+    if not separator or scheme not in ("redis", "rediss", "unix", "redis+unix"):
+        raise _wrong_url("must start with redis://, rediss:// or unix://")
+    if "?" in rest:
+        raise _wrong_url("has no place for a '?'; give options beside it, and write a '?' in a password as %3F")
+    common = {
+        "socket_timeout": options["timeout_s"],
+        "socket_connect_timeout": options["connect_timeout_s"],
+        # Which commands may be sent twice is known to Server alone.
+        "retry": None,
+        "retry_on_timeout": False,
+        "protocol": 2,
+    }
+    if scheme != "rediss":
+        for name in (*_TLS_FILES, "verify"):
+            if options[name] not in (None, True):
+                raise ConfigError(f"option {name!r} of the redis engine is for TLS; start the url with rediss://")
+    if scheme in ("unix", "redis+unix"):
+        login, _, path = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
+        path, db = _unquoted(path), options["db"] or 0
+        if not path.startswith("/"):
+            raise _wrong_url("must name a socket by its full path: unix:///run/redis.sock")
+        if not hasattr(socket, "AF_UNIX"):
+            raise _wrong_url("names a unix socket, which Python cannot use on this system; use redis://")
+        unix = {**common, **_login(login, options), "path": path, "db": db}
+        return _maker(UnixDomainSocketConnection, unix), f"the Redis server at {path}, database {db},"
+    login, _, place = rest.rpartition("@")
+    host, port, db = _place(place, options["db"])
+    tcp = {**common, **_login(login, options), "host": host, "port": port, "db": db}
+    where = f"the Redis server at {f'[{host}]' if ':' in host else host}:{port}, database {db},"
+    if scheme == "redis":
+        return _maker(Connection, tcp), where
+    return _maker(SSLConnection, tcp | _tls(options)), where
+
+
+def _maker(kind: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], Any]:
+    # Not functools.partial, whose repr shows the password.
+    return lambda: kind(**arguments)
+
+
+def _login(login: str, options: Mapping[str, Any]) -> dict[str, str | None]:
+    in_url = dict(zip(("username", "password"), map(_unquoted, login.partition(":")[::2]), strict=True))
+    found: dict[str, str | None] = {}
+    for name, text in in_url.items():
+        if text and options[name]:
+            raise ConfigError(f"the {name} of the redis engine is given twice, in the url and as an option; keep one")
+        found[name] = text or options[name] or None
+        try:
+            (found[name] or "").encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"the {name} of the redis engine is not valid Unicode") from None
+    return found
+
+
+def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
+    """Host, port and database of ``host:port/database``, each of which may be missing."""
+    place, _, db = place.partition("/")
+    if place.startswith("["):
+        host, _, port = place[1:].partition("]")
+        port = port.removeprefix(":")
+    else:
+        host, _, port = place.partition(":")
+    host = host or "localhost"
+    try:
+        # As the system will: it raises this for names that cannot be.
+        host.encode("idna")
+    except UnicodeError:
+        raise _wrong_url("names a host that cannot be") from None
+    if port and not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise _wrong_url("must have a port from 1 to 65535, and a password before an '@': redis://:password@host:port")
+    if db and not (db.isascii() and db.isdecimal() and len(db) < 10):
+        raise _wrong_url("must end with the number of a database, or without one: redis://host:port/0")
+    if db and db_option is not None:
+        raise ConfigError("the database of the redis engine is given twice, in the url and as option 'db'; keep one")
+    return host, int(port or 6379), int(db) if db else db_option or 0
+
+
+def _tls(options: Mapping[str, Any]) -> dict[str, Any]:
+    for name in _TLS_FILES:
+        path: Path | None = options[name]
+        if path is not None and not path.is_file():
+            raise ConfigError(f"option {name!r} of the redis engine names {str(path)!r}, which is not a file")
+    ca_file, cert_file, key_file = (None if options[name] is None else str(options[name]) for name in _TLS_FILES)
+    return {
+        "ssl_ca_certs": ca_file,
+        "ssl_certfile": cert_file,
+        "ssl_keyfile": key_file,
+        "ssl_cert_reqs": "required" if options["verify"] else "none",
+        "ssl_check_hostname": options["verify"],
+    }
+
+
+def _unquoted(text: str) -> str:
+    try:
+        text = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise _wrong_url("has an escape that is not UTF-8 once decoded") from None
+    if "\0" in text:
+        raise _wrong_url("may not hold NUL")
+    return text
+
+
+def _wrong_url(told: str) -> ConfigError:
+    return ConfigError(f"option 'url' of the redis engine {told}")

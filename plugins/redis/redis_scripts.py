@@ -1,0 +1,98 @@
+"""What the redis engine's server does in one step: Lua scripts.
+
+A script that raises is not rolled back, so each asks first, of every key it will write, a question that raises if
+something foreign lies there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+Argument = str | bytes | int
+Command = Sequence[Argument]
+
+
+class Script:
+    """A Lua script: the server runs it as one step."""
+
+    def __init__(self, *lines: str) -> None:
+        self.text = "\n".join(lines).encode()
+        #: What EVALSHA calls it by.
+        self.sha1 = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    def by_name(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Command:
+        """The command that runs it on a server that has run it before."""
+        return (b"EVALSHA", self.sha1, len(keys), *keys, *arguments)
+
+    def in_full(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Command:
+        """The command that runs it on any server."""
+        return (b"EVAL", self.text, len(keys), *keys, *arguments)
+
+
+# KEYS of all of them: values, order, index.
+_CHECK = "redis.call('HLEN', KEYS[1]) redis.call('ZCARD', KEYS[2]) redis.call('SCARD', KEYS[3])"
+# ARGV: namespace, then key, value, key, value ...
+WRITE = Script(
+    _CHECK,
+    "local fresh = false",
+    "for i = 2, #ARGV, 2 do",
+    "  if redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) == 1 then",
+    "    redis.call('ZADD', KEYS[2], 0, ARGV[i])",
+    "    fresh = true",
+    "  end",
+    "end",
+    "if fresh then redis.call('SADD', KEYS[3], ARGV[1]) end",
+)
+# ARGV: key ...
+DELETE = Script(
+    _CHECK,
+    "local deleted = 0",
+    "for i = 1, #ARGV do",
+    "  if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then",
+    "    redis.call('ZREM', KEYS[2], ARGV[i])",
+    "    deleted = deleted + 1",
+    "  end",
+    "end",
+    "return deleted",
+)
+# ARGV: namespace, key, '1' if there must be an old value, that, '1' if there is a new value, that
+SWAP = Script(
+    _CHECK,
+    "local now = redis.call('HGET', KEYS[1], ARGV[2])",
+    "if now ~= (ARGV[3] == '1' and ARGV[4]) then return 0 end",
+    "if ARGV[5] == '1' then",
+    "  redis.call('HSET', KEYS[1], ARGV[2], ARGV[6])",
+    "  if not now then",
+    "    redis.call('ZADD', KEYS[2], 0, ARGV[2])",
+    "    redis.call('SADD', KEYS[3], ARGV[1])",
+    "  end",
+    "elseif now then",
+    "  redis.call('HDEL', KEYS[1], ARGV[2])",
+    "  redis.call('ZREM', KEYS[2], ARGV[2])",
+    "end",
+    "return 1",
+)
+# ARGV: namespace. UNLINK takes one step whatever the size; the memory is freed beside the server's work.
+CLEAR = Script(
+    _CHECK,
+    "redis.call('UNLINK', KEYS[1], KEYS[2])",
+    "redis.call('SREM', KEYS[3], ARGV[1])",
+)
+# ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, bytes after which to stop.
+# Returns the key to go on behind (nil: none is left), and key, value, key, value ...
+RANGE = Script(
+    "local keys = redis.call(ARGV[1], KEYS[2], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])",
+    "local most_keys, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])",
+    "local found, bytes = {}, 0",
+    "for i = 1, #keys do",
+    "  local value = redis.call('HGET', KEYS[1], keys[i])",
+    "  if value then",
+    "    found[#found + 1] = keys[i]",
+    "    found[#found + 1] = value",
+    "    bytes = bytes + #value",
+    "    if bytes >= most_bytes then return {keys[i], found} end",
+    "  end",
+    "end",
+    "return {#keys == most_keys and keys[#keys], found}",
+)
