@@ -14,6 +14,7 @@ help: ## this list
 
 demo: .venv/demo ## install hutch and run an example with three plugins on LMDB
 	$(BIN)/python examples/plugin_host.py
+	$(BIN)/python examples/plugin_host.py
 	$(BIN)/hutch -c examples/hutch.yaml ls
 	$(BIN)/hutch -c examples/hutch.yaml get Greeter visits
 
