@@ -215,11 +215,12 @@ class DatabaseFile:
             raise StorageUnavailableError(f"{self.path} is a folder; the sqlite engine needs the path of a file in it")
         if not stat.S_ISREG(found.st_mode):
             raise StorageUnavailableError(f"{self.path} is not a regular file; SQLite cannot keep data in it")
-        if found.st_size == 0 and log_bytes > 0:
-            # SQLite would take it for a new database and delete the log, the last that is left of the data.
+        # SQLite takes a file of no bytes for a new database, which it is without a log; with one, SQLite would delete
+        # the log, the last that is left of the data. A file of one byte it takes for an empty one.
+        if found.st_size == 1 or (found.st_size == 0 and log_bytes > 0):
             raise CorruptValueError(
-                f"{self.path} was cut to no bytes, while {self.path.name}-wal holds data; nothing was changed. "
-                "Restore it from a backup"
+                f"{self.path} was cut to {found.st_size} bytes, or is not a database; nothing was changed. Restore it "
+                "from a backup"
             )
         return True
 
