@@ -1,0 +1,135 @@
+"""The command, its global options, and how a command gets its store."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .. import ConfigError, Store, __version__, connect
+from .show import printable
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_EPILOG = """\b
+Without -s or -c the storage is that of hutch.connect(): $HUTCH_STORAGE (a URL),
+else $HUTCH_CONFIG (a file), else ./hutch.yaml, else LMDB in the user's data folder.
+
+\b
+Exit codes:
+    0  done
+    1  what was asked for is not there, or a check failed
+    2  wrong usage or config
+    3  the storage cannot be reached, is locked, busy or full
+    4  data that cannot be read, or cannot be written as asked
+  130  interrupted (Ctrl-C)
+
+\b
+Shell completion, for bash (zsh, fish alike):
+    eval "$(_HUTCH_COMPLETE=bash_source hutch)"
+"""
+
+
+@dataclass
+class Call:
+    """What the global options of one run say."""
+
+    debug: bool
+    storage: str | None = None
+    config: str | None = None
+    modules: list[str] = field(default_factory=list)
+
+    def config_form(self) -> str | Path | None:
+        """What to give to `hutch.connect`: a URL, the path of a file, or None. Raises click.UsageError for both."""
+        if self.storage is not None and self.config is not None:
+            raise click.UsageError("give -s or -c, not both")
+        return Path(self.config) if self.config is not None else self.storage
+
+    def connect(self) -> Store:
+        """The store that the options name. Raises what `hutch.connect` raises."""
+        form = self.config_form()
+        self.import_modules()
+        return connect(form)
+
+    def import_modules(self) -> None:
+        """Import what --import names, so that it can register its types. Raises ConfigError."""
+        for name in self.modules:
+            try:
+                importlib.import_module(name)
+            except (Exception, SystemExit) as error:
+                raise ConfigError(
+                    f"--import {name}: {type(error).__name__}: {error}. Modules are found as Python finds them; "
+                    "PYTHONPATH adds a folder"
+                ) from error
+
+
+pass_call = click.make_pass_decorator(Call)
+
+
+def storage_options(command: _Command) -> _Command:
+    """Give `command` the options -s and -c: people write them before and behind its name."""
+
+    def remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            setattr(context.find_object(Call), str(parameter.name), value)
+
+    for option in (
+        click.option(
+            *("-c", "--config"),
+            metavar="FILE",
+            expose_value=False,
+            callback=remember,
+            help="A YAML or TOML config file.",
+        ),
+        click.option(
+            *("-s", "--storage"),
+            metavar="URL",
+            expose_value=False,
+            callback=remember,
+            help="A storage URL, such as lmdb:///srv/state.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def not_there(told: str) -> int:
+    """Say that something is not there, or not as it should be; the exit code for it."""
+    click.echo(f"hutch: {printable(told)}", err=True)
+    return 1
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One line of JSON an item, types kept by tags.")
+
+
+@click.group(
+    "hutch",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
+@storage_options
+@click.option(
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    help="Import MODULE first: the one that registers the types of the application. Repeatable.",
+)
+@click.option("--debug", is_flag=True, help="Show where an error came from (also: HUTCH_DEBUG=1).")
+@click.version_option(__version__, prog_name="hutch", message="%(prog)s %(version)s")
+@click.pass_context
+def hutch(context: click.Context, modules: tuple[str, ...], debug: bool) -> None:
+    """Look into the stores of hutch, change them, and move what they hold.
+
+    It works while the application runs, on every engine that several processes may use at once.
+    """
+    call = context.ensure_object(Call)
+    call.debug = call.debug or debug
+    call.modules += modules
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

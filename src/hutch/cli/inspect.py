@@ -1,0 +1,138 @@
+"""stats, plugins, check: what there is, and whether it keeps its promises."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from .. import ConfigError, Discovery, PluginLoadError, find_plugins
+from ..config import read_config
+from ..errors import redact
+from ..loader import load_factory
+from .app import Call, hutch, json_option, not_there, pass_call, storage_options
+from .show import print_json, print_table, print_value, printable
+
+
+@hutch.command()
+@storage_options
+@json_option
+@pass_call
+def stats(call: Call, as_json: bool) -> None:
+    """Show the storage: what it can do, and its figures."""
+    with call.connect() as store:
+        found: dict[str, Any] = {
+            "storage": store.name,
+            "config": redact(store.config.source),
+            "capabilities": sorted(store.capabilities),
+            "namespaces": {},
+        }
+        for name in store.namespaces():
+            with store.open(name) as handle:
+                found["namespaces"][name] = len(handle)
+        found["items"] = sum(found["namespaces"].values())
+        figures = getattr(store, "stats", None)
+        if figures is not None:
+            found["engine"] = dict(figures())
+    (print_json if as_json else print_value)(found)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    name: str
+    state: str
+    found_at: str
+    note: str
+
+
+@hutch.command()
+@storage_options
+@json_option
+@pass_call
+def plugins(call: Call, as_json: bool) -> None:
+    """List every plugin, and whether it loads.
+
+    Each is imported to find out. With where it was found, and why it cannot be used.
+    """
+    form = call.config_form()
+    call.import_modules()
+    try:
+        found = find_plugins(read_config(form))
+    except ConfigError as error:
+        # A config that was named must be right; one that merely lies about must not hide the plugins.
+        if form is not None:
+            raise
+        click.echo(f"hutch: {printable(redact(str(error)))}. Listed without it", err=True)
+        found = find_plugins()
+    listed = list(_judged(found))
+    if as_json:
+        for one in listed:
+            print_json({"name": one.name, "state": one.state, "found": one.found_at, "note": one.note})
+    else:
+        print_table(("name", "state", "found", "note"), [(p.name, p.state, p.found_at, p.note) for p in listed])
+
+
+def _judged(found: Discovery) -> Iterator[_Listed]:
+    claims = Counter(info.name.casefold() for info in found.plugins)
+    for info in sorted(found.plugins, key=lambda info: info.name.casefold()):
+        note = info.description
+        try:
+            # What a module prints when it is imported is not part of the list.
+            with contextlib.redirect_stdout(sys.stderr):
+                load_factory(info)
+            state = "ok"
+        except PluginLoadError as error:
+            state, note = "broken", redact(str(error))
+        if state == "ok" and claims[info.name.casefold()] > 1:
+            state, note = (
+                "conflict",
+                "several plugins have this name, so none can be used; rename or remove all but one",
+            )
+        yield _Listed(info.name, state, str(info.path), note)
+    for broken in found.broken:
+        yield _Listed(broken.name or "", "broken", str(broken.path), redact(broken.reason))
+
+
+@hutch.command()
+@click.argument("target", metavar="PATH_OR_NAME")
+@storage_options
+@json_option
+@pass_call
+def check(call: Call, target: str, as_json: bool) -> int:
+    """Check a plugin against the conformance kit.
+
+    PATH_OR_NAME is its name, its .plug file, or the folder of that. One line a promise. -s or -c gives the plugin its options; without them it gets a temporary folder.
+    """
+    try:
+        from ..testing.check import run_check
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("pytest", "hypothesis"):
+            raise
+        raise click.UsageError('the conformance kit needs more packages: pip install "hutch[testing]"') from error
+    outcomes: Counter[str] = Counter()
+    for result in run_check(target, call.config_form()):
+        outcomes[result.outcome] += 1
+        if as_json:
+            print_json({"promise": result.promise, "outcome": result.outcome, "detail": result.detail})
+        else:
+            _print_promise(result.outcome, result.promise, result.detail)
+        sys.stdout.flush()
+    if not as_json:
+        click.echo(", ".join(f"{outcomes[outcome]:,} {outcome}" for outcome in ("passed", "failed", "skipped")))
+    if outcomes["failed"]:
+        return 1
+    return 0 if outcomes["passed"] else not_there("nothing was checked")
+
+
+def _print_promise(outcome: str, promise: str, detail: str) -> None:
+    colour = {"passed": "green", "failed": "red"}.get(outcome, "yellow")
+    click.secho(f"{outcome:<8}", fg=colour, nl=False)
+    click.echo(printable(promise) + (f" ({printable(detail)})" if detail and outcome == "skipped" else ""))
+    if outcome == "failed":
+        for line in detail.splitlines():
+            click.echo(f"        {printable(line)}")

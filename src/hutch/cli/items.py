@@ -1,0 +1,161 @@
+"""ls, keys, get, set, rm: the namespaces, and the items of one."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import click
+
+from .. import CorruptValueError, ValueTypeError
+from ..transfer import from_json
+from .app import Call, hutch, json_option, not_there, pass_call, storage_options
+from .show import print_json, print_line, print_table, print_value, printable
+
+
+@hutch.command()
+@storage_options
+@json_option
+@pass_call
+def ls(call: Call, as_json: bool) -> None:
+    """List the namespaces, with their number of items."""
+    with call.connect() as store:
+        counts = []
+        for name in store.namespaces():
+            with store.open(name) as handle:
+                counts.append((name, len(handle)))
+    if as_json:
+        for name, count in counts:
+            print_json({"namespace": name, "items": count})
+    else:
+        print_table(("namespace", "items"), counts)
+
+
+@hutch.command()
+@click.argument("namespace")
+@click.option("--prefix", default="", metavar="TEXT", help="Only keys that start so.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="No more than N keys.")
+@storage_options
+@json_option
+@pass_call
+def keys(call: Call, namespace: str, prefix: str, limit: int | None, as_json: bool) -> int:
+    """List the keys of NAMESPACE, in order.
+
+    Characters that do not print are shown escaped; --json gives every key exactly.
+    """
+    with call.connect() as store, store.open(namespace) as handle:
+        found = False
+        for key in itertools.islice(handle.scan_keys(prefix), limit):
+            found = True
+            (print_json if as_json else print_line)(key)
+        if not found and not len(handle):
+            return not_there(_no_namespace(namespace))
+    return 0
+
+
+@hutch.command()
+@click.argument("namespace")
+@click.argument("key")
+@click.option("--text", is_flag=True, help="Print a text as it is, without quotes.")
+@storage_options
+@json_option
+@pass_call
+def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
+    """Print the value of KEY."""
+    if text and as_json:
+        raise click.UsageError("give --text or --json, not both")
+    with call.connect() as store, store.open(namespace) as handle:
+        try:
+            value = handle[key]
+        except KeyError:
+            held = len(handle)
+            return not_there(f"namespace {namespace!r} has no key {key!r}" if held else _no_namespace(namespace))
+    if as_json:
+        try:
+            print_json(value)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"the value of key {key!r} in namespace {namespace!r} has no JSON: {error}") from error
+    elif not text:
+        print_value(value)
+    elif type(value) is not str:
+        raise click.UsageError(f"the value is a {type(value).__name__}, no text; leave out --text")
+    elif sys.stdout.isatty():
+        for line in value.split("\n"):
+            print_line(line)
+    else:
+        sys.stdout.write(value + "\n")
+    return 0
+
+
+# "-5" is a value, not an option.
+@hutch.command("set", context_settings={"ignore_unknown_options": True})
+@click.argument("namespace")
+@click.argument("key")
+@click.argument("value")
+@click.option("--text", is_flag=True, help="VALUE is the text itself, not JSON.")
+@storage_options
+@pass_call
+def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
+    """Set KEY to VALUE, which is JSON.
+
+    VALUE "-" reads it from standard input. Types that JSON lacks are written with tags, as `get --json` and `dump` write them: '{"$set": ["a", "b"]}'.
+    """
+    if value == "-":
+        data = sys.stdin.buffer.read()
+        try:
+            value = data.decode()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"standard input is not UTF-8: byte {error.start} cannot be read") from error
+    # Before the value is read: a type may be registered there.
+    call.import_modules()
+    try:
+        parsed = value if text else from_json(value)
+    except CorruptValueError as error:
+        raise click.UsageError(
+            f"the value cannot be read: {error}. For plain text add --text; in JSON a text has quotes: '\"text\"'"
+        ) from error
+    with call.connect() as store, store.open(namespace) as handle:
+        handle[key] = parsed
+
+
+@hutch.command()
+@click.argument("namespace")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--all", "everything", is_flag=True, help="Remove the namespace with all its keys.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@storage_options
+@pass_call
+def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes: bool) -> int:
+    """Remove keys, or with --all a whole namespace."""
+    if everything == bool(keys):
+        raise click.UsageError("give either keys or --all")
+    with call.connect() as store:
+        if everything:
+            with store.open(namespace) as handle:
+                count = len(handle)
+            if not count:
+                return not_there(_no_namespace(namespace))
+            if not yes and not _confirmed(f"Remove namespace {namespace!r} with {count:,} items?"):
+                return not_there("nothing was removed")
+            store.drop(namespace)
+            return 0
+        missing = []
+        with store.open(namespace) as handle:
+            for key in dict.fromkeys(keys):
+                try:
+                    del handle[key]
+                except KeyError:
+                    missing.append(key)
+            if missing:
+                return not_there(f"namespace {namespace!r} has no key {', '.join(map(repr, missing))}")
+    return 0
+
+
+def _confirmed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody can be asked here; add --yes to remove without asking")
+    return click.confirm(printable(question), err=True)
+
+
+def _no_namespace(namespace: str) -> str:
+    return f"namespace {namespace!r} holds nothing; `hutch ls` lists those that do"

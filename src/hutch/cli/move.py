@@ -1,0 +1,179 @@
+"""dump, load, copy: data on its way between stores and files."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import click
+
+from .. import connect, transfer
+from .app import Call, hutch, not_there, pass_call, storage_options
+from .show import printable
+
+_namespaces = click.option(
+    "-n", "--namespace", "globs", metavar="GLOB", multiple=True, help="Only namespaces that fit GLOB. Repeatable."
+)
+_OnProgress = Callable[[transfer.Progress], None]
+
+
+@hutch.command()
+@click.option("-o", "--output", metavar="FILE", help="Write to FILE, which appears when the dump is whole.")
+@_namespaces
+@storage_options
+@pass_call
+def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
+    """Write all items as JSON lines, for `load`.
+
+    Types are kept. What the dump holds is not one moment of the whole store, if the store is in use.
+    """
+    with call.connect() as store, _progress() as progress:
+        if output is None:
+            sys.stdout.flush()
+            done = transfer.dump(store, sys.stdout.buffer, globs or None, progress=progress)
+        else:
+            with _whole_file(output) as out:
+                done = transfer.dump(store, out, globs or None, progress=progress)
+    return _nothing_fits(globs) if globs and not done.namespaces else 0
+
+
+@hutch.command()
+@click.argument("file", default="-")
+@_namespaces
+@storage_options
+@pass_call
+def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
+    """Set every item of a dump.
+
+    FILE is what `dump` wrote; without it, or with "-", standard input. What has the same key is replaced, nothing is removed. Interrupted, it can be run again.
+    """
+    with _opened(file) as lines, call.connect() as store, _told_to_run_again(), _progress() as progress:
+        done = transfer.load(store, lines, globs or None, progress=progress)
+    _report("loaded", done)
+    return _nothing_fits(globs) if globs and not done.namespaces else 0
+
+
+@hutch.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@_namespaces
+@click.option("--verify", is_flag=True, help="Read every item back from DST and compare value and type.")
+@pass_call
+def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool) -> int:
+    """Copy all items of SRC to DST.
+
+    Each is a storage URL or a config file. What has the same key in DST is replaced, nothing is removed. Interrupted, it can be run again: what is equal
+    already is not written a second time.
+    """
+    if call.config_form() is not None:
+        raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")
+    call.import_modules()
+    with connect(source) as origin, connect(target) as store:
+        with _told_to_run_again(), _progress() as progress:
+            done = transfer.copy(origin, store, globs or None, progress=progress)
+        _report("copied", done)
+        if globs and not done.namespaces:
+            return _nothing_fits(globs)
+        if not verify:
+            return 0
+        with _progress() as progress:
+            found = transfer.verify(origin, store, globs or None, progress=progress)
+    extra = f"; DST holds {found.extra:,} more" if found.extra else ""
+    if found.ok:
+        click.echo(f"verified {found.equal:,} items: all equal{extra}")
+        return 0
+    for one in found.examples:
+        if one.kind != "extra":
+            click.echo(printable(f"{one.kind}: key {one.key!r} in namespace {one.namespace!r}"))
+    return not_there(
+        f"of {found.equal + found.missing + found.different:,} items {found.missing:,} are missing in DST and "
+        f"{found.different:,} are different{extra}. If SRC is in use it may have changed meanwhile; run it again"
+    )
+
+
+def _report(verb: str, done: transfer.Transferred) -> None:
+    click.echo(f"{verb} {done.written:,} items, {done.unchanged:,} were there already; namespaces: {done.namespaces:,}")
+
+
+def _nothing_fits(globs: tuple[str, ...]) -> int:
+    return not_there(f"no namespace fits {' or '.join(map(repr, globs))}")
+
+
+@contextmanager
+def _told_to_run_again() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("hutch: what was written so far stays; run the same command again to go on", err=True)
+        raise
+
+
+@contextmanager
+def _progress() -> Iterator[_OnProgress | None]:
+    """A progress bar where there is a terminal to draw it on."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # Names of namespaces are text, never markup.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, current = bar.add_task("", total=None), None
+
+        def show(progress: transfer.Progress) -> None:
+            nonlocal task, current
+            if progress.namespace != current:
+                current = progress.namespace
+                bar.remove_task(task)
+                task = bar.add_task(printable(current)[:40], total=progress.total)
+            bar.update(task, completed=progress.done)
+
+        yield show
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        lines = Path(file).open("rb")  # noqa: SIM115 - only opening it may fail as wrong usage
+    except OSError as error:
+        raise click.UsageError(f"cannot read {file!r}: {error.strerror or error}") from error
+    with lines:
+        yield lines
+
+
+@contextmanager
+def _whole_file(name: str) -> Iterator[IO[bytes]]:
+    """A file that takes its name once it is complete, readable by its owner alone: it holds what the store holds."""
+    path = Path(os.path.realpath(name))
+    temporary: Path | None = None
+    try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            out: IO[bytes] = path.open("wb")  # a pipe or a device: it cannot be replaced
+        else:
+            handle, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            temporary, out = Path(made), os.fdopen(handle, "wb")
+    except OSError as error:
+        raise click.UsageError(f"cannot write {name!r}: {error.strerror or error}") from error
+    try:
+        with out:
+            yield out
+            out.flush()
+            if temporary is not None:
+                os.fsync(out.fileno())
+        if temporary is not None:
+            temporary.replace(path)
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,131 @@
+"""One run of the command: how it ends, whatever happens. Exit codes and the one line that an error gets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+import warnings
+
+import click
+
+from .. import (
+    CapabilityError,
+    ConfigError,
+    CorruptValueError,
+    KeyLimitError,
+    KeyTypeError,
+    NamespaceError,
+    PluginConflictError,
+    PluginLoadError,
+    PluginNotFoundError,
+    StoreError,
+    ValueLimitError,
+    ValueTypeError,
+)
+from ..errors import redact
+from . import inspect, items, move  # noqa: F401 - each adds its commands
+from .app import Call, hutch
+from .show import printable
+
+_USAGE, _STORAGE, _UNREADABLE, _INTERRUPTED = 2, 3, 4, 130
+_USAGE_ERRORS = (
+    ConfigError,
+    PluginNotFoundError,
+    PluginConflictError,
+    PluginLoadError,
+    NamespaceError,
+    KeyTypeError,
+    KeyLimitError,
+    ValueLimitError,
+    CapabilityError,
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command with `arguments`; its exit code. Prints, and raises nothing."""
+    call = Call(debug=os.environ.get("HUTCH_DEBUG", "0") not in ("", "0"))
+    _prepare_streams()
+    with warnings.catch_warnings():
+        # A warning is for developers; nobody who runs a command can act on it.
+        if not sys.warnoptions and not call.debug:
+            warnings.simplefilter("ignore")
+        try:
+            if "_HUTCH_COMPLETE" in os.environ:
+                hutch.main(arguments, prog_name="hutch")
+            # Not click's own `main`: it has exit codes of its own.
+            with hutch.make_context("hutch", list(arguments), obj=call) as context:
+                code: int | None = hutch.invoke(context)
+            sys.stdout.flush()
+            return code or 0
+        except click.exceptions.Exit as end:  # --help, --version
+            return end.exit_code
+        except SystemExit as end:  # shell completion
+            return end.code if isinstance(end.code, int) else 0
+        except BaseException as error:
+            return _end(error, call)
+
+
+def _end(error: BaseException, call: Call) -> int:
+    """The exit code for `error`, after the one line that says what it was."""
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output, `head` perhaps, has what they wanted.
+        _abandon_output()
+        return 0
+    code, told = _judge(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _abandon_output()
+    if call.debug and not isinstance(error, click.ClickException):
+        _tell(redact("".join(traceback.format_exception(error))).rstrip("\n"))
+    _tell(f"hutch: {printable(redact(told))}")
+    return code
+
+
+def _judge(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, click.ClickException):
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "hutch"
+        return _USAGE, f"{' '.join(error.format_message().split()).rstrip('.')}. See {command} --help"
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _INTERRUPTED, "interrupted"
+    told = str(error) or type(error).__name__
+    if isinstance(error, _USAGE_ERRORS):
+        return _USAGE, told
+    if isinstance(error, CorruptValueError | ValueTypeError):
+        hint = (
+            ". On the command line: hutch --import MODULE, the one that registers it" if "register_type" in told else ""
+        )
+        return _UNREADABLE, told + hint
+    if isinstance(error, StoreError):
+        return _STORAGE, told
+    if isinstance(error, OSError):
+        return _STORAGE, f"{error.filename or 'input or output failed'}: {error.strerror or told}"
+    return _STORAGE, f"unexpected {type(error).__name__}: {told}. HUTCH_DEBUG=1 shows where; please report it"
+
+
+def _tell(text: str) -> None:
+    # Where standard error is closed too there is nobody to tell.
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            # A character that the terminal's encoding lacks is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _abandon_output() -> None:
+    """Let what is still buffered go nowhere, or the interpreter would complain when it flushes at exit."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except OSError:
+        pass
