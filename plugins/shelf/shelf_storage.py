@@ -18,16 +18,18 @@ is listed and can be read; a key that is not UTF-8 was not written by Errbot and
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
 import threading
 from collections.abc import Hashable, Iterable, Mapping
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hutch import Codec, CorruptValueError, EncodedStorage, Option, StoragePluginBase, ValueTypeError
-from hutch.limits import check_namespace
+from hutch import MISSING, CorruptValueError, Option, StorageBase, StoragePluginBase, ValueTypeError
+from hutch.limits import check_key, check_namespace, check_value_size
 
 from .shelf_dialects import Database, create_database, holds_data, open_database
 from .shelf_files import Folder, Place, ProcessLock, creating, default_dialect, storage_errors
@@ -52,10 +54,6 @@ class ShelfPlugin(StoragePluginBase):
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         self._folder = Folder(self._storage_config["basedir"])
-
-    def codec_for(self, namespace: str) -> Codec:
-        """Errbot's pickles, whatever the config says: the format of the files is not the config's to choose."""
-        return ShelvePickle()
 
     def open(self, namespace: str) -> ShelfStorage:
         """Open `namespace`.
@@ -95,53 +93,27 @@ class ShelfPlugin(StoragePluginBase):
         return holds_data(place)
 
 
-class ShelfStorage(EncodedStorage):
-    """One namespace. Any thread may use it; they take turns."""
+class ShelfStorage(StorageBase):
+    """One namespace. Any thread may use it; they take turns. Not a `hutch.EncodedStorage`: no codec has a say here."""
 
     def __init__(self, plugin: ShelfPlugin, namespace: str, shelf: _Shelf) -> None:
-        super().__init__(plugin, namespace)
+        self.capabilities = plugin.capabilities
+        self._namespace = namespace
+        self._where = f"namespace {namespace!r} of the {plugin.name} storage"
         self._shelf = shelf
 
-    def read(self, key: str) -> bytes | None:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            return None if database is None else database.get(key.encode())
+    def set(self, key: str, value: Any) -> None:
+        self._write({check_key(key): self._dumped(key, value)})
 
-    def exists(self, key: str) -> bool:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            return database is not None and database.contains(key.encode())
+    def get(self, key: str) -> Any:
+        data = self._read(key)
+        if data is None:
+            raise KeyError(key)
+        return self._loaded(key, data)
 
-    def write(self, key: str, data: bytes) -> None:
-        with self._shelf.lock:
-            self._shelf.database_to_write().write({key.encode(): data})
-
-    def write_many(self, items: Mapping[str, bytes]) -> None:
-        with self._shelf.lock:
-            self._shelf.database_to_write().write({key.encode(): data for key, data in items.items()})
-
-    def delete(self, key: str) -> bool:
-        return self.delete_many([key]) > 0
-
-    def delete_many(self, keys: list[str]) -> int:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            if database is None:
-                return 0
-            found = [encoded for key in keys if database.contains(encoded := key.encode())]
-            if found:
-                database.write(dict.fromkeys(found))
-            return len(found)
-
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
-        with self._shelf.lock:
-            if self.read(key) != old:
-                return False
-            if new is not None:
-                self.write(key, new)
-            elif old is not None:
-                self.delete(key)
-            return True
+    def remove(self, key: str) -> None:
+        if not self.remove_many([key]):
+            raise KeyError(key)
 
     def len(self) -> int:
         with self._shelf.lock:
@@ -154,53 +126,120 @@ class ShelfStorage(EncodedStorage):
             found = [] if database is None else database.keys()
         return [self._decoded_key(key) for key in found]
 
+    def close(self) -> None:
+        self._shelf.leave()
+
+    def contains(self, key: str) -> bool:
+        with self._shelf.lock:
+            database = self._shelf.database()
+            return database is not None and database.contains(check_key(key).encode())
+
+    def set_many(self, items: Mapping[str, Any]) -> None:
+        # Pickled in full before the first byte is written: bad input is refused whole.
+        pickled = {check_key(key): self._dumped(key, value) for key, value in items.items()}
+        if pickled:
+            self._write(pickled)
+
+    def remove_many(self, keys: Iterable[str]) -> int:
+        checked = [check_key(key).encode() for key in dict.fromkeys(keys)]
+        with self._shelf.lock:
+            database = self._shelf.database()
+            found = [] if database is None else [key for key in checked if database.contains(key)]
+            if database is not None and found:
+                database.write(dict.fromkeys(found))
+            return len(found)
+
     def clear(self) -> None:
         with self._shelf.lock:
             database = self._shelf.database()
             if database is not None and len(database):
                 database.clear()
 
-    def close(self) -> None:
-        self._shelf.leave()
+    def get_for_update(self, key: str) -> tuple[Any, object]:
+        data = self._read(key)
+        return (MISSING, None) if data is None else (self._loaded(key, data), data)
+
+    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+        data = None if value is MISSING else self._dumped(key, value)
+        with self._shelf.lock:
+            if self._read(key) != token:
+                return False
+            if data is not None:
+                self._write({check_key(key): data})
+            elif token is not None:
+                self.remove(key)
+            return True
 
     @property
     def lock_scope(self) -> Hashable:
         return ("shelf", self._shelf.place)
+
+    def _read(self, key: str) -> bytes | None:
+        # Errbot may have stored a key that hutch would not; so the limits are checked where there is none.
+        data = None
+        if isinstance(key, str):
+            with self._shelf.lock:
+                database = self._shelf.database()
+                if database is not None:
+                    data = database.get(key.encode(errors="replace"))
+        if data is None:
+            check_key(key)
+        return data
+
+    def _write(self, pickled: Mapping[str, bytes]) -> None:
+        with self._shelf.lock:
+            self._shelf.database_to_write().write({key.encode(): data for key, data in pickled.items()})
+
+    def _dumped(self, key: str, value: object) -> bytes:
+        """`value` as Errbot would have written it, or a ValueTypeError."""
+        buffer = io.BytesIO()
+        try:
+            _Pickler(buffer, _PROTOCOL).dump(value)
+        except Exception as error:
+            raise ValueTypeError(
+                f"a {type(value).__qualname__} that cannot be pickled, as this engine must ({type(error).__name__}); "
+                "store what it is made of instead"
+            ) from error
+        data = buffer.getvalue()
+        check_value_size(key, len(data))
+        return data
+
+    def _loaded(self, key: str, data: bytes) -> Any:
+        # Not while holding the lock: unpickling runs code, which may well use this storage.
+        try:
+            return pickle.loads(data)
+        except (ImportError, AttributeError) as error:
+            raise CorruptValueError(
+                f"the value of key {key!r} in {self._where} is an object of a class that cannot be found here: "
+                f"{error}. Read it in the application that wrote it"
+            ) from error
+        except Exception as error:
+            # The error's own text may quote the value.
+            raise CorruptValueError(
+                f"the value of key {key!r} in {self._where} cannot be unpickled ({type(error).__name__}); it was "
+                "damaged, or not written by shelve"
+            ) from error
 
     def _decoded_key(self, key: bytes) -> str:
         try:
             return key.decode()
         except UnicodeDecodeError:
             raise CorruptValueError(
-                f"namespace {self.namespace!r} of the {self._plugin.name} storage has a key that is not UTF-8, "
-                f"{key[:60]!a}: neither Errbot nor hutch wrote it. Remove it with dbm.open"
+                f"{self._where} has a key that is not UTF-8, {key[:60]!a}: neither Errbot nor hutch wrote it. "
+                "Remove it with dbm.open"
             ) from None
 
 
-class ShelvePickle:
-    """The codec of `shelve`, as Errbot uses it: a pickle of protocol 2, and nothing around it."""
+class _Pickler(pickle.Pickler):
+    """`shelve`'s, except that it keeps the second 2:30 of the night when clocks go back.
 
-    def encode(self, value: object, /) -> bytes:
-        """Raises ValueTypeError for a value that cannot be pickled."""
-        try:
-            return pickle.dumps(value, _PROTOCOL)
-        except Exception as error:
-            raise ValueTypeError(
-                f"a {type(value).__qualname__} that cannot be pickled, as this engine must ({type(error).__name__}); "
-                "store what it is made of instead"
-            ) from error
+    Protocol 2 leaves `fold` out; with it in, any Python 3 reads it still.
+    """
 
-    def decode(self, data: bytes, /) -> Any:
-        """Raises CorruptValueError for what cannot be unpickled here."""
-        try:
-            return pickle.loads(data)
-        except (ImportError, AttributeError) as error:
-            raise CorruptValueError(
-                f"it is an object of a class that cannot be found here ({error}); read it where it was written"
-            ) from error
-        except Exception as error:
-            # The error's text may quote the value.
-            raise CorruptValueError(f"it cannot be unpickled ({type(error).__name__})") from error
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, datetime | time) and value.fold:
+            return value.__reduce_ex__(4)
+        return NotImplemented
 
 
 class _Shelf:
