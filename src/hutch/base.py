@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import os
 import pickle
 import random
 import threading
@@ -210,7 +211,9 @@ class StorageBase(ABC):
             if self.set_if_unchanged(key, token, value):
                 return value
             if time.monotonic() > deadline:
-                raise ConflictError(f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s on end; try again")
+                raise ConflictError(
+                    f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s on end; try again"
+                )
             # Jitter: two writers that lost to each other must not meet again.
             time.sleep(random.uniform(0, backoff_s))  # noqa: S311
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
@@ -281,6 +284,16 @@ class StoragePluginBase(ABC):
 
 
 _update_lock = threading.RLock()
+
+
+def _fresh_lock_after_fork() -> None:
+    # A thread that held it does not exist in the child.
+    global _update_lock  # noqa: PLW0603
+    _update_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
 
 
 def _same(a: object, b: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -16,6 +17,16 @@ _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
 _default_codec = TypedCodec()
 _swap_lock = threading.RLock()
+
+
+def _fresh_lock_after_fork() -> None:
+    # A thread that held it does not exist in the child.
+    global _swap_lock  # noqa: PLW0603
+    _swap_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
 
 
 class EncodedStorage(StorageBase):
