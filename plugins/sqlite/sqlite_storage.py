@@ -48,6 +48,9 @@ class SqlitePlugin(StoragePluginBase):
 
     A process that is killed loses nothing that was set, whatever `durability` is: that option says what a power
     cut, or a crash of the system, may take. Stores of one process share their connections to a file.
+
+    Where several processes write without pause, prefer an SQLite of 3.51.3 or later (`sqlite3.sqlite_version`): all
+    before have a very rare race between two checkpoints that can damage the file (sqlite.org/wal.html#walresetbug).
     """
 
     OPTIONS = {  # noqa: RUF012 - never changed
