@@ -106,7 +106,8 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
 def check(call: Call, target: str, as_json: bool) -> int:
     """Check a plugin against the conformance kit.
 
-    PATH_OR_NAME is its name, its .plug file, or the folder of that. One line a promise. -s or -c gives the plugin its options; without them it gets a temporary folder.
+    PATH_OR_NAME is its name, its .plug file, or the folder of that. One line a promise.
+    -s or -c gives the plugin its options; without them it gets a temporary folder.
     """
     try:
         from ..testing.check import run_check

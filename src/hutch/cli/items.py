@@ -98,7 +98,8 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
 def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
     """Set KEY to VALUE, which is JSON.
 
-    VALUE "-" reads it from standard input. Types that JSON lacks are written with tags, as `get --json` and `dump` write them: '{"$set": ["a", "b"]}'.
+    VALUE "-" reads it from standard input. Types that JSON lacks are written with tags, as
+    `get --json` and `dump` write them: '{"$set": ["a", "b"]}'.
     """
     if value == "-":
         data = sys.stdin.buffer.read()

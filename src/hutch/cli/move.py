@@ -51,7 +51,8 @@ def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
 def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     """Set every item of a dump.
 
-    FILE is what `dump` wrote; without it, or with "-", standard input. What has the same key is replaced, nothing is removed. Interrupted, it can be run again.
+    FILE is what `dump` wrote; without it, or with "-", standard input. What has the same key is
+    replaced, nothing is removed. Interrupted, it can be run again.
     """
     with _opened(file) as lines, call.connect() as store, _told_to_run_again(), _progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
@@ -68,8 +69,8 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
 def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool) -> int:
     """Copy all items of SRC to DST.
 
-    Each is a storage URL or a config file. What has the same key in DST is replaced, nothing is removed. Interrupted, it can be run again: what is equal
-    already is not written a second time.
+    Each is a storage URL or a config file. What has the same key in DST is replaced, nothing is
+    removed. Interrupted, it can be run again: what is equal already is not written a second time.
     """
     if call.config_form() is not None:
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 
@@ -73,6 +75,9 @@ def _end(error: BaseException, call: Call) -> int:
         # Whoever read the output, `head` perhaps, has what they wanted.
         _abandon_output()
         return 0
+    if isinstance(error, KeyboardInterrupt | click.Abort) and threading.current_thread() is threading.main_thread():
+        # Said once is enough: a second Ctrl-C shall not tear the end apart.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     code, told = _judge(error)
     try:
         sys.stdout.flush()

@@ -1,0 +1,872 @@
+"""The `hutch` command: what it prints, what it refuses, how it ends, and that it harms nothing on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hutch
+from hutch.cli.run import run as run_command
+
+_TIMEOUT_S = 60
+_POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="needs signals and terminals as POSIX has them")
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("HUTCH_"):
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"lmdb://{tmp_path}/store"
+
+
+def hutch_(*arguments: str, stdin: bytes = b"") -> Result:
+    """The command, run in this process; what it prints must be UTF-8."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    given = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "stdin", given)
+        code = run_command(list(arguments))
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        assert isinstance(stream.buffer, io.BytesIO)
+        texts.append(stream.buffer.getvalue().decode())
+    return Result(code, *texts)
+
+
+def hutch_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command as users run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "hutch", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=_TIMEOUT_S,
+        check=False,
+        **options,
+    )
+
+
+def fill(config: Any, **namespaces: dict[str, Any]) -> None:
+    with hutch.connect(config) as store:
+        for name, items in namespaces.items():
+            with store.open(name) as handle:
+                handle.update(items)
+
+
+def held(config: Any, namespace: str) -> dict[str, Any]:
+    with hutch.connect(config) as store, store.open(namespace) as handle:
+        return dict(handle)
+
+
+# --- looking ---
+
+
+def test_ls_gives_names_and_counts_as_lines_for_a_pipe_and_as_json(url: str) -> None:
+    fill(url, core={"a": 1, "b": 2}, empty={}, **{"a:b": {"x": 0}})
+    assert hutch_("-s", url, "ls") == Result(0, "a:b\t1\ncore\t2\n", "")
+    assert hutch_("ls", "-s", url, "--json").out == ('{"namespace":"a:b","items":1}\n{"namespace":"core","items":2}\n')
+
+
+def test_keys_are_in_order_and_can_be_narrowed(url: str) -> None:
+    fill(url, core={f"user:{number}": number for number in (3, 1, 2)} | {"z": 0, "a\nb": 0})
+    assert hutch_("-s", url, "keys", "core").out == "a\\nb\nuser:1\nuser:2\nuser:3\nz\n"
+    assert hutch_("-s", url, "keys", "core", "--prefix", "user:", "--limit", "2").out == "user:1\nuser:2\n"
+    assert hutch_("-s", url, "keys", "core", "--limit", "1", "--json").out == '"a\\nb"\n'
+    assert hutch_("-s", url, "keys", "core", "--prefix", "nobody") == Result(0, "", "")
+    assert hutch_("-s", url, "keys", "core", "--limit", "0") == Result(0, "", "")
+
+
+def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
+    fill(url, core={"a": 1})
+    for arguments, told in [
+        (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'\n"),
+        (["get", "cor", "a"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
+        (["keys", "cor"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
+        (["rm", "core", "b", "a", "c"], "hutch: namespace 'core' has no key 'b', 'c'\n"),
+        (["rm", "cor", "--all", "--yes"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
+        (["dump", "-n", "nobody*", "-o", "dump"], "hutch: no namespace fits 'nobody*'\n"),
+    ]:
+        assert hutch_("-s", url, *arguments) == Result(1, "", told)
+    assert held(url, "core") == {}
+
+
+def test_looking_into_a_store_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
+    for url in ("sqlite://nowhere.db", "shelf://nowhere"):
+        assert hutch_("-s", url, "ls") == Result(0, "", "")
+        assert hutch_("-s", url, "get", "core", "k").code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+SHOWN: list[tuple[Any, str]] = [
+    (None, "null"),
+    (True, "true"),
+    (5, "5"),
+    (2**70, str(2**70)),
+    (float("nan"), "nan"),
+    ("text\n", '"text\\n"'),
+    (b"\x00a", "b'\\x00a'"),
+    ([], "[]"),
+    ({}, "{}"),
+    (set(), "set()"),
+    ((1,), "tuple(1)"),
+    ({"a": {1, 2}}, '{"a": set(1, 2)}'),
+    ({1: "one", (2,): None}, '{1: "one", tuple(2): null}'),
+    ({"$set": 1}, '{"$set": 1}'),
+    (Path("/srv"), 'windows_path("\\\\srv")' if os.name == "nt" else 'path("/srv")'),
+    (list(range(60)), "[\n" + ",\n".join(f"  {number}" for number in range(60)) + "\n]"),
+    (
+        {"first": ["x" * 60, "y" * 40], "second": ("z",)},
+        '{\n  "first": [\n    "' + "x" * 60 + '",\n    "' + "y" * 40 + '"\n  ],\n  "second": tuple("z")\n}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "shown"), SHOWN, ids=lambda one: type(one).__name__)
+def test_values_are_readable_text_that_shows_their_types(value: Any, shown: str, url: str) -> None:
+    fill(url, core={"k": value})
+    assert hutch_("-s", url, "get", "core", "k") == Result(0, shown + "\n", "")
+
+
+def test_json_of_a_value_is_what_set_takes(url: str) -> None:
+    fill(url, core={"k": {"a": {1, "é"}, "b": (b"\x00", 2**80)}})
+    text = hutch_("-s", url, "get", "core", "k", "--json").out
+    assert hutch_("-s", url, "set", "core", "again", text) == Result(0, "", "")
+    assert held(url, "core")["again"] == {"a": {1, "é"}, "b": (b"\x00", 2**80)}
+
+
+def test_a_text_can_be_printed_without_quotes(url: str) -> None:
+    fill(url, core={"k": "two\nlines \x1b[1m", "n": 5})
+    assert hutch_("-s", url, "get", "core", "k", "--text").out == "two\nlines \x1b[1m\n"
+    refused = hutch_("-s", url, "get", "core", "n", "--text")
+    assert (refused.code, refused.err) == (
+        2,
+        "hutch: the value is a int, no text; leave out --text. See hutch get --help\n",
+    )
+
+
+def test_stats_names_the_engine_and_counts(url: str) -> None:
+    fill(url, core={"a": 1}, more={"b": 1, "c": 2})
+    found = json.loads(hutch_("-s", url, "stats", "--json").out)
+    assert found["storage"] == "lmdb"
+    assert found["namespaces"] == {"core": 1, "more": 2}
+    assert found["items"] == 3
+    assert "shared" in found["capabilities"]
+    assert '"storage": "lmdb"' in hutch_("-s", url, "stats").out
+
+
+# --- changing ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "stored"),
+    [
+        (["5"], b"", 5),
+        (["-5"], b"", -5),
+        (["--", "-0.0"], b"", -0.0),
+        (['"text"'], b"", "text"),
+        (['{"$set": ["a"]}'], b"", {"a"}),
+        (["hello", "--text"], b"", "hello"),
+        (["--text", "{}"], b"", "{}"),
+        (["-"], b'["from", "a pipe"]\n', ["from", "a pipe"]),
+        (["-", "--text"], "wie es ist: ä\n".encode(), "wie es ist: ä\n"),
+    ],
+)
+def test_set_stores_json_or_text_from_the_command_line_or_a_pipe(
+    arguments: list[str], stdin: bytes, stored: Any, url: str
+) -> None:
+    assert hutch_("-s", url, "set", "core", "k", *arguments, stdin=stdin) == Result(0, "", "")
+    value = held(url, "core")["k"]
+    assert value == stored
+    assert type(value) is type(stored)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin"),
+    [(["hunter2"], b""), (['{"$sett": [1]}'], b""), (["-"], b"hunter2"), (["-", "--text"], b"\xff"), (["[1,"], b"")],
+)
+def test_a_value_that_cannot_be_read_is_an_error_that_does_not_show_it(
+    arguments: list[str], stdin: bytes, url: str
+) -> None:
+    result = hutch_("-s", url, "set", "core", "k", *arguments, stdin=stdin)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.count("\n") == 1
+    assert "hunter2" not in result.err
+    assert held(url, "core") == {}
+    if arguments == ["hunter2"]:
+        assert "For plain text add --text" in result.err
+
+
+def test_rm_removes_keys_and_asks_before_it_removes_all(url: str) -> None:
+    fill(url, core={"a": 1, "b": 2, "c": 3}, other={"a": 1})
+    assert hutch_("-s", url, "rm", "core", "a", "b", "a") == Result(0, "", "")
+    assert held(url, "core") == {"c": 3}
+    refused = hutch_("-s", url, "rm", "core", "--all")
+    assert (refused.code, refused.err) == (
+        2,
+        "hutch: nobody can be asked here; add --yes to remove without asking. See hutch rm --help\n",
+    )
+    assert held(url, "core") == {"c": 3}
+    for nonsense in (["rm", "core"], ["rm", "core", "--all", "c"]):
+        assert hutch_("-s", url, *nonsense).code == 2
+    assert hutch_("-s", url, "rm", "core", "--all", "--yes") == Result(0, "", "")
+    assert hutch_("-s", url, "ls").out == "other\t1\n"
+
+
+# --- which store ---
+
+
+def test_the_store_is_named_by_option_environment_file_or_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "data"))
+    config = tmp_path / "conf" / "my.yaml"
+    config.parent.mkdir()
+    config.write_text("STORAGE: lmdb\nSTORAGE_CONFIG: {path: from_file}\n")
+
+    def stored_where() -> str:
+        return hutch_("keys", "core").out.strip()
+
+    fill("lmdb://url", core={"url": 1})
+    fill(config, core={"file": 1})
+    fill(None, core={"default": 1})
+    assert stored_where() == "default"
+    (tmp_path / "hutch.yaml").write_text("STORAGE: lmdb\nSTORAGE_CONFIG: {path: here}\n")
+    fill("lmdb://here", core={"here": 1})
+    assert stored_where() == "here"
+    monkeypatch.setenv("HUTCH_CONFIG", str(config))
+    assert stored_where() == "file"
+    monkeypatch.setenv("HUTCH_STORAGE", "lmdb://url")
+    assert stored_where() == "url"
+    assert hutch_("-c", str(config), "keys", "core").out == "file\n"
+    assert hutch_("keys", "core", "-c", str(config)).out == "file\n"
+    both = hutch_("-s", "lmdb://url", "keys", "core", "-c", str(config))
+    assert (both.code, both.out) == (2, "")
+    assert "not both" in both.err
+
+
+def test_a_type_that_the_application_registers_is_read_with_import(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_types.py").write_text(
+        "import dataclasses, hutch\n@hutch.register_type\n@dataclasses.dataclass\nclass User:\n    name: str\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    value = '{"$type": "their_types.User", "value": {"name": "Ada"}}'
+    with_import = ["-s", url, "--import", "their_types"]
+    assert hutch_process(*with_import, "set", "core", "k", value, env=environment).returncode == 0
+    assert hutch_process(*with_import, "get", "core", "k", env=environment).stdout == (
+        'their_types.User({"name": "Ada"})\n'
+    )
+    dumped = hutch_process(*with_import, "dump", env=environment).stdout
+    for arguments in (["-s", url, "get", "core", "k"], ["-s", "lmdb://other", "load"]):
+        without = hutch_process(*arguments, input=dumped)
+        assert without.returncode == 4
+        assert without.stderr.count("\n") == 1
+    assert "'their_types.User', which is not registered" in without.stderr
+    assert "hutch --import MODULE" in without.stderr
+    missing = hutch_process("-s", url, "--import", "nobody_has_this", "ls")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("hutch: --import nobody_has_this: ModuleNotFoundError")
+
+
+# --- moving ---
+
+
+def test_a_dump_through_a_pipe_into_another_engine_keeps_all(url: str) -> None:
+    items = {"a": {1, 2}, "b": (1, b"x"), "c": {"$": None}}
+    fill(url, core=items, other={"k": "v"})
+    text = hutch_("-s", url, "dump").out
+    loaded = hutch_("-s", "sqlite://copy.db", "load", stdin=text.encode())
+    assert loaded == Result(0, "loaded 4 items, 0 were there already; namespaces: 2\n", "")
+    assert held("sqlite://copy.db", "core") == items
+    assert hutch_("-s", "sqlite://copy.db", "load", stdin=text.encode()).out.startswith("loaded 0 items, 4 were there")
+    assert hutch_("-s", "sqlite://copy.db", "dump").out == text
+    assert hutch_("-s", url, "dump", "-n", "o*", "-n", "x").out.count("\n") == 3
+
+
+@_POSIX_ONLY
+def test_a_dump_into_a_file_appears_when_it_is_whole_and_is_private(url: str, tmp_path: Path) -> None:
+    class Unknown:
+        pass
+
+    fill(url, core={"a": 1})
+    assert hutch_("-s", url, "dump", "-o", "dump") == Result(0, "", "")
+    assert stat.S_IMODE((tmp_path / "dump").stat().st_mode) == 0o600
+    whole = (tmp_path / "dump").read_bytes()
+    pickled = {"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": str(tmp_path / "store")}, "CODEC": "pickle"}
+    (tmp_path / "p.yaml").write_text(json.dumps(pickled))
+    fill(pickled, core={"b": io.UnsupportedOperation("only pickle holds this")})
+    failed = hutch_("-c", "p.yaml", "dump", "-o", "dump")
+    assert failed.code == 4
+    assert "the value of key 'b' in namespace 'core' cannot be dumped" in failed.err
+    assert (tmp_path / "dump").read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"dump", "p.yaml", "store"}
+    assert hutch_("-c", "p.yaml", "get", "core", "b").out == "UnsupportedOperation('only pickle holds this')\n"
+    assert hutch_("-c", "p.yaml", "get", "core", "b", "--json").code == 4
+
+
+def test_files_that_cannot_be_opened_are_wrong_usage(url: str, tmp_path: Path) -> None:
+    for arguments in (["load", "missing"], ["load", str(tmp_path)], ["dump", "-o", "no/such/folder/dump"]):
+        result = hutch_("-s", url, *arguments)
+        assert result.code == 2
+        assert result.err.count("\n") == 1
+        assert result.err.startswith("hutch: cannot ")
+
+
+def test_a_dump_that_was_cut_off_is_noticed(url: str) -> None:
+    fill(url, core={"a": 1, "b": 2})
+    lines = hutch_("-s", url, "dump").out.splitlines(keepends=True)
+    result = hutch_("-s", "lmdb://other", "load", stdin="".join(lines[:-1]).encode())
+    assert result.code == 4
+    assert result.err.startswith("hutch: the dump ends after line 3 without its last line")
+    assert held("lmdb://other", "core") == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("target", ["lmdb://copy", "sqlite://copy.db", "shelf://copy", "redis"])
+def test_copy_moves_to_any_engine_and_verifies(target: str, url: str, request: pytest.FixtureRequest) -> None:
+    if target == "redis":
+        target = f"{request.getfixturevalue('redis_server').url}?prefix=test_cli"
+    items = {f"k{number}": {number, (number,)} for number in range(2500)}
+    fill(url, core=items, other={"a": float("nan")})
+    done = hutch_("copy", url, target, "--verify")
+    assert done == Result(
+        0,
+        "copied 2,501 items, 0 were there already; namespaces: 2\nverified 2,501 items: all equal\n",
+        "",
+    )
+    assert held(target, "core") == items
+    fill(target, core={"k0": [0], "mine": 1})
+    again = hutch_("copy", url, target, "--verify", "-n", "core")
+    assert again.out == (
+        "copied 1 items, 2,499 were there already; namespaces: 1\nverified 2,500 items: all equal; DST holds 1 more\n"
+    )
+
+
+def test_a_verify_that_finds_a_fault_ends_with_1_and_names_it(tmp_path: Path) -> None:
+    (tmp_path / "lossy").mkdir()
+    (tmp_path / "lossy" / "lossy.plug").write_text("[Core]\nName = Lossy\nModule = lossy_storage\n")
+    (tmp_path / "lossy" / "lossy_storage.py").write_text(
+        textwrap.dedent("""
+        class Storage:
+            data = {}
+            def set(self, key, value):
+                if key != "dropped":
+                    self.data[key] = 2 if key == "bent" else value
+            def get(self, key): return self.data[key]
+            def remove(self, key): del self.data[key]
+            def len(self): return len(self.data)
+            def keys(self): return list(self.data)
+            def close(self): pass
+        class LossyPlugin:
+            def __init__(self, config): pass
+            def open(self, namespace): return Storage()
+            def namespaces(self): return ["core"] if Storage.data else []
+        """)
+    )
+    (tmp_path / "lossy.yaml").write_text("STORAGE: Lossy\nEXTRA_PLUGIN_DIRS: [lossy]\n")
+    fill("lmdb://source", core={"kept": 1, "bent": 1, "dropped": 1})
+    result = hutch_("copy", "lmdb://source", "lossy.yaml", "--verify")
+    assert result.code == 1
+    assert result.out.splitlines()[1:] == [
+        "different: key 'bent' in namespace 'core'",
+        "missing: key 'dropped' in namespace 'core'",
+    ]
+    assert result.err.startswith("hutch: of 3 items 1 are missing in DST and 1 are different.")
+    assert hutch_("copy", "lmdb://source", "lmdb://target", "-n", "nobody").code == 1
+    refused = hutch_("-s", "lmdb://source", "copy", "lmdb://source", "lmdb://target")
+    assert (refused.code, "SRC and DST" in refused.err) == (2, True)
+
+
+# --- plugins and check ---
+
+
+def test_plugins_says_of_each_whether_it_loads_and_why_not(tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    factory = "class SomePlugin:\n    def __init__(self, config): pass\n    def open(self, n): pass"
+    for name, code in {
+        "chatty": f"print('imported')\n{factory}",
+        "failing": "raise RuntimeError('no luck: redis://user:hunter2@host/')",
+        "leaving": "import sys\nsys.exit(5)",
+        "twin": factory,
+    }.items():
+        (folder / f"{name}.plug").write_text(f"[Core]\nName = {name.title()}\nModule = {name}_storage\n")
+        (folder / f"{name}_storage.py").write_text(code + "\n")
+    (folder / "again.plug").write_text("[Core]\nName = TWIN\nModule = twin_storage\n")
+    (folder / "broken.plug").write_text("no section\x1b[2J")
+    (tmp_path / "c.yaml").write_text("STORAGE: memory\nEXTRA_PLUGIN_DIRS: [more]\n")
+    result = hutch_("-c", "c.yaml", "plugins", "--json")
+    assert result.code == 0
+    listed = [json.loads(line) for line in result.out.splitlines()]
+    states = {(one["name"], one["state"]) for one in listed}
+    assert {("memory", "ok"), ("lmdb", "ok"), ("Chatty", "ok"), ("Failing", "broken"), ("Leaving", "broken")} <= states
+    assert {("Twin", "conflict"), ("TWIN", "conflict"), ("broken", "broken")} <= states
+    by_name = {one["name"]: one for one in listed}
+    assert by_name["Chatty"]["found"] == str(folder / "chatty.plug")
+    assert "RuntimeError" in by_name["Failing"]["note"]
+    assert "hunter2" not in result.out + result.err
+    assert result.err == "imported\n"
+    plain = hutch_("-c", "c.yaml", "plugins").out
+    assert len(plain.splitlines()) == len(listed)
+    assert "\x1b" not in plain
+
+
+def test_plugins_are_listed_even_if_the_config_at_hand_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "hutch.yaml").write_text("STORRAGE: memory\n")
+    result = hutch_("plugins")
+    assert result.code == 0
+    assert "memory\tok\t" in result.out
+    assert result.err.startswith("hutch: ./hutch.yaml")
+    assert hutch_("-c", "hutch.yaml", "plugins").code == 2
+
+
+def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path) -> None:
+    passed = hutch_process("check", "memory")
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    *promises, summary = passed.stdout.splitlines()
+    assert all(line.startswith(("passed  ", "skipped ")) for line in promises)
+    assert ", 0 failed, " in summary
+    assert len(promises) > 20
+    (tmp_path / "deaf.plug").write_text("[Core]\nName = Deaf\nModule = deaf_storage\n")
+    (tmp_path / "deaf_storage.py").write_text(
+        textwrap.dedent("""
+        class Storage:
+            def set(self, key, value): pass
+            def get(self, key): raise KeyError(key)
+            def remove(self, key): raise KeyError(key)
+            def len(self): return 0
+            def keys(self): return []
+            def close(self): pass
+        class DeafPlugin:
+            def __init__(self, config): pass
+            def open(self, namespace): return Storage()
+        """)
+    )
+    failed = hutch_process("check", "deaf.plug", "--json")
+    assert failed.returncode == 1
+    outcomes = [json.loads(line) for line in failed.stdout.splitlines()]
+    assert {one["outcome"] for one in outcomes} >= {"failed"}
+    assert all(one["promise"] for one in outcomes)
+
+
+# --- how it ends ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nonsense"], 2),
+        (["get", "core"], 2),
+        (["ls", "--nonsense"], 2),
+        (["-s", "nonsense", "ls"], 2),
+        (["-s", "nobody://x", "ls"], 2),
+        (["-s", "lmdb://x?nonsense=1", "ls"], 2),
+        (["-c", "missing.yaml", "ls"], 2),
+        (["-s", "lmdb://x", "get", "core", ""], 2),
+        (["-s", "lmdb://x", "get", "", "k"], 2),
+        (["-s", "lmdb://x", "get", "core", "k" * 1025], 2),
+        (["-s", "lmdb://blocked/x", "set", "core", "k", "1"], 3),
+        (["-s", "redis://127.0.0.1:1/0", "ls"], 3),
+        (["-s", "sqlite://foreign.db", "get", "core", "k"], 4),
+    ],
+)
+def test_every_error_is_one_line_with_its_exit_code(arguments: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    (tmp_path / "foreign.db").write_bytes(b"not a database " * 1000)
+    result = hutch_(*arguments)
+    assert (result.code, result.out) == (code, ""), result
+    assert result.err.startswith("hutch: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+
+
+def test_a_damaged_value_ends_with_4_and_names_its_place(url: str) -> None:
+    with hutch.connect(url) as store, store.open("core") as handle:
+        handle["k"] = 1
+        storage = handle._store
+        assert isinstance(storage, hutch.EncodedStorage)
+        storage.write("k", b"what hutch never writes")
+    result = hutch_("-s", url, "get", "core", "k")
+    assert result.code == 4
+    assert "key 'k' in namespace 'core'" in result.err
+
+
+def test_an_error_shows_where_it_came_from_when_asked(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = ["-s", "lmdb://x?nonsense=1", "ls"]
+    assert "Traceback" in hutch_("--debug", *broken).err
+    monkeypatch.setenv("HUTCH_DEBUG", "1")
+    assert "Traceback" in hutch_(*broken).err
+    monkeypatch.setenv("HUTCH_DEBUG", "0")
+    assert "Traceback" not in hutch_(*broken).err
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_a_password_in_a_url_is_never_printed(debug: list[str]) -> None:
+    for arguments in (
+        ["-s", "redis://user:hunter2@127.0.0.1:1/0", "ls"],
+        ["-s", "redis://user:hunter2@127.0.0.1:1/0?nonsense=1", "ls"],
+        ["copy", "redis://user:hunter2@127.0.0.1:1/0", "memory://"],
+        ["ls", "redis://user:hunter2@127.0.0.1:1/0"],
+        ["-s", "nobody://user:hunter2@h/", "ls"],
+        ["-s", "redis:/user:hunter2@h", "ls"],
+    ):
+        result = hutch_(*debug, *arguments)
+        assert result.code in (2, 3)
+        assert "hunter2" not in result.out + result.err
+
+
+def test_an_error_of_no_known_kind_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "odd.plug").write_text("[Core]\nName = Odd\nModule = odd_storage\n")
+    (tmp_path / "odd_storage.py").write_text(
+        "class OddPlugin:\n    def __init__(self, config): pass\n"
+        "    def open(self, n): raise ZeroDivisionError('odd')\n"
+    )
+    (tmp_path / "c.yaml").write_text("STORAGE: Odd\nEXTRA_PLUGIN_DIRS: ['.']\n")
+    result = hutch_("-c", "c.yaml", "get", "core", "k")
+    assert result.code == 3
+    assert result.err.count("\n") == 1
+    assert "odd" in result.err
+
+
+def test_help_and_version_say_what_there_is() -> None:
+    assert hutch_("--version") == Result(0, f"hutch {hutch.__version__}\n", "")
+    bare = hutch_()
+    assert bare == hutch_("--help")
+    assert bare.code == 0
+    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "130"):
+        assert name in bare.out
+        assert name == "130" or hutch_(name, "--help").code == 0
+
+
+def test_the_installed_command_and_the_module_are_the_same(url: str) -> None:
+    program = shutil.which("hutch", path=str(Path(sys.executable).parent))
+    assert program is not None
+    by_name = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    assert by_name.stdout == hutch_process("--version").stdout == f"hutch {hutch.__version__}\n"
+
+
+def test_completion_is_offered_to_shells() -> None:
+    environment = {**os.environ, "_HUTCH_COMPLETE": "bash_complete", "COMP_WORDS": "hutch pl", "COMP_CWORD": "1"}
+    assert "plugins" in hutch_process(env=environment).stdout
+
+
+def test_without_click_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise ModuleNotFoundError(\"No module named 'click'\", name='click')")
+    result = hutch_process("ls", env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == 'hutch: the command line needs more packages: pip install "hutch[cli]"\n'
+
+
+def test_without_pytest_check_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "pytest.py").write_text("raise ModuleNotFoundError(\"No module named 'pytest'\", name='pytest')")
+    result = hutch_process("check", "memory", env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert 'pip install "hutch[testing]"' in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_output_in_an_encoding_that_lacks_a_character_is_escaped_and_json_is_utf8(url: str) -> None:
+    fill(url, core={"schlüssel 😀": 1})
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    plain = hutch_process("-s", url, "keys", "core", env=environment)
+    assert (plain.returncode, plain.stdout) == (0, "schl\\xfcssel \\U0001f600\n")
+    assert hutch_process("-s", url, "keys", "core", "--json", env=environment).stdout == '"schlüssel 😀"\n'
+
+
+def test_warnings_stay_out_of_the_output(tmp_path: Path) -> None:
+    (tmp_path / "warns.plug").write_text("[Core]\nName = Warns\nModule = warns_storage\n")
+    (tmp_path / "warns_storage.py").write_text(
+        "import warnings\nwarnings.warn('old', DeprecationWarning)\nwarnings.warn('look')\nopen(__file__)\n"
+        "class WarnsPlugin:\n    def __init__(self, config): warnings.warn('built')\n"
+        "    def open(self, n): pass\n    def namespaces(self): return []\n"
+    )
+    (tmp_path / "c.yaml").write_text("STORAGE: Warns\nEXTRA_PLUGIN_DIRS: ['.']\n")
+    result = hutch_process("-c", "c.yaml", "ls", env={**os.environ, "PYTHONDEVMODE": ""})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+# --- while the application runs ---
+
+HOLDER = """
+import sys, hutch
+with hutch.connect(sys.argv[1]) as store, store.open("core") as core:
+    core["state"] = {"since": (1, 2)}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(repr(core.get("answer")), flush=True)
+"""
+
+
+@pytest.mark.parametrize("target", ["lmdb://live", "sqlite://live.db", "redis"])
+def test_it_reads_and_writes_while_the_application_has_the_store_open(
+    target: str, request: pytest.FixtureRequest
+) -> None:
+    if target == "redis":
+        target = f"{request.getfixturevalue('redis_server').url}?prefix=test_cli_live"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as application:
+        assert application.stdin is not None
+        assert application.stdout is not None
+        assert application.stdout.readline() == "ready\n"
+        assert hutch_process("-s", target, "get", "core", "state").stdout == '{"since": tuple(1, 2)}\n'
+        assert hutch_process("-s", target, "set", "core", "answer", '{"$set": [42]}').returncode == 0
+        print(file=application.stdin, flush=True)
+        assert application.stdout.readline() == "{42}\n"
+        assert hutch_process("copy", target, "memory://", "--verify").returncode == 0
+        application.stdin.close()
+
+
+# --- pipes, signals, terminals ---
+
+
+@_POSIX_ONLY
+@pytest.mark.parametrize("arguments", [["keys", "core"], ["keys", "core", "--json"], ["dump"]])
+def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[str], url: str) -> None:
+    fill(url, core={f"key {number:06}": "x" * 50 for number in range(20_000)})
+    with subprocess.Popen(
+        [sys.executable, "-m", "hutch", "-s", url, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(_TIMEOUT_S) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["ls"], ["dump"], ["ls", "--json"], ["dump", "-o", "/dev/full"]])
+def test_output_that_cannot_be_written_is_an_error(arguments: list[str], url: str) -> None:
+    fill(url, core={"a": 1})
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "hutch", "-s", url, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    assert process.returncode == 3
+    assert process.stderr.startswith("hutch: ")
+    assert process.stderr.count("\n") == 1
+    assert os.strerror(errno.ENOSPC) in process.stderr
+    assert Path("/dev/full").is_char_device()
+
+
+@_POSIX_ONLY
+def test_ctrl_c_in_the_middle_of_a_copy_ends_with_130_and_the_copy_goes_on_when_run_again(tmp_path: Path) -> None:
+    count = 150_000
+    fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(count)})
+    with (
+        hutch.connect("lmdb://copy") as store,
+        store.open("core") as copied_so_far,
+        subprocess.Popen(
+            [sys.executable, "-m", "hutch", "copy", "lmdb://big", "lmdb://copy"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        wait_until(lambda: len(copied_so_far) >= 2000)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=_TIMEOUT_S)
+    assert (process.returncode, out) == (130, "")
+    assert err == ("hutch: what was written so far stays; run the same command again to go on\nhutch: interrupted\n")
+    copied = len(held("lmdb://copy", "core"))
+    assert 2000 <= copied < count
+    assert copied % 1000 == 0, "whole batches"
+    again = hutch_("copy", "lmdb://big", "lmdb://copy", "--verify")
+    assert again.out == (
+        f"copied {count - copied:,} items, {copied:,} were there already; namespaces: 1\n"
+        f"verified {count:,} items: all equal\n"
+    )
+
+
+@_POSIX_ONLY
+def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(60_000)})
+    before = {path.name for path in tmp_path.iterdir()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "hutch", "-s", "lmdb://big", "dump", "-o", "dump"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: any(path.name.startswith(".dump") and path.stat().st_size for path in tmp_path.iterdir()))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=_TIMEOUT_S)
+    assert (process.returncode, err) == (130, "hutch: interrupted\n")
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, more than once: a signal before the process waits for its input is noticed behind the next key alone."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def terminal(*arguments: str, columns: int = 80, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command on a terminal of its own, and the other end of that."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "hutch", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", **environment},
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        try:
+            yield process, ours
+        finally:
+            os.close(ours)
+
+
+def read_terminal(ours: int, until: bytes | None = None) -> bytes:
+    seen = b""
+    while until is None or until not in seen:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError as error:
+            if error.errno == errno.EIO:  # Linux: the other side was closed
+                break
+            raise
+        if not chunk:
+            break
+        seen += chunk
+    return seen
+
+
+def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
+    with terminal(*arguments, columns=columns, **environment) as (process, ours):
+        seen = read_terminal(ours)
+        assert process.wait(_TIMEOUT_S) == 0, seen
+    return seen.decode().replace("\r\n", "\n")
+
+
+@_POSIX_ONLY
+def test_a_terminal_gets_colours_and_layout_to_its_width_and_a_pipe_gets_neither(url: str) -> None:
+    fill(url, core={"k": {"a": [1, 2], "b": "x" * 30}})
+    wide, narrow = (on_terminal("-s", url, "get", "core", "k", columns=columns) for columns in (80, 30))
+    assert "\x1b[" in wide
+    assert wide.count("\n") == 1
+    assert narrow.count("\n") == 4
+    plain = on_terminal("-s", url, "get", "core", "k", columns=80, NO_COLOR="1")
+    assert "\x1b[3" not in plain
+    table = on_terminal("-s", url, "ls")
+    assert "namespace" in table
+    assert "core" in table
+    assert "\x1b" not in hutch_("-s", url, "get", "core", "k").out
+
+
+EVIL = "\x1b]0;owned\x07\x9b31m\x1b[2J\r\n\u202e[bold red]not markup[/]:smile:\b"
+
+
+@_POSIX_ONLY
+def test_nothing_stored_reaches_a_terminal_as_an_escape_or_as_markup(url: str) -> None:
+    with hutch.connect(url) as store, store.open(EVIL) as handle:
+        handle[EVIL] = {EVIL: [EVIL]}
+        handle["text"] = EVIL
+    for arguments in (
+        ["ls"],
+        ["ls", "--json"],
+        ["keys", EVIL],
+        ["keys", EVIL, "--json"],
+        ["get", EVIL, EVIL],
+        ["get", EVIL, EVIL, "--json"],
+        ["get", EVIL, "text", "--text"],
+        ["stats"],
+        ["dump"],
+        ["copy", url, "memory://", "--verify"],
+        ["get", EVIL, "nobody" + EVIL],
+        ["rm", EVIL, "nobody" + EVIL],
+        ["keys", "nobody" + EVIL],
+        ["-s", "nobody" + EVIL.replace("/", ""), "ls"],
+        ["nobody" + EVIL],
+    ):
+        place = [] if arguments[0] in ("copy", "-s") else ["-s", url]
+        with terminal(*place, *arguments, columns=200, NO_COLOR="1") as (process, ours):
+            seen = read_terminal(ours).decode()
+            process.wait(_TIMEOUT_S)
+        for harmful in ("\x1b]", "\x07", "\x9b", "\x1b[2J", "\u202e", "\b"):
+            assert harmful not in seen, arguments
+        assert "not markup" in seen or arguments[0] in ("copy", "-s"), arguments
+        assert "[bold red]" in seen or arguments[0] in ("copy", "-s"), arguments
+        assert ":smile:" in seen or arguments[0] in ("copy", "-s"), arguments
+
+
+@_POSIX_ONLY
+def test_rm_all_asks_on_a_terminal(url: str) -> None:
+    for answer, code in ((b"n\n", 1), (b"\x03", 130), (b"y\n", 0)):
+        fill(url, core={"a": 1})
+        with terminal("-s", url, "rm", "core", "--all") as (process, ours):
+            assert b"Remove namespace 'core' with 1 items? [y/N]" in read_terminal(ours, until=b"[y/N]: ")
+            if answer == b"\x03":
+                interrupt(process)
+            else:
+                os.write(ours, answer)
+            read_terminal(ours)
+            assert process.wait(_TIMEOUT_S) == code
+        assert held(url, "core") == ({} if code == 0 else {"a": 1})
+
+
+@_POSIX_ONLY
+def test_a_copy_on_a_terminal_shows_its_progress_and_leaves_no_trace_of_it(tmp_path: Path) -> None:
+    fill("lmdb://big", core={f"{number:06}": number for number in range(30_000)})
+    with terminal("copy", "lmdb://big", "lmdb://copy") as (process, ours):
+        seen = read_terminal(ours).decode()
+        assert process.wait(_TIMEOUT_S) == 0
+    assert "/30000" in seen
+    assert "copied 30,000 items" in seen
+    assert "\x1b[?25h" in seen, "the cursor is visible again"
