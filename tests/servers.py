@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ class RedisServer:
     ) -> None:
         self._program = need_program("redis-server")
         self._certificates = certificates
-        self._options = options
+        #: Taken at the next start.
+        self.options = options
         self.password = password
         self.appendonly = appendonly
         # Not in pytest's tmp_path: the path of a unix socket may have about 100 bytes.
@@ -125,8 +127,9 @@ class RedisServer:
     def start(self) -> None:
         """Start it again, on the same ports and with what it kept on disk."""
         assert self._process is None, "the server is running"
-        # Should the tests be killed, their servers must not stay.
-        guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        # Should the tests be killed, their servers must not stay. (The system ties this to a thread, not to us.)
+        is_main = threading.current_thread() is threading.main_thread()
+        guard = ["setpriv", "--pdeathsig", "KILL"] if is_main and shutil.which("setpriv") else []
         config = self.folder / "redis.conf"
         config.write_text("\n".join([*self._config(), ""]))
         config.chmod(0o600)
@@ -208,7 +211,7 @@ class RedisServer:
                 f"tls-key-file {self._certificates.server_key}",
                 "tls-auth-clients yes",
             ]
-        return [*lines, *self._options]
+        return [*lines, *self.options]
 
     def _answers(self) -> bool:
         """Whether it has loaded its data and takes commands; asked without a driver, which tests of others lack."""

@@ -73,11 +73,10 @@ def _login(login: str, options: Mapping[str, Any]) -> dict[str, str | None]:
     for name, text in in_url.items():
         if text and options[name]:
             raise ConfigError(f"the {name} of the redis engine is given twice, in the url and as an option; keep one")
-        found[name] = text or options[name] or None
-        try:
-            (found[name] or "").encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"the {name} of the redis engine is not valid Unicode") from None
+        found[name] = chosen = text or options[name] or None
+        # Not by trying to encode it: that error quotes it.
+        if chosen and any("\ud800" <= character <= "\udfff" for character in chosen):
+            raise ConfigError(f"the {name} of the redis engine is not valid Unicode")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from redis import exceptions as driver
 
 from hutch import (
+    ConfigError,
     CorruptValueError,
     StorageFullError,
     StorageTimeoutError,
@@ -41,13 +43,6 @@ class Server:
         # append and pop are atomic, so it needs no lock that a fork could copy while it is held.
         self._idle: list[Any] = []
         self._is_open = True
-
-    def check(self) -> None:
-        """Make a connection, once: who names a server that is not there is told at once."""
-        try:
-            self._give_back(self._connected())
-        except _FAILURES as error:
-            raise self._said(error) from error
 
     def call(self, *command: Argument, changes: bool = False, again: bool = True) -> Any:
         """The answer to one command. Raises the StoreError that its failure amounts to."""
@@ -181,6 +176,8 @@ class Server:
             return StorageTimeoutError(
                 f"{self._where} gave no answer in time (options timeout_s and connect_timeout_s): {text}{unknown}"
             )
+        if "DB index" in text:
+            return ConfigError(f"{self._where} cannot be used: the server has no such database")
         words = {*text.split(), getattr(error, "status_code", None)}
         for code, of_driver, kind, told in _REFUSALS:
             if code in words or isinstance(error, of_driver):
@@ -261,7 +258,9 @@ def _may_pass(error: Exception) -> bool:
     """Whether to try again: a connection was lost, or the server is not itself yet. Timeouts have waited already."""
     if isinstance(error, driver.ResponseError):
         return str(error).startswith("BUSY ")
-    return isinstance(error, driver.ConnectionError) and not isinstance(error, driver.AuthenticationError)
+    # The system has looked for an unknown name long enough.
+    lasting = isinstance(error, driver.AuthenticationError) or isinstance(error.__context__, socket.gaierror)
+    return isinstance(error, driver.ConnectionError) and not lasting
 
 
 def _has_ended(connection: Any) -> bool:

@@ -29,10 +29,10 @@ _BATCH = 100_000
 class RedisPlugin(StoragePluginBase):
     """`redis://`, `rediss://` (TLS) and `unix://`: a namespace is shared by all who use the same server and prefix.
 
-    Built, it has reached the server: StorageUnavailableError or StorageTimeoutError at once if there is none, or it
-    refuses the login. Later, a lost connection is made anew for up to `retries` times, and any call after that
-    starts afresh. `durable` is declared if the server says, while this is built, that it writes every change to disk
-    before it answers.
+    Built, it has reached the server: StorageUnavailableError or StorageTimeoutError if there is none, or it refuses
+    the login. A lost connection is made anew, up to `retries` times in each call; the next call starts afresh.
+    `durable` is declared if the server says, while this is built, that it writes every change to disk before it
+    answers.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -74,7 +74,8 @@ class RedisPlugin(StoragePluginBase):
             raise ConfigError("option 'prefix' of the redis engine must be printable text without blanks and braces")
         make, self.where = connector(options)
         self.server = Server(make, self.where, options["retries"])
-        self.server.check()
+        # Who names a server that is not there is told at once, and not by the first read, who knows where.
+        self.server.call("PING")
         if self._writes_through():
             self.capabilities |= {"durable"}
 
