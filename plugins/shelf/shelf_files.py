@@ -302,7 +302,10 @@ def _found(folder: Path, name: str, names: set[str]) -> Place | None:
     if has(".dat") and has(".dir") and _is_dumb_index(file(".dir")):
         return Place(base, "dumb")
     if has(""):
-        dialect = _single_file_dialect(_head(base))
+        head = _head(base)
+        dialect = _single_file_dialect(head)
+        if dialect is None and name.endswith(".db.db") and _is_berkeley(head):
+            return None  # NAME.db.db is the ndbm file of namespace NAME, and NAME.db was asked for
         if dialect is None:
             raise CorruptValueError(
                 f"{base} is no database that dbm knows: its first bytes are those of neither gnu nor sqlite3 dbm. "

@@ -31,7 +31,8 @@ from typing import Any, ClassVar
 from hutch import MISSING, CorruptValueError, Option, StorageBase, StoragePluginBase, ValueTypeError
 from hutch.limits import check_key, check_namespace, check_value_size
 
-from .shelf_dialects import Database, create_database, holds_data, open_database
+from .shelf_database import Database
+from .shelf_dialects import create_database, holds_data, open_database
 from .shelf_files import Folder, Place, ProcessLock, creating, default_dialect, storage_errors
 
 log = logging.getLogger("hutch.shelf")

@@ -1,0 +1,154 @@
+"""The dialects gnu and ndbm: read where they are, written by putting a changed copy in their place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hutch import CorruptValueError, StorageFullError, StoreError, StoreLockedError
+
+from .shelf_database import Database, remove, take_place
+from .shelf_files import FULL, Place, storage_error, storage_errors
+
+
+class CopiedDatabase(Database):
+    """A gnu or ndbm file: read where it is; to write, a changed copy takes its place.
+
+    Written in place, either can be left unreadable by a process killed at the wrong moment, and ndbm tells nobody
+    that the disk was full. A copy costs time in proportion to the file, which is small beside one `fsync` for files
+    of some megabytes. While open, a gnu file is locked by its library against writers that know nothing of hutch.
+    """
+
+    def __init__(self, place: Place, scratch: Path) -> None:
+        self._place, self._scratch = place, scratch
+        self._db = _open_driver(place, place.base, "r")
+        try:
+            self._count: int = self._reading(lambda: len(self._db))
+        except BaseException:
+            self._db.close()
+            raise
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes = self._reading(lambda: self._db[key])
+        except KeyError:
+            return None
+        return value
+
+    def contains(self, key: bytes) -> bool:
+        return bool(self._reading(lambda: key in self._db))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def keys(self) -> list[bytes]:
+        found: list[bytes] = self._reading(self._db.keys)
+        if len(found) != self._count:  # ndbm ends a walk early, without a word, where it meets damage
+            raise CorruptValueError(
+                f"{self._place.base}: a walk over its keys gave {len(found):,} of {self._count:,}; the "
+                f"{self._place.dialect} file is damaged, restore it from a backup"
+            )
+        return found
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        self._replace(changes, fresh=False)
+
+    def clear(self) -> None:
+        self._replace({}, fresh=True)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _replace(self, changes: Mapping[bytes, bytes | None], fresh: bool) -> None:
+        before = sum(map(self.contains, changes))
+        count = 0 if fresh else self._count - before + sum(value is not None for value in changes.values())
+        with storage_errors(self._place.base):
+            db = copy_and_change(self._place, self._scratch, changes, fresh, count)
+        self._db.close()
+        self._db, self._count = db, count
+
+    def _reading(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except OSError as error:
+            raise _driver_error(error, self._place) from error
+
+
+def driver(place: Place) -> Any:
+    return importlib.import_module(f"dbm.{place.dialect}")
+
+
+def _open_driver(place: Place, base: Path, flag: str) -> Any:
+    try:
+        return driver(place).open(str(base), flag)
+    except OSError as error:
+        raise _driver_error(error, place) from error
+
+
+def _driver_error(error: OSError, place: Place) -> StoreError:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+        # Permissions fail earlier, when the first bytes of the file are looked at.
+        return StoreLockedError(f"{place.base} is open in another process, which may be Errbot itself; stop that first")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, errno.EPERM, errno.ENOENT):
+        return storage_error(error, place.base)
+    return CorruptValueError(
+        f"{place.base} is no {place.dialect} dbm file that can be read ({error}); it was cut short or damaged, restore "
+        "it from a backup"
+    )
+
+
+def copy_and_change(
+    place: Place, scratch: Path, changes: Mapping[bytes, bytes | None], fresh: bool, count: int = 0
+) -> Any:
+    """Put a changed copy of the database in the place of it and return that, open for reading, with `count` keys."""
+    copies = {suffix: scratch.with_name(scratch.name + suffix) for suffix in ("", ".db", ".pag", ".dir")}
+    remove(scratch, *copies)
+    db = None
+    try:
+        if not fresh:
+            for suffix, copy in copies.items():
+                if _is_of(place, suffix):
+                    shutil.copyfile(place.file(suffix), copy)
+        db = driver(place).open(str(scratch), "n" if fresh else "w")
+        for key, value in changes.items():
+            if value is not None:
+                db[key] = value
+            elif key in db:
+                del db[key]
+        if hasattr(db, "sync"):
+            db.sync()
+        db.close()
+        db = driver(place).open(str(scratch), "r")
+        # The drivers do not say when closing fails.
+        if len(db) != count or any(db.get(key) != value for key, value in changes.items()):
+            raise StorageFullError(
+                f"{place.base} could not be written in full, most likely for want of space; what was stored before is "
+                "intact"
+            )
+        # The directory of .pag and .dir first: it is the same in both versions, or the values would not be found.
+        for suffix in (".dir", ".pag", ".db", ""):
+            if copies[suffix].exists():
+                take_place(copies[suffix], place.file(suffix))
+        return db
+    except BaseException as error:
+        if db is not None:
+            db.close()
+        with contextlib.suppress(OSError):
+            remove(scratch, *copies)
+        if not isinstance(error, OSError) or not isinstance(error, driver(place).error) or error.errno in FULL:
+            raise
+        if place.dialect == "gnu":
+            raise _driver_error(error, place) from error
+        raise StorageFullError(  # "cannot add item to database" is all that it ever says
+            f"{place.base} could not be written ({error}): no space, an item too large for this ndbm library, or a "
+            "damaged file; what was stored before is intact"
+        ) from error
+
+
+def _is_of(place: Place, suffix: str) -> bool:
+    return (suffix == "") == (place.dialect == "gnu") and place.file(suffix).is_file()

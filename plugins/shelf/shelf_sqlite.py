@@ -1,0 +1,137 @@
+"""The dialect sqlite3. Imported when it is met, for not every Python has sqlite3."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError
+
+from .shelf_database import Database, remove
+from .shelf_files import Place, storage_errors
+
+_BUSY_PATIENCE_S: Final = 5.0
+
+
+class SqliteDatabase(Database):
+    """The file of Python 3.13's `dbm.sqlite3`, through sqlite3 itself, so that older Pythons read and write it too."""
+
+    def __init__(self, place: Place) -> None:
+        self._base = place.base
+        with storage_errors(self._base), self._base.open("r+b"):
+            pass  # sqlite3 would not say what is wrong
+        with self._errors():
+            self._connection = sqlite3.connect(
+                f"{self._base.as_uri()}?mode=rw",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=_BUSY_PATIENCE_S,
+            )
+        try:
+            with self._errors():
+                self._connection.execute("SELECT key, value FROM Dict LIMIT 1").fetchone()
+                # As dbm.sqlite3 has it. With it NORMAL is enough to lose nothing to a killed process.
+                self._connection.execute("PRAGMA journal_mode = wal").fetchone()
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def get(self, key: bytes) -> bytes | None:
+        row = self._row("SELECT CAST(value AS BLOB) FROM Dict WHERE key = ?", key)
+        return None if row is None else bytes(row[0])
+
+    def contains(self, key: bytes) -> bool:
+        return self._row("SELECT 1 FROM Dict WHERE key = ?", key) is not None
+
+    def __len__(self) -> int:
+        return int(self._row("SELECT COUNT(*) FROM Dict")[0])
+
+    def keys(self) -> list[bytes]:
+        with self._errors():
+            return [key for (key,) in self._connection.execute("SELECT CAST(key AS BLOB) FROM Dict")]
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        with self._transaction():
+            for key, value in changes.items():
+                if value is None:
+                    self._connection.execute("DELETE FROM Dict WHERE key = ?", (key,))
+                else:
+                    self._connection.execute("REPLACE INTO Dict (key, value) VALUES (?, ?)", (key, value))
+
+    def clear(self) -> None:
+        with self._transaction():
+            self._connection.execute("DELETE FROM Dict")
+
+    def close(self) -> None:
+        with self._errors():
+            self._connection.close()
+
+    def _row(self, statement: str, *parameters: bytes) -> Any:
+        with self._errors():
+            return self._connection.execute(statement, parameters).fetchone()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._connection.execute("ROLLBACK")
+                raise
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _sqlite_errors(self._base)
+
+
+@contextlib.contextmanager
+def _sqlite_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StorageTimeoutError(
+                f"{file} stayed busy for {_BUSY_PATIENCE_S:.0f} s; another process, which may be Errbot itself, writes "
+                "to it. Stop that first"
+            ) from error
+        if code & 0xFF == sqlite3.SQLITE_FULL or code in (
+            # Quotas and limits of file size end in these.
+            sqlite3.SQLITE_IOERR_WRITE,
+            sqlite3.SQLITE_IOERR_TRUNCATE,
+            sqlite3.SQLITE_IOERR_SHMSIZE,
+        ):
+            raise StorageFullError(f"no room to write {file}: {error}; what was stored before is intact") from error
+        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            raise CorruptValueError(
+                f"{file} is no sqlite3 dbm file that can be read ({error}): expected a table Dict of key and value. It "
+                "was cut short, damaged, or is another program's; restore it, or move it away"
+            ) from error
+        raise StorageUnavailableError(f"cannot use {file}: {error}") from error
+
+
+def create(file: Path, scratch: Path) -> None:
+    """Make an empty database as `file`, all at once."""
+    remove(scratch, "-journal", "")
+    with _sqlite_errors(file), contextlib.closing(sqlite3.connect(scratch, isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
+    scratch.replace(file)
+
+
+def holds_data(place: Place) -> bool:
+    """Whether there is a row; True where that cannot be found out."""
+    # Without a log everything is in the file itself, and "immutable" keeps SQLite from making one.
+    mode = "mode=ro" if place.file("-wal").exists() else "immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{place.base.as_uri()}?{mode}", uri=True)) as connection:
+            return connection.execute("SELECT 1 FROM Dict LIMIT 1").fetchone() is not None
+    except sqlite3.Error as error:
+        return "no such table" not in str(error)  # another program's database
