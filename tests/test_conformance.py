@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dbm
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from hutch.testing import StorageSuite
+from tests.servers import RedisServer
 
 
 class TestMemory(StorageSuite):
@@ -21,3 +23,26 @@ class TestLmdb(StorageSuite):
     @pytest.fixture
     def config(self, tmp_path: Path) -> Any:
         return f"lmdb://{tmp_path / 'data'}"
+
+
+class TestSqlite(StorageSuite):
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> Any:
+        return f"sqlite://{tmp_path / 'kv.db'}"
+
+
+class TestShelf(StorageSuite):
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> Any:
+        return f"shelf://{tmp_path / 'data'}"
+
+    def corrupt(self, config: Any, namespace: str, key: str) -> None:
+        file = f"{config.removeprefix('shelf://')}/{namespace}.db"
+        with dbm.open(file, "w") as database:
+            database[key.encode()] = b"\x80\x02" + database[key.encode()][5:]
+
+
+class TestRedis(StorageSuite):
+    @pytest.fixture
+    def config(self, redis_server: RedisServer) -> Any:
+        return f"{redis_server.url}?prefix={uuid.uuid4().hex}"

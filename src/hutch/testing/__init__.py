@@ -1,26 +1,26 @@
 """The conformance kit: every promise of docs/reference, as a suite that any plugin author can run.
 
-    from hutch.testing import StorageSuite
+from hutch.testing import StorageSuite
 
-    class TestFiles(StorageSuite):
-        @pytest.fixture
-        def config(self, tmp_path):
-            return {"STORAGE": "Files", "STORAGE_CONFIG": {"path": str(tmp_path)}, "EXTRA_PLUGIN_DIRS": [HERE]}
+class TestFiles(StorageSuite):
+    @pytest.fixture
+    def config(self, tmp_path):
+        return {"STORAGE": "Files", "STORAGE_CONFIG": {"path": str(tmp_path)}, "EXTRA_PLUGIN_DIRS": [HERE]}
 """
 
 from __future__ import annotations
 
 try:
-    import hypothesis as _hypothesis
-    import pytest as _pytest
+    import hypothesis
+    import pytest
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f'hutch.testing needs {error.name}, which is not installed: pip install "hutch[testing]"', name=error.name
     ) from error
 
 # Before the promises are imported: a failed one shall show what it compared.
-_pytest.register_assert_rewrite("hutch.testing.promises")
-del _hypothesis, _pytest
+pytest.register_assert_rewrite("hutch.testing.promises")
+del hypothesis, pytest
 
 from .suite import StorageSuite  # noqa: E402
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 import hutch
@@ -47,10 +50,11 @@ class Batches(Promises):
     def test_a_bad_key_refuses_the_whole_batch(self, ns: hutch.Namespace, bad: object) -> None:
         """A batch with one bad key writes, removes and reads nothing."""
         ns["k"] = "old"
-        batch = {"k": "new", bad: "bad", "z": "new"}
-        for wrong in (ns.update, ns.set_many, ns.remove_many, ns.get_many):
+        batch: dict[Any, str] = {"k": "new", bad: "bad", "z": "new"}
+        calls: list[Callable[[Any], object]] = [ns.update, ns.set_many, ns.remove_many, ns.get_many]
+        for wrong in calls:
             with pytest.raises((hutch.KeyLimitError, hutch.KeyTypeError)):
-                wrong(batch)  # type: ignore[operator]
+                wrong(batch)
         assert dict(ns) == {"k": "old"}
 
     def test_a_bad_value_refuses_the_whole_batch(self, store: hutch.Store) -> None:

@@ -28,7 +28,7 @@ class Child:
             raise ChildError(f"`config` must be something that can be pickled, for other processes: {error}") from error
         # What this process can import, that one can: hutch and drivers may come from sys.path alone.
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hutch.testing.promises.jobs"],
             stdin=subprocess.PIPE,
@@ -36,7 +36,7 @@ class Child:
             stderr=self._stderr,
             env=environ,
         )
-        self._ready = False
+        self._ready = self._killed = False
         self._write(pickled)
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None and self._process.poll() is None:
+            if error is None and not self._killed:
                 self._finish()
         finally:
             self.kill()
@@ -93,6 +93,7 @@ class Child:
 
     def kill_only(self) -> None:
         """End it at once; what it said before can still be read."""
+        self._killed = True
         self._process.kill()
 
     def _receive(self, patience_s: float) -> Any:
@@ -100,7 +101,7 @@ class Child:
             outcome, told = self.read(patience_s)
         except EOFError:
             code = self._process.wait()
-            raise ChildError(f"the other process died or hung, exit code {code}: {self._errors()}") from None
+            raise ChildError(f"the other process died or hung, exit code {code}: {self.errors()}") from None
         if outcome == "raised":
             raise ChildError(f"the other process raised {told}")
         return told
@@ -111,9 +112,9 @@ class Child:
         try:
             code = self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            raise ChildError(f"the other process does not end: {self._errors()}") from None
+            raise ChildError(f"the other process does not end: {self.errors()}") from None
         if code:
-            raise ChildError(f"the other process ended with exit code {code}: {self._errors()}")
+            raise ChildError(f"the other process ended with exit code {code}: {self.errors()}")
 
     def _write(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -121,8 +122,9 @@ class Child:
             self._process.stdin.write(data)
             self._process.stdin.flush()
         except OSError as error:
-            raise ChildError(f"the other process is gone: {self._errors()}") from error
+            raise ChildError(f"the other process is gone: {self.errors()}") from error
 
-    def _errors(self) -> str:
+    def errors(self) -> str:
+        """The end of what it wrote to stderr."""
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")[-3000:] or "it said nothing"

@@ -77,7 +77,14 @@ class Corruption(Promises):
             storage.set("k", {"some": ["value"], "n": 5})
             intact = storage.read("k")
             assert intact is not None
-            for planted in (b"", b"\0", b"\xc1" * 40, b"plain text of another program", intact[:-1], intact[: len(intact) // 2]):
+            for planted in (
+                b"",
+                b"\0",
+                b"\xc1" * 40,
+                b"plain text of another program",
+                intact[:-1],
+                intact[: len(intact) // 2],
+            ):
                 storage.write("k", planted)
                 with pytest.raises(hutch.CorruptValueError):
                     storage.get("k")

@@ -6,7 +6,7 @@ import math
 import zoneinfo
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Iterator
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum
 from fractions import Fraction
@@ -20,7 +20,7 @@ import hutch
 
 from .kit import Promises, encoded, identical
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024 - a class that the codec does not know is what is wanted
+Point = namedtuple("Point", "x y")
 
 
 class Colour(IntEnum):
@@ -37,14 +37,48 @@ for _ in range(150):
 VALUES: dict[str, list[Any]] = {
     "None": [None],
     "bool": [True, False],
-    "int": [0, 1, -1, 127, 128, -128, 255, 256, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1, 2**64, -(2**70), 10**400],
+    "int": [
+        0,
+        1,
+        -1,
+        127,
+        128,
+        -128,
+        255,
+        256,
+        2**31,
+        2**53 + 1,
+        2**63 - 1,
+        -(2**63),
+        2**63,
+        2**64 - 1,
+        2**64,
+        -(2**70),
+        10**400,
+    ],
     "float": [0.0, -0.0, 1.5, 1.0, 0.1, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan],
     "str": ["", "a", "é", "🐇", "\0", "a\0b", "\ud800", "a\udfff", "\u2028", "x" * 70_000, "1", "null"],
     "bytes": [b"", b"\0", bytes(range(256)), b"\xff" * 70_000, b"text"],
     "list": [[], [1, "a", None], [[], [[]]], [1, 1.0, True], list(range(1000)), _deep],
     "tuple": [(), (1,), (1, "a", (2, [3])), ((),), ([],)],
-    "dict": [{}, {"a": 1}, {"z": 1, "a": 2, "m": 3}, {1: "a", "1": "b"}, {(1, 2): [3]}, {None: 0, b"k": 1, 1.5: 2}, {"": {"": {}}}],
-    "dict keys": [{date(2020, 1, 1): 1}, {frozenset({1}): 1}, {UUID(int=5): 1}, {Decimal("1.5"): 1}, {True: 1}, {2**70: 1}, {-1: 2}],
+    "dict": [
+        {},
+        {"a": 1},
+        {"z": 1, "a": 2, "m": 3},
+        {1: "a", "1": "b"},
+        {(1, 2): [3]},
+        {None: 0, b"k": 1, 1.5: 2},
+        {"": {"": {}}},
+    ],
+    "dict keys": [
+        {date(2020, 1, 1): 1},
+        {frozenset({1}): 1},
+        {UUID(int=5): 1},
+        {Decimal("1.5"): 1},
+        {True: 1},
+        {2**70: 1},
+        {-1: 2},
+    ],
     "set": [set(), {1, 2}, {"a", 1, None, (1, 2)}, {frozenset({1})}],
     "frozenset": [frozenset(), frozenset({1, "a"}), frozenset({frozenset()})],
     "datetime": [
@@ -52,15 +86,29 @@ VALUES: dict[str, list[Any]] = {
         datetime.min,
         datetime.max,
         datetime(2024, 10, 27, 2, 30, fold=1),
-        datetime(2024, 1, 1, tzinfo=timezone.utc),
+        datetime(2024, 1, 1, tzinfo=UTC),
         datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=45))),
         datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=-3), "local")),
         datetime(1900, 1, 1, tzinfo=timezone(timedelta(seconds=-17_762))),
     ],
     "date": [date(2024, 2, 29), date.min, date.max],
-    "time": [time(), time(23, 59, 59, 999999), time(2, 30, fold=1), time(1, 2, tzinfo=timezone.utc)],
-    "timedelta": [timedelta(), timedelta(microseconds=-1), timedelta.max, timedelta.min, timedelta(days=400, seconds=3)],
-    "Decimal": [Decimal("0"), Decimal("-0"), Decimal("1.10"), Decimal("1E+400"), Decimal("Infinity"), Decimal("NaN"), Decimal("9" * 50)],
+    "time": [time(), time(23, 59, 59, 999999), time(2, 30, fold=1), time(1, 2, tzinfo=UTC)],
+    "timedelta": [
+        timedelta(),
+        timedelta(microseconds=-1),
+        timedelta.max,
+        timedelta.min,
+        timedelta(days=400, seconds=3),
+    ],
+    "Decimal": [
+        Decimal("0"),
+        Decimal("-0"),
+        Decimal("1.10"),
+        Decimal("1E+400"),
+        Decimal("Infinity"),
+        Decimal("NaN"),
+        Decimal("9" * 50),
+    ],
     "Fraction": [Fraction(1, 3), Fraction(-7), Fraction(2**80, 3)],
     "complex": [1 + 2j, complex(0.0, -0.0), complex(math.nan, math.inf)],
     "UUID": [UUID(int=0), UUID(int=2**128 - 1)],
@@ -71,8 +119,25 @@ VALUES: dict[str, list[Any]] = {
 
 #: Values that look like one of those and are not, or that no codec can give back.
 FOREIGN: list[Any] = [
-    *(Colour.RED, Point(1, 2), OrderedDict(a=1), defaultdict(list), type("Text", (str,), {})("a"), type("N", (int,), {})(1)),
-    *(bytearray(b"a"), memoryview(b"a"), object(), int, len, lambda: None, iter(()), {"deep": [bytearray(b"x")]}, (bytearray(),)),
+    *(
+        Colour.RED,
+        Point(1, 2),
+        OrderedDict(a=1),
+        defaultdict(list),
+        type("Text", (str,), {})("a"),
+        type("N", (int,), {})(1),
+    ),
+    *(
+        bytearray(b"a"),
+        memoryview(b"a"),
+        object(),
+        int,
+        len,
+        lambda: None,
+        iter(()),
+        {"deep": [bytearray(b"x")]},
+        (bytearray(),),
+    ),
 ]
 
 
@@ -100,7 +165,9 @@ class Fidelity(Promises):
             encoding[f"k{number}"] = value
         got = dict(encoding.items())
         for number, value in enumerate(VALUES[kind]):
-            assert came_back(value, encoding[f"k{number}"]), f"{value!r:.80} came back as {encoding[f'k{number}']!r:.80}"
+            assert came_back(value, encoding[f"k{number}"]), (
+                f"{value!r:.80} came back as {encoding[f'k{number}']!r:.80}"
+            )
             assert came_back(value, got[f"k{number}"])
 
     def test_named_time_zones_come_back(self, encoding: hutch.Namespace) -> None:
@@ -138,7 +205,15 @@ class Fidelity(Promises):
 
     def test_plain_values_are_taken_by_every_engine(self, ns: hutch.Namespace) -> None:
         """None, bool, int, float, str, list and dict, nested, are stored by every engine."""
-        value = {"none": None, "bool": True, "int": 7, "float": 1.5, "str": "é", "list": [1, [2, {}]], "dict": {"a": {}}}
+        value: dict[str, Any] = {
+            "none": None,
+            "bool": True,
+            "int": 7,
+            "float": 1.5,
+            "str": "é",
+            "list": [1, [2, {}]],
+            "dict": {"a": {}},
+        }
         ns["k"] = value
         for key, part in value.items():
             ns[key] = part

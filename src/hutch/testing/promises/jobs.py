@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import pickle
 import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import hutch
+
+from .forks import fork, fork_amid_writes
 
 
 def get_all(store: hutch.Store, namespace: str) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def write_until_killed(store: hutch.Store, namespace: str, first: int) -> None:
             if number % 3 == 0:
                 ns.update({f"batch {number} {n}": number for n in range(12)})
                 acknowledge(("batch", number))
-            if number % 5 == 4:
+            if number % 5 == 4 and number > first:
                 del ns[f"key {number - 1}"]
                 acknowledge(("removed", number - 1))
             if number % 7 == 6:
@@ -123,8 +125,6 @@ def close_under_use(store: hutch.Store) -> list[str]:
         lambda ns, _: ns.modify("n", lambda n: n + 1, default=0),
     ]
     # A handle closed here is closed on purpose, also where its store closes first and warns.
-    import warnings
-
     warnings.simplefilter("ignore", ResourceWarning)
     for turn in range(12):
         ns = store.open(f"turn {turn}")
@@ -141,83 +141,6 @@ def close_under_use(store: hutch.Store) -> list[str]:
             if thread.is_alive():
                 wrong.append("a thread goes on, or hangs, 30 s after its handle was closed")
     return wrong
-
-
-def fork(store: hutch.Store, namespace: str) -> tuple[str, dict[str, Any]]:
-    """Use an inherited handle in a forked child: what came of it there, and what the parent has afterwards."""
-    with store.open(namespace) as ns:
-        ns.update(before=1, shared="parent")
-        steps = iter(ns.items())
-        next(steps)
-        outcome = forked(lambda: use_inherited(ns))
-        ns["after"] = 2
-        ns.modify("before", lambda n: n + 1)
-        list(steps)
-        return outcome, dict(ns)
-
-
-def fork_amid_writes(store: hutch.Store, namespace: str, rounds: int) -> tuple[list[str], int, int]:
-    """Fork while threads write: what came of it in the children; the writes made and the writes there."""
-    done = threading.Event()
-    written = [0, 0]
-    with store.open(namespace) as ns:
-        ns.update(before=1, shared="parent")
-
-        def write(thread: int) -> None:
-            while not done.is_set():
-                ns.modify(f"n{thread}", lambda n: n + 1, default=0)
-                written[thread] += 1
-
-        threads = [threading.Thread(target=write, args=(thread,), daemon=True) for thread in (0, 1)]
-        for thread in threads:
-            thread.start()
-        outcomes = []
-        for _ in range(rounds):
-            time.sleep(0.003)
-            outcomes.append(forked(lambda: use_inherited(ns)))
-        done.set()
-        for thread in threads:
-            thread.join(30)
-        return outcomes, sum(written), ns.get("n0", 0) + ns.get("n1", 0)
-
-
-def use_inherited(ns: hutch.Namespace) -> None:
-    """What a forked child does with a handle of its parent's."""
-    assert ns["shared"] == "parent"
-    ns["child"] = "was here"
-    assert ns["child"] == "was here"
-    ns.modify("by children", lambda n: n + 1, default=0)
-    assert "before" in list(ns)
-
-
-def forked(work: Callable[[], None], patience_s: float = 30.0) -> str:
-    """Run `work` in a fork of this process: "worked", "StoreError", or what went wrong."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        told = "worked"
-        try:
-            faulthandler.dump_traceback_later(patience_s - 5)
-            work()
-        except hutch.StoreError:
-            told = "StoreError"
-        except BaseException:
-            told = traceback.format_exc()
-        finally:
-            os.write(writer, told.encode()[-4000:])
-            # Without the parent's atexit and flush: it still has them to do itself.
-            os._exit(0)
-    os.close(writer)
-    deadline = time.monotonic() + patience_s
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() > deadline:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            os.close(reader)
-            return "the forked child hangs"
-        time.sleep(0.005)
-    with os.fdopen(reader, "rb") as pipe:
-        return pipe.read().decode() or "the forked child died"
 
 
 def acknowledge(told: object) -> None:
@@ -238,10 +161,11 @@ _answers = sys.stdout.buffer
 
 def main() -> None:
     """Connect, then do one job after the other until stdin ends."""
+    faulthandler.enable()
     orders = sys.stdin.buffer
     # What a plugin prints must not get between the answers.
     sys.stdout = sys.stderr
-    config = pickle.load(orders)  # noqa: S301 - from the process that started this one
+    config = pickle.load(orders)
     try:
         store = hutch.connect(config)
     except Exception:
@@ -250,7 +174,7 @@ def main() -> None:
     acknowledge(("ready", None))
     while True:
         try:
-            job, arguments = pickle.load(orders)  # noqa: S301
+            job, arguments = pickle.load(orders)
         except EOFError:
             break
         try:

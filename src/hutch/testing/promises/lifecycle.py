@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ USES: dict[str, Callable[[hutch.StoreMixin], Any]] = {
     "in": lambda ns: "k" in ns,
     "len": len,
     "bool": bool,
-    "iter": lambda ns: list(ns),
+    "iter": list,
     "dict": dict,
     "==": lambda ns: ns == {},
     "get": lambda ns: ns.get("k"),
@@ -61,7 +61,11 @@ class _CloseFails:
             really_close()
             raise hutch.StorageUnavailableError("on purpose")
 
-        return type("CloseFails", (), {**{v: getattr(storage, v) for v in ("get", "set", "remove", "len", "keys")}, "close": staticmethod(close)})()
+        return type(
+            "CloseFails",
+            (),
+            {**{v: getattr(storage, v) for v in ("get", "set", "remove", "len", "keys")}, "close": staticmethod(close)},
+        )()
 
 
 class Lifecycle(Promises):
@@ -116,7 +120,7 @@ class Lifecycle(Promises):
         mixin.close_storage()
 
     def test_a_store_refuses_a_second_live_handle(self, store: hutch.Store) -> None:
-        """Store.open and drop of a namespace that has a live handle raise StoreAlreadyOpenError; after close both work."""
+        """Store.open and drop raise StoreAlreadyOpenError while a handle lives; once it is closed both work."""
         with store.open("core") as ns:
             ns["k"] = 1
             with pytest.raises(hutch.StoreAlreadyOpenError):
@@ -187,7 +191,7 @@ class Lifecycle(Promises):
 
     def test_what_was_set_outlives_handles_and_stores(self, config: Any) -> None:
         """Data is there when the namespace is opened again, in this store and in the next."""
-        expected = {}
+        expected: dict[str, Any] = {}
         for number in range(4):
             with hutch.connect(config) as store:
                 for _ in range(3):
@@ -197,7 +201,7 @@ class Lifecycle(Promises):
                         ns["last"] = expected["last"] = number
 
     def test_stores_of_one_process_share_the_data(self, config: Any) -> None:
-        """Two stores on one config see each other's writes at once; closing or dropping in one keeps the other working."""
+        """Two stores on one config see each other's writes at once; close and drop in one leave the other working."""
         with hutch.connect(config) as one, one.open("core") as first:
             with hutch.connect(config) as other:
                 with other.open("core") as second:
@@ -224,9 +228,11 @@ class Lifecycle(Promises):
                 assert list(ns.scan()) == [("k", 1)]
                 next(iter(ns.items()))
 
+        files = Path("/dev/fd")
+
         def held() -> tuple[int, int]:
             gc.collect()
-            return threading.active_count(), len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0
+            return threading.active_count(), len(list(files.iterdir())) if files.is_dir() else 0
 
         life()
         before = held()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +14,76 @@ from .kit import Promises, encoded
 #: Keys that every engine takes: all sizes, and all that a file name, a query or a protocol could trip over.
 KEYS = [
     *("k", "k" * 1024, "é" * 512, "\U0001f430" * 256, "\U0010ffff" * 256, "€" * 341, "\0", "\0" * 1024, "a\0", "a\0b"),
-    *("\n", "a\r\nb", "\t", " ", "  ", " k", "k ", "/", "a/b", "/etc/passwd", "..", ".", "../../x", "\\", "C:\\x", "a:b"),
-    *(":", "::", "%", "%00", "%2F", "*", "?", "[", "'", '"', ";", "'; DROP TABLE kv; --", "{k}", "${HOME}", "$(id)", "#"),
-    *("\x7f", "\x80", "\ufeff", "\ufffd", "\uffff", "\U00010000", "é", "e\u0301", "K", "\u212a", "ſ", "s", "ß", "İ", "i"),
-    *("\u202eabc", "👩‍👩‍👧", "None", "null", "0", "-1", "CON", "nul.txt", "__len__", "__class__", "len", "keys", "k.", "-k", "@k"),
+    *(
+        "\n",
+        "a\r\nb",
+        "\t",
+        " ",
+        "  ",
+        " k",
+        "k ",
+        "/",
+        "a/b",
+        "/etc/passwd",
+        "..",
+        ".",
+        "../../x",
+        "\\",
+        "C:\\x",
+        "a:b",
+    ),
+    *(
+        ":",
+        "::",
+        "%",
+        "%00",
+        "%2F",
+        "*",
+        "?",
+        "[",
+        "'",
+        '"',
+        ";",
+        "'; DROP TABLE kv; --",
+        "{k}",
+        "${HOME}",
+        "$(id)",
+        "#",
+    ),
+    *(
+        "\x7f",
+        "\x80",
+        "\ufeff",
+        "\ufffd",
+        "\uffff",
+        "\U00010000",
+        "é",
+        "e\u0301",
+        "K",
+        "\u212a",
+        "ſ",
+        "s",
+        "ß",
+        "İ",
+        "i",
+    ),
+    *(
+        "\u202eabc",
+        "👩‍👩‍👧",
+        "None",
+        "null",
+        "0",
+        "-1",
+        "CON",
+        "nul.txt",
+        "__len__",
+        "__class__",
+        "len",
+        "keys",
+        "k.",
+        "-k",
+        "@k",
+    ),
 ]
 
 #: Names that every engine takes for namespaces.
@@ -25,7 +92,22 @@ NAMESPACES = [
     *("/etc/passwd", "/", "//", "\\", "C:\\a", "C:", ":", "::", "%", "%2F", "a%2Fb", "a%", "~", "~root", "-", "--help"),
     *("*", "?", "[a]", "{a}", "{}", "'", '"', "`id`", "$HOME", "$(id)", ";", "'; DROP TABLE kv; --", "|", "&", "<a>"),
     *("CON", "con", "nul", "AUX.txt", "COM1", "lock", "a.db", "a.db.db", "data.mdb", "a.lock", "__init__", "_", "@"),
-    *("\n", "a\nb", "\t", "\r\n", "\x01", "\x1b[31m", "\x7f", "\x80", "\ufeff", "\u202e", "\u2028", "é", "e\u0301", "ß"),
+    *(
+        "\n",
+        "a\nb",
+        "\t",
+        "\r\n",
+        "\x01",
+        "\x1b[31m",
+        "\x7f",
+        "\x80",
+        "\ufeff",
+        "\u202e",
+        "\u2028",
+        "é",
+        "e\u0301",
+        "ß",
+    ),
     *("SS", "K", "\u212a", "İ", "\ue000", "\uffff", "\U00010000", "\U0010ffff", "🐇", "n" * 255, "N" * 255, "é" * 127),
     *("🐇" * 63, "." * 255, "/" * 255, ":" * 255, "n" * 254 + "o", "名前", "0", "None", "main", "core:meta"),
 ]
@@ -73,7 +155,7 @@ class Limits(Promises):
     ) -> None:
         """A key that is empty, too long, a lone surrogate or no str: one error everywhere, nothing written."""
         ns["k"] = 1
-        refused = [
+        refused: list[Callable[[], object]] = [
             lambda: ns[bad],
             lambda: ns.__setitem__(bad, 1),
             lambda: ns.__delitem__(bad),
@@ -137,13 +219,14 @@ class Limits(Promises):
         encoded(store, "core").close()
         with store.open("core") as ns:
             ns["k"] = "old"
-            for call in (
+            calls: list[Callable[[], object]] = [
                 lambda: ns.__setitem__("k", lambda: None),
-                lambda: ns.__setitem__("new", [{"deep": (i for i in ())}]),
+                lambda: ns.__setitem__("new", [{"deep": iter(())}]),
                 lambda: ns.setdefault("new", lambda: None),
                 lambda: ns.modify("k", lambda _: lambda: None),
                 lambda: ns.compare_and_set("k", "old", lambda: None),
-            ):
+            ]
+            for call in calls:
                 with pytest.raises(hutch.ValueTypeError):
                     call()
             with pytest.raises(hutch.ValueTypeError), ns.mutable("list", default=[]) as value:

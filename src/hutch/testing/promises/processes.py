@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +13,6 @@ import hutch
 
 from .child import Child
 from .kit import Promises, listing, needs
-
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -33,7 +33,7 @@ class Processes(Promises):
             assert child.call("get_all", "core") == {}
 
     def test_processes_see_each_others_namespaces(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: a namespace made in one process is listed in the other; drop empties it under an open handle."""
+        """Where shared: a namespace made elsewhere is listed here; drop empties it under an open handle."""
         needs(store, "shared")
         with Child(config) as child, store.open("core") as ns:
             ns["k"] = 1
@@ -100,13 +100,15 @@ class Processes(Promises):
             child.result()
 
     def test_iterating_survives_another_processes_changes(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: keys, items and scan go on while another process sets and removes; untouched keys all appear."""
+        """Where shared: an iteration goes on while another process sets and removes; untouched keys all appear."""
         needs(store, "shared")
         keys = [f"k{n:04}" for n in range(2200)]
         with store.open("core") as ns, Child(config) as child:
             ns.update(dict.fromkeys(keys, 1))
-            for number, way in enumerate((ns.keys, lambda: (k for k, _ in ns.items()), ns.scan_keys)):
-                gone, new = keys[number * 100 + 50 : number * 100 + 90], [f"k{n:04}+{number}" for n in range(0, 2200, 40)]
+            ways: list[Callable[[], Iterable[str]]] = [ns.keys, lambda: (key for key, _ in ns.items()), ns.scan_keys]
+            for number, way in enumerate(ways):
+                gone = keys[number * 100 + 50 : number * 100 + 90]
+                new = [f"k{n:04}+{number}" for n in range(0, 2200, 40)]
                 before = set(ns) - set(gone)
                 steps = iter(way())
                 seen = [next(steps) for _ in range(10)]
@@ -135,7 +137,7 @@ class Processes(Promises):
         """After fork an inherited handle works or raises a StoreError; the parent's data and handle are intact."""
         with Child(config) as child:
             outcome, items = child.call("fork", "core")
-            assert outcome in ("worked", "StoreError")
+            assert outcome in ("worked", "StoreError"), f"{outcome}\n{child.errors()}"
             kept = {key: items[key] for key in ("before", "shared", "after")}
             assert kept == {"before": 2, "shared": "parent", "after": 2}
             assert set(items) - set(kept) <= {"child", "by children"}
@@ -146,7 +148,7 @@ class Processes(Promises):
         """Forks while threads write neither hang nor damage: not the child, not the parent, not the data."""
         with Child(config) as child:
             outcomes, made, there = child.call("fork_amid_writes", "core", 10)
-            assert set(outcomes) <= {"worked", "StoreError"}, outcomes
+            assert set(outcomes) <= {"worked", "StoreError"}, f"{outcomes}\n{child.errors()}"
             assert made == there > 0
             items = child.call("get_all", "core")
             assert items.get("by children", 0) <= 10

@@ -13,7 +13,23 @@ TRICKY = [
     *("a", "A", "a\0", "a\0b", "aa", "ab", "b", "B", "Z", "_", "~", "\0", "\0\0", "\x01", "\x7f", "\x80"),
     *("é", "e\u0301", "ß", "ss", "\u07ff", "\u0800", "\ud7ff", "\ud7ffa", "\ue000", "\ufffd", "\uffff", "\uffffa"),
     *("\U00010000", "\U00010000a", "\U0001f430", "\U0010fffe", "\U0010ffff", "\U0010ffffa", "\U0010ffff\U0010ffff"),
-    *("user:", "user:1", "user:10", "user:2", "user;", "user", "users", "10", "9", "a%", "a%00", "a*", "[a]", "a_", "a?"),
+    *(
+        "user:",
+        "user:1",
+        "user:10",
+        "user:2",
+        "user;",
+        "user",
+        "users",
+        "10",
+        "9",
+        "a%",
+        "a%00",
+        "a*",
+        "[a]",
+        "a_",
+        "a?",
+    ),
 ]
 
 
@@ -40,8 +56,32 @@ class Scans(Promises):
     def test_scan_keeps_to_prefix_start_and_stop(self, ns: hutch.Namespace) -> None:
         """Every combination of prefix, start, stop and reverse gives what a sorted dict would give."""
         ns.update(dict.fromkeys(TRICKY, 1))
-        prefixes = ["", "a", "user:", "\0", "\ud7ff", "\uffff", "\U00010000", "\U0010ffff", "\U0010ffff\U0010ffff", "no"]
-        bounds = [None, "", "\0", "a", "a\0", "user:", "user:1", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
+        prefixes = [
+            "",
+            "a",
+            "user:",
+            "\0",
+            "\ud7ff",
+            "\uffff",
+            "\U00010000",
+            "\U0010ffff",
+            "\U0010ffff\U0010ffff",
+            "no",
+        ]
+        bounds = [
+            None,
+            "",
+            "\0",
+            "a",
+            "a\0",
+            "user:",
+            "user:1",
+            "\ud7ff",
+            "\ue000",
+            "\uffff",
+            "\U00010000",
+            "\U0010ffff",
+        ]
         for choice in product(prefixes, bounds, bounds, (False, True)):
             assert list(ns.scan_keys(*choice)) == model(TRICKY, *choice), choice
         for choice in product(prefixes, bounds[::3], bounds[::4], (False, True)):

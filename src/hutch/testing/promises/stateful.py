@@ -22,8 +22,14 @@ names = st.sampled_from(NAMESPACES)
 # Few and short keys, so that rules meet on them.
 keys = st.text(st.sampled_from(ALPHABET), min_size=1, max_size=3)
 values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.sampled_from(ALPHABET), max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from("ab"), max_size=2), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.sampled_from(ALPHABET), max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from("ab"), max_size=2), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 batches = st.dictionaries(keys, values, max_size=6)
@@ -89,7 +95,9 @@ class Model(RuleBasedStateMachine):
     @rule(name=names, key=keys, value=values)
     def modify(self, name: str, key: str, value: Any) -> None:
         old = self.model[name].get(key, "missing")
-        assert self.open[name].modify(key, lambda found: [value] if found == old else found, default="missing") == [value]
+        assert self.open[name].modify(key, lambda found: [value] if found == old else found, default="missing") == [
+            value
+        ]
         self.model[name][key] = [value]
 
     @rule(name=names, key=keys, expected=values, value=values, right=st.booleans())

@@ -16,6 +16,11 @@ from .kit import Promises, stage2, together
 THREADS = 8
 
 
+def appended(item: object, value: list[object]) -> list[object]:
+    """`value` with `item` at its end."""
+    return [*value, item]
+
+
 class Threads(Promises):
     def test_modify_by_many_threads_loses_nothing(self, ns: hutch.Namespace) -> None:
         """A counter raised by modify from 8 threads is exact."""
@@ -50,7 +55,7 @@ class Threads(Promises):
                     with ns.mutable("list", default=[]) as value:
                         value.append((thread, turn))
                 else:
-                    ns.modify("list", lambda value, item=(thread, turn): [*value, item], default=[])
+                    ns.modify("list", partial(appended, (thread, turn)), default=[])
 
         together(*[partial(work, thread) for thread in range(THREADS)])
         expected = [(thread, turn) for thread in range(THREADS) for turn in range(20)]

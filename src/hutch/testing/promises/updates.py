@@ -11,6 +11,12 @@ import hutch
 from .kit import Promises
 
 
+def append_one(value: list[int]) -> list[int]:
+    """Changes what it is given, as functions do."""
+    value.append(1)
+    return value
+
+
 class Updates(Promises):
     def test_modify_replaces_and_returns_the_new_value(self, ns: hutch.Namespace) -> None:
         """modify stores and returns what the function made of the value."""
@@ -23,7 +29,7 @@ class Updates(Promises):
         """modify of a missing key starts from a copy of the default; without one it is a KeyError."""
         default: list[int] = []
         assert ns.modify("a", lambda v: [*v, 1], default=default) == [1]
-        ns.modify("b", lambda v: v.append(1) or v, default=default)
+        ns.modify("b", append_one, default=default)
         ns.modify("c", lambda v: v, default=None)
         assert (dict(ns), default) == ({"a": [1], "b": [1], "c": None}, [])
         with pytest.raises(KeyError):
@@ -55,7 +61,12 @@ class Updates(Promises):
         """What the function was given or returned can be changed later without changing what is stored."""
         ns["k"] = [1]
         seen: list[Any] = []
-        result = ns.modify("k", lambda v: seen.append(v) or v + [2])
+
+        def append(value: list[int]) -> list[int]:
+            seen.append(value)
+            return [*value, 2]
+
+        result = ns.modify("k", append)
         seen[0].append(3)
         result.append(4)
         assert ns["k"] == [1, 2]

@@ -90,7 +90,8 @@ class Verbs(Promises):
     def test_a_stored_none_is_not_a_missing_key(self, store: hutch.Store) -> None:
         """None, False, 0 and empty containers are values like any other."""
         with closing(stage2(store, "core")) as storage:
-            for index, value in enumerate([None, False, 0, "", [], {}]):
+            falsy: list[Any] = [None, False, 0, "", [], {}]
+            for index, value in enumerate(falsy):
                 storage.set(f"k{index}", value)
                 assert storage.get(f"k{index}") == value
             assert storage.len() == 6
@@ -98,7 +99,7 @@ class Verbs(Promises):
     def test_values_are_fresh(self, store: hutch.Store) -> None:
         """Changing a value after set, or one that get gave, changes nothing that is stored."""
         with closing(stage2(store, "core")) as storage:
-            value = {"list": [1]}
+            value: dict[str, list[int]] = {"list": [1]}
             storage.set("k", value)
             value["list"].append(2)
             got = storage.get("k")

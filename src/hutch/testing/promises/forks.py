@@ -1,0 +1,96 @@
+"""Jobs of the other process that fork it: what a forked child may do with a handle of its parent's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import hutch
+
+
+def fork(store: hutch.Store, namespace: str) -> tuple[str, dict[str, Any]]:
+    """Use an inherited handle in a forked child: what came of it there, and what the parent has afterwards."""
+    with store.open(namespace) as ns:
+        ns.update(before=1, shared="parent")
+        steps = iter(ns.items())
+        next(steps)
+        outcome = forked(lambda: use_inherited(ns))
+        ns["after"] = 2
+        ns.modify("before", lambda n: n + 1)
+        list(steps)
+        return outcome, dict(ns)
+
+
+def fork_amid_writes(store: hutch.Store, namespace: str, rounds: int) -> tuple[list[str], int, int]:
+    """Fork while threads write: what came of it in the children; the writes made and the writes there."""
+    done = threading.Event()
+    written = [0, 0]
+    with store.open(namespace) as ns:
+        ns.update(before=1, shared="parent")
+
+        def write(thread: int) -> None:
+            while not done.is_set():
+                ns.modify(f"n{thread}", lambda n: n + 1, default=0)
+                written[thread] += 1
+
+        threads = [threading.Thread(target=write, args=(thread,), daemon=True) for thread in (0, 1)]
+        for thread in threads:
+            thread.start()
+        outcomes = []
+        for _ in range(rounds):
+            time.sleep(0.003)
+            outcomes.append(forked(lambda: use_inherited(ns)))
+            if outcomes[-1] not in ("worked", "StoreError"):
+                break
+        done.set()
+        for thread in threads:
+            thread.join(30)
+        return outcomes, sum(written), ns.get("n0", 0) + ns.get("n1", 0)
+
+
+def use_inherited(ns: hutch.Namespace) -> None:
+    """What a forked child does with a handle of its parent's."""
+    assert ns["shared"] == "parent"
+    ns["child"] = "was here"
+    assert ns["child"] == "was here"
+    ns.modify("by children", lambda n: n + 1, default=0)
+    assert "before" in list(ns)
+
+
+def forked(work: Callable[[], None], patience_s: float = 20.0) -> str:
+    """Run `work` in a fork of this process: "worked", "StoreError", or what went wrong."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        told = "worked"
+        try:
+            # The parent's pipes: they must end with the parent, not with its forks.
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, 0)
+            os.dup2(nothing, 1)
+            work()
+        except hutch.StoreError:
+            told = "StoreError"
+        except BaseException:
+            told = traceback.format_exc()
+        finally:
+            os.write(writer, told.encode()[-4000:])
+            # Without the parent's atexit and flush: it still has them to do itself.
+            os._exit(0)
+    os.close(writer)
+    deadline = time.monotonic() + patience_s
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            # faulthandler shows where it stands.
+            os.kill(pid, signal.SIGABRT)
+            os.waitpid(pid, 0)
+            os.close(reader)
+            return "the forked child hangs"
+        time.sleep(0.005)
+    with os.fdopen(reader, "rb") as said:
+        return said.read().decode() or "the forked child died"
