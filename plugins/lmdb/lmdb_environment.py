@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,16 @@ _MAX_READERS = 1024
 _READ_RETRIES = 200
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
+_CLOSE_PATIENCE_S = 1.0
+
+_LASTING = (
+    lmdb.BadValsizeError,
+    lmdb.CorruptedError,
+    lmdb.DiskError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+)
 
 _environments: dict[str, Environment] = {}
 _all: weakref.WeakSet[Environment] = weakref.WeakSet()
@@ -83,6 +94,8 @@ class Environment:
         self._map_size_bytes = map_size_bytes
         self._write_lock = threading.RLock()
         self._env: lmdb.Environment | None = None
+        #: That of the parent process, in a forked child, until it is closed there.
+        self._inherited: lmdb.Environment | None = None
         self.begin: Callable[..., lmdb.Transaction] = self._begin_first
         self._open()
 
@@ -118,13 +131,14 @@ class Environment:
                     raise StorageTimeoutError(f"lmdb {self.path}: {_MAX_READERS:,} readers are active") from error
                 self._env_now().reader_check()
                 time.sleep(0.01)
-            except (lmdb.BadRslotError, lmdb.BadTxnError):
-                continue
+            except _LASTING as error:
+                self._raise(error, "reading")
             except lmdb.Error as error:
-                # A transaction that a growing map invalidated has no error class of its own; another try has
-                # a transaction of its own, and a lasting fault comes back.
-                if type(error) is not lmdb.Error or attempt > 3:
-                    self._raise(error, "reading")
+                # While a map grows, py-lmdb refuses to begin and invalidates what was begun, with errors that
+                # have no class of their own. The map grows under this lock: once it is free, another try works.
+                with self._write_lock:
+                    if attempt == _READ_RETRIES - 1:
+                        self._raise(error, "reading")
         raise StorageTimeoutError(f"lmdb {self.path}: the map was grown {_READ_RETRIES} times during one read")
 
     def write(self, fn: Callable[[lmdb.Transaction], T]) -> T:
@@ -132,21 +146,25 @@ class Environment:
         with self._write_lock:
             while True:
                 try:
-                    # Not `with`: it would commit before `fn`'s result is known to be wanted, at twice the price.
+                    # Not `with`, which costs more than the begin itself.
                     txn = self.begin(None, None, True)
-                    try:
-                        result = fn(txn)
-                        txn.commit()
-                        return result
-                    except BaseException:
-                        txn.abort()
-                        raise
-                except lmdb.MapFullError:
+                    result = fn(txn)
+                    txn.commit()
+                    return result
+                except BaseException as error:
+                    failure = error
+                # Roll back by letting go: Transaction.abort() of py-lmdb 3.0 waits until no reader is active in
+                # this process, for ever if there are enough of them. The traceback's frames hold on to it, too.
+                txn = None
+                traceback.clear_frames(failure.__traceback__)
+                if isinstance(failure, lmdb.MapFullError):
                     self._grow_map()
-                except lmdb.MapResizedError:
+                elif isinstance(failure, lmdb.MapResizedError):
                     self._adopt_map()
-                except lmdb.Error as error:
-                    self._raise(error, "writing")
+                elif isinstance(failure, lmdb.Error):
+                    self._raise(failure, "writing")
+                else:
+                    raise failure
 
     def figures(self) -> dict[str, object]:
         """What `hutch stats` shows."""
@@ -253,6 +271,7 @@ class Environment:
                 if self.begin == self._begin_closed:
                     raise StoreNotOpenError(f"lmdb {self.path} is closed")
                 if self._env is None:
+                    self._close_inherited()
                     self._open()
                 env = self._env
         assert env is not None
@@ -289,13 +308,26 @@ class Environment:
     def after_fork_in_parent(self) -> None:
         self._write_lock.release()
 
+    def _close_inherited(self) -> None:
+        """LMDB opens a folder once a process. Closing drops this process's copy of the map, nothing of the parent's:
+        reader slots are cleared by process id, and locks of fcntl are not inherited."""
+        if self._inherited is None:
+            return
+        # py-lmdb waits for calls under way; those of the parent's threads will never end here.
+        closing = threading.Thread(target=self._inherited.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_PATIENCE_S)
+        if closing.is_alive():
+            raise StorageUnavailableError(
+                f"lmdb {self.path}: this process was forked while another thread of its parent was inside LMDB, so it "
+                "cannot use the store; fork while no thread uses it, or start processes by spawn"
+            )
+        self._inherited = None
+
     def after_fork_in_child(self) -> None:
         self._write_lock = threading.RLock()
         if self._env is not None:
-            # Closing drops the child's copy of the map and touches nothing of the parent's: reader slots are
-            # cleared by process id, and locks of fcntl are not inherited.
-            self._env.close()
-            self._env = None
+            self._inherited, self._env = self._env, None
             self.begin = self._begin_first
 
 

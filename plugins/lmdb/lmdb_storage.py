@@ -277,7 +277,7 @@ class LmdbStorage(EncodedStorage):
         if id_ is None:
             return
         # The first and the last key possible: a key has at least one byte, so `id_` alone is never one.
-        low = id_ + (b"\0" if start is None else start.encode())
+        low = id_ + (start.encode() if start else b"\0")
         after = (int.from_bytes(id_, "big") + 1).to_bytes(4, "big") if stop is None else id_ + stop.encode()
         read = self._environment.read
         while True:
