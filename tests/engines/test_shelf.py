@@ -231,8 +231,8 @@ def with_errbot(work: str) -> str:
 
 
 def errbot_python() -> str:
-    """A Python that has Errbot: this one, that of `errbot` on the PATH, or the one in HUTCH_TEST_ERRBOT_PYTHON."""
-    named = os.environ.get("HUTCH_TEST_ERRBOT_PYTHON")
+    """A Python that has Errbot: this one, that of `errbot` on the PATH, or the one in HUTCH_ERRBOT_PYTHON."""
+    named = os.environ.get("HUTCH_ERRBOT_PYTHON")
     if named:
         return named
     if importlib.util.find_spec("errbot"):
@@ -242,7 +242,7 @@ def errbot_python() -> str:
         beside = Path(command).resolve().with_name("python")
         if beside.exists():
             return str(beside)
-    lacking("no Python with Errbot was found; name one in HUTCH_TEST_ERRBOT_PYTHON to run this test")
+    lacking("no Python with Errbot was found; name one in HUTCH_ERRBOT_PYTHON to run this test")
     raise AssertionError
 
 
