@@ -8,10 +8,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from .kit import PATIENCE_S
+
+
+def same_imports() -> dict[str, str]:
+    """An environment in which another Python imports what this one does, from the same places."""
+    path = [entry or str(Path.cwd()) for entry in sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 class ChildError(AssertionError):
@@ -26,15 +33,13 @@ class Child:
             pickled = pickle.dumps(config)
         except Exception as error:
             raise ChildError(f"`config` must be something that can be pickled, for other processes: {error}") from error
-        # What this process can import, that one can: hutch and drivers may come from sys.path alone.
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hutch.testing.promises.jobs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environ,
+            env=same_imports(),
         )
         self._ready = self._killed = False
         self._write(pickled)

@@ -1,0 +1,151 @@
+"""`run_check`: the suite on any plugin, without a test file, one result a promise. `hutch check` prints them.
+
+pytest runs in a process of its own: no config, plugin or warning filter of the caller's reaches it, and an engine that
+hangs or takes the interpreter down costs one promise, not the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import hutch
+
+from ..loader import load_factory
+from .checked import FRESH, Job
+from .promises.child import same_imports
+
+# So often may the process die under a promise; then the rest is not worth the wait.
+_MAX_DEATHS = 3
+_INI = "[pytest]\npython_classes = TestPromises\npython_functions = test_*\naddopts =\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseResult:
+    """What became of one promise."""
+
+    #: One sentence.
+    promise: str
+    outcome: Literal["passed", "failed", "skipped"]
+    #: Why it was skipped, or how it failed; may have many lines.
+    detail: str = ""
+
+
+def run_check(target: str, config: object | None = None) -> Iterator[PromiseResult]:
+    """Hold a plugin to every promise; a result as soon as there is one.
+
+    `target` is the plugin's name, its ``.plug`` file, or the folder that holds just that one. `config` is any form
+    that `hutch.connect` takes. In a URL or a mapping, ``{fresh}`` stands for a new name for each test:
+    ``redis://localhost/0?prefix={fresh}``. A config without it must lead to a storage without data, and what the
+    tests leave there is dropped. Without `config` the plugin gets a temporary folder as the option that a URL's path
+    goes to.
+
+    Raises, before the first result, PluginNotFoundError, PluginConflictError, PluginLoadError, and ConfigError if the
+    config selects another plugin, holds data, or is needed and not given.
+    """
+    found, folder = _find(target)
+    environ = same_imports()
+    if folder is not None:
+        already = environ.get("HUTCH_PLUGIN_PATH")
+        environ["HUTCH_PLUGIN_PATH"] = os.pathsep.join([str(folder), *([already] if already else [])])
+    with tempfile.TemporaryDirectory(prefix="hutch-check-", ignore_cleanup_errors=True) as scratch:
+        # Whatever the caller told pytest is not for this one.
+        environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
+        environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
+        job = Job(found.name, _own_config(found, scratch) if config is None else config, scratch, ())
+        Path(scratch, "pytest.ini").write_text(_INI)
+        yield from _results(job, environ)
+
+
+def _find(target: str) -> tuple[Any, Path | None]:
+    """The PluginInfo of `target`, and the folder where it was told to lie."""
+    path = Path(target)
+    if path.suffix != ".plug" and not path.is_dir():
+        return hutch.find_plugins().find(target), None
+    path = path.absolute()
+    folder = path if path.is_dir() else path.parent
+    found = hutch.find_plugins(hutch.StoreConfig("none", extra_plugin_dirs=(folder,)))
+    wanted = [item for item in (*found.plugins, *found.broken) if path in (item.path, item.path.parent)]
+    if not wanted:
+        raise hutch.PluginNotFoundError(f"{path}: {'no descriptor (.plug) lies there' if path.is_dir() else 'no such file'}")
+    if len(wanted) > 1:
+        raise hutch.PluginNotFoundError(f"{path} holds {len(wanted)} descriptors; name one: {', '.join(p.path.name for p in wanted)}")
+    if reason := getattr(wanted[0], "reason", None):
+        raise hutch.PluginLoadError(f"{wanted[0].path}: {reason}", path=str(wanted[0].path))
+    return found.find(str(wanted[0].name)), folder
+
+
+def _own_config(found: Any, scratch: str) -> dict[str, object]:
+    """A config for an engine that wants a path, or nothing."""
+    declared: Mapping[str, hutch.Option] | None = getattr(load_factory(found), "OPTIONS", None)
+    place = str(Path(scratch, FRESH))
+    if declared is None:
+        # Unchecked, so the two usual names may both be given.
+        options = dict.fromkeys(("path", "basedir", found.url_option), place)
+    else:
+        options = {name: place for name, option in declared.items() if option.kind is Path and option.required}
+        option = declared.get(found.url_option)
+        if option is not None and not found.whole_url:
+            options[found.url_option] = place if option.kind is Path else FRESH
+        missing = [name for name, option in declared.items() if option.required and name not in options]
+        if missing or found.whole_url:
+            wanted = f"the option {missing[0]!r}" if missing else f"a URL, such as {found.schemes[0]}://...{FRESH}"
+            raise hutch.ConfigError(
+                f"the {found.name} engine cannot be checked without a config: give {wanted}, where {FRESH} stands for a "
+                "new name for each test"
+            )
+    return {"STORAGE": found.name, "STORAGE_CONFIG": options}
+
+
+def _results(job: Job, environ: dict[str, str]) -> Iterator[PromiseResult]:
+    for _ in range(_MAX_DEATHS):
+        with tempfile.TemporaryFile() as stderr, _start(job, environ, stderr) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            begun: dict[str, str] = {}
+            done: list[str] = []
+            try:
+                with process.stdin:
+                    pickle.dump(job, process.stdin)
+                for line in process.stdout:
+                    told = json.loads(line)
+                    if "error" in told:
+                        raise getattr(hutch, told["error"])(told["message"])
+                    if told["outcome"] == "begun":
+                        begun = told
+                    else:
+                        done.append(told["name"])
+                        begun = {}
+                        yield PromiseResult(told["promise"], told["outcome"], told["detail"])
+            finally:
+                process.kill()
+            code = process.wait()
+            stderr.seek(0)
+            said = stderr.read().decode(errors="replace")[-3000:].strip()
+        if not begun:
+            if not done and not job.skip:
+                raise hutch.PluginError(f"the check of {job.name!r} did not start (exit code {code}): {said}")
+            return
+        yield PromiseResult(begun["promise"], "failed", f"the process hung or died (exit code {code}): {said}")
+        job = job.without(*done, begun["name"])
+    yield PromiseResult("The check comes to its end.", "failed", f"given up after {_MAX_DEATHS} promises hung or died")
+
+
+def _start(job: Job, environ: dict[str, str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    options = ["-p", "hutch.testing.checked", "--pyargs", "hutch.testing.checked", "-qq", "--tb=short", "--capture=sys"]
+    isolation = ["--noconftest", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", job.scratch]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, *isolation, "-c", str(Path(job.scratch, "pytest.ini"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environ,
+    )
