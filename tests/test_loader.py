@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from hutch.adapted import as_storage, open_checked
 from hutch.base import StorageBase, StoragePluginBase
 from hutch.descriptor import PluginInfo, read_descriptor
 from hutch.discovery import discover
 from hutch.errors import ConfigError, PluginError, PluginLoadError, StorageUnavailableError
-from hutch.loader import VERBS, build_factory, check_storage, load_factory
+from hutch.loader import build_factory, load_factory
 
 FACTORY = """
 from hutch import StoragePluginBase
@@ -83,7 +84,7 @@ def test_a_built_in_plugin_loads_builds_and_opens() -> None:
     factory = build_factory(memory, {})
     assert isinstance(factory, StoragePluginBase)
     with factory.open("core") as storage:
-        assert check_storage(storage, memory, "core") is storage
+        assert as_storage(storage, "memory", "core") is storage
         storage.set("key", [1])
         assert storage.get("key") == [1]
 
@@ -316,8 +317,7 @@ def test_a_plugin_written_for_errbot_loads_builds_and_opens(tmp_path: Path) -> N
     info = plugin(tmp_path, ERRBOT)
     factory: Any = build_factory(info, SimpleNamespace(STORAGE_CONFIG={"basedir": "x"}))
     assert type(factory).__name__ == "Plugin"
-    storage: Any = factory.open("core")
-    assert check_storage(storage, info, "core") is storage
+    storage = as_storage(factory.open("core"), "Errbot", "core")
     storage.set("key", 1)
     assert (storage.get("key"), storage.len()) == (1, 1)
 
@@ -516,40 +516,47 @@ class SixVerbs:
 class WithoutTwo(SixVerbs):
     remove = None  # type: ignore[assignment]
 
-    @property
-    def keys(self) -> Any:
-        raise RuntimeError("not now")
-
 
 async def opened_async() -> SixVerbs:
     return SixVerbs()
 
 
-def test_six_verbs_make_a_storage(tmp_path: Path) -> None:
-    storage = SixVerbs()
-    assert check_storage(storage, plugin(tmp_path, FACTORY), "core") is storage
+def test_six_verbs_make_a_storage() -> None:
+    adapted = as_storage(SixVerbs(), "Files", "core")
+    assert isinstance(adapted, StorageBase)
+    adapted.close()
 
 
 @pytest.mark.parametrize(
     ("storage", "told"),
     [
-        (None, "returned None; expected a storage. Does it lack a return?"),
-        (42, f"returned a int without {', '.join(VERBS)}; a storage has {', '.join(VERBS)}"),
-        ({}, "returned a dict without set, remove, len, close; a storage has"),
-        (WithoutTwo(), "returned a WithoutTwo without remove, keys; a storage has"),
-        (SixVerbs, "returned the class SixVerbs; expected an instance of it"),
-        (StorageBase, "returned the class StorageBase; expected an instance of it"),
+        (None, "returned None; does it lack a return?"),
+        (42, "returned a int without set, get, remove, len, keys, close."),
+        ({}, "returned a dict without set, remove, len, close."),
+        (WithoutTwo(), "returned a WithoutTwo without remove."),
+        (SixVerbs, "returned the class SixVerbs, not an instance of it"),
+        (StorageBase, "returned the class StorageBase, not an instance of it"),
     ],
 )
-def test_nonsense_is_refused_with_what_it_lacks(tmp_path: Path, storage: object, told: str) -> None:
-    info = plugin(tmp_path, FACTORY)
+def test_nonsense_is_refused_with_what_it_lacks(storage: object, told: str) -> None:
     with pytest.raises(PluginError) as caught:
-        check_storage(storage, info, "core")
-    assert f"open('core') of plugin 'Files' {told}" in str(caught.value)
-    assert str(info.path) in str(caught.value)
+        as_storage(storage, "Files", "core")
+    assert f"the Files plugin's open('core') {told}" in str(caught.value)
+    assert "the six verbs set, get, remove, len, keys, close" in str(caught.value)
 
 
-def test_an_async_open_is_refused_and_leaves_no_coroutine_unawaited(tmp_path: Path) -> None:
+def test_an_async_open_is_refused_and_leaves_no_coroutine_unawaited() -> None:
     storage: object = opened_async()
-    with pytest.raises(PluginError, match=r"returned an awaitable; expected a storage\. open must not be async"):
-        check_storage(storage, plugin(tmp_path, FACTORY), "core")
+    with pytest.raises(PluginError, match="returned an awaitable; open must not be async"):
+        as_storage(storage, "Files", "core")
+
+
+@pytest.mark.parametrize("stray", [RuntimeError("boom"), SystemExit(3), TypeError("open() takes no namespace")])
+def test_what_open_raises_is_a_plugin_error_with_its_cause(stray: BaseException) -> None:
+    class Factory:
+        def open(self, namespace: str) -> object:
+            raise stray
+
+    with pytest.raises(PluginError, match=r"the Files plugin's open\('core'\) raised") as caught:
+        open_checked(Factory(), "Files", "core")
+    assert caught.value.__cause__ is stray

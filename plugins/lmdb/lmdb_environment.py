@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import lmdb
 
@@ -31,6 +30,9 @@ from hutch import (
 )
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    Txn = lmdb.Transaction[bytes]
 
 #: lmdb.open's flags a durability: how many flushes a commit makes (2, 1, 0), and what is left of it after a power cut.
 DURABILITY: dict[str, dict[str, bool]] = {
@@ -96,8 +98,9 @@ class Environment:
         self._env: lmdb.Environment | None = None
         #: That of the parent process, in a forked child, until it is closed there.
         self._inherited: lmdb.Environment | None = None
-        self.begin: Callable[..., lmdb.Transaction] = self._begin_first
-        self._open()
+        self.begin: Callable[..., Txn] = self._begin_first
+        if self._exists():
+            self._open()
 
     def release(self) -> None:
         """Undo one `shared_environment`; the last one closes the environment."""
@@ -119,10 +122,15 @@ class Environment:
                 finally:
                     env.close()
 
-    def read(self, fn: Callable[[lmdb.Transaction], T]) -> T:
-        """`fn` with a read transaction, begun anew when the map was grown or the slots were taken meanwhile."""
+    def read(self, fn: Callable[[Txn], T], nothing: T) -> T:
+        """`fn` with a read transaction, begun anew when the map was grown or the slots were taken meanwhile.
+
+        `nothing` if nobody has written to the folder yet: reading does not make it.
+        """
         for attempt in range(_READ_RETRIES):
             try:
+                if self._env is None and self.begin != self._begin_closed and not self._exists():
+                    return nothing
                 return fn(self.begin())
             except lmdb.MapResizedError:
                 self._adopt_map()
@@ -141,12 +149,15 @@ class Environment:
                         self._raise(error, "reading")
         raise StorageTimeoutError(f"lmdb {self.path}: the map was grown {_READ_RETRIES} times during one read")
 
-    def write(self, fn: Callable[[lmdb.Transaction], T]) -> T:
+    def write(self, fn: Callable[[Txn], T]) -> T:
         """`fn` in a write transaction, committed when it returns; run again from its start if the map was full."""
         with self._write_lock:
             while True:
+                # Not `with`, which costs more than the begin itself.
+                txn: Txn | None = None
                 try:
-                    # Not `with`, which costs more than the begin itself.
+                    if self._env is None:
+                        self._open_now()
                     txn = self.begin(None, None, True)
                     result = fn(txn)
                     txn.commit()
@@ -155,7 +166,7 @@ class Environment:
                     failure = error
                 # Roll back by letting go: Transaction.abort() of py-lmdb 3.0 waits until no reader is active in
                 # this process, for ever if there are enough of them. The traceback's frames hold on to it, too.
-                txn = None
+                del txn
                 traceback.clear_frames(failure.__traceback__)
                 if isinstance(failure, lmdb.MapFullError):
                     self._grow_map()
@@ -168,10 +179,11 @@ class Environment:
 
     def figures(self) -> dict[str, object]:
         """What `hutch stats` shows."""
+        figures: dict[str, object] = {"path": str(self.path), "durability": self.durability}
+        if self._env is None and not self._exists():
+            return figures
         info = self._env_now().info()
-        return {
-            "path": str(self.path),
-            "durability": self.durability,
+        return figures | {
             "file_bytes": (self.path / "data.mdb").stat().st_size,
             "map_size_bytes": info["map_size"],
             "readers": info["num_readers"],
@@ -210,14 +222,14 @@ class Environment:
         self.begin = env.begin
 
     def _open_with(self, map_size_bytes: int) -> lmdb.Environment:
-        exists = (self.path / "data.mdb").exists()
         return lmdb.open(
             str(self.path),
             map_size=map_size_bytes,
             max_readers=_MAX_READERS,
             # One transaction is kept for the next reader, which saves it the search for a slot.
             max_spare_txns=1,
-            lib_version=None if exists and (self.path / "data.mdb").stat().st_size else _FORMAT,
+            # An existing folder keeps the format it has.
+            lib_version=cast(int, None) if self._exists() else _FORMAT,
             **DURABILITY[self.durability],
         )
 
@@ -266,20 +278,31 @@ class Environment:
 
     def _env_now(self) -> lmdb.Environment:
         env = self._env
-        if env is None:
-            with self._write_lock:
-                if self.begin == self._begin_closed:
-                    raise StoreNotOpenError(f"lmdb {self.path} is closed")
-                if self._env is None:
-                    self._close_inherited()
-                    self._open()
-                env = self._env
-        assert env is not None
-        return env
+        return self._open_now() if env is None else env
 
-    def _begin_first(self, *arguments: Any) -> lmdb.Transaction:
-        """`begin` of a process that was forked off: the environment is opened anew on first use."""
+    def _open_now(self) -> lmdb.Environment:
+        with self._write_lock:
+            if self.begin == self._begin_closed:
+                raise StoreNotOpenError(f"lmdb {self.path} is closed")
+            if self._env is None:
+                self._close_inherited()
+                self._open()
+            assert self._env is not None
+            return self._env
+
+    def _begin_first(self, *arguments: Any) -> Txn:
+        """`begin` before the first write to a new folder, and in a process that was forked off."""
+        if not self._exists():
+            raise lmdb.NotFoundError("nothing was written yet")
         return self._env_now().begin(*arguments)
+
+    def _exists(self) -> bool:
+        try:
+            return (self.path / "data.mdb").stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self._raise(error, "opening")
 
     def _begin_closed(self, *_: Any) -> NoReturn:
         raise StoreNotOpenError(f"lmdb {self.path} is closed")
@@ -344,13 +367,11 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _registry_lock
+    global _registry_lock  # noqa: PLW0603
     _registry_lock = threading.RLock()
     for environment in list(_all):
         environment.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

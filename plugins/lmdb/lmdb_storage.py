@@ -16,13 +16,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import lmdb
 
 from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
 
 from .lmdb_environment import DURABILITY, Environment, shared_environment
+
+if TYPE_CHECKING:
+    from .lmdb_environment import Txn
+
+T = TypeVar("T")
 
 _FORMAT_KEY, _FORMAT = b"\0\0\0\0v", b"hutch 1"
 _LAST_ID_KEY = b"\0\0\0\0i"
@@ -45,16 +50,14 @@ class LmdbPlugin(StoragePluginBase):
       store where the file system reorders writes.
     """
 
-    OPTIONS = {
+    OPTIONS: ClassVar = {
         "path": Option(Path, required=True, help="the folder that holds the store"),
         "durability": Option(str, default="normal", choices=tuple(DURABILITY), help="what a power cut can cost"),
         "map_size_bytes": Option(
             int, default=_MAP_SIZE_BYTES, minimum=1 << 20, help="how much is mapped at first; it grows by itself"
         ),
     }
-    capabilities = frozenset(
-        {"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"}
-    )
+    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -63,7 +66,7 @@ class LmdbPlugin(StoragePluginBase):
             options["path"], options["durability"], options["map_size_bytes"]
         )
         try:
-            self._environment.read(_check_format)
+            self._environment.read(_check_format, None)
         except BaseException:
             self.close()
             raise
@@ -72,7 +75,7 @@ class LmdbPlugin(StoragePluginBase):
         return LmdbStorage(self, namespace, self._shared)
 
     def namespaces(self) -> list[str]:
-        def listing(txn: lmdb.Transaction) -> list[str]:
+        def listing(txn: Txn) -> list[str]:
             names = []
             cursor = txn.cursor()
             found = cursor.set_range(_NAME)
@@ -82,7 +85,7 @@ class LmdbPlugin(StoragePluginBase):
                 found = cursor.next()
             return names
 
-        return self._shared.read(listing)
+        return self._shared.read(listing, [])
 
     def drop(self, namespace: str) -> None:
         # The id stays with the name: a handle elsewhere goes on working, on an empty namespace.
@@ -113,7 +116,7 @@ class LmdbStorage(EncodedStorage):
         super().__init__(plugin, namespace)
         self._environment = environment
         # None until the namespace exists: opening writes nothing. It never changes after that.
-        self._id: bytes | None = environment.read(lambda txn: txn.get(_NAME + namespace.encode()))
+        self._id: bytes | None = environment.read(lambda txn: txn.get(_NAME + namespace.encode()), None)
 
     # --- reading ---
 
@@ -138,7 +141,7 @@ class LmdbStorage(EncodedStorage):
         return self.key_range(None, None, False)
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
-        def reading(txn: lmdb.Transaction, id_: bytes) -> dict[str, bytes]:
+        def reading(txn: Txn, id_: bytes) -> dict[str, bytes]:
             get = txn.get
             return {key: data for key in keys if (data := get(id_ + key.encode())) is not None}
 
@@ -159,7 +162,7 @@ class LmdbStorage(EncodedStorage):
     def write(self, key: str, data: bytes) -> None:
         name = key.encode()
 
-        def writing(txn: lmdb.Transaction) -> None:
+        def writing(txn: Txn) -> None:
             id_ = self._own_id(txn)
             # Told apart by the first put: only a new key changes the count.
             if txn.put(id_ + name, data, True, False):
@@ -170,7 +173,7 @@ class LmdbStorage(EncodedStorage):
         self._environment.write(writing)
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        def writing(txn: lmdb.Transaction) -> None:
+        def writing(txn: Txn) -> None:
             id_ = self._own_id(txn)
             before = txn.stat()["entries"]
             with txn.cursor() as cursor:
@@ -183,7 +186,7 @@ class LmdbStorage(EncodedStorage):
         return self.delete_many([key]) == 1
 
     def delete_many(self, keys: list[str]) -> int:
-        def deleting(txn: lmdb.Transaction, id_: bytes) -> int:
+        def deleting(txn: Txn, id_: bytes) -> int:
             removed = sum(txn.delete(id_ + key.encode()) for key in keys)
             if removed:
                 _add(txn, id_, -removed)
@@ -192,7 +195,7 @@ class LmdbStorage(EncodedStorage):
         return self._change(deleting, 0)
 
     def clear(self) -> None:
-        def clearing(txn: lmdb.Transaction, id_: bytes) -> None:
+        def clearing(txn: Txn, id_: bytes) -> None:
             with txn.cursor() as cursor:
                 found = cursor.set_range(id_ + b"\0") if txn.get(id_) else False
                 while found and cursor.key().startswith(id_):
@@ -208,7 +211,7 @@ class LmdbStorage(EncodedStorage):
         if self.read(key) != old:
             return False
 
-        def swapping(txn: lmdb.Transaction) -> bool:
+        def swapping(txn: Txn) -> bool:
             id_ = self._own_id(txn)
             if txn.get(id_ + name) != old:
                 return False
@@ -233,26 +236,26 @@ class LmdbStorage(EncodedStorage):
 
     # --- inside ---
 
-    def _with_id(self, fn: Callable[[lmdb.Transaction, bytes], Any], missing: Any) -> Any:
+    def _with_id(self, fn: Callable[[Txn, bytes], T], missing: T) -> T:
         """`fn` in a read transaction, or `missing` if nobody has written to the namespace yet."""
 
-        def reading(txn: lmdb.Transaction) -> Any:
+        def reading(txn: Txn) -> T:
             if self._id is None:
                 self._id = txn.get(_NAME + self.namespace.encode())
             return missing if self._id is None else fn(txn, self._id)
 
-        return self._environment.read(reading)
+        return self._environment.read(reading, missing)
 
-    def _change(self, fn: Callable[[lmdb.Transaction, bytes], Any], missing: Any) -> Any:
+    def _change(self, fn: Callable[[Txn, bytes], T], missing: T) -> T:
         """`fn` in a write transaction, or `missing` if there is nothing to change."""
 
-        def changing(txn: lmdb.Transaction) -> Any:
+        def changing(txn: Txn) -> T:
             id_ = self._id or txn.get(_NAME + self.namespace.encode())
             return missing if id_ is None else fn(txn, id_)
 
         return self._environment.write(changing)
 
-    def _own_id(self, txn: lmdb.Transaction) -> bytes:
+    def _own_id(self, txn: Txn) -> bytes:
         """The namespace's id, given out in this transaction if it has none."""
         if self._id is not None:
             return self._id
@@ -281,7 +284,7 @@ class LmdbStorage(EncodedStorage):
         after = (int.from_bytes(id_, "big") + 1).to_bytes(4, "big") if stop is None else id_ + stop.encode()
         read = self._environment.read
         while True:
-            chunk = read(lambda txn: _chunk(txn, low, after, reverse, values))  # noqa: B023 - run at once
+            chunk = read(lambda txn: _chunk(txn, low, after, reverse, values), None)  # noqa: B023 - run at once
             if not chunk:
                 return
             yield chunk
@@ -294,9 +297,7 @@ class LmdbStorage(EncodedStorage):
 _EIGHT_ZEROS = bytes(8)
 
 
-def _chunk(
-    txn: lmdb.Transaction, low: bytes, after: bytes, reverse: bool, values: bool
-) -> list[tuple[bytes, bytes]]:
+def _chunk(txn: Txn, low: bytes, after: bytes, reverse: bool, values: bool) -> list[tuple[bytes, bytes]]:
     """The first items with ``low <= key < after``, from the end if `reverse`; at least one if there is any."""
     cursor = txn.cursor()
     chunk: list[tuple[bytes, bytes]] = []
@@ -320,7 +321,8 @@ def _chunk(
             if len(chunk) >= _CHUNK_ITEMS or size >= _CHUNK_BYTES:
                 break
         return chunk
-    for key in cursor.iternext(True, False):
+    keys: Iterator[bytes] = cursor.iternext(True, False)
+    for key in keys:
         if key >= after:
             break
         chunk.append((key, b""))
@@ -329,20 +331,20 @@ def _chunk(
     return chunk
 
 
-def _count(txn: lmdb.Transaction, id_: bytes) -> int:
+def _count(txn: Txn, id_: bytes) -> int:
     return int.from_bytes(txn.get(id_) or b"", "big")
 
 
-def _add(txn: lmdb.Transaction, id_: bytes, change: int) -> None:
+def _add(txn: Txn, id_: bytes, change: int) -> None:
     if change:
         txn.put(id_, (_count(txn, id_) + change).to_bytes(8, "big"))
 
 
-def _check_format(txn: lmdb.Transaction) -> None:
+def _check_format(txn: Txn) -> None:
     found = txn.get(_FORMAT_KEY)
     if found == _FORMAT:
         return
     if found is not None:
-        raise CorruptValueError(f"the store is in format {ascii(found[:40])}; this hutch reads and writes {_FORMAT!r}")
+        raise CorruptValueError(f"the store is in format {found[:40]!a}; this hutch reads and writes {_FORMAT!r}")
     if txn.stat()["entries"]:
         raise CorruptValueError("the folder holds an LMDB database that hutch did not write; choose another path")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from hutch import EncodedStorage, Option, StoragePluginBase
 
@@ -22,7 +22,7 @@ _write_lock = threading.Lock()
 
 
 def _fresh_lock_after_fork() -> None:
-    global _write_lock
+    global _write_lock  # noqa: PLW0603
     _write_lock = threading.Lock()
 
 
@@ -33,7 +33,9 @@ if hasattr(os, "register_at_fork"):
 class MemoryPlugin(StoragePluginBase):
     """`memory://` is private to its store; `memory://NAME` is shared by all stores of this process."""
 
-    OPTIONS = {"name": Option(str, default="", help="share the data between all stores of this process that give it")}
+    OPTIONS: ClassVar = {
+        "name": Option(str, default="", help="share the data between all stores of this process that give it")
+    }
     capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process"})
 
     def __init__(self, config: object = None) -> None:

@@ -1,7 +1,7 @@
 """hutch: a key/value store with named compartments.
 
-    with hutch.connect("lmdb://state").open("core") as core:
-        core["plugins"] = {"Help", "Health"}
+with hutch.connect("lmdb://state").open("core") as core:
+    core["plugins"] = {"Help", "Health"}
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
         ValueLimitError,
         ValueTypeError,
     )
+    from .factory import find_plugins, load_plugin
     from .hooks import hookimpl, register_hooks, unregister_hooks
     from .mixin import StoreMixin
     from .options import Option
-    from .store import Namespace, Store, connect, find_plugins, load_plugin
+    from .store import Namespace, Store, connect
 
 __version__ = "0.1.0"
 
@@ -92,10 +93,11 @@ _HOME = {
     "config": ("StoreConfig",),
     "discovery": ("Discovery",),
     "encoded": ("EncodedStorage",),
+    "factory": ("find_plugins", "load_plugin"),
     "hooks": ("hookimpl", "register_hooks", "unregister_hooks"),
     "mixin": ("StoreMixin",),
     "options": ("Option",),
-    "store": ("Namespace", "Store", "connect", "find_plugins", "load_plugin"),
+    "store": ("Namespace", "Store", "connect"),
 }
 _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 

@@ -6,11 +6,27 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from .base import StorageBase
-from .errors import PluginError, StoreError
+from .errors import PluginError, StoreError, redact
 
 T = TypeVar("T")
 
 _VERBS = ("set", "get", "remove", "len", "keys", "close")
+
+
+def open_checked(factory: Any, plugin: str, namespace: str) -> StorageBase:
+    """Stage 2: what `factory.open` returns, as a StorageBase.
+
+    A StoreError passes; anything else that `open` raises, `SystemExit` included, becomes a PluginError, and so
+    does a result that is not a storage.
+    """
+    try:
+        return as_storage(factory.open(namespace), plugin, namespace)
+    except StoreError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"the {plugin} plugin's open({namespace!r}) raised {type(error).__name__}: {redact(str(error))[:300]}"
+        ) from error
 
 
 def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
@@ -21,14 +37,22 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
     if isinstance(storage, StorageBase):
         return storage
     missing = [verb for verb in _VERBS if not callable(getattr(storage, verb, None))]
-    if isinstance(storage, type) or missing:
-        found = f"the class {storage.__qualname__}" if isinstance(storage, type) else f"a {type(storage).__qualname__}"
-        lacks = f" without {', '.join(missing)}" if missing else ", not an instance of it"
-        raise PluginError(
-            f"the {plugin} plugin's open({namespace!r}) returned {found}{lacks}; expected a storage with the six "
-            f"verbs {', '.join(_VERBS)}"
-        )
-    return AdaptedStorage(storage, plugin, namespace)
+    if not missing and not isinstance(storage, type):
+        return AdaptedStorage(storage, plugin, namespace)
+    if storage is None:
+        found = "None; does it lack a return?"
+    elif isinstance(storage, type):
+        found = f"the class {storage.__qualname__}, not an instance of it"
+    elif hasattr(storage, "__await__"):
+        found = "an awaitable; open must not be async"
+        if callable(close := getattr(storage, "close", None)):
+            close()  # a coroutine that nobody will await would warn
+    else:
+        found = f"a {type(storage).__qualname__} without {', '.join(missing)}"
+    raise PluginError(
+        f"the {plugin} plugin's open({namespace!r}) returned {found}. Expected a storage with the six verbs "
+        f"{', '.join(_VERBS)}"
+    )
 
 
 class AdaptedStorage(StorageBase):
@@ -48,7 +72,7 @@ class AdaptedStorage(StorageBase):
         self._call(self._inner.remove, key)
 
     def len(self) -> int:
-        return self._call(self._inner.len)
+        return self._call(lambda: int(self._inner.len()))
 
     def keys(self) -> Iterable[str]:
         # Complete before the first key is given: such storages often iterate over a live dict.

@@ -271,6 +271,10 @@ class StoragePluginBase(ABC):
         with self.open(namespace) as storage:
             storage.clear()
 
+    def stats(self) -> Mapping[str, object]:
+        """Figures for `hutch stats`, by name: sizes, versions. Never a secret."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - optional by contract
         """Let go of what the namespaces share."""
 

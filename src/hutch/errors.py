@@ -121,9 +121,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
 
 
-# Everything between the scheme and the last "@" of the authority: RFC 3986 forbids a bare "@" or "/" in a
-# password, people write both. Redacting too much is the safe mistake.
-_USERINFO = re.compile(r"(?<=://)[^\s?#]*@")
+# From the scheme to the last "@" of the line. RFC 3986 forbids "@", "/", "?" and blanks in a password; people
+# write them all the same. Redacting too much is the safe mistake.
+_USERINFO = re.compile(r"(?<=://)[^\n]*@")
 _SECRET_PARAMETER = re.compile(
     r"(?i)([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|credential|auth)[^=&;#\s]*=)[^&;#\s]*"
 )

@@ -36,7 +36,7 @@ def check_key(key: object) -> str:
         encoded = str.encode(key)
     except UnicodeEncodeError as error:
         raise KeyLimitError(
-            f"a key must be valid Unicode; character {error.start} of {ascii(key[:60])} is a lone surrogate"
+            f"a key must be valid Unicode; character {error.start} of {key[:60]!a} is a lone surrogate"
         ) from None
     if len(encoded) > MAX_KEY_BYTES:
         raise KeyLimitError(
@@ -56,12 +56,12 @@ def check_namespace(namespace: object) -> str:
     if not namespace:
         raise NamespaceError("a namespace must have at least one character; this one is empty")
     if "\0" in namespace:
-        raise NamespaceError(f"a namespace may not hold NUL; {ascii(namespace[:60])} does")
+        raise NamespaceError(f"a namespace may not hold NUL; {namespace[:60]!a} does")
     try:
         encoded = str.encode(namespace)
     except UnicodeEncodeError as error:
         raise NamespaceError(
-            f"a namespace must be valid Unicode; character {error.start} of {ascii(namespace[:60])} is a lone surrogate"
+            f"a namespace must be valid Unicode; character {error.start} of {namespace[:60]!a} is a lone surrogate"
         ) from None
     if len(encoded) > MAX_NAMESPACE_BYTES:
         raise NamespaceError(

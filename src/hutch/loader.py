@@ -21,11 +21,9 @@ from typing import TypeGuard, TypeVar
 
 from .base import StoragePluginBase
 from .descriptor import PluginInfo, shown
-from .errors import ConfigError, PluginError, PluginLoadError, StoreError, nearest, redact
+from .errors import ConfigError, PluginLoadError, StoreError, nearest, redact
 
 T = TypeVar("T")
-
-VERBS = ("set", "get", "remove", "len", "keys", "close")
 
 _lock = threading.RLock()
 # An option's text shorter than this is no secret, and replacing it would garble words at random.
@@ -67,29 +65,6 @@ def build_factory(info: PluginInfo, config: object) -> object:
     except (Exception, SystemExit) as error:
         told = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
         raise _error(info, told) from error
-
-
-def check_storage(storage: T, info: PluginInfo, namespace: str) -> T:
-    """Return `storage`, which `open(namespace)` of the plugin returned, if it has the six verbs.
-
-    It need not be a StorageBase: plugins written for Errbot have classes of their own. Raises PluginError that
-    says what is missing.
-    """
-    missing = [verb for verb in VERBS if not _has_method(storage, verb)]
-    if not missing and not isinstance(storage, type):
-        return storage
-    what = f"open({namespace!r}) of plugin {info.name!r} returned"
-    if storage is None:
-        told = f"{what} None; expected a storage. Does it lack a return?"
-    elif isinstance(storage, type):
-        told = f"{what} the class {storage.__qualname__}; expected an instance of it"
-    elif hasattr(storage, "__await__"):
-        if _has_method(storage, "close"):
-            storage.close()  # type: ignore[attr-defined]  # a coroutine: never to be awaited, and it would warn
-        told = f"{what} an awaitable; expected a storage. open must not be async"
-    else:
-        told = f"{what} a {type(storage).__qualname__} without {', '.join(missing)}; a storage has {', '.join(VERBS)}"
-    raise PluginError(f"{told} ({_origin(info)})")
 
 
 # --- importing ---

@@ -30,7 +30,7 @@ def held(scope: Hashable, key: str) -> Iterator[None]:
 
 def _forget_after_fork() -> None:
     # The threads that held these locks do not exist in the child.
-    global _registry
+    global _registry  # noqa: PLW0603
     _registry = threading.Lock()
     _held.clear()
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from .adapted import as_storage
+from .adapted import open_checked
 from .base import MISSING, StorageBase
 from .errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
 from .limits import check_key, check_namespace
@@ -71,7 +71,7 @@ class StoreMixin(MutableMapping[str, Any]):
         if self.is_open_storage():
             raise StoreAlreadyOpenError(f"namespace {self.namespace!r} is open here; call close_storage() first")
         plugin = str(getattr(storage_plugin, "name", None) or type(storage_plugin).__name__)
-        opened = as_storage(storage_plugin.open(name), plugin, name)
+        opened = open_checked(storage_plugin, plugin, name)
         with _open_or_close:
             if not self.is_open_storage():
                 self._store = opened

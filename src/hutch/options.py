@@ -98,7 +98,8 @@ def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
     if kind is Path:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
             return None
-        return Path(os.path.abspath(base_dir / Path(value).expanduser()))
+        # Not resolve(): a symbolic link stays one, and may be pointed elsewhere later.
+        return Path(os.path.abspath(base_dir / Path(value).expanduser()))  # noqa: PTH100
     if kind is str:
         return value if isinstance(value, str) else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .base import Codec
-from .config import CodecConfig, StoreConfig, read_config, url_path
+from .config import StoreConfig, read_config
 from .descriptor import PluginInfo
-from .discovery import Discovery, discover
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
+from .factory import build, hooks_are_used
 from .limits import check_namespace
-from .loader import build_factory
 from .mixin import StoreMixin
 
 
@@ -36,7 +28,15 @@ class Namespace(StoreMixin):
 
     def close_storage(self) -> None:
         owner = self._owner
-        super().close_storage()
+        try:
+            super().close_storage()
+        except StoreNotOpenError:
+            raise
+        except BaseException:
+            # Closed all the same: the namespace can be opened again.
+            if owner is not None:
+                owner._closed(self)
+            raise
         if owner is not None:
             owner._closed(self)
 
@@ -125,6 +125,12 @@ class Store:
             with self.open(name) as handle:
                 handle.clear()
 
+    def stats(self) -> dict[str, object]:
+        """Figures of the engine: names and numbers for people, different for each; empty if it has none."""
+        self._must_be_open()
+        figures = getattr(self._factory, "stats", None)
+        return dict(figures()) if callable(figures) else {}
+
     def close(self) -> None:
         """Close the engine, and before it every handle that is still open, with a ResourceWarning for each.
 
@@ -172,7 +178,7 @@ class Store:
         self._notify("hutch_namespace_closed", namespace=name)
 
     def _notify(self, hook: str, **event: Any) -> None:
-        if _hooks_are_used():
+        if hooks_are_used():
             from .hooks import notify
 
             notify(hook, store=self.name, **event)
@@ -195,44 +201,6 @@ class _Layered:
         return add_layers(as_storage(storage, self.name, namespace), layers)
 
 
-class PluginConfig:
-    """What a factory is built from: Errbot's `STORAGE` and `STORAGE_CONFIG`, and hutch's own few names.
-
-    Any other attribute is that of the host's own config object, if there is one: a plugin written for Errbot
-    may read `BOT_DATA_DIR`.
-    """
-
-    def __init__(self, config: StoreConfig, info: PluginInfo) -> None:
-        options = dict(config.options)
-        if config.url is not None:
-            if info.whole_url:
-                options[info.url_option or "url"] = config.url
-            elif path := url_path(config.url):
-                options[info.url_option or "path"] = path
-        self.STORAGE = config.storage
-        self.STORAGE_CONFIG = options
-        self.base_dir: Path = config.base_dir
-        self.plugin_name = info.name
-        self._config = config
-
-    def codec_for(self, namespace: str) -> Codec:
-        """The codec for `namespace`, as configured."""
-        return self.make_codec(self._config.codec_for(namespace))
-
-    @staticmethod
-    def make_codec(wanted: CodecConfig) -> Codec:
-        """The codec that `wanted` names. Raises ConfigError."""
-        from .codec.choose import make_codec
-
-        return make_codec(wanted.name, wanted.options)
-
-    def __getattr__(self, name: str) -> Any:
-        host = self.__dict__.get("_config")
-        if host is not None and host.host_config is not None:
-            return getattr(host.host_config, name)
-        raise AttributeError(name)
-
-
 def connect(config: Any = None) -> Store:
     """The store that `config` describes: a URL, a YAML or TOML file, a mapping, or a Python module.
 
@@ -242,72 +210,4 @@ def connect(config: Any = None) -> Store:
     the storage cannot be reached.
     """
     checked = read_config(config)
-    info = find_plugins(checked).find(checked.storage)
-    return Store(checked, info, _build(checked, info))
-
-
-def load_plugin(name: str, config: Any = None) -> Any:
-    """Stage 1 alone: the factory of the plugin called `name`, built from `config`.
-
-    `config` is a mapping of the engine's options, or any form that `connect` takes; the engine that it names, if
-    it does, gives way to `name`. Raises what `connect` raises.
-    """
-    checked = read_config(_with_storage(name, config))
-    return _build(checked, find_plugins(checked).find(checked.storage))
-
-
-def find_plugins(config: StoreConfig | None = None) -> Discovery:
-    """Every plugin that `config` can name, found without importing one."""
-    hooked: list[Any] = []
-    if _hooks_are_used():
-        from .hooks import hooked_plugins
-
-        hooked = hooked_plugins()
-    return discover(config.extra_plugin_dirs if config else (), hooked=hooked)
-
-
-def _build(config: StoreConfig, info: PluginInfo) -> Any:
-    checked = PluginConfig(config, info)
-    for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
-        if codec is not None:
-            checked.make_codec(codec)
-    return build_factory(info, checked)
-
-
-_CONFIG_KEYS = frozenset({"storage", "storage_config", "extra_plugin_dirs", "codec", "layers", "namespaces"})
-
-
-def _with_storage(name: str, config: Any) -> Any:
-    if config is None:
-        return {"STORAGE": name}
-    if isinstance(config, Mapping):
-        if any(isinstance(key, str) and key.lower() in _CONFIG_KEYS for key in config):
-            kept = {key: value for key, value in config.items() if str(key).lower() != "storage"}
-            return {"STORAGE": name, **kept}
-        return {"STORAGE": name, "STORAGE_CONFIG": config}
-    if isinstance(config, StoreConfig | str | os.PathLike):
-        return replace(read_config(config), storage=name)
-    return _Renamed(name, config)
-
-
-class _Renamed:
-    """A host's config object with another STORAGE."""
-
-    def __init__(self, name: str, config: Any) -> None:
-        self.STORAGE = name
-        self._hutch_config = config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_hutch_config"], name)
-
-
-@functools.cache
-def _hooks_are_installed() -> bool:
-    from importlib.metadata import entry_points
-
-    return bool(entry_points(group="hutch"))
-
-
-def _hooks_are_used() -> bool:
-    """Whether anybody registered hooks; answered without importing pluggy."""
-    return "hutch.hooks" in sys.modules or _hooks_are_installed()
+    return Store(checked, *build(checked))

@@ -7,8 +7,9 @@ for what ormsgpack's encoder cannot express or would blur.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -43,23 +44,48 @@ _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 _ATOMS = frozenset({type(None), bool, int, float, bytes})
 
 
+# ormsgpack forgets what a hook raised, be it the reason or a Ctrl-C, and says "ext_hook failed" or that the type
+# cannot be packed. So the hooks leave it here.
+_hooks = threading.local()
+
+
+def raised_in_hook() -> BaseException | None:
+    """The first error that a hook raised in this thread since the last call."""
+    error: BaseException | None = getattr(_hooks, "raised", None)
+    _hooks.raised = None
+    return error
+
+
+def _remember(error: BaseException) -> None:
+    if getattr(_hooks, "raised", None) is None:
+        _hooks.raised = error
+
+
 def encode_ext(value: Any) -> Ext:
     """ormsgpack's hook for a value it was told to pass through. Raises TypeError for a type without a number."""
-    encode = _ENCODERS.get(type(value))
-    if encode is not None:
-        return encode(value)
-    kind = registered.find(type(value))
-    if kind is None:
-        raise TypeError(type(value).__name__)
-    return Ext(REGISTERED, _pack([kind.name, kind.encode(value)]))
+    try:
+        encode = _ENCODERS.get(type(value))
+        if encode is not None:
+            return encode(value)
+        kind = registered.find(type(value))
+        if kind is None:
+            raise TypeError(type(value).__name__)
+        return Ext(REGISTERED, _pack([kind.name, kind.encode(value)]))
+    except BaseException as error:
+        _remember(error)
+        raise
 
 
 def decode_ext(number: int, data: bytes) -> Any:
     """ormsgpack's hook for an extension. Raises CorruptValueError for a number or a body that is not hutch's."""
-    decode = _DECODERS.get(number)
-    if decode is None:
-        raise CorruptValueError(f"extension type {number} is unknown; a newer hutch may have written it")
-    return decode(data)
+    try:
+        decode = _DECODERS.get(number)
+        if decode is None:
+            raise CorruptValueError(f"extension type {number} is unknown; a newer hutch may have written it")
+        return decode(data)
+    except BaseException as error:
+        _remember(error)
+        raise
 
 
 def _pack(value: Any) -> bytes:
@@ -73,13 +99,13 @@ def _unpack(data: bytes) -> Any:
 # --- zones ---
 
 
-def _zone(zone: tzinfo | None) -> object:
+def encode_zone(zone: tzinfo | None) -> object:
     """None, the offset of a fixed zone in microseconds, [offset, name] of a named one, or the key of a ZoneInfo."""
     if zone is None:
         return None
     if type(zone) is timezone:
         offset = zone.utcoffset(None) // timedelta(microseconds=1)
-        unnamed = zone == timezone.utc or zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
+        unnamed = zone == UTC or zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
         return offset if unnamed else [offset, zone.tzname(None)]
     key = getattr(zone, "key", None)
     if type(zone).__module__.partition(".")[0] == "zoneinfo" and isinstance(key, str):
@@ -87,7 +113,7 @@ def _zone(zone: tzinfo | None) -> object:
     raise TypeError(f"tzinfo {type(zone).__name__}")
 
 
-def _unzone(zone: Any) -> tzinfo | None:
+def decode_zone(zone: Any) -> tzinfo | None:
     if zone is None:
         return None
     if isinstance(zone, int):
@@ -99,27 +125,25 @@ def _unzone(zone: Any) -> tzinfo | None:
     try:
         return ZoneInfo(zone)
     except Exception as error:
-        raise CorruptValueError(
-            f"its time zone {zone!r} is unknown here; install the package tzdata"
-        ) from error
+        raise CorruptValueError(f"its time zone {zone!r} is unknown here; install the package tzdata") from error
 
 
 def _encode_datetime(value: datetime) -> Ext:
-    return Ext(DATETIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)]))
+    return Ext(DATETIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, encode_zone(value.tzinfo)]))
 
 
 def _decode_datetime(data: bytes) -> datetime:
     text, fold, zone = _unpackb(data)
-    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=decode_zone(zone))
 
 
 def _encode_time(value: time) -> Ext:
-    return Ext(TIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)]))
+    return Ext(TIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, encode_zone(value.tzinfo)]))
 
 
 def _decode_time(data: bytes) -> time:
     text, fold, zone = _unpackb(data)
-    return time.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+    return time.fromisoformat(text).replace(fold=fold, tzinfo=decode_zone(zone))
 
 
 # --- the other types ---
@@ -195,6 +219,8 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     REGISTERED: _decode_registered,
 }
 
+_SEQUENCES: dict[type, int] = {tuple: TUPLE, set: SET, frozenset: FROZENSET}
+
 
 # --- the exact walk ---
 
@@ -217,7 +243,7 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
         return [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
     if kind is dict:
         return _tag_dict(value, where, depth)
-    number = {tuple: TUPLE, set: SET, frozenset: FROZENSET}.get(kind)
+    number = _SEQUENCES.get(kind)
     if number is not None:
         tagged = [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
         return Ext(number, _packb(tagged, None, OPTIONS))

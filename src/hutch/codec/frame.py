@@ -31,11 +31,11 @@ def seal(header_and_body: bytes) -> bytes:
 def check(frame: bytes) -> int:
     """The header byte of `frame`. Raises CorruptValueError unless it is an intact frame of a known kind."""
     if len(frame) < _SHORTEST:
-        raise CorruptValueError(f"only {len(frame)} bytes are stored, fewer than any value has; it was cut off or is foreign")
-    if crc32(frame) != RESIDUE:
         raise CorruptValueError(
-            "its checksum does not fit; it was damaged, or written by something other than hutch"
+            f"only {len(frame)} bytes are stored, fewer than any value has; it was cut off or is foreign"
         )
+    if crc32(frame) != RESIDUE:
+        raise CorruptValueError("its checksum does not fit; it was damaged, or written by something other than hutch")
     if frame[0] not in _NAMES:
         raise CorruptValueError(f"header byte 0x{frame[0]:02x} is unknown; a newer hutch may have written it")
     return frame[0]

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..errors import CorruptValueError, ValueTypeError
 
@@ -38,9 +38,9 @@ def register_type(
 
     `encode` turns an instance into a value the codec takes, `decode` turns that back; both may be left out for
     dataclasses, enums, pydantic models and numpy's `ndarray` and scalar types. `name` is what is stored
-    (default: module and qualified name): keep it when the class moves. It is global to the process, safe from any thread, and
-    must have happened before a value is read. Reading calls `decode` and, for the kinds above, the class
-    itself; nothing else is ever imported or run.
+    (default: module and qualified name): keep it when the class moves. Registering is global to the process,
+    safe from any thread, and must have happened before a value is read. Reading calls `decode` and, for the
+    kinds above, the class itself; nothing else is ever imported or run.
 
     Raises ValueTypeError if there is no recipe for `cls` and none is given, or another class has the name.
     """
@@ -136,7 +136,7 @@ def _numpy_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]
         if value.dtype.hasobject:
             raise ValueTypeError("a numpy array of Python objects has no bytes of its own; convert it with tolist()")
         array = numpy.asarray(value)
-        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         return [numpy.lib.format.dtype_to_descr(array.dtype), list(array.shape), order, array.tobytes(order)]
 
     def decode(payload: list[Any]) -> Any:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
 from . import registered
-from .exttypes import MAX_DEPTH, _unzone, _zone
+from .exttypes import MAX_DEPTH, decode_zone, encode_zone
 
 # JavaScript, jq and most other readers keep no larger whole number exactly.
 _LARGEST_PLAIN_INT = 2**53 - 1
@@ -151,7 +151,7 @@ def _time(value: time) -> Any:
 
 def _zone_of(value: datetime | time) -> object:
     try:
-        return _zone(value.tzinfo)
+        return encode_zone(value.tzinfo)
     except TypeError as error:
         raise ValueTypeError(
             f"it is or holds a {type(value).__name__} with a {error}, which hutch cannot write"
@@ -251,14 +251,14 @@ def _read_datetime(payload: Any) -> datetime:
     if type(payload) is str:
         return datetime.fromisoformat(payload)
     text, fold, zone = _list(payload)
-    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=decode_zone(zone))
 
 
 def _read_time(payload: Any) -> time:
     if type(payload) is str:
         return time.fromisoformat(payload)
     text, fold, zone = _list(payload)
-    return time.fromisoformat(text).replace(fold=fold, tzinfo=_unzone(zone))
+    return time.fromisoformat(text).replace(fold=fold, tzinfo=decode_zone(zone))
 
 
 def _read_path(windows: bool) -> Callable[[Any], PurePath]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 from zlib import crc32
 
@@ -9,7 +10,7 @@ import ormsgpack
 
 from ..errors import CorruptValueError, ValueTypeError
 from . import frame
-from .exttypes import OPTIONS, decode_ext, encode_ext, tag_exactly
+from .exttypes import OPTIONS, decode_ext, encode_ext, raised_in_hook, tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
@@ -37,7 +38,9 @@ class TypedCodec:
                 tag_exactly(value)
         except ValueTypeError:
             raise
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, RecursionError) as error:
+            if str(error).startswith("Type is not"):
+                _pass_interrupt(raised_in_hook(), lambda: _packb([value, _U32], encode_ext, OPTIONS))
             packed = self._encode_walking(value)
         packed = packed[:-4]
         return packed + frame.pack_checksum(crc32(packed))
@@ -47,10 +50,12 @@ class TypedCodec:
         try:
             if crc32(data) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
-        except CorruptValueError:
-            raise
         except Exception as error:
-            _raise_undecodable(error)
+            reason = raised_in_hook()
+            if isinstance(reason, CorruptValueError):
+                raise reason from reason.__cause__
+            _pass_interrupt(reason, lambda: _unpackb(data, ext_hook=decode_ext))
+            _raise_undecodable(reason or error)
         header = frame.check(data)
         if header == frame.JSON:
             from .jsontext import decode_body
@@ -67,5 +72,20 @@ class TypedCodec:
             raise ValueTypeError(f"the value cannot be encoded: {error}") from error
 
 
-def _raise_undecodable(error: Exception) -> NoReturn:
+def _pass_interrupt(reason: BaseException | None, again: Callable[[], object]) -> None:
+    """Raise the Ctrl-C that ended a call of ormsgpack, if one did.
+
+    It may strike before a hook can take note of it. Then nothing is wrong with the value: it goes well `again`.
+    """
+    if reason is not None and not isinstance(reason, Exception):
+        raise reason
+    try:
+        again()
+    except Exception:
+        raised_in_hook()
+        return
+    raise KeyboardInterrupt
+
+
+def _raise_undecodable(error: BaseException) -> NoReturn:
     raise CorruptValueError(f"its checksum fits, but it does not decode: {error}") from error

@@ -1,0 +1,133 @@
+"""Stage 1: a config becomes a factory, built from the plugin that it names."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .base import Codec
+from .config import CodecConfig, StoreConfig, read_config, url_path
+from .descriptor import PluginInfo
+from .discovery import Discovery, discover
+from .errors import ConfigError
+from .loader import build_factory
+
+
+def load_plugin(name: str, config: Any = None) -> Any:
+    """Stage 1 alone: the factory of the plugin called `name`, built from `config`.
+
+    `config` is a mapping of the engine's options, or any form that `connect` takes; the engine that it names, if
+    it does, gives way to `name`. Raises what `connect` raises.
+    """
+    return build(read_config(_with_storage(name, config)))[1]
+
+
+def find_plugins(config: StoreConfig | None = None) -> Discovery:
+    """Every plugin that `config` can name, found without importing one."""
+    hooked: list[Any] = []
+    if hooks_are_used():
+        from .hooks import hooked_plugins
+
+        hooked = hooked_plugins()
+    return discover(config.extra_plugin_dirs if config else (), hooked=hooked)
+
+
+def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
+    """The plugin that `config` names, and its factory. Codecs are checked too, before anything is opened."""
+    info = find_plugins(config).find(config.storage)
+    if config.found and info.name.casefold() == "shelf":
+        raise ConfigError(
+            f"{config.source} was found, not named, and may not choose the shelf engine, which unpickles; "
+            "name the file with -c or in hutch.connect()"
+        )
+    checked = PluginConfig(config, info)
+    for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
+        if codec is not None:
+            checked.make_codec(codec)
+    return info, build_factory(info, checked)
+
+
+class PluginConfig:
+    """What a factory is built from: Errbot's `STORAGE` and `STORAGE_CONFIG`, and hutch's own few names.
+
+    Any other attribute is that of the host's own config object, if there is one: a plugin written for Errbot
+    may read `BOT_DATA_DIR`.
+    """
+
+    def __init__(self, config: StoreConfig, info: PluginInfo) -> None:
+        options = dict(config.options)
+        if config.url is not None:
+            value = config.url if info.whole_url else url_path(config.url)
+            if value and info.url_option in options:
+                raise ConfigError(
+                    f"{config.source}: the option {info.url_option!r} of the {info.name} engine is given twice, "
+                    "in the URL and beside it; drop one"
+                )
+            if value:
+                options[info.url_option] = value
+        self.STORAGE = config.storage
+        self.STORAGE_CONFIG = options
+        self.base_dir: Path = config.base_dir
+        self.plugin_name = info.name
+        self._config = config
+
+    def codec_for(self, namespace: str) -> Codec:
+        """The codec for `namespace`, as configured."""
+        return self.make_codec(self._config.codec_for(namespace))
+
+    @staticmethod
+    def make_codec(wanted: CodecConfig) -> Codec:
+        """The codec that `wanted` names. Raises ConfigError."""
+        from .codec.choose import make_codec
+
+        return make_codec(wanted.name, wanted.options)
+
+    def __getattr__(self, name: str) -> Any:
+        host = self.__dict__.get("_config")
+        if host is not None and host.host_config is not None:
+            return getattr(host.host_config, name)
+        raise AttributeError(name)
+
+
+_CONFIG_KEYS = frozenset({"storage", "storage_config", "extra_plugin_dirs", "codec", "layers", "namespaces"})
+
+
+def _with_storage(name: str, config: Any) -> Any:
+    if config is None:
+        return {"STORAGE": name}
+    if isinstance(config, Mapping):
+        if any(isinstance(key, str) and key.lower() in _CONFIG_KEYS for key in config):
+            kept = {key: value for key, value in config.items() if str(key).lower() != "storage"}
+            return {"STORAGE": name, **kept}
+        return {"STORAGE": name, "STORAGE_CONFIG": config}
+    if isinstance(config, StoreConfig | str | os.PathLike):
+        return replace(read_config(config), storage=name)
+    return _Renamed(name, config)
+
+
+class _Renamed:
+    """A host's config object with another STORAGE."""
+
+    def __init__(self, name: str, config: Any) -> None:
+        self.STORAGE = name
+        self._hutch_config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_hutch_config"], name)
+
+
+@functools.cache
+def _hooks_are_installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="hutch"))
+
+
+def hooks_are_used() -> bool:
+    """Whether anybody registered hooks; answered without importing pluggy."""
+    return "hutch.hooks" in sys.modules or _hooks_are_installed()
