@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -105,7 +105,8 @@ def encode_zone(zone: tzinfo | None) -> object:
         return None
     if type(zone) is timezone:
         offset = zone.utcoffset(None) // timedelta(microseconds=1)
-        unnamed = zone == UTC or zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
+        # Not by ==, which compares offsets alone: timezone(timedelta(0), "GMT") equals UTC.
+        unnamed = zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
         return offset if unnamed else [offset, zone.tzname(None)]
     key = getattr(zone, "key", None)
     if type(zone).__module__.partition(".")[0] == "zoneinfo" and isinstance(key, str):
@@ -256,8 +257,20 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
     known = registered.find(kind)
     if known is None:
         raise _refusal(kind, where)
-    payload = tag_exactly(known.encode(value), f"{where} (a {kind.__name__})", depth + 1)
+    payload = tag_exactly(_state(known, value, where), f"{where} (a {kind.__name__})", depth + 1)
     return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))
+
+
+def _state(known: registered.Registration, value: Any, where: str) -> Any:
+    try:
+        return known.encode(value)
+    except ValueTypeError as error:
+        raise ValueTypeError(f"{where} is a {known.name} that cannot be stored: {error}") from error.__cause__
+    except Exception as error:
+        # What it says may quote the value; it is in the cause.
+        raise ValueTypeError(
+            f"{where} is a {known.name} whose registered encode raised {type(error).__name__}"
+        ) from error
 
 
 def _tag_text(text: str) -> str | Ext:

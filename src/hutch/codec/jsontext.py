@@ -11,6 +11,8 @@ from . import frame
 
 _HEADER = bytes([frame.JSON])
 _MAX_DEPTH = 200
+# Some 3,000 digits: CPython refuses to read or write more than 4,300 (sys.set_int_max_str_digits).
+_LONGEST_INT_BITS = 10_000
 
 
 class JsonCodec:
@@ -20,8 +22,14 @@ class JsonCodec:
 
     def encode(self, value: object, /) -> bytes:
         """Raises ValueTypeError for a value that JSON would change."""
-        _check(value, "the value", 0)
-        return frame.seal(_HEADER + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+        try:
+            _check(value, "the value", 0)
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        except RecursionError as error:
+            raise ValueTypeError(
+                "the value is nested too deep for what the caller left of Python's stack; flatten it"
+            ) from error
+        return frame.seal(_HEADER + text.encode())
 
     def decode(self, data: bytes, /) -> Any:
         """Reads what the json and the msgpack codec wrote. Raises CorruptValueError for anything else."""
@@ -53,6 +61,12 @@ def _check(value: Any, where: str, depth: int) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise ValueTypeError(f"{where} holds a lone surrogate; the default codec (msgpack) takes it") from None
+    elif kind is int:
+        if value.bit_length() > _LONGEST_INT_BITS:
+            raise ValueTypeError(
+                f"{where} is an int of more than {_LONGEST_INT_BITS:,} bits, which Python does not read back from "
+                "text; the default codec (msgpack) takes it"
+            )
     elif kind is list or kind is dict:
         if depth > _MAX_DEPTH:
             raise ValueTypeError(f"{where[:80]}… is nested more than {_MAX_DEPTH} deep, or holds itself; flatten it")
@@ -65,7 +79,7 @@ def _check(value: Any, where: str, depth: int) -> None:
                     )
                 _check(key, f"a key of {where}", depth)
             _check(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
-    elif value is not None and kind is not bool and kind is not int:
+    elif value is not None and kind is not bool:
         raise ValueTypeError(
             f"{where} is a {kind.__name__}, which JSON would change or cannot express; convert it, or use the "
             "default codec (msgpack), which keeps it"

@@ -67,4 +67,6 @@ def _unpickle(body: bytes) -> Any:
     try:
         return pickle.loads(body)
     except Exception as error:
-        raise CorruptValueError(f"it cannot be unpickled here: {error!r}") from error
+        # A class that is not here is named; what else an error says may quote the value, and is in the cause.
+        told = str(error) if isinstance(error, ImportError | AttributeError) else type(error).__name__
+        raise CorruptValueError(f"it cannot be unpickled here: {told}") from error

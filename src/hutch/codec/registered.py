@@ -6,7 +6,12 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
 
@@ -23,6 +28,13 @@ class Registration:
     decode: Callable[[Any], Any]
 
 
+# The encoder deals with these before it asks for a registration: one would never be used, or half of the time.
+_BUILT_IN = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, list, tuple, dict, set, frozenset),
+        *(range, date, datetime, time, timedelta, Decimal, Fraction, UUID, Path, PurePosixPath, PureWindowsPath),
+    }
+)
 _by_type: dict[type, Registration] = {}
 _by_name: dict[str, Registration] = {}
 
@@ -46,6 +58,8 @@ def register_type(
     """
     if (encode is None) != (decode is None):
         raise ValueTypeError(f"register_type({cls.__qualname__}): give both encode= and decode=, or neither")
+    if cls in _BUILT_IN or cls.__module__ == "ormsgpack":
+        raise ValueTypeError(f"register_type({cls.__qualname__}): the codec deals with this type itself")
     name = name or f"{cls.__module__}.{cls.__qualname__}"
     taken = _by_name.get(name)
     if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -73,7 +87,10 @@ def decode(name: str, payload: Any) -> Any:
     try:
         return registration.decode(payload)
     except Exception as error:
-        raise CorruptValueError(f"it holds a {name!r} that the class did not take back: {error!r}") from error
+        # What the class says may quote the value; it is in the cause.
+        raise CorruptValueError(
+            f"it holds a {name!r} that the class did not take back ({type(error).__name__})"
+        ) from error
 
 
 def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -85,7 +102,11 @@ def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     if hasattr(cls, "__pydantic_fields__"):
         return _pydantic_recipe(cls)
     if cls.__module__.partition(".")[0] == "numpy":
-        return _numpy_recipe(cls)
+        import numpy
+
+        # Not its other classes, which would come back as plain arrays: matrix, recarray, MaskedArray.
+        if cls is numpy.ndarray or issubclass(cls, numpy.generic):
+            return _numpy_recipe(cls)
     raise ValueTypeError(
         f"register_type({cls.__qualname__}): no recipe for this kind of class; pass encode= and decode="
     )
@@ -116,14 +137,25 @@ def _dataclass_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], A
 
 def _pydantic_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     def encode(value: Any) -> list[Any]:
-        return [dict(value.__dict__), value.__pydantic_extra__, sorted(value.__pydantic_fields_set__)]
+        state = {name: value.__dict__[name] for name in cls.__pydantic_fields__ if name in value.__dict__}
+        return [state, value.__pydantic_extra__, sorted(value.__pydantic_fields_set__), value.__pydantic_private__]
 
     def decode(payload: list[Any]) -> Any:
-        fields, extra, fields_set = payload
-        # Validated, because the class may have changed since; then the stored state, as it was.
-        value = cls.model_validate(cls.model_construct(**fields).__dict__ | (extra or {}))
-        value.__pydantic_fields_set__.clear()
-        value.__pydantic_fields_set__.update(fields_set)
+        state, extra, fields_set, private = payload
+        # As for a dataclass: the stored state is set and no validator runs a second time, which could change it.
+        # Fields that are new to the class get their default.
+        value = cls.model_construct(**state)
+        for name in cls.__pydantic_fields__:
+            if name not in value.__dict__:
+                raise KeyError(name)
+        value.__setstate__(
+            {
+                "__dict__": {name: value.__dict__[name] for name in cls.__pydantic_fields__},
+                "__pydantic_extra__": extra,
+                "__pydantic_fields_set__": set(fields_set),
+                "__pydantic_private__": private,
+            }
+        )
         return value
 
     return encode, decode
@@ -132,9 +164,17 @@ def _pydantic_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], An
 def _numpy_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     import numpy
 
+    # As items of an array they would lose NULs at their end.
+    if issubclass(cls, numpy.str_):
+        return str.__str__, cls
+    if issubclass(cls, numpy.bytes_):
+        return bytes, cls
+
     def encode(value: Any) -> list[Any]:
         if value.dtype.hasobject:
             raise ValueTypeError("a numpy array of Python objects has no bytes of its own; convert it with tolist()")
+        if not value.dtype.itemsize:
+            raise ValueTypeError("a numpy array of items of no size cannot be read back")
         array = numpy.asarray(value)
         order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         return [numpy.lib.format.dtype_to_descr(array.dtype), list(array.shape), order, array.tobytes(order)]

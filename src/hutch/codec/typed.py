@@ -39,8 +39,9 @@ class TypedCodec:
         except ValueTypeError:
             raise
         except (TypeError, ValueError, RecursionError) as error:
-            if str(error).startswith("Type is not"):
-                _pass_interrupt(raised_in_hook(), lambda: _packb([value, _U32], encode_ext, OPTIONS))
+            reason = raised_in_hook()
+            if _is_silent(error):
+                _pass_interrupt(reason, lambda: _packb([value, _U32], encode_ext, OPTIONS))
             packed = self._encode_walking(value)
         packed = packed[:-4]
         return packed + frame.pack_checksum(crc32(packed))
@@ -65,10 +66,15 @@ class TypedCodec:
 
     @staticmethod
     def _encode_walking(value: object) -> bytes:
-        tagged = tag_exactly(value)
         try:
-            return _packb([tagged, _U32], None, OPTIONS)
-        except (TypeError, ValueError, RecursionError) as error:
+            return _packb([tag_exactly(value), _U32], None, OPTIONS)
+        except ValueTypeError:
+            raise
+        except RecursionError as error:
+            raise ValueTypeError(
+                "the value is nested too deep for what the caller left of Python's stack; flatten it"
+            ) from error
+        except (TypeError, ValueError) as error:
             raise ValueTypeError(f"the value cannot be encoded: {error}") from error
 
 
@@ -79,6 +85,8 @@ def _pass_interrupt(reason: BaseException | None, again: Callable[[], object]) -
     """
     if reason is not None and not isinstance(reason, Exception):
         raise reason
+    if reason is not None and not _is_silent(reason):
+        return
     try:
         again()
     except Exception:
@@ -87,5 +95,14 @@ def _pass_interrupt(reason: BaseException | None, again: Callable[[], object]) -
     raise KeyboardInterrupt
 
 
+def _is_silent(error: BaseException) -> bool:
+    """Whether ormsgpack says with `error` only that a hook raised, and not what."""
+    return str(error).startswith(("Type is not", "ext_hook failed"))
+
+
 def _raise_undecodable(error: BaseException) -> NoReturn:
-    raise CorruptValueError(f"its checksum fits, but it does not decode: {error}") from error
+    if isinstance(error, RecursionError) or _is_silent(error):
+        # Whatever else a hook raises, it takes note of; only for this the stack may be too short.
+        raise CorruptValueError("it is nested too deep for what the caller left of Python's stack") from error
+    # The error of a type may quote the value; it is in the cause.
+    raise CorruptValueError(f"its checksum fits, but it does not decode ({type(error).__name__})") from error
