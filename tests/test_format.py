@@ -1,0 +1,366 @@
+"""docs/format.md holds: the test vectors both ways, and a decoder that was written from the page alone."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import pickle
+import re
+import struct
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo, available_timezones
+
+import lmdb
+import pytest
+
+import hutch
+from hutch.codec import exttypes, frame
+from hutch.codec.choose import make_codec
+from hutch.testing.promises.kit import identical
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+FILE = json.loads((ROOT / "tests" / "format_vectors.json").read_text(encoding="utf-8"))
+VECTORS: list[dict[str, str]] = FILE["vectors"]
+NAMES = {
+    kind.__name__: kind
+    for kind in (
+        *(date, datetime, time, timedelta, timezone, Decimal, Fraction, UUID, ZoneInfo, PurePosixPath, PureWindowsPath),
+        *(str, float, complex, set, frozenset, range),
+    )
+}
+
+each_vector = pytest.mark.parametrize("vector", VECTORS, ids=[f"{v['codec']} {v['value'][:60]}" for v in VECTORS])
+
+
+def codec_of(vector: dict[str, str]) -> hutch.Codec:
+    if vector["codec"] == "signed pickle":
+        return make_codec("pickle", {"key": FILE["key"]})
+    return make_codec(vector["codec"], {})
+
+
+def value_of(vector: dict[str, str]) -> Any:
+    if "ZoneInfo" in vector["value"] and "Europe/Berlin" not in available_timezones():
+        pytest.skip("this machine has no time zone data; install tzdata")
+    return eval(vector["value"], {"__builtins__": {}, **NAMES})
+
+
+def same(a: object, b: object) -> bool:
+    """Equal in value and type; a NaN of Decimal, which equals nothing, by its text."""
+    return identical(a, b) or (isinstance(a, Decimal) and isinstance(b, Decimal) and a.is_nan() and str(a) == str(b))
+
+
+# --- the page, read as an implementer would read it; nothing of hutch below ---
+
+
+def decode_frame(data: bytes, key: bytes) -> Any:
+    """The value in a frame, by the page."""
+    assert len(data) >= 6
+    assert crc32(data) == 0x2144DF1C
+    assert crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    header, body = data[0], data[1:-4]
+    if header == 0x92:
+        (value, number), end = unpack(data, 0)
+        assert end == len(data)
+        assert body[-1] == 0xCE
+        assert int.from_bytes(number.to_bytes(4, "big"), "little") == crc32(data[:-4])
+        return value
+    if header == 0x4A:
+        return json.loads(body)
+    if header == 0x50:
+        return pickle.loads(body)
+    assert header == 0x53
+    assert hmac.new(key, body[32:], hashlib.sha256).digest() == body[:32]
+    return pickle.loads(body[32:])
+
+
+def crc32(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xEDB88320 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def unpack(data: bytes, at: int) -> tuple[Any, int]:
+    """The MessagePack value at `at`, and where it ends."""
+    mark = data[at]
+    at += 1
+    if mark < 0x80:
+        return mark, at
+    if mark < 0x90:
+        return unpack_map(data, at, mark & 15)
+    if mark < 0xA0:
+        return unpack_array(data, at, mark & 15)
+    if mark < 0xC0:
+        return data[at : at + (mark & 31)].decode(), at + (mark & 31)
+    if mark >= 0xE0:
+        return mark - 256, at
+    if mark in (0xC0, 0xC2, 0xC3):
+        return {0xC0: None, 0xC2: False, 0xC3: True}[mark], at
+    if mark in (0xCB, *range(0xCC, 0xD4)):
+        form = {0xCB: ">d"}.get(mark) or ">" + "BHIQbhiq"[mark - 0xCC]
+        return struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+    if mark in range(0xD4, 0xD9):
+        return unpack_extension(data, at, 1 << mark - 0xD4)
+    # What is left has a length of its own: 1, 2 or 4 bytes.
+    first, read = LENGTHS[max(start for start in LENGTHS if start <= mark)]
+    size = (1 if read in (unpack_bin, unpack_str, unpack_extension) else 2) << mark - first
+    length = int.from_bytes(data[at : at + size], "big")
+    return read(data, at + size, length)
+
+
+def unpack_bin(data: bytes, at: int, length: int) -> tuple[Any, int]:
+    return data[at : at + length], at + length
+
+
+def unpack_str(data: bytes, at: int, length: int) -> tuple[Any, int]:
+    return data[at : at + length].decode(), at + length
+
+
+def unpack_array(data: bytes, at: int, length: int) -> tuple[Any, int]:
+    items = []
+    for _ in range(length):
+        item, at = unpack(data, at)
+        items.append(item)
+    return items, at
+
+
+def unpack_map(data: bytes, at: int, length: int) -> tuple[Any, int]:
+    flat, at = unpack_array(data, at, 2 * length)
+    assert all(type(key) is str for key in flat[::2])
+    return dict(zip(flat[::2], flat[1::2], strict=True)), at
+
+
+def unpack_extension(data: bytes, at: int, length: int) -> tuple[Any, int]:
+    return EXTENSIONS[data[at]](data[at + 1 : at + 1 + length]), at + 1 + length
+
+
+LENGTHS: dict[int, tuple[int, Callable[[bytes, int, int], tuple[Any, int]]]] = {
+    0xC4: (0xC4, unpack_bin),
+    0xC7: (0xC7, unpack_extension),
+    0xD9: (0xD9, unpack_str),
+    0xDC: (0xDC, unpack_array),
+    0xDE: (0xDE, unpack_map),
+}
+
+
+def packed(body: bytes) -> Any:
+    value, end = unpack(body, 0)
+    assert end == len(body)
+    return value
+
+
+def pairs(body: bytes) -> dict[Any, Any]:
+    flat = packed(body)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def zone(zone: Any) -> Any:
+    if isinstance(zone, str):
+        return ZoneInfo(zone)
+    if isinstance(zone, list):
+        return timezone(timedelta(microseconds=zone[0]), zone[1])
+    return None if zone is None else timezone(timedelta(microseconds=zone))
+
+
+def moment(body: bytes) -> datetime:
+    text, fold, at = packed(body)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?", text)
+    return datetime.fromisoformat(text).replace(fold=fold, tzinfo=zone(at))
+
+
+def hour(body: bytes) -> time:
+    text, fold, at = packed(body)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d(\.\d{6})?", text)
+    return time.fromisoformat(text).replace(fold=fold, tzinfo=zone(at))
+
+
+def path(body: bytes) -> Any:
+    kind, windows, text = packed(body)
+    assert kind in ("path", "windows" if windows else "posix")
+    return (PureWindowsPath if windows else PurePosixPath)(text.decode("utf-8", "surrogatepass"))
+
+
+EXTENSIONS: dict[int, Callable[[bytes], Any]] = {
+    1: lambda body: tuple(packed(body)),
+    2: lambda body: set(packed(body)),
+    3: lambda body: frozenset(packed(body)),
+    4: lambda body: int.from_bytes(body, "big", signed=True),
+    5: pairs,
+    6: moment,
+    7: lambda body: date(*map(int, body.decode().split("-"))),
+    8: hour,
+    9: lambda body: timedelta(*packed(body)),
+    10: lambda body: Decimal(body.decode()),
+    11: lambda body: Fraction(*packed(body)),
+    12: lambda body: complex(*struct.unpack(">dd", body)),
+    13: lambda body: UUID(body.hex()),
+    14: path,
+    15: lambda body: range(*packed(body)),
+    16: lambda body: body.decode("utf-8", "surrogatepass"),
+    # A reader without the classes: the name, and the state.
+    17: lambda body: tuple(packed(body)),
+}
+
+
+# --- the vectors ---
+
+
+@each_vector
+def test_a_value_is_written_as_the_vector_says(vector: dict[str, str]) -> None:
+    assert codec_of(vector).encode(value_of(vector)).hex() == vector["frame"]
+
+
+@each_vector
+def test_the_frame_of_a_vector_is_read_as_its_value(vector: dict[str, str]) -> None:
+    assert same(codec_of(vector).decode(bytes.fromhex(vector["frame"])), value_of(vector))
+
+
+@each_vector
+def test_a_decoder_written_from_the_page_reads_the_same(vector: dict[str, str]) -> None:
+    assert same(decode_frame(bytes.fromhex(vector["frame"]), FILE["key"].encode()), value_of(vector))
+
+
+def test_the_vectors_hold_every_codec_and_every_type_of_the_page() -> None:
+    in_frames = {data[0] for vector in VECTORS if (data := bytes.fromhex(vector["frame"]))}
+    assert in_frames == {frame.TYPED, frame.JSON, frame.PICKLE, frame.SIGNED_PICKLE}
+    assert {int(row, 16) for row in re.findall(r"^\| `0x([0-9A-F]{2})`", PAGE, re.MULTILINE)} == in_frames
+    described = [int(row) for row in re.findall(r"^\| (\d+) \|", PAGE.split("## Typed MessagePack")[1], re.MULTILINE)]
+    assert described == sorted(exttypes._DECODERS) == list(EXTENSIONS)
+    covered = {type(value_of(vector)) for vector in VECTORS if "ZoneInfo" not in vector["value"]}
+    assert set(exttypes._ENCODERS) - {type(Path())} <= covered
+
+
+# --- what a vector cannot say ---
+
+
+def test_a_path_says_of_which_system_it_is() -> None:
+    codec = make_codec("msgpack", {})
+    here_is_windows = isinstance(Path(), PureWindowsPath)
+    here = codec.encode(Path("a/b"))
+    assert identical(codec.decode(here), Path("a/b"))
+    assert decode_frame(here, b"") == Path("a/b")
+    flag, other = (b"\xc3", b"\xc2") if here_is_windows else (b"\xc2", b"\xc3")
+    assert b"path" + flag in here
+    from_elsewhere = frame.seal(here[:-4].replace(b"path" + flag, b"path" + other))
+    expected = PurePosixPath("a\\b") if here_is_windows else PureWindowsPath("a/b")
+    assert identical(codec.decode(from_elsewhere), expected)
+
+
+def test_readers_take_long_forms_of_numbers_and_lengths() -> None:
+    codec = make_codec("msgpack", {})
+    for body, value in (
+        (b"\xcf" + (5).to_bytes(8, "big"), 5),
+        (b"\xd3" + (-5).to_bytes(8, "big", signed=True), -5),
+        (b"\xdb\0\0\0\1a", "a"),
+        (b"\xdc\0\1\xc0", [None]),
+        (b"\xdf\0\0\0\1\xa1a\1", {"a": 1}),
+        (b"\xc6\0\0\0\1x", b"x"),
+        (b"\xc9\0\0\0\x01\x04\x05", 5),
+    ):
+        data = frame.seal(b"\x92" + body + b"\xce")
+        assert same(codec.decode(data), value)
+        assert same(decode_frame(data, b""), value)
+
+
+@pytest.mark.parametrize("number", [0, 18, 127, -1, -128])
+def test_an_extension_that_is_not_on_the_page_is_refused(number: int) -> None:
+    data = frame.seal(b"\x92\xd4" + struct.pack("b", number) + b"\0\xce")
+    with pytest.raises(hutch.CorruptValueError, match=f"extension type {number} is unknown; a newer hutch"):
+        make_codec("msgpack", {}).decode(data)
+
+
+@pytest.mark.parametrize("name", ["msgpack", "json", "pickle"])
+def test_a_header_that_is_not_on_the_page_is_refused_by_every_codec(name: str) -> None:
+    known = {0x92, 0x4A, 0x50, 0x53}
+    for header in set(range(256)) - known:
+        with pytest.raises(hutch.CorruptValueError, match=f"header byte 0x{header:02x} is unknown; a newer hutch"):
+            make_codec(name, {}).decode(frame.seal(bytes([header]) + b"body"))
+
+
+def test_a_registered_type_is_its_name_and_its_state() -> None:
+    class Point:
+        def __init__(self, x: int, y: int) -> None:
+            self.x, self.y = x, y
+
+    hutch.register_type(Point, name="point", encode=lambda p: (p.x, p.y), decode=lambda state: Point(*state))
+    assert decode_frame(make_codec("msgpack", {}).encode([Point(1, 2)]), b"") == [("point", (1, 2))]
+
+
+def test_an_lmdb_store_is_laid_out_as_the_page_says(tmp_path: Path) -> None:
+    with (
+        hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": tmp_path}}) as store,
+        store.open("core") as core,
+        store.open("é: other") as other,
+    ):
+        core.update({"b": 1, "a": [2], "é": None})
+        other["k"] = 1
+        del core["b"]
+        other.clear()
+    assert {file.name for file in tmp_path.iterdir()} == {"data.mdb", "lock.mdb"}
+    with lmdb.open(str(tmp_path), readonly=True) as env, env.begin() as txn:
+        table = dict(txn.cursor())
+    one, two = (1).to_bytes(4, "big"), (2).to_bytes(4, "big")
+    values = {key: decode_frame(table.pop(key), b"") for key in (one + b"a", one + "é".encode())}
+    assert values == {one + b"a": [2], one + "é".encode(): None}
+    assert table == {
+        b"\0\0\0\0v": b"hutch 1",
+        b"\0\0\0\0i": two,
+        b"\0\0\0\0ncore": one,
+        b"\0\0\0\0n" + "é: other".encode(): two,
+        one: (2).to_bytes(8, "big"),
+        two: bytes(8),
+    }
+
+
+def test_a_store_that_another_program_wrote_by_the_page_is_read(tmp_path: Path) -> None:
+    one = (1).to_bytes(4, "big")
+    body = b"\x92\x81\xa2us\xc3\xce"
+    entries = {
+        b"\0\0\0\0v": b"hutch 1",
+        b"\0\0\0\0i": one,
+        b"\0\0\0\0ncore": one,
+        one: (1).to_bytes(8, "big"),
+        one + b"key": body + crc32(body).to_bytes(4, "little"),
+    }
+    with lmdb.open(str(tmp_path), lib_version=1) as env, env.begin(write=True) as txn:
+        for key, value in entries.items():
+            txn.put(key, value)
+    with hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": tmp_path}}) as store, store.open("core") as core:
+        assert dict(core) == {"key": {"us": True}}
+        assert len(core) == 1
+        core["new"] = 1
+        assert store.namespaces() == ["core"]
+
+
+def test_a_signature_binds_the_value_and_not_its_place(tmp_path: Path) -> None:
+    """What the page warns of: a signed value can be put back, or under another key, and passes."""
+    config = {"STORAGE": "memory", "CODEC": {"name": "pickle", "key": FILE["key"]}}
+    with hutch.connect(config) as store:
+        storage = store._factory.open("core")
+        storage.set("a", "of a")
+        stored = storage.read("a")
+        storage.write("b", stored)
+        assert storage.get("b") == "of a"
+        storage.write("a", stored[:-5] + bytes([stored[-5] ^ 1]) + stored[-4:])
+        with pytest.raises(hutch.CorruptValueError):
+            storage.get("a")
+
+
+def test_the_smallest_and_the_widest_zone_are_written_in_microseconds() -> None:
+    codec = make_codec("msgpack", {})
+    for offset in (timedelta(microseconds=1), timedelta(days=1) - timedelta(microseconds=1), -timedelta(hours=23)):
+        value = datetime(2024, 1, 1, tzinfo=timezone(offset))
+        data = codec.encode(value)
+        assert identical(codec.decode(data), value)
+        assert identical(decode_frame(data, b""), value)
+    assert decode_frame(codec.encode(time(1, tzinfo=UTC)), b"") == time(1, tzinfo=UTC)
