@@ -8,7 +8,7 @@ from typing import Any
 from ..base import Codec
 from ..errors import ConfigError, nearest
 
-_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key",)}
+_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer")}
 _SHORTEST_KEY_BYTES = 16
 
 
@@ -30,9 +30,12 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
         return JsonCodec()
     from .pickled import PickleCodec
 
+    prefer = options.get("prefer")
+    if prefer not in (None, "msgpack"):
+        raise ConfigError("CODEC: the option 'prefer' of pickle can only be msgpack: pickle is for what msgpack refuses")
     key = options.get("key")
     if key is None:
-        return PickleCodec()
+        return PickleCodec(prefer_typed=prefer is not None)
     if isinstance(key, str):
         key = key.encode()
     if not isinstance(key, bytes) or len(key) < _SHORTEST_KEY_BYTES:
@@ -40,4 +43,4 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
             f"CODEC: the key of a signed pickle must be text or bytes of at least {_SHORTEST_KEY_BYTES} bytes; "
             'make one with python -c "import secrets; print(secrets.token_hex())"'
         )
-    return PickleCodec(key)
+    return PickleCodec(key, prefer_typed=prefer is not None)

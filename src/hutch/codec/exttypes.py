@@ -286,12 +286,19 @@ def _tag_dict(value: dict[Any, Any], where: str, depth: int) -> Any:
     flat: list[Any] = []
     for key, item in value.items():
         tagged_key = tag_exactly(key, f"a key of {where}", depth + 1)
-        # The repr of an exact built-in key is safe to run and to show; a stored value is not shown.
-        tagged = tag_exactly(item, f"{where}[{ascii(key)[:40]}]" if type(key) in (str, int) else where, depth + 1)
+        tagged = tag_exactly(item, f"{where}{_item(key)}", depth + 1)
         flat += (tagged_key, tagged)
         if type(tagged_key) is str:
             plain[tagged_key] = tagged
     return plain if len(plain) * 2 == len(flat) else Ext(MAP, _packb(flat, None, OPTIONS))
+
+
+def _item(key: Any) -> str:
+    """How a message names the item of `key`; a stored value is not shown, nor is anybody's own repr run."""
+    if type(key) is str:
+        return f"[{key[:40]!a}]"
+    # Python refuses to write out an int of thousands of digits.
+    return f"[{key}]" if type(key) is int and _INT64_MIN <= key <= _UINT64_MAX else ""
 
 
 def _refusal(kind: type, where: str) -> ValueTypeError:

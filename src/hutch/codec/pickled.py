@@ -17,6 +17,7 @@ from .typed import TypedCodec
 
 _PROTOCOL = 5
 _TAG_BYTES = 32
+_RUNS_NOTHING = (bytes([frame.TYPED]), bytes([frame.JSON]))
 
 
 class PickleCodec:
@@ -24,18 +25,29 @@ class PickleCodec:
 
     Without a key it also reads what the msgpack and json codecs wrote, and no signed pickle; with one it reads
     nothing but pickles signed with that key.
+
+    With `prefer_typed` it pickles only what the msgpack codec refuses, and writes the rest as that codec does, so
+    that most of a store stays safe to read for anybody. Such values carry no signature, and are read without one: a
+    key then keeps foreign code out, not foreign data.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_typed")
 
-    def __init__(self, key: bytes | None = None) -> None:
+    def __init__(self, key: bytes | None = None, *, prefer_typed: bool = False) -> None:
         self._key = key
+        self._typed = TypedCodec() if prefer_typed else None
 
     def __repr__(self) -> str:
-        return f"PickleCodec({'signed' if self._key else 'unsigned'})"
+        preferred = ", msgpack preferred" if self._typed else ""
+        return f"PickleCodec({'signed' if self._key else 'unsigned'}{preferred})"
 
     def encode(self, value: object, /) -> bytes:
         """Raises ValueTypeError for a value that cannot be pickled."""
+        if self._typed is not None:
+            try:
+                return self._typed.encode(value)
+            except ValueTypeError:
+                pass  # what pickle is there for
         try:
             body = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
@@ -46,6 +58,8 @@ class PickleCodec:
 
     def decode(self, data: bytes, /) -> Any:
         """Raises CorruptValueError for anything that this codec, with this key, did not write."""
+        if self._typed is not None and data[:1] in _RUNS_NOTHING:
+            return self._typed.decode(data)
         header = frame.check(data)
         if self._key is not None:
             if header != frame.SIGNED_PICKLE:
