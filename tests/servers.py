@@ -53,10 +53,12 @@ def make_certificates(folder: Path) -> Certificates:
     made = Certificates(*(folder / name for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")))
     ca_key = folder / "ca.key"
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    _openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", made.ca, "-days", "2", "-subj", "/CN=hutch tests")
+    # Python 3.13 verifies strictly: an authority must say what it is for, a certificate whose it is.
+    authority = ("-subj", "/CN=hutch tests", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    _openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", made.ca, "-days", "2", *authority)
     for certificate, key in ((made.server, made.server_key), (made.client, made.client_key)):
         request, extensions = folder / "request.csr", folder / "extensions.cnf"
-        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n")
         _openssl("req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=localhost")
         _openssl(
             *("x509", "-req", "-in", request, "-CA", made.ca, "-CAkey", ca_key, "-CAcreateserial"),
