@@ -49,6 +49,8 @@ _READ_RETRIES = 200
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
 _CLOSE_PATIENCE_S = 1.0
+# What a write says that did not fit: the last one where a disk, or a limit of file size, took a part of it.
+_FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "MDB_SHORT_WRITE")
 
 _LASTING = (
     lmdb.BadValsizeError,
@@ -111,15 +113,17 @@ class Environment:
             if _environments.get(str(self.path)) is self:
                 del _environments[str(self.path)]
         with self._write_lock:
-            env, self._env = self._env, None
-            self.begin = self._begin_closed
-            if env is not None:
-                try:
+            env = self._env
+            try:
+                if env is not None:
                     # What relaxed left in the system's buffers; for the other durabilities it is a formality.
                     env.sync(True)
-                except lmdb.Error as error:
-                    self._raise(error, "closing")
-                finally:
+            except lmdb.Error as error:
+                self._raise(error, "closing")
+            finally:
+                self._env = None
+                self.begin = self._begin_closed
+                if env is not None:
                     env.close()
 
     def read(self, fn: Callable[[Txn], T], nothing: T) -> T:
@@ -196,7 +200,7 @@ class Environment:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageUnavailableError(f"lmdb: cannot create the folder {self.path}: {error.strerror}") from error
+            self._raise(error, "creating the folder")
         map_size_bytes = self._map_size_bytes
         while True:
             try:
@@ -253,15 +257,16 @@ class Environment:
     # --- the map ---
 
     def _grow_map(self) -> None:
-        env = self._env_now()
-        size = int(env.info()["map_size"])
+        size = int(self._env_now().info()["map_size"])
         wished = size + min(size, _LARGEST_MAP_STEP)
         for step in (wished, size + size // _RELATIVE_SPARE, size + (16 << 20)):
             try:
-                env.set_mapsize(step - step % (1 << 20))
+                self._env_now().set_mapsize(step - step % (1 << 20))
                 return
             except lmdb.Error as error:
                 failure = error
+                # py-lmdb has closed an environment whose map it could not move.
+                self._env, self.begin, self._map_size_bytes = None, self._begin_first, size
         raise StorageFullError(
             f"lmdb {self.path}: no address space to grow its map beyond {size:,} bytes; what was stored is intact"
         ) from failure
@@ -299,7 +304,7 @@ class Environment:
     def _exists(self) -> bool:
         try:
             return (self.path / "data.mdb").stat().st_size > 0
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return False
         except OSError as error:
             self._raise(error, "opening")
@@ -314,7 +319,7 @@ class Environment:
         if self._env is None and self.begin == self._begin_closed:
             raise StoreNotOpenError(f"lmdb {self.path} was closed while {doing}") from error
         text = str(error)
-        if any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if any(sign in text for sign in _FULL):
             raise StorageFullError(
                 f"lmdb {self.path}: no room ({text}); the write did not happen, what was stored is intact"
             ) from error
