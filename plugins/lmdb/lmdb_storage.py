@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import lmdb
 
@@ -127,6 +127,16 @@ class LmdbStorage(EncodedStorage):
         except (lmdb.Error, TypeError):
             return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
 
+    def get(self, key: str) -> Any:
+        # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
+        try:
+            data = self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]
+            if data is not None:
+                return self._decode(data)
+        except Exception:  # noqa: S110 - the long way knows what it was, and says so
+            pass
+        return super().get(key)
+
     def exists(self, key: str) -> bool:
         try:
             # A cursor does not copy the value.
@@ -135,7 +145,10 @@ class LmdbStorage(EncodedStorage):
             return self._with_id(lambda txn, id_: txn.cursor().set_key(id_ + key.encode()), False)
 
     def len(self) -> int:
-        return self._with_id(_count, 0)
+        try:
+            return int.from_bytes(self._environment.begin().get(self._id), "big")  # type: ignore[arg-type]
+        except (lmdb.Error, TypeError):
+            return self._with_id(_count, 0)
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)

@@ -118,14 +118,24 @@ class EncodedStorage(StorageBase):
             # A key outside the limits is never there, so reads pay for the check only when they miss.
             check_key(key)
             raise KeyError(key)
-        return self._decoded(key, data)
+        try:
+            return self._decode(data)
+        except CorruptValueError:
+            return self._decoded(key, data)
 
     def remove(self, key: str) -> None:
         if not self.delete(check_key(key)):
             raise KeyError(key)
 
     def contains(self, key: str) -> bool:
-        return self.exists(check_key(key))
+        try:
+            found = self.exists(key)
+        except Exception:
+            check_key(key)
+            raise
+        if not found or not key:
+            check_key(key)
+        return found
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         found = self.read_many([check_key(key) for key in dict.fromkeys(keys)])

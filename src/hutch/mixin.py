@@ -124,7 +124,14 @@ class StoreMixin(MutableMapping[str, Any]):
         self._store.remove(check_key(key))
 
     def __contains__(self, key: object) -> bool:
-        return self._store.contains(check_key(key))
+        try:
+            found = self._store.contains(key)  # type: ignore[arg-type]  # of any type: checked on the rarer way
+        except Exception:
+            check_key(key)
+            raise
+        if not found:
+            check_key(key)
+        return found
 
     def __len__(self) -> int:
         return self._store.len()

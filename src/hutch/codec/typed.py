@@ -14,6 +14,7 @@ from .exttypes import OPTIONS, decode_ext, encode_ext, raised_in_hook, tag_exact
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
+_pack_checksum = frame.pack_checksum
 # Placeholder for the checksum: packed as 0xce and four bytes, which `encode` replaces.
 _U32 = 0xFFFFFFFF
 
@@ -34,7 +35,8 @@ class TypedCodec:
             packed = _packb([value, _U32], encode_ext, OPTIONS)
             # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a
             # number; then the walk finds nothing and the packed bytes stand.
-            if b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed:
+            # (Looking for an int is eight times as fast as looking for bytes of length one.)
+            if 0xC4 in packed or 0xC5 in packed or 0xC6 in packed:
                 tag_exactly(value)
         except ValueTypeError:
             raise
@@ -44,7 +46,7 @@ class TypedCodec:
                 _pass_interrupt(reason, lambda: _packb([value, _U32], encode_ext, OPTIONS))
             packed = self._encode_walking(value)
         packed = packed[:-4]
-        return packed + frame.pack_checksum(crc32(packed))
+        return packed + _pack_checksum(crc32(packed))
 
     def decode(self, data: bytes, /) -> Any:
         """Reads what the msgpack and the json codec wrote. Raises CorruptValueError for anything else."""
