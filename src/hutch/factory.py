@@ -22,9 +22,16 @@ def load_plugin(name: str, config: Any = None) -> Any:
     """Stage 1 alone: the factory of the plugin called `name`, built from `config`.
 
     `config` is a mapping of the engine's options, or any form that `connect` takes; the engine that it names, if
-    it does, gives way to `name`. Raises what `connect` raises.
+    it does, gives way to `name`. Raises what `connect` raises, and ConfigError if the config asks for layers,
+    which only a `Store` puts on.
     """
-    return build(read_config(_with_storage(name, config)))[1]
+    checked = read_config(_with_storage(name, config))
+    if checked.layers or any(rule.layers for rule in checked.namespaces):
+        raise ConfigError(
+            f"{checked.source}: LAYERS take effect on the namespaces of hutch.connect(), not on a plugin loaded alone; "
+            "use hutch.connect(), or take them out"
+        )
+    return build(checked)[1]
 
 
 def find_plugins(config: StoreConfig | None = None) -> Discovery:
@@ -38,7 +45,7 @@ def find_plugins(config: StoreConfig | None = None) -> Discovery:
 
 
 def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
-    """The plugin that `config` names, and its factory. Codecs are checked too, before anything is opened."""
+    """The plugin that `config` names, and its factory. Codecs and layers are checked too, before anything is opened."""
     info = find_plugins(config).find(config.storage)
     if config.found and info.name.casefold() == "shelf":
         raise ConfigError(
@@ -49,7 +56,17 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
         if codec is not None:
             checked.make_codec(codec)
+    _check_layers(config)
     return info, build_factory(info, checked)
+
+
+def _check_layers(config: StoreConfig) -> None:
+    rules = [(f"NAMESPACES.{rule.pattern}.LAYERS", rule.layers) for rule in config.namespaces]
+    for place, layers in [("LAYERS", config.layers), *rules]:
+        if layers:
+            from .layers.choose import check_layers
+
+            check_layers(layers, place)
 
 
 class PluginConfig:

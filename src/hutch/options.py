@@ -33,9 +33,12 @@ class Option:
     secret: bool = False
 
 
-def read_options(config: object, declared: Mapping[str, Option] | None, engine: str) -> dict[str, Any]:
+def read_options(
+    config: object, declared: Mapping[str, Option] | None, engine: str, kind: str = "engine"
+) -> dict[str, Any]:
     """The options in `config`, checked against `declared` (unchecked if None), with defaults filled in.
 
+    `engine` and `kind` say in messages whose options they are: "the lmdb engine", "the cache layer".
     Raises ConfigError that names the option, what was expected and, for an unknown one, the nearest name.
     """
     given = _given_options(config, engine)
@@ -44,7 +47,7 @@ def read_options(config: object, declared: Mapping[str, Option] | None, engine: 
     unknown = [name for name in given if name not in declared]
     if unknown:
         raise ConfigError(
-            f"the {engine} engine has no option {unknown[0]!r}.{nearest(str(unknown[0]), declared)} "
+            f"the {engine} {kind} has no option {unknown[0]!r}.{nearest(str(unknown[0]), declared)} "
             f"It takes: {', '.join(sorted(declared)) or 'none'}"
         )
     base_dir = Path(getattr(config, "base_dir", None) or Path.cwd())
@@ -52,10 +55,10 @@ def read_options(config: object, declared: Mapping[str, Option] | None, engine: 
     for name, option in declared.items():
         if given.get(name) is None:
             if option.required:
-                raise ConfigError(f"the {engine} engine needs the option {name!r}: {option.help}")
+                raise ConfigError(f"the {engine} {kind} needs the option {name!r}: {option.help}")
             options[name] = option.default
             continue
-        options[name] = _convert(given[name], option, f"option {name!r} of the {engine} engine", base_dir)
+        options[name] = _convert(given[name], option, f"option {name!r} of the {engine} {kind}", base_dir)
     return options
 
 

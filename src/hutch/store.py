@@ -110,10 +110,14 @@ class Store:
     def drop(self, namespace: str) -> None:
         """Remove `namespace` and all its data; nothing happens if it does not exist.
 
-        Raises StoreAlreadyOpenError if this store has a live handle on it. Other processes that have it open
-        find it empty.
+        Raises StoreAlreadyOpenError if this store has a live handle on it, CapabilityError if it is configured
+        read-only. Other processes that have it open find it empty.
         """
         name = check_namespace(namespace)
+        if layers := self.config.layers_for(name):
+            from .layers.choose import check_drop
+
+            check_drop(layers, name)
         with self._lock:
             self._must_be_open()
             if name in self._handles or name in self._opening:
@@ -198,7 +202,7 @@ class _Layered:
         from .adapted import as_storage
         from .layers.choose import add_layers
 
-        return add_layers(as_storage(storage, self.name, namespace), layers)
+        return add_layers(as_storage(storage, self.name, namespace), layers, self.name, namespace)
 
 
 def connect(config: Any = None) -> Store:

@@ -1,0 +1,82 @@
+"""The layers that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..base import StorageBase
+from ..config import LayerConfig
+from ..encoded import EncodedStorage
+from ..errors import CapabilityError, ConfigError, nearest
+from ..options import Option, read_options
+from . import cache, metrics
+from .readonly import ReadOnlyLayer, refusal
+
+#: What each layer takes.
+LAYERS: Mapping[str, Mapping[str, Option]] = {
+    "cache": cache.OPTIONS,
+    "metrics": metrics.OPTIONS,
+    "read-only": {},
+}
+
+
+def check_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None:
+    """Raise ConfigError, which begins with `place`, unless `add_layers` can make these layers."""
+    names = [layer.name for layer in layers]
+    for name in names:
+        if name not in LAYERS:
+            raise ConfigError(
+                f"{place}: no layer is called {name!r}.{nearest(name, LAYERS)} Choose from {', '.join(LAYERS)}"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"{place}: {name} is listed {names.count(name)} times; once is enough")
+    if "cache" in names[:-1]:
+        raise ConfigError(f"{place}: cache must be the last of the list, next to the engine, whose bytes it keeps")
+    for layer in layers:
+        try:
+            _options(layer)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+
+
+def add_layers(storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: str, namespace: str) -> StorageBase:
+    """`storage` of `namespace` within `layers`, of which the first is the outermost.
+
+    Raises what `check_layers` raises, and CapabilityError for a cache around an engine that does not hold bytes;
+    `storage` is closed then.
+    """
+    try:
+        check_layers(layers)
+        for layer in reversed(layers):
+            storage = _add(storage, layer, plugin, namespace)
+    except BaseException:
+        storage.close()
+        raise
+    return storage
+
+
+def check_drop(layers: tuple[LayerConfig, ...], namespace: str) -> None:
+    """Raise CapabilityError if `layers` say that `namespace` is read-only."""
+    if any(layer.name == "read-only" for layer in layers):
+        raise refusal(namespace)
+
+
+def _add(storage: StorageBase, layer: LayerConfig, plugin: str, namespace: str) -> StorageBase:
+    options = _options(layer)
+    if layer.name == "read-only":
+        return ReadOnlyLayer(storage, namespace)
+    if layer.name == "metrics":
+        return metrics.MetricsLayer(storage, options["label"] or plugin, namespace)
+    if not isinstance(storage, EncodedStorage):
+        raise CapabilityError(
+            f"the layer cache needs an engine that holds bytes (a hutch.EncodedStorage), and {plugin} holds objects; "
+            f"take cache out of the LAYERS of namespace {namespace!r}"
+        )
+    if not options["max_bytes"] or not options["ttl_s"]:
+        return storage
+    return cache.CacheLayer(storage, **options)
+
+
+def _options(layer: LayerConfig) -> dict[str, Any]:
+    return read_options(layer.options, LAYERS[layer.name], layer.name, kind="layer")

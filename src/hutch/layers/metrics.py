@@ -1,0 +1,147 @@
+"""The layer `metrics`: how often each verb was called, how often it failed, how long it took."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from ..base import StorageBase
+from ..errors import StoreError
+from ..options import Option
+from .layer import Layer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+OPTIONS = {
+    "label": Option(str, default="", help="the store's name in the figures; the engine's name where there is none"),
+}
+
+
+class Figures(NamedTuple):
+    """What one verb did, since the process began or was forked off."""
+
+    #: How often it was called; of an iteration, how many ended, were broken off or failed.
+    calls: int = 0
+    #: How many of them raised a StoreError. That a key is missing is no failure.
+    errors: int = 0
+    #: How long they took together, retries included; of an iteration, the time spent in the engine.
+    seconds: float = 0.0
+
+
+_Counts = dict[str, Figures]
+_stores: dict[tuple[str, str], _Counts] = {}
+_lock = threading.Lock()
+
+
+def snapshot() -> dict[tuple[str, str], dict[str, Figures]]:
+    """(label, namespace) -> verb -> its Figures, for all namespaces with the layer `metrics` in this process.
+
+    The figures only grow, and outlive the handles. Namespaces of one name under one label are counted together.
+    """
+    with _lock:
+        return {place: dict(counts) for place, counts in _stores.items() if counts}
+
+
+def _timed(verb: Callable[Concatenate[Layer, P], T]) -> Callable[Concatenate[MetricsLayer, P], T]:
+    name = verb.__name__
+
+    @functools.wraps(verb)
+    def timed(self: MetricsLayer, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        began_s, errors = time.perf_counter(), 0
+        try:
+            return verb(self, *args, **kwargs)
+        except StoreError:
+            errors = 1
+            raise
+        finally:
+            _count(self._counts, name, errors, time.perf_counter() - began_s)
+
+    return timed
+
+
+def _timed_iteration(
+    verb: Callable[Concatenate[Layer, P], Iterable[T]],
+) -> Callable[Concatenate[MetricsLayer, P], Iterator[T]]:
+    name = verb.__name__
+
+    @functools.wraps(verb)
+    def timed(self: MetricsLayer, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        began_s = time.perf_counter()
+        try:
+            iterator = iter(verb(self, *args, **kwargs))
+        except StoreError:
+            _count(self._counts, name, 1, time.perf_counter() - began_s)
+            raise
+        return _iterate(self._counts, name, iterator, time.perf_counter() - began_s)
+
+    return timed
+
+
+def _iterate(counts: _Counts, name: str, iterator: Iterator[T], seconds: float) -> Iterator[T]:
+    errors = 0
+    try:
+        while True:
+            began_s = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except StoreError:
+                errors = 1
+                raise
+            finally:
+                seconds += time.perf_counter() - began_s
+            yield item
+    finally:
+        _count(counts, name, errors, seconds)
+
+
+def _count(counts: _Counts, verb: str, errors: int, seconds: float) -> None:
+    with _lock:
+        before = counts.get(verb, Figures())
+        counts[verb] = Figures(before.calls + 1, before.errors + errors, before.seconds + seconds)
+
+
+class MetricsLayer(Layer):
+    """Counts and times every verb; `snapshot` has the figures."""
+
+    def __init__(self, inner: StorageBase, label: str, namespace: str) -> None:
+        super().__init__(inner)
+        with _lock:
+            self._counts = _stores.setdefault((label, namespace), {})
+
+    set = _timed(Layer.set)
+    get = _timed(Layer.get)
+    remove = _timed(Layer.remove)
+    len = _timed(Layer.len)
+    keys = _timed_iteration(Layer.keys)
+    close = _timed(Layer.close)
+    contains = _timed(Layer.contains)
+    get_many = _timed(Layer.get_many)
+    set_many = _timed(Layer.set_many)
+    remove_many = _timed(Layer.remove_many)
+    items = _timed_iteration(Layer.items)
+    scan = _timed_iteration(Layer.scan)
+    scan_keys = _timed_iteration(Layer.scan_keys)
+    clear = _timed(Layer.clear)
+    get_for_update = _timed(Layer.get_for_update)
+    set_if_unchanged = _timed(Layer.set_if_unchanged)
+    compare_and_set = _timed(Layer.compare_and_set)
+    modify = _timed(Layer.modify)
+
+
+def _after_fork_in_child() -> None:
+    # The parent goes on counting what it did; a thread of it may have held the lock.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    for counts in _stores.values():
+        counts.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
