@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 from .base import StorageBase
@@ -80,6 +80,11 @@ class AdaptedStorage(StorageBase):
 
     def close(self) -> None:
         self._call(self._inner.close)
+
+    @property
+    def lock_scope(self) -> Hashable:
+        # Which of its storages share their data, such a plugin does not tell: all of one name are taken to.
+        return ("adapted", self._where)
 
     def _call(self, verb: Callable[..., T], *arguments: Any) -> T:
         try:

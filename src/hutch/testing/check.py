@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -25,7 +25,9 @@ from .promises.child import same_imports
 
 # So often may the process die under a promise; then the rest is not worth the wait.
 _MAX_DEATHS = 3
-_INI = "[pytest]\npython_classes = TestPromises\npython_functions = test_*\naddopts =\n"
+# Exit codes of pytest: all passed, some failed, nothing left to test.
+_ENDED = (0, 1, 5)
+_INI = "[pytest]\npython_classes = TestPromises\npython_functions = test_*\nverbosity_assertions = 2\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,16 @@ class PromiseResult:
     detail: str = ""
 
 
-def run_check(target: str, config: object | None = None) -> Iterator[PromiseResult]:
+def run_check(
+    target: str, config: object | None = None, *, skip: Iterable[str] = ()
+) -> Generator[PromiseResult, None, None]:
     """Hold a plugin to every promise; a result as soon as there is one.
 
     `target` is the plugin's name, its ``.plug`` file, or the folder that holds just that one. `config` is any form
     that `hutch.connect` takes. In a URL or a mapping, ``{fresh}`` stands for a new name for each test:
     ``redis://localhost/0?prefix={fresh}``. A config without it must lead to a storage without data, and what the
     tests leave there is dropped. Without `config` the plugin gets a temporary folder as the option that a URL's path
-    goes to.
+    goes to. Tests called as in `skip` are left out, without a result.
 
     Raises, before the first result, PluginNotFoundError, PluginConflictError, PluginLoadError, and ConfigError if the
     config selects another plugin, holds data, or is needed and not given.
@@ -60,7 +64,7 @@ def run_check(target: str, config: object | None = None) -> Iterator[PromiseResu
         # Whatever the caller told pytest is not for this one.
         environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
         environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
-        job = Job(found.name, _own_config(found, scratch) if config is None else config, scratch, ())
+        job = Job(found.name, _own_config(found, scratch) if config is None else config, scratch, tuple(skip))
         Path(scratch, "pytest.ini").write_text(_INI)
         yield from _results(job, environ)
 
@@ -73,11 +77,16 @@ def _find(target: str) -> tuple[Any, Path | None]:
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
     found = hutch.find_plugins(hutch.StoreConfig("none", extra_plugin_dirs=(folder,)))
-    wanted = [item for item in (*found.plugins, *found.broken) if path in (item.path, item.path.parent)]
+    everything: list[Any] = [*found.plugins, *found.broken]
+    wanted = [item for item in everything if path in (item.path, item.path.parent)]
     if not wanted:
-        raise hutch.PluginNotFoundError(f"{path}: {'no descriptor (.plug) lies there' if path.is_dir() else 'no such file'}")
+        raise hutch.PluginNotFoundError(
+            f"{path}: {'no descriptor (.plug) lies there' if path.is_dir() else 'no such file'}"
+        )
     if len(wanted) > 1:
-        raise hutch.PluginNotFoundError(f"{path} holds {len(wanted)} descriptors; name one: {', '.join(p.path.name for p in wanted)}")
+        raise hutch.PluginNotFoundError(
+            f"{path} holds {len(wanted)} descriptors; name one: {', '.join(p.path.name for p in wanted)}"
+        )
     if reason := getattr(wanted[0], "reason", None):
         raise hutch.PluginLoadError(f"{wanted[0].path}: {reason}", path=str(wanted[0].path))
     return found.find(str(wanted[0].name)), folder
@@ -99,8 +108,8 @@ def _own_config(found: Any, scratch: str) -> dict[str, object]:
         if missing or found.whole_url:
             wanted = f"the option {missing[0]!r}" if missing else f"a URL, such as {found.schemes[0]}://...{FRESH}"
             raise hutch.ConfigError(
-                f"the {found.name} engine cannot be checked without a config: give {wanted}, where {FRESH} stands for a "
-                "new name for each test"
+                f"the {found.name} engine cannot be checked without a config: give {wanted}, where {FRESH} stands for "
+                "a new name for each test"
             )
     return {"STORAGE": found.name, "STORAGE_CONFIG": options}
 
@@ -125,14 +134,14 @@ def _results(job: Job, environ: dict[str, str]) -> Iterator[PromiseResult]:
                         done.append(told["name"])
                         begun = {}
                         yield PromiseResult(told["promise"], told["outcome"], told["detail"])
+                code = process.wait()
             finally:
                 process.kill()
-            code = process.wait()
             stderr.seek(0)
             said = stderr.read().decode(errors="replace")[-3000:].strip()
         if not begun:
-            if not done and not job.skip:
-                raise hutch.PluginError(f"the check of {job.name!r} did not start (exit code {code}): {said}")
+            if code not in _ENDED:
+                raise hutch.PluginError(f"the check of {job.name!r} broke off (exit code {code}): {said}")
             return
         yield PromiseResult(begun["promise"], "failed", f"the process hung or died (exit code {code}): {said}")
         job = job.without(*done, begun["name"])

@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -126,9 +126,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember how each phase ended."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.when == "call" or report.outcome != "passed":
         item.config.stash[_current].outcomes.append((report.outcome, _detail(report)))
     return report
@@ -176,15 +176,17 @@ def _refuse_what_is_not_ours(job: Job) -> None:
     config = with_name(job.config, f"check{uuid.uuid4().hex}")
     with hutch.connect(config) as store:
         if store.name.casefold() != job.name.casefold():
-            raise hutch.ConfigError(f"the config selects the {store.name} engine, not {job.name}, which is to be checked")
+            raise hutch.ConfigError(
+                f"the config selects the {store.name} engine, not {job.name}, which is to be checked"
+            )
         if config != job.config:
             return
         try:
             names = store.namespaces()
         except hutch.CapabilityError as error:
             raise hutch.ConfigError(
-                f"{error}, so what the tests leave cannot be removed; write {FRESH} into the config where a new name for "
-                "each test leads to a new storage"
+                f"{error}, so what the tests leave cannot be removed; write {FRESH} into the config where a new name "
+                "for each test leads to a new storage"
             ) from error
     if names:
         raise hutch.ConfigError(

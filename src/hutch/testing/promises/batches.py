@@ -102,13 +102,15 @@ class Batches(Promises):
             done: list[bool] = []
 
             def write() -> int:
-                for number in range(60):
-                    ns.update(dict.fromkeys(keys, number))
-                    if number % 2:
-                        ns.clear()
-                    else:
-                        assert ns.remove_many(keys) == 20
-                done.append(True)
+                try:
+                    for number in range(60):
+                        ns.update(dict.fromkeys(keys, number))
+                        if number % 2:
+                            ns.clear()
+                        else:
+                            assert ns.remove_many(keys) == 20
+                finally:
+                    done.append(True)
                 return 0
 
             def count() -> int:

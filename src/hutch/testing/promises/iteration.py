@@ -11,10 +11,10 @@ import pytest
 
 import hutch
 
-from .kit import PATIENCE_S, Promises
+from .kit import Promises
 
 # More than an engine is expected to read at once.
-COUNT = 2500
+COUNT = 1300
 WAYS: dict[str, Callable[[hutch.Namespace], Iterable[Any]]] = {
     "iter": lambda ns: ns,
     "keys": lambda ns: ns.keys(),
@@ -29,7 +29,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 
 def fill(ns: hutch.Namespace, count: int = COUNT) -> list[str]:
-    """Keys k0000 to k2499, each with its own name as value."""
+    """Keys k0000 to k1299, each with its own name as value."""
     keys = [f"k{n:04}" for n in range(count)]
     ns.update({key: key for key in keys})
     return keys
@@ -104,7 +104,7 @@ class Iteration(Promises):
 
         thread = threading.Thread(target=write, daemon=True)
         thread.start()
-        thread.join(PATIENCE_S)
+        thread.join(10)
         assert not thread.is_alive(), "a writer waits for an iteration that nobody is stepping through"
         assert not failed
         list(steps)

@@ -104,6 +104,7 @@ def write_until_killed(store: hutch.Store, namespace: str, first: int) -> None:
 def close_under_use(store: hutch.Store) -> list[str]:
     """Close handles and then the store while threads work: the errors of theirs that were not StoreErrors."""
     wrong: list[str] = []
+    sys.setswitchinterval(1e-4)
 
     def work(ns: hutch.Namespace, use: Callable[[hutch.Namespace, int], object]) -> None:
         turn = 0

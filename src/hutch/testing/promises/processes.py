@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import hutch
 
 from .child import Child
-from .kit import Promises, listing, needs
+from .kit import PATIENCE_S, Promises, listing, needs
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -94,7 +95,9 @@ class Processes(Promises):
             ns.update(dict.fromkeys(keys, 0))
             child.start("write_batches", "core", keys, 200)
             seen = [0]
+            deadline = time.monotonic() + PATIENCE_S
             while seen[0] < 200:
+                assert time.monotonic() < deadline, "the other process's batches are never seen"
                 seen = [ns[keys[(turn * 7) % 20]] for turn in range(20)]
                 assert seen == sorted(seen), "a key of a batch was seen before the rest of it"
             child.result()

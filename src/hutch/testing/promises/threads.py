@@ -107,9 +107,11 @@ class Threads(Promises):
         done: list[bool] = []
 
         def write() -> None:
-            for turn in range(200):
-                ns["k"] = values[turn % 4]
-            done.append(True)
+            try:
+                for turn in range(200):
+                    ns["k"] = values[turn % 4]
+            finally:
+                done.append(True)
 
         def read() -> None:
             while not done:

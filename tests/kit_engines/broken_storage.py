@@ -1,0 +1,315 @@
+"""Engines that break one promise each, so that the kit can be seen to notice. `Sound` breaks none."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from hutch import CorruptValueError, EncodedStorage, Option, StorageBase, StoragePluginBase
+
+_stores: dict[str, dict[str, dict[str, Any]]] = {}
+
+
+class BrokenPlugin(StoragePluginBase):
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "path": Option(str, default="", help="stores of one name share their data"),
+        "fault": Option(str, default="Sound", help="the class of storage to use"),
+    }
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process"})
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        self.namespaces_: dict[str, dict[str, Any]] = _stores.setdefault(self._storage_config["path"], {})
+        fault = self._storage_config["fault"]
+        self._storage: type[Any] = globals()[fault]
+        self.capabilities |= self._claims()
+
+    def open(self, namespace: str) -> Any:
+        named = getattr(self._storage, "namespace_as", lambda name: name)(namespace)
+        return self._storage(self, named, self.namespaces_.setdefault(named, {}))
+
+    def _claims(self) -> frozenset[str]:
+        claims: frozenset[str] = getattr(self._storage, "claims", frozenset())
+        return claims
+
+    def namespaces(self) -> list[str]:
+        return [name for name, items in list(self.namespaces_.items()) if items]
+
+
+class Sound(EncodedStorage):
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace)
+        self.items_ = items
+        self.plugin = plugin
+
+    def read(self, key: str) -> bytes | None:
+        return self.items_.get(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        self.items_[key] = data
+
+    def delete(self, key: str) -> bool:
+        return self.items_.pop(key, None) is not None
+
+    def len(self) -> int:
+        return len(self.items_)
+
+    def keys(self) -> Iterable[str]:
+        return list(self.items_)
+
+    def close(self) -> None:
+        pass
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        self.items_.update(items)
+
+    def delete_many(self, keys: list[str]) -> int:
+        if set(keys) >= set(self.items_):
+            gone = sum(key in self.items_ for key in keys)
+            self.items_.clear()
+            return gone
+        return sum(self.delete(key) for key in keys)
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return id(self.items_)
+
+
+class LosesAWrite(Sound):
+    def write(self, key: str, data: bytes) -> None:
+        if len(self.items_.get(key, b"")) <= len(data):
+            super().write(key, data)
+
+
+class JoinsNamespacesWithAColon(Sound):
+    """One dict for all namespaces, told apart by a prefix."""
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace, plugin.namespaces_.setdefault("all", {}))
+
+    def read(self, key: str) -> bytes | None:
+        return self.items_.get(f"{self.namespace}:{key}")
+
+    def write(self, key: str, data: bytes) -> None:
+        self.items_[f"{self.namespace}:{key}"] = data
+
+    def delete(self, key: str) -> bool:
+        return self.items_.pop(f"{self.namespace}:{key}", None) is not None
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        self.items_.update({f"{self.namespace}:{key}": data for key, data in items.items()})
+
+    def delete_many(self, keys: list[str]) -> int:
+        return sum(self.delete(key) for key in keys)
+
+    def len(self) -> int:
+        return len(list(self.keys()))
+
+    def keys(self) -> Iterable[str]:
+        prefix = f"{self.namespace}:"
+        return [key.removeprefix(prefix) for key in list(self.items_) if key.startswith(prefix)]
+
+
+class TearsBatches(Sound):
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        for key, data in items.items():
+            self.write(key, data)
+            time.sleep(0)
+
+
+class GivesKeysTwice(Sound):
+    def keys(self) -> Iterable[str]:
+        keys = list(self.items_)
+        return keys + keys[-1:]
+
+
+class KeepsWhatItWasGiven(StorageBase):
+    """Holds the objects themselves."""
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, Any]) -> None:
+        self.capabilities = plugin.capabilities
+        self.items_ = items
+
+    def set(self, key: str, value: Any) -> None:
+        self.items_[key] = value
+
+    def get(self, key: str) -> Any:
+        return self.items_[key]
+
+    def remove(self, key: str) -> None:
+        del self.items_[key]
+
+    def len(self) -> int:
+        return len(self.items_)
+
+    def keys(self) -> Iterable[str]:
+        return list(self.items_)
+
+    def close(self) -> None:
+        pass
+
+
+class SwallowsTheKeyError(Sound):
+    def get(self, key: str) -> Any:
+        try:
+            return super().get(key)
+        except KeyError:
+            return None
+
+
+class CountsWhatIsGone(Sound):
+    def delete(self, key: str) -> bool:
+        gone = super().delete(key)
+        self.plugin.namespaces_.setdefault("\0gone", {})[key] = b""
+        return gone
+
+    def len(self) -> int:
+        return len(self.items_) + len(self.plugin.namespaces_.get("\0gone", {}))
+
+
+class ForgetsToWriteWhenClosed(Sound):
+    """Works on a copy, and never writes it back."""
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace, dict(items))
+
+
+class SwapsWithoutALock(Sound):
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        if self.read(key) != old:
+            return False
+        time.sleep(0)
+        if new is None:
+            self.delete(key)
+        else:
+            self.write(key, new)
+        return True
+
+
+class SwapsWhateverIsThere(Sound):
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        return super().swap(key, self.read(key), new)
+
+
+class IteratesOverTheLiveDict(Sound):
+    def keys(self) -> Iterable[str]:
+        yield from self.items_
+
+    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        return super().key_range(start, stop, reverse) if start or stop or reverse else iter(sorted(self.items_))
+
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        yield from self.items_.items()
+
+
+class ScansInOrderOfArrival(Sound):
+    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        keys = list(self.items_)
+        return iter(keys[::-1] if reverse else keys)
+
+
+class ComparesBytesOfUtf16(Sound):
+    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        return iter(
+            sorted(super().key_range(start, stop, False), key=lambda key: key.encode("utf-16-be"), reverse=reverse)
+        )
+
+
+class TakesDamageForNone(Sound):
+    def get(self, key: str) -> Any:
+        try:
+            return super().get(key)
+        except CorruptValueError:
+            return None
+
+
+class LeavesAThread(Sound):
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace, items)
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+class FoldsKeys(Sound):
+    def read(self, key: str) -> bytes | None:
+        return super().read(key.casefold())
+
+    def write(self, key: str, data: bytes) -> None:
+        super().write(key.casefold(), data)
+
+    def delete(self, key: str) -> bool:
+        return super().delete(key.casefold())
+
+
+class FoldsNamespaces(Sound):
+    @staticmethod
+    def namespace_as(name: str) -> str:
+        return name.casefold()
+
+
+class MakesListsOfTuples(KeepsWhatItWasGiven):
+    def set(self, key: str, value: Any) -> None:
+        super().set(key, list(value) if isinstance(value, tuple) else value)
+
+
+class WritesABatchUpToTheBadValue(Sound):
+    def set_many(self, items: Mapping[str, Any]) -> None:
+        for key, value in items.items():
+            self.set(key, value)
+
+
+class RaisesItsOwnErrorsWhenClosed(Sound):
+    def close(self) -> None:
+        self.items_ = None  # type: ignore[assignment]
+
+
+class KeepsItsLockInAForkedChild(Sound):
+    lock = threading.Lock()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self.lock:
+            time.sleep(0.0005)
+            super().write(key, data)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        with self.lock:
+            time.sleep(0.0005)
+            if self.read(key) != old:
+                return False
+            self.items_[key] = new or b""
+            return True
+
+
+class HoldsALockWhileItIterates(Sound):
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace, items)
+        self.lock = threading.RLock()
+
+    def keys(self) -> Iterable[str]:
+        with self.lock:
+            yield from list(self.items_)
+
+    def write(self, key: str, data: bytes) -> None:
+        with self.lock:
+            super().write(key, data)
+
+
+class ClaimsToBeShared(Sound):
+    claims = frozenset({"shared"})
+
+
+class ClaimsToBeDurable(Sound):
+    claims = frozenset({"durable"})
+
+
+class ClaimsToBeOrdered(Sound):
+    claims = frozenset({"ordered"})
+
+
+class DiesOfALongKey(Sound):
+    def write(self, key: str, data: bytes) -> None:
+        if len(key) > 1000:
+            os._exit(3)
+        super().write(key, data)
