@@ -32,7 +32,9 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
 
     prefer = options.get("prefer")
     if prefer not in (None, "msgpack"):
-        raise ConfigError("CODEC: the option 'prefer' of pickle can only be msgpack: pickle is for what msgpack refuses")
+        raise ConfigError(
+            "CODEC: the option 'prefer' of pickle can only be msgpack: pickle is for what msgpack refuses"
+        )
     key = options.get("key")
     if key is None:
         return PickleCodec(prefer_typed=prefer is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +37,8 @@ class Checker:
     found: bool = False
     #: False for a bare URL: there is no key STORAGE to name in a message.
     keyed: bool = True
+    #: The codec of a config that names none.
+    default_codec: CodecConfig = field(default_factory=CodecConfig)
     _room: int = MAX_NODES
 
     def read(self, given: Mapping[Any, object]) -> StoreConfig:
@@ -64,7 +66,7 @@ class Checker:
             options=MappingProxyType(options),
             url=url,
             extra_plugin_dirs=self.dirs(keys["EXTRA_PLUGIN_DIRS"], "EXTRA_PLUGIN_DIRS"),
-            codec=CodecConfig() if codec is None else codec,
+            codec=self.default_codec if codec is None else codec,
             layers=self._layers(keys["LAYERS"], "LAYERS") or (),
             namespaces=self._namespaces(keys["NAMESPACES"], "NAMESPACES"),
             base_dir=self.base_dir,

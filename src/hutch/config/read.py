@@ -18,13 +18,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from urllib.parse import quote
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from .check import KEYS, Checker
 from .file import SUFFIXES, read_file
-from .model import StoreConfig
+from .model import CodecConfig, StoreConfig
+from .url import shown_name
 
 _FOUND_NAMES = ("hutch.yaml", "hutch.toml")
+# What an Errbot config has in STORAGE for hutch.bridges.errbot to be loaded: the config of hutch is its STORAGE_CONFIG.
+_BRIDGE = "hutch"
+# Plugins of a bot store what pickle takes, as in Errbot's own storages. What msgpack takes too need not be pickled.
+_BRIDGE_CODEC = CodecConfig("pickle", MappingProxyType({"prefer": "msgpack"}))
+_BRIDGE_FORMS = "Expected a URL, as in {'url': 'lmdb:///srv/bot/state'}, or keys of a hutch config: " + ", ".join(KEYS)
 _FORMS = (
     "Expected a URL such as lmdb:///srv/state, the path of a .yaml or .toml file, a mapping with the key STORAGE, "
     "a Python module or object with the attribute STORAGE, or None for the defaults"
@@ -149,6 +156,9 @@ def _from_object(host: object, here: Path) -> StoreConfig:
             raise ConfigError(f"{source}: it has neither STORAGE nor BOT_DATA_DIR; one must say where data is kept")
         attributes["STORAGE"] = "shelf"  # the default of Errbot
     checker = Checker(source, here)
+    if str(attributes["STORAGE"]).casefold() == _BRIDGE:
+        checker = Checker(f"{source}: STORAGE_CONFIG", here, default_codec=_BRIDGE_CODEC)
+        attributes = _for_bridge(attributes, data_dir, source)
     config = checker.read(attributes)
     options = config.options
     if (
@@ -161,3 +171,38 @@ def _from_object(host: object, here: Path) -> StoreConfig:
     # Bots write "" or [] for "none".
     dirs = checker.dirs(bot_dirs or None, "BOT_EXTRA_STORAGE_PLUGINS_DIR")
     return replace(config, options=options, extra_plugin_dirs=config.extra_plugin_dirs + dirs, host_config=host)
+
+
+def _for_bridge(attributes: Mapping[str, object], data_dir: object, source: str) -> dict[str, object]:
+    """The keys of hutch in a bot's STORAGE_CONFIG, where ``url`` may stand for STORAGE.
+
+    Where neither is given, LMDB keeps the state in the folder ``hutch`` of BOT_DATA_DIR.
+    """
+    misplaced = [name for name in attributes if name not in ("STORAGE", "STORAGE_CONFIG")]
+    if misplaced:
+        raise ConfigError(f"{source}: with STORAGE = 'Hutch', {misplaced[0]} is a key of STORAGE_CONFIG; move it there")
+    given = attributes.get("STORAGE_CONFIG", {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{source}: STORAGE_CONFIG must be a mapping, not {type(given).__name__}. {_BRIDGE_FORMS}")
+    known = ("url", *KEYS)
+    for key in given:
+        if not isinstance(key, str) or key.upper() not in (*KEYS, "URL"):
+            raise ConfigError(
+                f"{source}: STORAGE_CONFIG has the unknown key {shown_name(key)}.{nearest(str(key), known)} "
+                f"{_BRIDGE_FORMS}"
+            )
+    keys = {key: value for key, value in given.items() if key.upper() != "URL"}
+    urls = [value for key, value in given.items() if key.upper() == "URL"]
+    named = any(key.upper() == "STORAGE" for key in keys)
+    if len(urls) + named > 1:
+        raise ConfigError(f"{source}: STORAGE_CONFIG names more than one storage; keep either url or STORAGE")
+    if urls:
+        if not isinstance(urls[0], str) or "://" not in urls[0]:
+            raise ConfigError(f"{source}: STORAGE_CONFIG: url must be text such as lmdb:///srv/bot/state")
+        return {"STORAGE": urls[0], **keys}
+    if named:
+        return keys
+    if not isinstance(data_dir, str | os.PathLike):
+        raise ConfigError(f"{source}: neither STORAGE_CONFIG nor BOT_DATA_DIR says where data is kept. {_BRIDGE_FORMS}")
+    path = quote(os.fsdecode(Path(data_dir) / "hutch"), errors="surrogateescape")
+    return {"STORAGE": f"lmdb://{path}", **keys}
