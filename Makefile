@@ -46,7 +46,7 @@ format: .venv/dev ## let ruff format and fix the code
 	$(BIN)/ruff format
 
 clean: ## remove everything that was built or installed here
-	rm -rf .venv .venvs site dist .coverage* .mypy_cache .pytest_cache .ruff_cache examples/state
+	rm -rf .venv .venvs site dist .coverage* .mypy_cache .pytest_cache .ruff_cache examples/state examples/errbot/data
 
 # --- environments: made again when pyproject.toml changes ---
 
