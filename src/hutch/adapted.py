@@ -63,33 +63,40 @@ class AdaptedStorage(StorageBase):
         self._where = f"the {plugin} plugin, namespace {namespace!r}"
 
     def set(self, key: str, value: Any) -> None:
-        self._call(self._inner.set, key, value)
+        self._call("set", key, value)
 
     def get(self, key: str) -> Any:
-        return self._call(self._inner.get, key)
+        return self._call("get", key)
 
     def remove(self, key: str) -> None:
-        self._call(self._inner.remove, key)
+        self._call("remove", key)
 
     def len(self) -> int:
-        return self._call(lambda: int(self._inner.len()))
+        count: int = self._call("len", result=int)
+        return count
 
     def keys(self) -> Iterable[str]:
         # Complete before the first key is given: such storages often iterate over a live dict.
-        return list(dict.fromkeys(self._call(lambda: list(self._inner.keys()))))
+        keys: list[str] = self._call("keys", result=lambda given: list(dict.fromkeys(given)))
+        return keys
 
     def close(self) -> None:
-        self._call(self._inner.close)
+        self._call("close")
 
     @property
     def lock_scope(self) -> Hashable:
         # Which of its storages share their data, such a plugin does not tell: all of one name are taken to.
         return ("adapted", self._where)
 
-    def _call(self, verb: Callable[..., T], *arguments: Any) -> T:
+    def _call(self, verb: str, *arguments: Any, result: Callable[[Any], Any] = lambda given: given) -> Any:
         try:
-            return verb(*arguments)
-        except (StoreError, KeyError):
+            return result(getattr(self._inner, verb)(*arguments))
+        except StoreError:
             raise
         except Exception as error:
-            raise PluginError(f"{self._where}: {getattr(verb, '__name__', 'keys')} failed: {error!r}") from error
+            # A missing key, but where there is a key to be missing.
+            if isinstance(error, KeyError) and verb in ("get", "remove"):
+                raise
+            # Where a value is at hand an error may quote it; it is in the cause.
+            told = "" if verb in ("get", "set") else f": {redact(str(error))[:300]}"
+            raise PluginError(f"{self._where}: {verb} raised {type(error).__name__}{told}") from error

@@ -300,15 +300,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fresh_lock_after_fork)
 
 
-def _same(a: object, b: object) -> bool:
-    """Equal in value and type. Where `==` cannot tell (NaN inside, arrays) the pickles are compared."""
+def _same(a: Any, b: Any) -> bool:
+    """Equal in value and type, within lists, tuples and dicts too. Where `==` says no or cannot tell (NaN, arrays),
+    equal pickles do."""
     if a is b:
         return True
     if type(a) is not type(b):
         return False
     try:
-        if a == b:
+        if isinstance(a, list | tuple):
+            if len(a) == len(b) and all(map(_same, a, b)):
+                return True
+        elif isinstance(a, dict):
+            if a.keys() == b.keys() and all(_same(item, b[key]) for key, item in a.items()):
+                return True
+        elif a == b:
             return True
-        return bool(a != a) and pickle.dumps(a) == pickle.dumps(b)
-    except Exception:
+    except Exception:  # noqa: S110 - arrays, what holds itself, and what was not made to be compared
+        pass
+    try:
         return pickle.dumps(a) == pickle.dumps(b)
+    except Exception:
+        return False
