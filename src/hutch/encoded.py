@@ -152,14 +152,18 @@ class EncodedStorage(StorageBase):
         return self.delete_many(checked) if checked else 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        for key, data in self.read_range(None, None, False):
-            yield key, self._decoded(key, data)
+        return self.scan()
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
+        decode = self._decode
         for key, data in self.read_range(*_bounds(prefix, start, stop), reverse):
-            yield key, self._decoded(key, data)
+            try:
+                value = decode(data)
+            except CorruptValueError:
+                value = self._decoded(key, data)
+            yield key, value
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False

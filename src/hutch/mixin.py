@@ -299,14 +299,14 @@ class StoreMixin(MutableMapping[str, Any]):
         return self._guard(self._store, iter(iterable))
 
     def _guard(self, store: StorageBase, iterator: Iterator[T]) -> Iterator[T]:
-        while True:
-            if self._store is not store:
-                raise StoreNotOpenError(f"namespace {self.namespace!r} was closed during an iteration over it")
-            try:
-                item = next(iterator)
-            except StopIteration:
+        if self._store is store:
+            for item in iterator:
+                yield item
+                if self._store is not store:
+                    break
+            else:
                 return
-            yield item
+        raise StoreNotOpenError(f"namespace {self.namespace!r} was closed during an iteration over it")
 
 
 class _Items(ItemsView[str, Any]):
