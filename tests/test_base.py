@@ -263,8 +263,8 @@ def test_the_updates_of_threads_are_not_lost(make: Callable[[], hutch.StorageBas
     assert storage.get("n") == 600
 
 
-def test_a_token_sees_a_change_inside_what_it_was_taken_with() -> None:
-    """A storage that hands out its own objects: the token is a copy."""
+def test_what_is_changed_for_an_update_is_not_the_object_that_a_storage_holds() -> None:
+    """Errbot's memory storage hands out its own objects. That is no change by somebody else."""
 
     class Own(SixVerbs):
         own: dict[str, Any]
@@ -279,6 +279,11 @@ def test_a_token_sees_a_change_inside_what_it_was_taken_with() -> None:
     storage.own = {"k": [1]}
     value, token = storage.get_for_update("k")
     value.append(2)
+    assert storage.get("k") == [1]
+    assert storage.set_if_unchanged("k", token, value)
+    assert storage.get("k") == [1, 2]
+    value, token = storage.get_for_update("k")
+    storage.set("k", [3])
     assert not storage.set_if_unchanged("k", token, value)
     assert storage.get_for_update("none") == (hutch.MISSING, hutch.MISSING)
     assert storage.set_if_unchanged("none", hutch.MISSING, hutch.MISSING)

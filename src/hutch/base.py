@@ -162,7 +162,8 @@ class StorageBase(ABC):
             value = self.get(key)
         except KeyError:
             return MISSING, MISSING
-        return value, copy.deepcopy(value)
+        # The copy is the caller's: a storage may hand out the object that it holds, as Errbot's memory does.
+        return copy.deepcopy(value), value
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
         """Set `key` to `value` (MISSING removes it) if nobody wrote it since `token` was taken; whether it did.
@@ -171,7 +172,10 @@ class StorageBase(ABC):
         the same two primitives.
         """
         with _update_lock:
-            current, _ = self.get_for_update(key)
+            try:
+                current = self.get(key)
+            except KeyError:
+                current = MISSING
             if not _same(current, token):
                 return False
             if value is not MISSING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -144,12 +145,10 @@ class Store:
             self._must_be_open()
             self._is_open = False
             left_open = list(self._handles.values())
-        try:
+        with ExitStack() as closing:
+            closing.callback(self._close_factory)
             for handle in left_open:
-                warnings.warn(f"{handle!r} was still open when its store closed", ResourceWarning, 2, source=handle)
-                handle.close_storage()
-        finally:
-            self._close_factory()
+                closing.callback(self._close_left_open, handle)
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +168,16 @@ class Store:
         close = getattr(self._factory, "close", None)
         if close is not None:
             close()
+
+    @staticmethod
+    def _close_left_open(handle: Namespace) -> None:
+        try:
+            # Level 5: who called close, past this and the ExitStack.
+            warnings.warn(f"{handle!r} was still open when its store closed", ResourceWarning, 5, source=handle)
+        finally:
+            # Another thread may have been faster.
+            with suppress(StoreNotOpenError):
+                handle.close_storage()
 
     def _must_be_open(self) -> None:
         if not self._is_open:
