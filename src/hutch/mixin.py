@@ -184,9 +184,10 @@ class StoreMixin(MutableMapping[str, Any]):
     def popitem(self) -> tuple[str, Any]:
         """Remove an item, any, and return it. Raises KeyError when there is none."""
         for key in self:
-            value = self.pop(key, MISSING)
-            if value is not MISSING:
-                return key, value
+            try:
+                return key, self.pop(key)
+            except KeyError:  # another was faster
+                continue
         raise KeyError("popitem: the namespace is empty")
 
     def setdefault(self, key: str, default: Any = None) -> Any:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
+from .base import StoragePluginBase
 from .config import StoreConfig, read_config
 from .descriptor import PluginInfo
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
@@ -123,12 +124,12 @@ class Store:
             self._must_be_open()
             if name in self._handles or name in self._opening:
                 raise StoreAlreadyOpenError(f"namespace {name!r} has a live handle in this store; close it to drop it")
-            drop = getattr(self._factory, "drop", None)
-            if drop is not None:
-                drop(name)
-                return
-            with self.open(name) as handle:
-                handle.clear()
+            # A handle clears what the default `drop` cannot: a storage that has no more than the six verbs.
+            if getattr(type(self._factory), "drop", StoragePluginBase.drop) is StoragePluginBase.drop:
+                with self.open(name) as handle:
+                    handle.clear()
+            else:
+                self._factory.drop(name)
 
     def stats(self) -> dict[str, object]:
         """Figures of the engine: names and numbers for people, different for each; empty if it has none."""
