@@ -6,8 +6,9 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..base import MISSING
@@ -32,11 +33,11 @@ _ENTRY_BYTES = 300
 
 
 class CacheLayer(Layer):
-    """Serves `get` and `contains` from memory. All else goes to the engine, and what writes forgets what it wrote.
+    """Serves `get` and `contains` from memory. All else goes to the engine.
 
     Encoded bytes are kept and decoded at each read, so a value is as fresh an object as without the layer. That a
-    key is missing is not kept. Any thread may use it; a write that returned is seen by every later read through
-    this layer, also by a read that began before the write and ended after it.
+    key is missing is not kept. Any thread may use it. Writes through this layer are seen as they would be without
+    it: at once, and of a batch either no key or all.
     """
 
     def __init__(self, engine: EncodedStorage, max_bytes: int, ttl_s: float) -> None:
@@ -70,78 +71,58 @@ class CacheLayer(Layer):
         key = check_key(key)
         return self._kept.get(key) is not None or self._engine.contains(key)
 
-    # A write that failed may have happened, so it is forgotten in any case; and only when it is over, for a read
-    # that runs beside it may still find the old value.
-
     def set(self, key: str, value: Any) -> None:
         key = check_key(key)
-        try:
+        with self._kept.written([key]):
             self._engine.set(key, value)
-        finally:
-            self._kept.forget([key])
 
     def remove(self, key: str) -> None:
         key = check_key(key)
-        try:
+        with self._kept.written([key]):
             self._engine.remove(key)
-        finally:
-            self._kept.forget([key])
 
     def set_many(self, items: Mapping[str, Any]) -> None:
-        try:
-            self._engine.set_many(items)
-        finally:
-            self._kept.forget(items)
+        checked = {check_key(key): value for key, value in items.items()}
+        with self._kept.written(checked):
+            self._engine.set_many(checked)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         checked = [check_key(key) for key in keys]
-        try:
+        with self._kept.written(checked):
             return self._engine.remove_many(checked)
-        finally:
-            self._kept.forget(checked)
 
     def clear(self) -> None:
-        try:
+        with self._kept.cleared():
             self._engine.clear()
-        finally:
-            self._kept.forget_all()
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         key = check_key(key)
-        try:
+        # It may find something newer than what is kept, and no read may go back behind it.
+        with self._kept.written([key]):
             return self._engine.get_for_update(key)
-        finally:
-            # It may be newer than what is kept, and no read may go back behind it.
-            self._kept.forget([key])
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
         key = check_key(key)
-        try:
+        with self._kept.written([key]):
             return self._engine.set_if_unchanged(key, token, value)
-        finally:
-            self._kept.forget([key])
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
         key = check_key(key)
-        try:
+        with self._kept.written([key]):
             return self._engine.compare_and_set(key, expected, value)
-        finally:
-            self._kept.forget([key])
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
         key = check_key(key)
-        try:
+        with self._kept.written([key]):
             return self._engine.modify(key, fn, default)
-        finally:
-            self._kept.forget([key])
 
     def close(self) -> None:
-        self._kept.forget_all()
-        super().close()
+        with self._kept.cleared():
+            super().close()
 
 
 class _Reading:
-    """A read of the engine that is under way; what it finds is kept if nobody wrote the key meanwhile."""
+    """A read of the engine that is under way; what it finds is kept if no write of the key overlaps with it."""
 
     __slots__ = ("began_s",)
 
@@ -164,6 +145,9 @@ class _Kept:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
         self._readings: dict[str, _Reading] = {}
+        #: How many writes of a key, and of all keys, are under way.
+        self._writing: Counter[str] = Counter()
+        self._clearing = 0
         _all.add(self)
 
     def get(self, key: str) -> bytes | None:
@@ -179,13 +163,15 @@ class _Kept:
 
     def begin(self, key: str) -> _Reading:
         with self._lock:
-            reading = self._readings[key] = _Reading()
+            reading = _Reading()
+            if key not in self._writing and not self._clearing:
+                self._readings[key] = reading
             return reading
 
     def end(self, key: str, reading: _Reading, data: bytes | None) -> None:
         with self._lock:
             if self._readings.get(key) is not reading:
-                return  # written meanwhile, or a later read has taken over
+                return  # a write began meanwhile, or a later read has taken over
             del self._readings[key]
             if data is None or _size(key, data) > self._max_bytes:
                 return
@@ -195,22 +181,51 @@ class _Kept:
             while self._bytes > self._max_bytes:
                 self._drop(next(iter(self._entries)))
 
-    def forget(self, keys: Iterable[str]) -> None:
+    @contextmanager
+    def written(self, keys: Iterable[str]) -> Iterator[None]:
+        """While the block writes `keys`, and whether or not it fails, nothing is kept of them.
+
+        Already before it begins: a reader who got one key of a batch from the engine must not find the old value
+        of another here. And until it is over, since a read beside it may still find the old value.
+        """
+        keys = set(keys)
         with self._lock:
+            self._writing.update(keys)
             for key in keys:
                 self._readings.pop(key, None)
                 self._drop(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for key in keys:
+                    self._writing[key] -= 1
+                    if not self._writing[key]:
+                        del self._writing[key]
 
-    def forget_all(self) -> None:
+    @contextmanager
+    def cleared(self) -> Iterator[None]:
+        """The same for all keys."""
         with self._lock:
-            self._readings.clear()
-            self._entries.clear()
-            self._bytes = 0
+            self._clearing += 1
+            self._forget_all()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._clearing -= 1
 
     def after_fork_in_child(self) -> None:
-        # A thread of the parent may have held the lock, half way through a change.
+        # A thread of the parent may have held the lock, half way through a change, or be writing.
         self._lock = threading.Lock()
-        self.forget_all()
+        self._forget_all()
+        self._writing.clear()
+        self._clearing = 0
+
+    def _forget_all(self) -> None:
+        self._readings.clear()
+        self._entries.clear()
+        self._bytes = 0
 
     def _drop(self, key: str) -> None:
         entry = self._entries.pop(key, None)
