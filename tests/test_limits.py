@@ -1,0 +1,116 @@
+"""The portable limits: to the byte, on what a key and a name are, and in words that help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import hutch
+from hutch.limits import (
+    MAX_KEY_BYTES,
+    MAX_NAMESPACE_BYTES,
+    MAX_VALUE_BYTES,
+    check_key,
+    check_namespace,
+    check_value_size,
+)
+
+
+class Text(str):
+    __slots__ = ()
+
+    def encode(self, *_: Any, **__: Any) -> bytes:
+        return b"lies"
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("char", ["k", "é", "€", "\U0001f430", "\0", "\U0010ffff"])
+def test_a_key_may_have_1024_bytes_and_no_more(char: str) -> None:
+    fits = MAX_KEY_BYTES // len(char.encode())
+    assert check_key(char * fits) == char * fits
+    with pytest.raises(hutch.KeyLimitError, match=r"at most 1,024 bytes of UTF-8; the one that starts .* has 1,02"):
+        check_key(char * (fits + 1))
+    assert check_namespace("é" * 127 + "x") == "é" * 127 + "x"
+    with pytest.raises(hutch.NamespaceError, match=r"at most 255 bytes of UTF-8; .* has 256"):
+        check_namespace("é" * (MAX_NAMESPACE_BYTES // 2 + 1))
+
+
+@given(st.text(st.characters(), max_size=600) | st.text(st.characters(), max_size=3).map(lambda text: text * 300))
+@example("\ud800")
+@example("a" * 256 + "\udfff")
+def test_every_text_is_returned_as_it_is_or_refused_with_a_short_reason(text: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        size = -1
+    for check, longest, error in (
+        (check_key, MAX_KEY_BYTES, hutch.KeyLimitError),
+        (check_namespace, MAX_NAMESPACE_BYTES, hutch.NamespaceError),
+    ):
+        if 0 < size <= longest and not (check is check_namespace and "\0" in text):
+            assert check(text) == text
+        else:
+            with pytest.raises(error) as raised:
+                check(text)
+            assert len(str(raised.value)) < 700
+            str(raised.value).encode()
+
+
+@pytest.mark.parametrize("bad", [5, None, b"k", ("k",), bytearray(b"k"), 1.5, object()], ids=repr)
+def test_what_is_no_text_is_no_key_and_no_name(bad: object) -> None:
+    with pytest.raises(hutch.KeyTypeError, match=rf"a key must be a str, not {type(bad).__name__}; convert it first"):
+        check_key(bad)
+    with pytest.raises(hutch.NamespaceError, match=f"a namespace must be a str, not {type(bad).__name__}"):
+        check_namespace(bad)
+
+
+def test_a_subclass_of_str_becomes_the_plain_text_it_holds() -> None:
+    """Whatever its own methods say: what is measured is what is stored."""
+    assert type(check_key(Text("key"))) is str
+    assert check_key(Text("key")) == "key"
+    assert type(check_namespace(Text("name"))) is str
+    with pytest.raises(hutch.KeyLimitError):
+        check_key(Text("x" * 2000))
+
+
+def test_a_namespace_has_no_nul_and_a_key_may() -> None:
+    assert check_key("a\0b") == "a\0b"
+    with pytest.raises(hutch.NamespaceError, match="may not hold NUL"):
+        check_namespace("a\0b")
+
+
+def test_a_lone_surrogate_is_named_with_its_place() -> None:
+    with pytest.raises(hutch.KeyLimitError, match=r"character 2 of 'ab\\ud800c' is a lone surrogate"):
+        check_key("ab\ud800c")
+    with pytest.raises(hutch.NamespaceError, match=r"character 0 of '\\udfff' is a lone surrogate"):
+        check_namespace("\udfff")
+
+
+def test_a_value_may_have_512_mib() -> None:
+    check_value_size("k", MAX_VALUE_BYTES)
+    assert MAX_VALUE_BYTES == 512 << 20
+    with pytest.raises(hutch.ValueLimitError, match="key 'k' takes 536,870,913 bytes encoded; at most 536,870,912"):
+        check_value_size("k", MAX_VALUE_BYTES + 1)
+
+
+def test_a_value_that_is_too_large_is_refused_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hutch import encoded, limits
+
+    monkeypatch.setattr(limits, "MAX_VALUE_BYTES", 1000)
+    monkeypatch.setattr(encoded, "MAX_VALUE_BYTES", 1000)
+    with hutch.connect("memory://") as store, store.open("core") as space:
+        space["k"] = b"x" * 900
+        writes: list[Callable[[], None]] = [
+            lambda: space.__setitem__("k", b"y" * 1000),
+            lambda: space.update(a=1, k=b"y" * 1000),
+        ]
+        for write in writes:
+            with pytest.raises(hutch.ValueLimitError, match="Split it over several keys"):
+                write()
+        assert dict(space) == {"k": b"x" * 900}
