@@ -1066,3 +1066,42 @@ def test_codecs_are_used_by_many_threads_and_keep_nothing() -> None:
         round_trip(RICH)
     gc.collect()
     assert sys.getallocatedblocks() - before < 1000, "less than one object for every two values"
+
+
+# --- pickle for what msgpack refuses ---
+
+
+@pytest.mark.parametrize("options", [{}, {"key": KEY}], ids=["unsigned", "signed"])
+def test_pickle_that_prefers_msgpack_pickles_only_what_msgpack_refuses(options: dict[str, Any]) -> None:
+    codec = make_codec("pickle", {"prefer": "msgpack", **options})
+    for value in RICH, SAMPLE, None, 2**70:
+        data = codec.encode(value)
+        assert data == TYPED.encode(value)
+        assert identical(codec.decode(data), value)
+    for value in (Point(1, 2), [OrderedDict(a=1)], Colour.RED, Plain(3)):
+        data = codec.encode(value)
+        assert data[0] == (frame.SIGNED_PICKLE if options else frame.PICKLE)
+        assert identical(codec.decode(data), value)
+    assert codec.decode(JSON.encode([1])) == [1]
+    assert "cannot be pickled" in refusal(lambda: None, codec)
+    with pytest.raises(hutch.ConfigError, match="can only be msgpack"):
+        make_codec("pickle", {"prefer": "json"})
+
+
+def test_a_key_keeps_foreign_pickles_out_also_where_msgpack_is_preferred(canary: bytes) -> None:
+    codec = make_codec("pickle", {"prefer": "msgpack", "key": KEY})
+    signed = codec.encode(Canary())
+    assert codec.decode(signed) == Canary.marks.pop()
+    for data in (
+        PICKLE.encode(Canary()),
+        frame.seal(b"S" + bytes(32) + canary),
+        frame.seal(b"\x92" + canary),
+        signed[:-4],
+    ):
+        with contextlib.suppress(hutch.CorruptValueError):
+            codec.decode(data)
+    damaged = bytearray(TYPED.encode(RICH))
+    damaged[5] ^= 1
+    with pytest.raises(hutch.CorruptValueError):
+        codec.decode(bytes(damaged))
+    assert Canary.marks == []
