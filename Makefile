@@ -67,8 +67,8 @@ clean: ## remove everything that was built or installed here
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[all]' --group dev --group docs
 	@touch $@ .venv/demo
 
-# The real Errbot has an environment of its own: it brings dozens of packages.
-.venvs/errbot/ready: .venv/uv pyproject.toml
+# The real Errbot has an environment of its own: it brings dozens of packages. It finds a copy of the bridge there.
+.venvs/errbot/ready: .venv/uv pyproject.toml $(wildcard src/hutch/bridges/errbot/*.p*)
 	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.11 || echo $(BIN)/python)" .venvs/errbot
 	$(BIN)/uv pip install --quiet --python .venvs/errbot/bin/python --editable '.[cli]' --group errbot
 	@touch $@

@@ -1,5 +1,6 @@
 """Karma: one key for each name, its value a number."""
-# Errbot has no types. mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
+# Errbot has no types:
+# mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 
 from __future__ import annotations
 

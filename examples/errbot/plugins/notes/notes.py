@@ -1,5 +1,6 @@
 """Notes: a list that is changed in place, of dicts with a time and a set in them. Types come back as they were."""
-# Errbot has no types. mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
+# Errbot has no types:
+# mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 
 from __future__ import annotations
 
