@@ -2,7 +2,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
-CODE := src plugins tests examples
+CODE := src plugins tests examples benchmarks
 # A variable of the caller's shell must not choose another store, or another project's environment.
 unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
 

@@ -28,18 +28,22 @@ class ChildError(AssertionError):
 class Child:
     """A process that has run ``hutch.connect(config)`` and does what it is told; see `.jobs` for what it can."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, measured: bool = True) -> None:
+        """`measured=False` keeps coverage out: its tracer takes a lock that a fork amid threads leaves locked."""
         try:
             pickled = pickle.dumps(config)
         except Exception as error:
             raise ChildError(f"`config` must be something that can be pickled, for other processes: {error}") from error
+        environ = same_imports()
+        if not measured:
+            environ = {name: value for name, value in environ.items() if not name.startswith("COVERAGE_PROCESS")}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hutch.testing.promises.jobs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=same_imports(),
+            env=environ,
         )
         self._ready = self._killed = False
         self._write(pickled)

@@ -149,7 +149,7 @@ class Processes(Promises):
     @needs_fork
     def test_fork_amid_writes_breaks_nothing(self, config: Any) -> None:
         """Forks while threads write neither hang nor damage: not the child, not the parent, not the data."""
-        with Child(config) as child:
+        with Child(config, measured=False) as child:
             outcomes, made, there = child.call("fork_amid_writes", "core", 10)
             assert set(outcomes) <= {"worked", "StoreError"}, f"{outcomes}\n{child.errors()}"
             assert made == there > 0
