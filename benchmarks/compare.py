@@ -101,7 +101,10 @@ def stores(folder: Path, stack: ExitStack) -> dict[str, tuple[Any, str]]:
     if importlib.util.find_spec("sqlitedict"):
         import sqlitedict  # type: ignore[import-untyped]
 
-        found["sqlitedict"] = (closing(sqlitedict.SqliteDict(str(folder / "dict.db"), autocommit=True)), killed)
+        found["sqlitedict"] = (
+            closing(sqlitedict.SqliteDict(str(folder / "dict.db"), autocommit=True)),
+            "what its thread wrote",
+        )
     return found
 
 
