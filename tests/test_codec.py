@@ -810,6 +810,11 @@ def test_a_name_stands_for_one_class() -> None:
     assert type(round_trip(again())) is again
 
 
+def test_a_name_that_cannot_be_written_is_refused_when_it_is_used() -> None:
+    hutch.register_type(Own, name="\ud800", encode=lambda own: own.state, decode=Own)
+    assert "the value cannot be encoded" in refusal(Own(1))
+
+
 def test_both_functions_are_given_or_none() -> None:
     for given_alone in ({"encode": str}, {"decode": Own}):
         with pytest.raises(hutch.ValueTypeError, match="give both encode= and decode=, or neither"):
