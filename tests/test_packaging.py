@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import RedisServer
+
 ROOT = Path(__file__).parents[1]
 ENGINES_WITHOUT_SERVER = ["lmdb", "memory", "shelf", "sqlite"]
 # All tests here share what one worker built.
@@ -108,6 +110,17 @@ def test_the_command_without_its_extra_says_in_one_line_what_to_install(
     assert result.returncode != 0
     assert 'pip install "hutch[cli]"' in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_the_redis_engine_works_once_its_extra_is_installed(
+    installed: Path, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    # After the tests above, which want an environment without the driver.
+    run(*UV, "pip", "install", "--quiet", "--python", installed, "redis>=5.1")
+    url = f"redis={redis_server.url}?prefix={tmp_path.name}"
+    result = run(installed, "-W", "error", "-c", ROUND_TRIP, url, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1].startswith("redis ")
 
 
 def test_the_wheel_holds_the_package_its_types_and_its_engines_and_nothing_else(built: Path) -> None:
