@@ -95,11 +95,11 @@ def stores(folder: Path, stack: ExitStack) -> dict[str, tuple[Any, str]]:
         "shelve": (closing(shelve.open(str(folder / "shelve"), protocol=5)), "a clean exit only"),  # noqa: SIM115
     }
     if importlib.util.find_spec("diskcache"):
-        import diskcache  # type: ignore[import-untyped]
+        import diskcache
 
         found["diskcache"] = (closing(diskcache.Cache(str(folder / "diskcache"))), killed)
     if importlib.util.find_spec("sqlitedict"):
-        import sqlitedict  # type: ignore[import-untyped]
+        import sqlitedict
 
         found["sqlitedict"] = (
             closing(sqlitedict.SqliteDict(str(folder / "dict.db"), autocommit=True)),
