@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from hutch import EncodedStorage, Option, StoragePluginBase
 
-_Root = dict[str, dict[str, bytes]]
+# None stands for a key that a batch is just removing.
+_Root = dict[str, dict[str, bytes | None]]
 
 # The roots of memory://NAME live as long as the process.
 _named: dict[str, _Root] = {}
@@ -47,7 +48,8 @@ class MemoryPlugin(StoragePluginBase):
         return MemoryStorage(self, namespace, self._root.setdefault(namespace, {}))
 
     def namespaces(self) -> list[str]:
-        return [namespace for namespace, data in list(self._root.items()) if data]
+        with _write_lock:
+            return [namespace for namespace, data in list(self._root.items()) if data]
 
     def drop(self, namespace: str) -> None:
         data = self._root.get(namespace)
@@ -58,9 +60,12 @@ class MemoryPlugin(StoragePluginBase):
 
 
 class MemoryStorage(EncodedStorage):
-    """One namespace. Single dict operations are atomic under CPython; only compound ones take the lock."""
+    """One namespace. Reading a key takes no lock: one operation of a dict is atomic under CPython.
 
-    def __init__(self, plugin: MemoryPlugin, namespace: str, data: dict[str, bytes]) -> None:
+    So a batch must change the dict in one operation. What looks at the whole of it takes the lock.
+    """
+
+    def __init__(self, plugin: MemoryPlugin, namespace: str, data: dict[str, bytes | None]) -> None:
         super().__init__(plugin, namespace)
         self._data = data
 
@@ -76,17 +81,23 @@ class MemoryStorage(EncodedStorage):
             return self._data.pop(key, None) is not None
 
     def len(self) -> int:
-        return len(self._data)
+        with _write_lock:
+            return len(self._data)
 
     def keys(self) -> Iterable[str]:
-        return list(self._data)
+        with _write_lock:
+            return list(self._data)
 
     def close(self) -> None:
         # The data outlives the handle, as it does on every engine.
         pass
 
     def exists(self, key: str) -> bool:
-        return key in self._data
+        return self._data.get(key) is not None
+
+    def read_many(self, keys: list[str]) -> dict[str, bytes]:
+        with _write_lock:
+            return super().read_many(keys)
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
         with _write_lock:
@@ -94,12 +105,18 @@ class MemoryStorage(EncodedStorage):
 
     def delete_many(self, keys: list[str]) -> int:
         with _write_lock:
-            return sum(self._data.pop(key, None) is not None for key in keys)
+            there = [key for key in keys if key in self._data]
+            # All gone at once for who reads keys; then taken out one by one, unseen by who needs the lock.
+            self._data.update(dict.fromkeys(there))
+            for key in there:
+                del self._data[key]
+            return len(there)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         # No order is promised here, and a sort would cost more than the reading.
         for key, data in list(self._data.items()):
-            yield key, self._decoded(key, data)
+            if data is not None:
+                yield key, self._decoded(key, data)
 
     def clear(self) -> None:
         with _write_lock:
