@@ -25,7 +25,7 @@ class Durability(Promises):
         seed = random.randrange(2**32)
         print(f"random moments from seed {seed}")  # noqa: T201 - pytest shows it if this fails
         moments = random.Random(seed)
-        first = counted = 0
+        first = counted = unsure = 0
         removed: set[int] = set()
         kept: set[int] = set()
         batches: set[int] = set()
@@ -44,10 +44,15 @@ class Durability(Promises):
                         assert what == "counted", f"the writer failed: {number}"
                         counted += 1
                 last = max((number for what, number in told if what == "set"), default=first - 1)
+                # What the writer may have been killed in stays open, also for the rounds to come: a commit that
+                # was not acknowledged may be seen only when the next writer has cleared up.
+                if last % 5 == 4:
+                    kept.discard(last - 1)
+                unsure += last % 7 == 6 and ("counted", last) not in told
                 with store.open("core") as ns:
                     items = dict(ns.items())
                     assert len(ns) == len(items)
-                counted = check(items, kept, removed, batches, counted, last, atomic_batch)
+                check(items, kept, removed, batches, range(counted, counted + unsure + 1), last, atomic_batch)
                 first = last + 10
 
 
@@ -72,13 +77,11 @@ def check(
     kept: set[int],
     removed: set[int],
     batches: set[int],
-    counted: int,
+    counted: range,
     last: int,
     atomic_batch: bool,
-) -> int:
-    """Hold `items` against what was acknowledged; the counter as it is now."""
-    # One removal may have been done and not acknowledged.
-    kept -= {number for number in (last - 1, last) if f"key {number}" not in items}
+) -> None:
+    """Hold `items` against what was acknowledged; `counted` is what the counter may be."""
     lost = [number for number in kept if f"key {number}" not in items]
     assert not lost, f"acknowledged and lost: {lost}"
     assert all(items[f"key {number}"] == number for number in kept)
@@ -91,6 +94,4 @@ def check(
         torn = {number: size for number, size in sizes.items() if size != BATCH}
         assert not torn, f"batches of {BATCH} keys of which only some are there: {torn}"
     assert all(value == int(key.split()[1]) for key, value in items.items() if key.startswith("batch "))
-    now: int = items.get("counter", 0)
-    assert counted <= now <= counted + 1, f"{counted} increments acknowledged, the counter is {now}"
-    return now
+    assert items.get("counter", 0) in counted, f"{counted} increments, the counter is {items.get('counter', 0)}"
