@@ -8,12 +8,15 @@ storage above sees transactions that work.
 from __future__ import annotations
 
 import errno
+import math
 import os
+import stat
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -30,6 +33,7 @@ from hutch import (
 )
 
 T = TypeVar("T")
+_Files = tuple[tuple[int, int], tuple[int, int]]
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -49,6 +53,14 @@ _READ_RETRIES = 200
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
 _CLOSE_PATIENCE_S = 1.0
+# How often a writer looks whether the files are still in their place: each time, unless a write costs no flush and the
+# look would be a third of it. On Windows nobody can move or remove files that are open.
+_LOOK_EVERY_S = {"strict": 0.0, "normal": 0.0, "relaxed": 0.01}
+_CAN_VANISH = os.name != "nt"
+# The time of a folder ticks, on some file systems every two seconds: two changes within one tick look like one.
+_TICK_NS = 3_000_000_000
+# A new data.mdb gets its first two pages in one write. A shorter one was never finished.
+_SHORTEST_FILE_BYTES = 2 * 4096
 # What a write says that did not fit: the last one where a disk, or a limit of file size, took a part of it.
 _FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "MDB_SHORT_WRITE")
 
@@ -75,6 +87,12 @@ def shared_environment(path: Path, durability: str, map_size_bytes: int) -> Envi
         # A folder that is not there yet has no other names; one that is, is known by its real path.
         place = os.path.realpath(path)
         environment = _environments.get(place)
+        if environment is None or environment.has_lost_its_files():
+            # The same files under another name, such as a second mount, are the same environment.
+            files = _identities(place)
+            environment = next((one for one in _all if one.users and files and one.files == files), None)
+            if environment is not None:
+                _environments[place] = environment
         if environment is None:
             environment = Environment(Path(place), durability, map_size_bytes)
             _environments[place] = environment
@@ -95,6 +113,11 @@ class Environment:
         self.path = path
         self.durability = durability
         self.users = 0
+        #: Which files are open: device and inode of each.
+        self.files: _Files | None = None
+        self._place = str(path)
+        self._folder: tuple[int, int, int] | None = None
+        self._look_at_s = 0.0 if _CAN_VANISH else math.inf
         self._map_size_bytes = map_size_bytes
         self._write_lock = threading.RLock()
         self._env: lmdb.Environment | None = None
@@ -110,8 +133,8 @@ class Environment:
             self.users -= 1
             if self.users:
                 return
-            if _environments.get(str(self.path)) is self:
-                del _environments[str(self.path)]
+            for place in [place for place, environment in _environments.items() if environment is self]:
+                del _environments[place]
         with self._write_lock:
             env = self._env
             try:
@@ -162,6 +185,8 @@ class Environment:
                 try:
                     if self._env is None:
                         self._open_now()
+                    if time.monotonic() >= self._look_at_s:
+                        self.look()
                     txn = self.begin(None, None, True)
                     result = fn(txn)
                     txn.commit()
@@ -194,9 +219,40 @@ class Environment:
             "lmdb": ".".join(map(str, lmdb.version(lib_version=self._env_now().lib_version()[0]))),
         }
 
+    # --- the files in their place ---
+
+    def look(self) -> None:
+        """Raise StorageUnavailableError if the path does not lead to the open files any more.
+
+        LMDB would go on to write into a file that was deleted, and say nothing; and whoever opens the path then
+        makes files, and locks, of their own.
+        """
+        if self.files is None or not _CAN_VANISH:
+            return
+        # A folder that has not changed has the files that it had. Looking at each would take three times as long.
+        folder: tuple[int, int, int] | None = None
+        with suppress(OSError):
+            status = os.stat(self._place)  # noqa: PTH116 - twice as fast as Path.stat
+            folder = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        if folder is None or folder != self._folder:
+            if self.has_lost_its_files():
+                raise StorageUnavailableError(
+                    f"lmdb {self.path}: its files were removed, moved or replaced while they were open; nothing was "
+                    "written. Put them back, or close this store and connect again to use what is there now"
+                )
+            self._folder = None if folder is None or time.time_ns() - folder[2] < _TICK_NS else folder
+        self._look_at_s = time.monotonic() + _LOOK_EVERY_S[self.durability]
+
+    def has_lost_its_files(self) -> bool:
+        """Whether there were files open, and the path leads to others now, or to none."""
+        return self.files is not None and self.files != _identities(self._place)
+
     # --- opening ---
 
     def _open(self) -> None:
+        # After a fork, or where the map could not be moved, it must be the store that it was.
+        self.look()
+        was_there = self._exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -216,18 +272,22 @@ class Environment:
                     f"{self.path / 'data.mdb'} is damaged, or is not an LMDB file: {error}"
                 ) from error
             except (lmdb.Error, OSError) as error:
+                if not was_there:
+                    self._remove_what_was_not_finished()
                 self._raise(error, "opening")
         try:
             self._check_file(env)
         except BaseException:
             env.close()
             raise
+        self.files = _identities(self._place)
         self._env = env
         self.begin = env.begin
 
     def _open_with(self, map_size_bytes: int) -> lmdb.Environment:
         return lmdb.open(
-            str(self.path),
+            # As bytes, for a name that is not UTF-8.
+            os.fsencode(self.path) if os.name == "posix" else str(self.path),
             map_size=map_size_bytes,
             max_readers=_MAX_READERS,
             # One transaction is kept for the next reader, which saves it the search for a slot.
@@ -236,6 +296,13 @@ class Environment:
             lib_version=cast(int, None) if self._exists() else _FORMAT,
             **DURABILITY[self.durability],
         )
+
+    def _remove_what_was_not_finished(self) -> None:
+        """A disk that was full after the first page leaves a data.mdb that nothing could ever open."""
+        data = self.path / "data.mdb"
+        with suppress(OSError):
+            if data.stat().st_size < _SHORTEST_FILE_BYTES:
+                data.unlink()
 
     def _check_file(self, env: lmdb.Environment) -> None:
         """Refuse a file that would end in a crash or in refused keys: reading past its end is a SIGBUS."""
@@ -303,11 +370,16 @@ class Environment:
 
     def _exists(self) -> bool:
         try:
-            return (self.path / "data.mdb").stat().st_size > 0
+            found = (self.path / "data.mdb").stat()
         except FileNotFoundError:
             return False
         except OSError as error:
             self._raise(error, "opening")
+        if not stat.S_ISREG(found.st_mode):  # LMDB would wait for ever for a pipe
+            raise StorageUnavailableError(
+                f"{self.path / 'data.mdb'} is not a regular file; LMDB cannot keep data in it"
+            )
+        return found.st_size > 0
 
     def _begin_closed(self, *_: Any) -> NoReturn:
         raise StoreNotOpenError(f"lmdb {self.path} is closed")
@@ -357,6 +429,18 @@ class Environment:
         if self._env is not None:
             self._inherited, self._env = self._env, None
             self.begin = self._begin_first
+
+
+def _identities(place: str) -> _Files | None:
+    """Which files are at `place`; None unless both are there."""
+    found = []
+    try:
+        for name in ("data.mdb", "lock.mdb"):
+            status = os.stat(os.path.join(place, name))  # noqa: PTH116, PTH118
+            found.append((status.st_dev, status.st_ino))
+    except OSError:
+        return None
+    return found[0], found[1]
 
 
 def _before_fork() -> None:
