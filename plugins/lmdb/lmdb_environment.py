@@ -32,6 +32,8 @@ from hutch import (
     StoreNotOpenError,
 )
 
+from .lmdb_pages import DataFile, UnreadableFileError
+
 T = TypeVar("T")
 _Files = tuple[tuple[int, int], tuple[int, int]]
 
@@ -53,12 +55,9 @@ _READ_RETRIES = 200
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
 _CLOSE_PATIENCE_S = 1.0
-# How often a writer looks whether the files are still in their place: each time, unless a write costs no flush and the
-# look would be a third of it. On Windows nobody can move or remove files that are open.
-_LOOK_EVERY_S = {"strict": 0.0, "normal": 0.0, "relaxed": 0.01}
-_CAN_VANISH = os.name != "nt"
-# The time of a folder ticks, on some file systems every two seconds: two changes within one tick look like one.
-_TICK_NS = 3_000_000_000
+# How long a writer trusts that the files are in their place: a look takes 3 us. On Windows nobody can move or remove
+# files that are open.
+_TRUST_S = 0.001 if os.name != "nt" else math.inf
 # A new data.mdb gets its first two pages in one write. A shorter one was never finished.
 _SHORTEST_FILE_BYTES = 2 * 4096
 # What a write says that did not fit: the last one where a disk, or a limit of file size, took a part of it.
@@ -116,8 +115,7 @@ class Environment:
         #: Which files are open: device and inode of each.
         self.files: _Files | None = None
         self._place = str(path)
-        self._folder: tuple[int, int, int] | None = None
-        self._look_at_s = 0.0 if _CAN_VANISH else math.inf
+        self._trusted_until_s = -math.inf
         self._map_size_bytes = map_size_bytes
         self._write_lock = threading.RLock()
         self._env: lmdb.Environment | None = None
@@ -185,8 +183,7 @@ class Environment:
                 try:
                     if self._env is None:
                         self._open_now()
-                    if time.monotonic() >= self._look_at_s:
-                        self.look()
+                    self._must_be_in_place()
                     txn = self.begin(None, None, True)
                     result = fn(txn)
                     txn.commit()
@@ -221,27 +218,21 @@ class Environment:
 
     # --- the files in their place ---
 
-    def look(self) -> None:
+    def _must_be_in_place(self) -> None:
         """Raise StorageUnavailableError if the path does not lead to the open files any more.
 
         LMDB would go on to write into a file that was deleted, and say nothing; and whoever opens the path then
         makes files, and locks, of their own.
         """
-        if self.files is None or not _CAN_VANISH:
+        now = time.monotonic()
+        if now < self._trusted_until_s:
             return
-        # A folder that has not changed has the files that it had. Looking at each would take three times as long.
-        folder: tuple[int, int, int] | None = None
-        with suppress(OSError):
-            status = os.stat(self._place)  # noqa: PTH116 - twice as fast as Path.stat
-            folder = (status.st_dev, status.st_ino, status.st_mtime_ns)
-        if folder is None or folder != self._folder:
-            if self.has_lost_its_files():
-                raise StorageUnavailableError(
-                    f"lmdb {self.path}: its files were removed, moved or replaced while they were open; nothing was "
-                    "written. Put them back, or close this store and connect again to use what is there now"
-                )
-            self._folder = None if folder is None or time.time_ns() - folder[2] < _TICK_NS else folder
-        self._look_at_s = time.monotonic() + _LOOK_EVERY_S[self.durability]
+        if self.has_lost_its_files():
+            raise StorageUnavailableError(
+                f"lmdb {self.path}: its files were removed, moved or replaced while they were open; nothing was "
+                "written. Put them back, or close the store and connect again to use what is there now"
+            )
+        self._trusted_until_s = now + _TRUST_S
 
     def has_lost_its_files(self) -> bool:
         """Whether there were files open, and the path leads to others now, or to none."""
@@ -251,7 +242,7 @@ class Environment:
 
     def _open(self) -> None:
         # After a fork, or where the map could not be moved, it must be the store that it was.
-        self.look()
+        self._must_be_in_place()
         was_there = self._exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -315,7 +306,7 @@ class Environment:
         pages = env.info()["last_pgno"] + 1
         data = self.path / "data.mdb"
         size = data.stat().st_size
-        if size < pages * page_bytes:
+        if size < pages * page_bytes and _is_cut_off(env, data):
             raise CorruptValueError(
                 f"{data} was cut off: it has {size:,} bytes, its own header says {pages * page_bytes:,}. "
                 "Restore it from a copy"
@@ -436,11 +427,22 @@ def _identities(place: str) -> _Files | None:
     found = []
     try:
         for name in ("data.mdb", "lock.mdb"):
-            status = os.stat(os.path.join(place, name))  # noqa: PTH116, PTH118
+            status = os.stat(os.path.join(place, name))  # noqa: PTH116, PTH118 - twice as fast as Path.stat
             found.append((status.st_dev, status.st_ino))
     except OSError:
         return None
     return found[0], found[1]
+
+
+def _is_cut_off(env: lmdb.Environment, data: Path) -> bool:
+    """Whether pages in use lie beyond the end of the file. Free ones may: what is taken and freed within one
+    transaction, as a large `remove_many` does, is never written."""
+    try:
+        # The transaction keeps the state that is looked at from being written over.
+        with env.begin() as txn, DataFile(data, txn.id()) as file:
+            return file.is_cut_off()
+    except UnreadableFileError:
+        return True
 
 
 def _before_fork() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import lmdb
@@ -648,16 +650,37 @@ def test_a_file_that_lacks_only_pages_of_values_is_refused_before_they_are_read(
     """LMDB itself looks at the first page alone; reading past the end of the file would kill the process."""
     with connect(path) as store, store.open("core") as space:
         space.update({f"k{number}": "x" * 1000 for number in range(500)})
-        space["last"] = bytes(MIB)
+        space["last"] = bytes(3 * MIB)
         for _ in range(3):
-            # Written to pages that were freed before: the first page does not lie at the end.
-            space["k1"] = "y"
+            # The pages that lead to the value are written where others were freed: they do not lie at the end.
+            space["k1"] += "y"
     data = path / "data.mdb"
     whole = data.read_bytes()
-    os.truncate(data, len(whole) - 8192)
+    # Four pages at the end are free, which is no harm.
+    os.truncate(data, len(whole) - 6 * mmap.PAGESIZE)
     refused(path, hutch.CorruptValueError, "data.mdb was cut off: it has", "Restore it from a copy")
     data.write_bytes(whole)
-    assert everything(path)["last"] == bytes(MIB)
+    assert everything(path)["last"] == bytes(3 * MIB)
+
+
+def test_a_file_that_ends_before_its_last_free_pages_is_whole(path: Path) -> None:
+    """Pages that one transaction takes and frees are never written: a large removal leaves a file without its end."""
+    ended_early = 0
+    for seed in range(10):
+        random = Random(seed)
+        folder = path / str(seed)
+        for _ in range(3):
+            with connect(folder, durability="relaxed") as store, store.open("core") as space:
+                number = random.randrange(50, 400)
+                space.update({f"k{i}": "x" * random.randrange(500) for i in range(number)})
+                gone = [f"k{i}" for i in range(number) if random.random() < 0.8]
+                space.remove_many(gone)
+                kept = dict(space)
+            with lmdb.open(str(folder), readonly=True) as env:
+                pages_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            ended_early += (folder / "data.mdb").stat().st_size < pages_bytes
+            assert everything(folder) == kept
+    assert ended_early, "none of these files shows what is tested"
 
 
 def test_a_file_in_the_old_format_is_left_alone(path: Path) -> None:

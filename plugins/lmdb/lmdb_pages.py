@@ -1,0 +1,331 @@
+"""`data.mdb`, read as bytes and never through LMDB: damage can neither crash nor hang whoever reads it here.
+
+LMDB has no checksums of pages and believes what it reads: a page of the wrong kind ends the process (an assertion), so
+does a length that leads past the end of the file (SIGBUS). What is found whole here, LMDB may be let loose on.
+
+It reads the format of LMDB 1.0 on a 64-bit machine, in the byte order of this one. The module lmdb.verify of py-lmdb
+does so too; this one also sees whether a search from the root finds every key, whether a large value lies within the
+file, and which keys a damaged page held, all of which hutch must know.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from struct import Struct, unpack_from
+from types import TracebackType
+from typing import Any, Self
+
+_HEADER = Struct("=QQHHHH")  # page, transaction, pad, flags, lower, upper (a large value: pages in the place of both)
+_NODE = Struct("=HHHH")  # low and high part of a size (in a branch, with the flags: of the child), flags, key's size
+_LARGE = Struct("=QQQ")  # where a large value lies: first page, transaction, pages
+_META = Struct("=IIQQ")  # magic, version, address, size of the map
+_TREE = Struct("=IHHQQQQQ")  # pad, flags, depth, branches, leaves, pages of large values, entries, root
+_TAIL = Struct("=QQ")  # last page, transaction
+_HEADER_BYTES = _HEADER.size
+_HEAD_BYTES = _HEADER_BYTES + _META.size + 2 * _TREE.size + _TAIL.size
+
+_MAGIC, _VERSION = 0xBEEFC0DE, 3
+_BRANCH, _LEAF, _OVERFLOW, _IS_META = 1, 2, 4, 8
+_IS_LARGE = 1
+_HEADERS = 2
+_NO_ROOT = (1 << 64) - 1
+_DEEPEST = 32
+_PAGE_SIZES = {1 << power for power in range(9, 17)}
+# A damaged header may claim any number of pages. So many beyond the end of the file are believed.
+_LARGEST_TAIL = 1 << 20
+_NUMBERS = 0x08  # the keys of the tree are numbers
+_MOST_DAMAGE = 100
+
+
+class UnreadableFileError(Exception):
+    """The file has no headers that could be LMDB's, so nothing of it can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong, and the keys that it concerns, ``first <= key < after``, if it is known which."""
+
+    text: str
+    first: bytes | None = None
+    after: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """A value on pages of its own."""
+
+    page: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    name: str
+    depth: int
+    branches: int
+    leaves: int
+    large: int
+    entries: int
+    root: int
+
+
+_Node = tuple[bytes, int, int, int, int]  # key, low, high, flags, where its data begins
+
+
+class DataFile:
+    """One state of the file: that of transaction `txn_id`, or the last.
+
+    While others may write, the caller must hold a read transaction and give its id: LMDB writes to no page of that
+    state until it ends.
+    """
+
+    def __init__(self, path: Path, txn_id: int | None = None) -> None:
+        """Raises UnreadableFileError, OSError."""
+        self.damage: list[Damage] = []
+        self._file = path.open("rb", buffering=0)
+        try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            self._choose_header(txn_id)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def is_cut_off(self) -> bool:
+        """Whether a page in use may lie beyond the end of the file.
+
+        Pages at its end that were taken and freed within one transaction are never written: a file that ends before
+        its last page is whole if all pages beyond are free.
+        """
+        self.damage = []
+        return self.size < self.pages * self.page_bytes and (
+            0 in self._free_pages()[self.size // self.page_bytes :] or bool(self.damage)
+        )
+
+    def check(self) -> list[Damage]:
+        """What is wrong with the structure. Nothing: LMDB reads and writes it safely, and finds every key."""
+        self.damage = []
+        uses = self._free_pages()
+        for tree in (self._free, self._main):
+            used = bytearray(self.pages)
+            for _ in self._walk(tree, used):
+                pass
+            uses = bytearray(map(sum, zip(uses, used, strict=True)))
+        # Only where both trees could be walked to their ends is it known what they do not use.
+        if not self.damage:
+            for text, wrong in (("neither in use nor free", 0), ("used twice", 2)):
+                if found := uses.count(wrong, _HEADERS):
+                    page = uses.index(wrong, _HEADERS)
+                    self.damage.append(Damage(f"{found:,} pages are {text}, the first of them page {page}"))
+        return self.damage
+
+    def items(self) -> Iterator[tuple[bytes, bytes | Large]]:
+        """The items of the main tree that can be reached, in order; what cannot is added to `damage`."""
+        return self._walk(self._main, bytearray(self.pages))
+
+    def value(self, value: bytes | Large) -> bytes:
+        """The bytes of what `items` gave."""
+        if isinstance(value, bytes):
+            return value
+        return self._read(value.page * self.page_bytes + _HEADER_BYTES, value.size)
+
+    # --- the two headers ---
+
+    def _choose_header(self, txn_id: int | None) -> None:
+        self.page_bytes = 0
+        first = self._header(0)
+        self.page_bytes = first[0]
+        second = self._header(1)
+        if second[0] != self.page_bytes:
+            raise UnreadableFileError("its two headers disagree about the size of a page")
+        # The headers take turns: the first is written by even transactions, the second by odd ones.
+        if first[2] % 2 or (second[2] and not second[2] % 2):
+            raise UnreadableFileError("its headers are damaged: their transactions are not possible")
+        if txn_id is None:
+            txn_id = max(first[2], second[2])
+        for header in (first, second):
+            if header[2] == txn_id:
+                _, self.pages, self._txn_id, self._free, self._main = header
+                break
+        else:
+            raise UnreadableFileError(f"it has no header of transaction {txn_id}")
+        if not _HEADERS <= self.pages <= self.size // self.page_bytes + _LARGEST_TAIL:
+            raise UnreadableFileError(f"its header says that it has {self.pages:,} pages; it has {self.size:,} bytes")
+
+    def _header(self, number: int) -> tuple[int, int, int, _Tree, _Tree]:
+        """Size of a page, number of pages, transaction, the tree of free pages, the main tree."""
+        data = self._read(number * self.page_bytes, _HEAD_BYTES)
+        if len(data) < _HEAD_BYTES:
+            raise UnreadableFileError(f"it has {self.size:,} bytes, too few for its headers")
+        page, _, _, flags, _, _ = _HEADER.unpack_from(data)
+        magic, version, _, _ = _META.unpack_from(data, _HEADER_BYTES)
+        at = _HEADER_BYTES + _META.size
+        free, main = _TREE.unpack_from(data, at), _TREE.unpack_from(data, at + _TREE.size)
+        last_page, txn_id = _TAIL.unpack_from(data, at + 2 * _TREE.size)
+        if (magic, version, page, flags) != (_MAGIC, _VERSION, number, _IS_META):
+            raise UnreadableFileError(f"its header {number} is damaged, or not that of an LMDB 1.0 file")
+        # Pad: of the free tree, the size of a page. Flags: of the free tree, that its keys are numbers.
+        if free[0] not in _PAGE_SIZES or free[1] != _NUMBERS or main[:2] != (0, 0):
+            raise UnreadableFileError(f"its header {number} is damaged")
+        return free[0], last_page + 1, txn_id, _Tree("free", *free[2:]), _Tree("main", *main[2:])
+
+    # --- its two trees ---
+
+    def _free_pages(self) -> bytearray:
+        """For each page how often it is listed as free, counted to two."""
+        free = bytearray(self.pages)
+        for key, value in self._walk(self._free, bytearray(self.pages)):
+            txn_id, data = _number(key), self.value(value)
+            count = _number(data[:8])
+            if len(key) != 8 or not 1 <= txn_id <= self._txn_id or len(data) != 8 * count + 8:
+                self.damage.append(Damage("a record of free pages is damaged"))
+                continue
+            listed = unpack_from(f"={count}Q", data, 8)
+            if any(a <= b for a, b in pairwise((self.pages, *listed, _HEADERS - 1))):
+                self.damage.append(Damage("a record of free pages lists impossible pages"))
+                continue
+            for page in listed:
+                free[page] = min(free[page] + 1, 2)
+        return free
+
+    def _walk(self, tree: _Tree, used: bytearray) -> Iterator[tuple[bytes, bytes | Large]]:
+        """The items of `tree`, in order. Marks its pages in `used`."""
+        if tree.depth > _DEEPEST or (tree.root == _NO_ROOT) != (tree.depth == 0):
+            self.damage.append(Damage(f"the depth of the {tree.name} tree is impossible"))
+            return
+        branches = leaves = large = entries = 0
+        before = len(self.damage)
+        ways: list[tuple[int, int, bytes | None, bytes | None]] = []
+        if tree.depth:
+            ways.append((tree.root, 1, None, None))
+        while ways and len(self.damage) < _MOST_DAMAGE:
+            number, depth, first, after = ways.pop()
+            try:
+                page = self._page(number, _BRANCH if depth < tree.depth else _LEAF, used)
+                nodes = self._nodes(page, tree, depth < tree.depth, first, after)
+                if depth < tree.depth:
+                    branches += 1
+                    # The first child begins where its parent does; the key beside it has no meaning.
+                    begins = [first, *(node[0] for node in nodes[1:])]
+                    children = (low | high << 16 | flags << 32 for _, low, high, flags, _ in nodes)
+                    below = zip(children, [depth + 1] * len(nodes), begins, [*begins[1:], after], strict=True)
+                    ways += reversed(list(below))
+                    continue
+            except _DamagedPageError as damaged:
+                self.damage.append(Damage(f"page {number} {damaged}", first, after))
+                continue
+            leaves += 1
+            entries += len(nodes)
+            for key, low, high, flags, at in nodes:
+                size = low | high << 16
+                if not flags:
+                    yield key, page[at : at + size]
+                    continue
+                try:
+                    start, pages = self._large(page, at, size, used)
+                except _DamagedPageError as damaged:
+                    self.damage.append(Damage(f"the place of a value in page {number} {damaged}", key, key + b"\0"))
+                    continue
+                large += pages
+                yield key, Large(start, size)
+        counted = (branches, leaves, large, entries)
+        if len(self.damage) == before and counted != (tree.branches, tree.leaves, tree.large, tree.entries):
+            self.damage.append(Damage(f"the header's counts of the {tree.name} tree do not fit the tree"))
+
+    def _page(self, number: int, kind: int, used: bytearray, count: int = 1) -> bytes:
+        """The page `number`, the first of `count`. Raises _DamagedPageError unless it is of `kind` and not used yet."""
+        if not _HEADERS <= number <= number + count <= self.pages:
+            raise _DamagedPageError("is none of this file")
+        if (number + count) * self.page_bytes > self.size:
+            raise _DamagedPageError("lies beyond the end of the file")
+        if any(used[number : number + count]):
+            raise _DamagedPageError("is used twice")
+        used[number : number + count] = b"\1" * count
+        page = self._read(number * self.page_bytes, self.page_bytes)
+        if len(page) < self.page_bytes:
+            raise _DamagedPageError("lies beyond the end of the file")
+        own, txn_id, _, flags, _, _ = _HEADER.unpack_from(page)
+        if own != number or flags != kind or txn_id > self._txn_id:
+            raise _DamagedPageError("is not the page that belongs there")
+        return page
+
+    def _nodes(
+        self, page: bytes, tree: _Tree, is_branch: bool, first: bytes | None, after: bytes | None
+    ) -> list[_Node]:
+        """The nodes of a branch or a leaf whose keys lie in ``first <= key < after``."""
+        _, _, _, _, lower, upper = _HEADER.unpack_from(page)
+        # All offsets within a page count from behind its header.
+        room = self.page_bytes - _HEADER_BYTES
+        count = lower // 2
+        fewest = 2 if is_branch and tree.name == "main" else 1
+        if lower % 2 or not lower <= upper <= room or count < fewest:
+            raise _DamagedPageError("has a damaged header")
+        nodes: list[_Node] = []
+        filled = 0
+        for offset in unpack_from(f"={count}H", page, _HEADER_BYTES):
+            at = offset + _HEADER_BYTES
+            if not upper <= offset <= room - _NODE.size:
+                raise _DamagedPageError("has an item outside itself")
+            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
+            at += _NODE.size
+            begins = at + key_bytes
+            if is_branch:
+                ends = begins
+            else:
+                begins += key_bytes % 2
+                if flags not in (0, _IS_LARGE):
+                    raise _DamagedPageError("has an item of an unknown kind")
+                ends = begins + (_LARGE.size if flags else low | high << 16)
+            if ends > self.page_bytes:
+                raise _DamagedPageError("has an item that is longer than itself")
+            filled += (ends - at + _NODE.size + 1) & ~1
+            nodes.append((page[at : at + key_bytes], low, high, flags, begins))
+        if filled != room - upper:
+            raise _DamagedPageError("has items whose sizes do not fit it")
+        keys: list[Any] = [node[0] for node in nodes[1 if is_branch else 0 :]]
+        if tree.name == "free":
+            keys = list(map(_number, keys))
+            first, after = (None if bound is None else _number(bound) for bound in (first, after))  # type: ignore[assignment]
+        if any(a >= b for a, b in pairwise(keys)):
+            raise _DamagedPageError("has keys that are not in order")
+        if (first is not None and keys[0] < first) or (after is not None and keys[-1] >= after):
+            raise _DamagedPageError("has keys that belong elsewhere")
+        return nodes
+
+    def _large(self, page: bytes, at: int, size: int, used: bytearray) -> tuple[int, int]:
+        """First page and number of pages of the large value that is told of in `page`."""
+        start, _, pages = _LARGE.unpack_from(page, at)
+        if pages != (_HEADER_BYTES - 1 + size) // self.page_bytes + 1:
+            raise _DamagedPageError("does not fit its size")
+        head = self._page(start, _OVERFLOW, used, pages)
+        if unpack_from("=I", head, _HEADER_BYTES - 4)[0] != pages:
+            raise _DamagedPageError("is not where it belongs")
+        return start, pages
+
+    def _read(self, offset: int, size: int) -> bytes:
+        # Not a map: where a file is shorter than it was, a map is a SIGBUS. Not os.pread, which Windows lacks.
+        self._file.seek(offset)
+        data = self._file.read(size)
+        while len(data) < size and (more := self._file.read(size - len(data))):
+            data += more
+        return data
+
+
+class _DamagedPageError(Exception):
+    """Ends a sentence that begins with a page."""
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, sys.byteorder)
