@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from hutch import StorageUnavailableError, StoreNotOpenError
 
-from .sqlite_file import DatabaseFile, NoDataError
+from .sqlite_file import DatabaseFile, Files, NoDataError
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ class Database:
         self._writing = threading.Lock()
         self._opening = threading.Lock()
         self._writer: Connection | None = None
+        # The files that the writer has open, known once it has written: the log is made by then.
+        self._files: Files | None = None
         # A thread takes a reader from the idle ones and puts it back; `pop` and `append` are atomic. All readers
         # are in `_readers`, so that it is known when none is in use.
         self._idle: list[Connection] = []
@@ -188,7 +190,12 @@ class Database:
         try:
             if self._writer is None:
                 self._writer = self._connect(create=True)
-            return self._file.run(work, self._writer, deadline)
+            if self._files is not None:
+                self._file.must_be_in_place(self._files)
+            result = self._file.run(work, self._writer, deadline)
+            if self._files is None:
+                self._files = self._file.files()
+            return result
         finally:
             if self._writer is not None and self._writer.in_transaction:
                 # Rolling back failed. Closing does it for certain.
@@ -197,6 +204,7 @@ class Database:
 
     def _close_writer(self) -> None:
         connection, self._writer = self._writer, None
+        self._files = None
         if connection is not None:
             connection.close()
 

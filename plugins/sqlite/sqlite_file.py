@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import random
 import sqlite3
 import stat
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ from typing import TypeVar
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError, StoreError
 
 T = TypeVar("T")
+#: Device and inode of each file.
+Files = tuple[tuple[int, int] | None, ...]
 
 #: What each durability is to SQLite in WAL mode.
 SYNCHRONOUS = {"strict": "FULL", "normal": "NORMAL", "relaxed": "OFF"}
@@ -64,6 +68,11 @@ _DAMAGED = {
 # SQLite says FULL for ENOSPC alone. Quotas and limits of file size (EDQUOT, EFBIG) end in these.
 _REFUSED_WRITES = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_TRIAL_BYTES = 64 * 1024
+
+# How long a writer trusts that the files are in their place: a look takes 5 us. On Windows nobody can move or remove
+# files that are open.
+_TRUST_S = 0.001 if os.name != "nt" else math.inf
 
 
 class NoDataError(Exception):
@@ -78,6 +87,7 @@ class DatabaseFile:
         self.wait_s = wait_s
         self._synchronous = SYNCHRONOUS[durability]
         self._identity: tuple[int, int] | None = None
+        self._trusted_until_s = -math.inf
 
     def is_the_one_opened(self) -> bool:
         """Whether the path still leads to the file first connected to; True if there was none yet."""
@@ -87,6 +97,26 @@ class DatabaseFile:
             return self._identity == _identity(self.path)
         except OSError:
             return False
+
+    def files(self) -> Files:
+        """Which files there are: the database, its log, and the index of that; None for one that is not there."""
+        return tuple(_identity_or_none(f"{self.path}{suffix}") for suffix in ("", "-wal", "-shm"))
+
+    def must_be_in_place(self, files: Files) -> None:
+        """Raise StorageUnavailableError if `files`, those of an open connection, are not the ones at the path.
+
+        SQLite would go on to write into files that were removed, and say nothing; and whoever opens the path then
+        makes files, and locks, of their own.
+        """
+        now = time.monotonic()
+        if now < self._trusted_until_s:
+            return
+        if self.files() != files:
+            raise StorageUnavailableError(
+                f"{self.path} or its log was removed, moved or replaced while it was open; nothing was written. Put "
+                "the files back, or close the store and connect again to use what is there now"
+            )
+        self._trusted_until_s = now + _TRUST_S
 
     def connect(self, create: bool) -> Connection:
         """A new connection, after a check of the file; with `create` the file and its folders are made if missing.
@@ -238,6 +268,15 @@ class DatabaseFile:
             return self.timeout("other processes")
         if code == sqlite3.SQLITE_FULL:
             return StorageFullError(f"{where}. Nothing was written, what was stored is intact; make room on the disk")
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := self._refusal()):
+            if reason.errno in _NO_ROOM:
+                return StorageFullError(
+                    f"{where}, the system {reason.strerror!r}. Nothing was written, what was stored is intact; make "
+                    "room on the disk"
+                )
+            return StorageUnavailableError(
+                f"{where}, the system {reason.strerror!r}. Nothing was written, what was stored is intact"
+            )
         if getattr(error, "sqlite_errorcode", 0) in _REFUSED_WRITES:
             return StorageFullError(
                 f"{where}. Nothing was written, what was stored is intact; the file has met a quota or a limit of file "
@@ -250,6 +289,15 @@ class DatabaseFile:
         return StorageUnavailableError(
             f"{where}. This process must be able to write to the file and its folder, also in order to read"
         )
+
+    def _refusal(self) -> OSError | None:
+        """What the system says to another file beside this one: SQLite keeps to itself why it could not write."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent, buffering=0) as trial:
+                trial.write(bytes(_TRIAL_BYTES))
+        except OSError as error:
+            return error
+        return None
 
 
 @contextlib.contextmanager
@@ -268,6 +316,14 @@ def _code(error: sqlite3.Error) -> int:
 
 def _identity(path: Path) -> tuple[int, int]:
     found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _identity_or_none(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - twice as fast as Path.stat
+    except OSError:
+        return None
     return found.st_dev, found.st_ino
 
 
