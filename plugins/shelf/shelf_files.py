@@ -44,6 +44,8 @@ _SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
     "dumb": (".dat", ".dir", ".bak"),
     "sqlite3": ("", "-journal", "-wal", "-shm"),
 }
+#: Of those, the ones that hold the data.
+_DATA_SUFFIXES: Final = ("", ".db", ".pag", ".dat", ".dir")
 _LONGEST_FILE_NAME: Final = 255
 _ON_WINDOWS: Final = os.name == "nt"
 
@@ -121,6 +123,16 @@ class Place:
         """Those that there are, in an order in which they can be removed: a part of them is never half a database."""
         order = (".bak", ".dat", ".pag", ".dir") if self.dialect == "dumb" else _SUFFIXES[self.dialect]
         return [file for suffix in order if (file := self.file(suffix)).exists()]
+
+    def identities(self) -> dict[str, tuple[int, int]]:
+        """Device and inode of each file that holds data, by suffix."""
+        found: dict[str, tuple[int, int]] = {}
+        for suffix in _DATA_SUFFIXES:
+            if suffix in _SUFFIXES[self.dialect]:
+                with contextlib.suppress(OSError):
+                    status = self.file(suffix).stat()
+                    found[suffix] = status.st_dev, status.st_ino
+        return found
 
 
 class Folder:
@@ -350,6 +362,7 @@ class ProcessLock:
 
     def __init__(self, file: Path, namespace: str) -> None:
         """Raises StoreLockedError, which says who holds it if that is known."""
+        self._file = file
         with storage_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
@@ -367,6 +380,13 @@ class ProcessLock:
         with contextlib.suppress(OSError):  # a full disk: the number is a courtesy
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, str(os.getpid()).encode())
+
+    def is_in_place(self) -> bool:
+        """Whether other processes that open the namespace would meet this lock."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Let go of the lock; in a forked child, of the child's share in it, for closing is not unlocking."""

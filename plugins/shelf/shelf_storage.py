@@ -18,17 +18,26 @@ is listed and can be read; a key that is not UTF-8 was not written by Errbot and
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import pickle
 import threading
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hutch import MISSING, CorruptValueError, Option, StorageBase, StoragePluginBase, ValueTypeError
+from hutch import (
+    MISSING,
+    CorruptValueError,
+    Option,
+    StorageBase,
+    StoragePluginBase,
+    StorageUnavailableError,
+    ValueTypeError,
+)
 from hutch.limits import check_key, check_namespace, check_value_size
 
 from .shelf_database import Database
@@ -147,14 +156,16 @@ class ShelfStorage(StorageBase):
             database = self._shelf.database()
             found = [] if database is None else [key for key in checked if database.contains(key)]
             if database is not None and found:
-                database.write(dict.fromkeys(found))
+                with self._shelf.changing():
+                    database.write(dict.fromkeys(found))
             return len(found)
 
     def clear(self) -> None:
         with self._shelf.lock:
             database = self._shelf.database()
             if database is not None and len(database):
-                database.clear()
+                with self._shelf.changing():
+                    database.clear()
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self._read(key)
@@ -189,13 +200,17 @@ class ShelfStorage(StorageBase):
 
     def _write(self, pickled: Mapping[str, bytes]) -> None:
         with self._shelf.lock:
-            self._shelf.database_to_write().write({key.encode(): data for key, data in pickled.items()})
+            database = self._shelf.database_to_write()
+            with self._shelf.changing():
+                database.write({key.encode(): data for key, data in pickled.items()})
 
     def _dumped(self, key: str, value: object) -> bytes:
         """`value` as Errbot would have written it, or a ValueTypeError."""
         buffer = io.BytesIO()
         try:
             _Pickler(buffer, _PROTOCOL).dump(value)
+        except MemoryError:
+            raise
         except Exception as error:
             raise ValueTypeError(
                 f"a {type(value).__qualname__} that cannot be pickled, as this engine must ({type(error).__name__}); "
@@ -253,6 +268,8 @@ class _Shelf:
         #: The database, once it is open.
         self.opened: Database | None = None
         self._folder, self._namespace = folder, namespace
+        self._place: Place | None = None
+        self._files: dict[str, tuple[int, int]] = {}
         self._process_lock: ProcessLock | None = None
 
     def database(self, create: bool = False) -> Database | None:
@@ -275,7 +292,33 @@ class _Shelf:
                     create_database(place, scratch)
             with storage_errors(place.base):
                 self.opened = open_database(place, scratch)
+            self._place, self._files = place, place.identities()
         return self.opened
+
+    def is_in_place(self) -> bool:
+        """Whether the lock and the files that are open, if any, are the ones that others would find."""
+        lock, place = self._process_lock, self._place
+        return lock is None or (lock.is_in_place() and (place is None or self._files == place.identities()))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """The block writes to the open database. To be called with `lock` held.
+
+        Raises StorageUnavailableError if that is not the one that others would find: files that were removed take
+        writes without a word, and of a database that has two files one could be that of another.
+        """
+        if not self.is_in_place():
+            raise StorageUnavailableError(
+                f"the files of namespace {self._namespace!r} in {self._folder.path} were removed, moved or replaced "
+                "while they were open; nothing was written. Put them back, or close the namespace and open it again to "
+                "use what is there now"
+            )
+        try:
+            yield
+        finally:
+            # A write may put new files in the place of the old.
+            if self._place is not None:
+                self._files = self._place.identities()
 
     def database_to_write(self) -> Database:
         """The open database, created if there is none."""
@@ -289,7 +332,8 @@ class _Shelf:
             database = self.database()
             if database is None:
                 return
-            database.clear()
+            with self.changing():
+                database.clear()
             place = self._folder.find(self._namespace)
             if self.users == 1 and place is not None:
                 self.opened = None
@@ -351,7 +395,7 @@ def _share(folder: Folder, namespace: str) -> _Shelf:
     with _registry:
         place = (str(folder.path), namespace)
         shelf = _open_shelves.get(place)
-        if shelf is None:
+        if shelf is None or not shelf.is_in_place():
             shelf = _open_shelves[place] = _Shelf(folder, namespace)
         shelf.users += 1
         return shelf
