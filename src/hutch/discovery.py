@@ -71,8 +71,14 @@ class Discovery:
         raise PluginNotFoundError(
             f"there is no storage plugin {name!r}.{nearest(name, known)} Plugins found: {_listed(names)}"
             f"{f' ({len(self.broken):,} more cannot be used)' if self.broken else ''}. "
-            f"Places searched: {_listed(self.places)}"
+            f"Places searched: {_listed(self.places)}{self._not_searched()}"
         )
+
+    def _not_searched(self) -> str:
+        """What kept a place from being searched, such as too many open files: the plugin may be there."""
+        reasons = [f"{shown(broken.path)} {broken.reason}" for broken in self.broken if broken.name is None]
+        found = [reason for reason in reasons if "cannot be searched" in reason]
+        return f". But {_listed(found)}" if found else ""
 
 
 def discover(
