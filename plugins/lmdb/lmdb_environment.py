@@ -229,8 +229,8 @@ class Environment:
             return
         if self.has_lost_its_files():
             raise StorageUnavailableError(
-                f"lmdb {self.path}: its files were removed, moved or replaced while they were open; nothing was "
-                "written. Put them back, or close the store and connect again to use what is there now"
+                f"lmdb {self.path}: its files were removed, moved, replaced or closed to this process while they were "
+                "open; nothing was written. Put that right, or close the store and connect again, to use what is there"
             )
         self._trusted_until_s = now + _TRUST_S
 

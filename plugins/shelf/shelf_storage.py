@@ -309,9 +309,9 @@ class _Shelf:
         """
         if not self.is_in_place():
             raise StorageUnavailableError(
-                f"the files of namespace {self._namespace!r} in {self._folder.path} were removed, moved or replaced "
-                "while they were open; nothing was written. Put them back, or close the namespace and open it again to "
-                "use what is there now"
+                f"the files of namespace {self._namespace!r} in {self._folder.path} were removed, moved, replaced or "
+                "closed to this process while they were open; nothing was written. Put that right, or close the "
+                "namespace and open it again to use what is there now"
             )
         try:
             yield
