@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import lmdb
 
-from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
+from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
 
+from .lmdb_check import contents, structure, unreadable
 from .lmdb_environment import DURABILITY, Environment, shared_environment
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ _FORMAT_KEY, _FORMAT = b"\0\0\0\0v", b"hutch 1"
 _LAST_ID_KEY = b"\0\0\0\0i"
 _NAME = b"\0\0\0\0n"
 _AFTER_NAMES = b"\0\0\0\0o"
-_CHUNK_ITEMS = 1000
+# A hundred decoded values at once stay in the processor's cache, a thousand do not.
+_FIRST_CHUNK_ITEMS, _LARGEST_CHUNK_ITEMS = 16, 128
 _CHUNK_BYTES = 1 << 20
 # Windows gives a file the size of its map at once; elsewhere the file grows with its data.
 _MAP_SIZE_BYTES = 16 << 20 if sys.platform == "win32" else 1 << 30
@@ -81,7 +84,7 @@ class LmdbPlugin(StoragePluginBase):
             found = cursor.set_range(_NAME)
             while found and cursor.key() < _AFTER_NAMES:
                 if _count(txn, cursor.value()):
-                    names.append(cursor.key()[len(_NAME) :].decode())
+                    names.append(_text(cursor.key(), len(_NAME), "the name of a namespace"))
                 found = cursor.next()
             return names
 
@@ -93,6 +96,19 @@ class LmdbPlugin(StoragePluginBase):
 
     def stats(self) -> Mapping[str, object]:
         return self._shared.figures()
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> list[Finding]:
+        if found := unreadable(options["path"] / "data.mdb"):
+            return [found]
+        environment = shared_environment(options["path"], options["durability"], options["map_size_bytes"])
+        try:
+            return structure(environment)
+        finally:
+            environment.release()
+
+    def check(self, fix: bool = False) -> list[Finding]:
+        return contents(self._shared, fix)
 
     def close(self) -> None:
         environment, self._environment = self._environment, None
@@ -161,14 +177,26 @@ class LmdbStorage(EncodedStorage):
         return self._with_id(reading, {})
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        for chunk in self._chunks(start, stop, reverse, values=True):
-            for key, data in chunk:
-                yield key[4:].decode(), data
+        for keys, values in self.read_chunks(start, stop, reverse):
+            yield from zip(keys, values, strict=True)
+
+    def read_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[list[str], list[bytes]]]:
+        for keys, values in self._chunks(start, stop, reverse, values=True):
+            try:
+                names = [key[4:].decode() for key in keys]
+            except UnicodeDecodeError:
+                # What comes before the damaged key is given all the same.
+                for key, data in zip(keys, values, strict=True):
+                    yield [self._key(key)], [data]
+            else:
+                yield names, values
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        for chunk in self._chunks(start, stop, reverse, values=False):
-            for key, _ in chunk:
-                yield key[4:].decode()
+        for keys, _ in self._chunks(start, stop, reverse, values=False):
+            for key in keys:
+                yield self._key(key)
 
     # --- writing ---
 
@@ -190,7 +218,8 @@ class LmdbStorage(EncodedStorage):
             id_ = self._own_id(txn)
             before = txn.stat()["entries"]
             with txn.cursor() as cursor:
-                cursor.putmulti([(id_ + key.encode(), data) for key, data in items.items()])
+                names = map(id_.__add__, map(str.encode, items))
+                cursor.putmulti(zip(names, items.values(), strict=True))
             _add(txn, id_, txn.stat()["entries"] - before)
 
         self._environment.write(writing)
@@ -268,6 +297,9 @@ class LmdbStorage(EncodedStorage):
 
         return self._environment.write(changing)
 
+    def _key(self, key: bytes) -> str:
+        return _text(key, 4, f"a key in namespace {self.namespace!r} of the lmdb storage")
+
     def _own_id(self, txn: Txn) -> bytes:
         """The namespace's id, given out in this transaction if it has none."""
         if self._id is not None:
@@ -287,8 +319,8 @@ class LmdbStorage(EncodedStorage):
 
     def _chunks(
         self, start: str | None, stop: str | None, reverse: bool, *, values: bool
-    ) -> Iterator[list[tuple[bytes, bytes]]]:
-        """The range in lists of bounded size, each read in a transaction of its own: none outlives a `next`."""
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """The range in keys and values of bounded size, each read in a transaction of its own: none outlives a `next`."""
         id_ = self._with_id(lambda _, id_: id_, None)
         if id_ is None:
             return
@@ -296,52 +328,69 @@ class LmdbStorage(EncodedStorage):
         low = id_ + (start.encode() if start else b"\0")
         after = (int.from_bytes(id_, "big") + 1).to_bytes(4, "big") if stop is None else id_ + stop.encode()
         read = self._environment.read
+        # The first is small: whoever takes one item (popitem) does not pay for a thousand.
+        limit = _FIRST_CHUNK_ITEMS
         while True:
-            chunk = read(lambda txn: _chunk(txn, low, after, reverse, values), None)  # noqa: B023 - run at once
-            if not chunk:
+            keys, data = read(lambda txn: _chunk(txn, low, after, reverse, values, limit), _EMPTY)  # noqa: B023 - run at once
+            if not keys:
                 return
-            yield chunk
+            yield keys, data
             if reverse:
-                after = chunk[-1][0]
+                after = keys[-1]
             else:
-                low = chunk[-1][0] + b"\0"
+                low = keys[-1] + b"\0"
+            limit = min(limit * 8, _LARGEST_CHUNK_ITEMS)
 
 
 _EIGHT_ZEROS = bytes(8)
 
 
-def _chunk(txn: Txn, low: bytes, after: bytes, reverse: bool, values: bool) -> list[tuple[bytes, bytes]]:
-    """The first items with ``low <= key < after``, from the end if `reverse`; at least one if there is any."""
+_EMPTY: tuple[list[bytes], list[bytes]] = ([], [])
+
+
+def _chunk(
+    txn: Txn, low: bytes, after: bytes, reverse: bool, values: bool, limit: int
+) -> tuple[list[bytes], list[bytes]]:
+    """The first keys with ``low <= key < after``, from the end if `reverse`, and their values if `values`.
+
+    Up to `limit` of them and about a mebibyte of values; at least one if there is any.
+    """
     cursor = txn.cursor()
-    chunk: list[tuple[bytes, bytes]] = []
-    size = 0
+    keys: list[bytes] = []
+    found: list[bytes] = []
     if reverse:
-        found = cursor.prev() if cursor.set_range(after) else cursor.last()
-        while found and (key := cursor.key()) >= low and len(chunk) < _CHUNK_ITEMS and size < _CHUNK_BYTES:
-            data = cursor.value() if values else b""
-            chunk.append((key, data))
-            size += len(data)
-            found = cursor.prev()
-        return chunk
-    if not cursor.set_range(low):
-        return chunk
-    if values:
-        for item in cursor.iternext():
-            if item[0] >= after:
+        if not (cursor.prev() if cursor.set_range(after) else cursor.last()):
+            return keys, found
+    elif not cursor.set_range(low):
+        return keys, found
+    walk = cursor.iterprev if reverse else cursor.iternext
+    if not values:
+        for key in cast("Iterator[bytes]", islice(walk(True, False), limit)):
+            if not low <= key < after:
                 break
-            chunk.append(item)
-            size += len(item[1])
-            if len(chunk) >= _CHUNK_ITEMS or size >= _CHUNK_BYTES:
-                break
-        return chunk
-    keys: Iterator[bytes] = cursor.iternext(True, False)
-    for key in keys:
-        if key >= after:
+            keys.append(key)
+        return keys, found
+    size = 0
+    for key, data in islice(walk(), limit):
+        # One comparison is enough on the way up: it began at `low`.
+        if key >= after or (reverse and key < low):
             break
-        chunk.append((key, b""))
-        if len(chunk) >= _CHUNK_ITEMS:
+        keys.append(key)
+        found.append(data)
+        size += len(data)
+        if size >= _CHUNK_BYTES:
             break
-    return chunk
+    return keys, found
+
+
+def _text(key: bytes, start: int, what: str) -> str:
+    try:
+        return key[start:].decode()
+    except UnicodeDecodeError as error:
+        raise CorruptValueError(
+            f"{what} is not UTF-8, {key[start:][:40]!a}: damaged, or written by another program. "
+            "hutch check-data --fix gives it one that is"
+        ) from error
 
 
 def _count(txn: Txn, id_: bytes) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .base import MISSING, Codec, StorageBase, StoragePluginBase
 from .codec.typed import TypedCodec
 from .errors import CorruptValueError
-from .limits import MAX_VALUE_BYTES, check_key, check_value_size
+from .limits import MAX_VALUE_BYTES, check_key, check_keys, check_value_size
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
@@ -44,6 +44,13 @@ class EncodedStorage(StorageBase):
         self._codec: Codec = plugin.codec_for(namespace) or _default_codec
         self._encode = self._codec.encode
         self._decode = self._codec.decode
+        # A codec may do many at once; the protocol asks for no more than one.
+        self._encode_many: Callable[[list[object]], list[bytes]] = getattr(
+            self._codec, "encode_many", lambda values: [self._encode(value) for value in values]
+        )
+        self._decode_many: Callable[[Sequence[bytes]], list[Any]] = getattr(
+            self._codec, "decode_many", lambda frames: [self._decode(data) for data in frames]
+        )
 
     # --- byte verbs: the engine's part ---
 
@@ -82,6 +89,13 @@ class EncodedStorage(StorageBase):
             data = self.read(key)
             if data is not None:
                 yield key, data
+
+    def read_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        """The same items, as many keys and their bytes at a time as the engine reads at once."""
+        for key, data in self.read_range(start, stop, reverse):
+            yield (key,), (data,)
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         """The keys that `read_range` would give."""
@@ -138,17 +152,22 @@ class EncodedStorage(StorageBase):
         return found
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        found = self.read_many([check_key(key) for key in dict.fromkeys(keys)])
-        return {key: self._decoded(key, data) for key, data in found.items()}
+        found = self.read_many(check_keys(dict.fromkeys(keys)))
+        return dict(self._decoded_items(found, found.values()))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
+        items = dict(items)
         # Encoded in full before the first byte is written: bad input is refused whole.
-        encoded = {check_key(key): self._encoded(key, value) for key, value in items.items()}
-        if encoded:
-            self.write_many(encoded)
+        names, frames = check_keys(items), self._encode_many(list(items.values()))
+        if not frames:
+            return
+        if max(map(len, frames)) > MAX_VALUE_BYTES:
+            for name, data in zip(names, frames, strict=True):
+                check_value_size(name, len(data))
+        self.write_many(dict(zip(names, frames, strict=True)))
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        checked = [check_key(key) for key in dict.fromkeys(keys)]
+        checked = check_keys(dict.fromkeys(keys))
         return self.delete_many(checked) if checked else 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -157,13 +176,8 @@ class EncodedStorage(StorageBase):
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        decode = self._decode
-        for key, data in self.read_range(*_bounds(prefix, start, stop), reverse):
-            try:
-                value = decode(data)
-            except CorruptValueError:
-                value = self._decoded(key, data)
-            yield key, value
+        for keys, frames in self.read_chunks(*_bounds(prefix, start, stop), reverse):
+            yield from self._decoded_items(keys, frames)
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
@@ -187,6 +201,14 @@ class EncodedStorage(StorageBase):
         if len(data) > MAX_VALUE_BYTES:
             check_value_size(key, len(data))
         return data
+
+    def _decoded_items(self, keys: Iterable[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+        """The items, up to the first that cannot be read: then the error that names it."""
+        frames = list(frames)
+        try:
+            return zip(keys, self._decode_many(frames), strict=True)
+        except CorruptValueError:
+            return ((key, self._decoded(key, data)) for key, data in zip(keys, frames, strict=True))
 
     def _decoded(self, key: str, data: bytes) -> Any:
         try:

