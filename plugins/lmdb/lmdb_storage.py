@@ -320,7 +320,7 @@ class LmdbStorage(EncodedStorage):
     def _chunks(
         self, start: str | None, stop: str | None, reverse: bool, *, values: bool
     ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """The range in keys and values of bounded size, each read in a transaction of its own: none outlives a `next`."""
+        """The range in keys and values of bounded size, each in a transaction of its own: none outlives a `next`."""
         id_ = self._with_id(lambda _, id_: id_, None)
         if id_ is None:
             return

@@ -50,7 +50,7 @@ def check_key(key: object) -> str:
 
 
 def check_keys(keys: Iterable[object]) -> list[str]:
-    """Every one of `keys` as `check_key` returns it, in order; raises what that does for the first that does not fit."""
+    """Every one of `keys` as `check_key` returns it, in order; raises what that does for the first bad one."""
     names: list[Any] = list(keys)
     # Plain keys, which most are, are looked at all at once: a call for each costs more than to store it in a batch.
     if (
