@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import MISSING, Codec, StorageBase, StoragePluginBase
+    from .base import MISSING, Codec, Finding, StorageBase, StoragePluginBase
+    from .checking import check_data
     from .codec.registered import register_type
     from .config import StoreConfig
     from .discovery import Discovery
@@ -53,6 +54,7 @@ __all__ = [
     "CorruptValueError",
     "Discovery",
     "EncodedStorage",
+    "Finding",
     "KeyLimitError",
     "KeyTypeError",
     "Namespace",
@@ -77,6 +79,7 @@ __all__ = [
     "ValueLimitError",
     "ValueTypeError",
     "__version__",
+    "check_data",
     "connect",
     "find_plugins",
     "hookimpl",
@@ -88,7 +91,8 @@ __all__ = [
 
 # Imported when first used, so that `import hutch` alone costs next to nothing. What is not listed is an error.
 _HOME = {
-    "base": ("MISSING", "Codec", "StorageBase", "StoragePluginBase"),
+    "base": ("MISSING", "Codec", "Finding", "StorageBase", "StoragePluginBase"),
+    "checking": ("check_data",),
     "codec.registered": ("register_type",),
     "config": ("StoreConfig",),
     "discovery": ("Discovery",),

@@ -16,8 +16,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from .errors import CapabilityError, ConflictError
 from .options import Option, read_options
@@ -49,6 +50,21 @@ class Codec(Protocol):
 
     def decode(self, data: bytes, /) -> Any:
         """The value, fresh. Raises CorruptValueError if `data` is not what `encode` made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong with what is stored, found by `hutch.check_data`. It never holds a value."""
+
+    #: `structure`: the engine's own files. `value`: unreadable. `key`: none that hutch writes. `count`: `len` is wrong.
+    #: `orphan`: data that no namespace has. `index`: what the engine keeps beside the data does not fit it.
+    kind: Literal["structure", "value", "key", "count", "orphan", "index"]
+    #: What is wrong, for people.
+    told: str
+    namespace: str | None = None
+    key: str | None = None
+    #: Whether it was repaired, or moved out of the way.
+    fixed: bool = False
 
 
 class StorageBase(ABC):
@@ -278,6 +294,22 @@ class StoragePluginBase(ABC):
     def stats(self) -> Mapping[str, object]:
         """Figures for `hutch stats`, by name: sizes, versions. Never a secret."""
         return {}
+
+    @classmethod
+    def check_files(cls, options: Mapping[str, Any]) -> Iterable[Finding]:
+        """What is wrong with the files that `options` lead to, for an engine that damaged files could make crash.
+
+        `hutch.check_data` asks before it builds the factory, and does not build it if anything is found.
+        """
+        return ()
+
+    def check(self, fix: bool = False) -> Iterable[Finding]:
+        """What is wrong beyond single values: counters, namespaces without a name, indexes. Changes nothing.
+
+        With `fix` it is repaired, so that no data is lost, in one transaction where the engine has them. It runs
+        while others read and write, and takes nothing that they do for a fault.
+        """
+        return ()
 
     def close(self) -> None:  # noqa: B027 - optional by contract
         """Let go of what the namespaces share."""

@@ -1,4 +1,4 @@
-"""stats, plugins, check: what there is, and whether it keeps its promises."""
+"""stats, plugins, check, check-data: what there is, and whether it keeps its promises."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from .. import ConfigError, Discovery, PluginLoadError, find_plugins
+from .. import ConfigError, Discovery, Finding, PluginLoadError, check_data, find_plugins
 from ..config import read_config
 from ..errors import redact
 from ..loader import load_factory
 from .app import Call, hutch, json_option, not_there, pass_call, storage_options
-from .show import print_json, print_table, print_value, printable
+from .show import print_json, print_line, print_table, print_value, printable
 
 
 @hutch.command()
@@ -137,3 +137,49 @@ def _print_promise(outcome: str, promise: str, detail: str) -> None:
     if outcome == "failed":
         for line in detail.splitlines():
             click.echo(f"        {printable(line)}")
+
+
+@hutch.command("check-data")
+@click.option("--fix", is_flag=True, help="Repair what can be repaired without losing anything.")
+@click.option(
+    "--salvage",
+    metavar="FILE",
+    help="Move values that are damaged out of the store into FILE, which must not be there.",
+)
+@storage_options
+@json_option
+@pass_call
+def check_data_(call: Call, fix: bool, salvage: str | None, as_json: bool) -> int:
+    """Read everything in the store and report what is wrong with it.
+
+    One line a finding; nothing is changed without --fix or --salvage. The store may be in use.
+    """
+    form = call.config_form()
+    call.import_modules()
+    found = Counter[bool]()
+    for finding in check_data(form, fix=fix, salvage=salvage):
+        found[finding.fixed] += 1
+        if as_json:
+            print_json(
+                {
+                    "kind": finding.kind,
+                    "namespace": finding.namespace,
+                    "key": finding.key,
+                    "told": finding.told,
+                    "fixed": finding.fixed,
+                }
+            )
+        else:
+            print_line(_sentence(finding))
+        sys.stdout.flush()
+    if not as_json:
+        click.echo(f"{found.total():,} found, {found[True]:,} of them mended" if found else "nothing wrong was found")
+    return 1 if found[False] else 0
+
+
+def _sentence(finding: Finding) -> str:
+    where = [f"namespace {finding.namespace!r}"] if finding.namespace is not None else []
+    where += [f"key {finding.key!r}"] if finding.key is not None else []
+    return ": ".join([finding.kind, *([", ".join(where)] if where else []), finding.told]) + (
+        " (mended)" if finding.fixed else ""
+    )

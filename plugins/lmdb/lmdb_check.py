@@ -1,0 +1,222 @@
+"""What `hutch check-data` looks at in an LMDB store: the pages, without LMDB; then names, ids and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hutch import Finding, NamespaceError
+from hutch.limits import check_namespace
+
+from .lmdb_environment import Environment
+from .lmdb_pages import Damage, DataFile, UnreadableFileError
+
+if TYPE_CHECKING:
+    from .lmdb_environment import Txn
+
+# The layout of lmdb_storage.
+_ID_BYTES = 4
+_META = bytes(_ID_BYTES)
+_FORMAT_KEY = _META + b"v"
+_LAST_ID_KEY = _META + b"i"
+_NAME = _META + b"n"
+_LONGEST_KEY_BYTES = 1024
+# A header is written anew by every second transaction: one that is, while it is read, makes no sense.
+_TRIES = 20
+
+
+def unreadable(path: Path) -> Finding | None:
+    """A finding if nothing of the file at `path` can be read, so that LMDB must not open it; no file is no fault."""
+    for _ in range(_TRIES):
+        try:
+            if not path.stat().st_size:
+                return None
+            with DataFile(path):
+                return None
+        except FileNotFoundError:
+            return None
+        except UnreadableFileError as error:
+            told = str(error)
+    return Finding("structure", f"{path} is damaged, or is not an LMDB file: {told}. Restore it from a copy")
+
+
+def structure(environment: Environment) -> list[Finding]:
+    """Findings about the pages of the file, at one moment, while others write."""
+    path = environment.path / "data.mdb"
+
+    def look(txn: Txn) -> list[Finding]:
+        # The transaction keeps the pages of its state from being used again.
+        with DataFile(path, txn.id()) as file:
+            damage = list(file.check())
+            names = dict(_names(file)) if damage else {}
+        return [_finding(path, one, names) for one in damage]
+
+    nothing: list[Finding] = []
+    for _ in range(_TRIES):
+        try:
+            return environment.read(look, nothing)
+        except UnreadableFileError as error:
+            told = str(error)
+    return [Finding("structure", f"{path} is damaged: {told}. Restore it from a copy")]
+
+
+def contents(environment: Environment, fix: bool) -> list[Finding]:
+    """Findings about names, ids, counts and keys, in one transaction; with `fix` repaired in another."""
+    nothing: list[Finding] = []
+    found = environment.read(lambda txn: list(_Contents(txn).findings(False)), nothing)
+    if found and fix:
+        # Looked at anew: others may have written meanwhile.
+        return environment.write(lambda txn: list(_Contents(txn).findings(True)))
+    return found
+
+
+class _Contents:
+    """All keys of a store, counted."""
+
+    def __init__(self, txn: Txn) -> None:
+        self._txn = txn
+        self._names: dict[bytes, bytes] = {}  # name -> id
+        self._kept: dict[bytes, bytes] = {}  # id -> the count that is stored
+        self._counts: dict[bytes, int] = {}
+        self._bad_keys: list[bytes] = []
+        self._foreign: list[bytes] = []
+        for key in txn.cursor().iternext(True, False):
+            assert isinstance(key, bytes)
+            self._see(key)
+
+    def _see(self, key: bytes) -> None:
+        id_ = key[:_ID_BYTES]
+        if id_ == _META:
+            if key.startswith(_NAME):
+                self._names[key[len(_NAME) :]] = self._txn.get(key) or b""
+            elif key not in (_FORMAT_KEY, _LAST_ID_KEY):
+                self._foreign.append(key)
+        elif len(key) < _ID_BYTES:
+            self._foreign.append(key)
+        elif len(key) == _ID_BYTES:
+            self._kept[key] = self._txn.get(key) or b""
+        else:
+            self._counts[id_] = self._counts.get(id_, 0) + 1
+            if len(key) > _ID_BYTES + _LONGEST_KEY_BYTES or not _is_text(key[_ID_BYTES:]):
+                self._bad_keys.append(key)
+
+    def findings(self, fix: bool) -> Iterator[Finding]:
+        txn = self._txn
+        for key in self._foreign:
+            yield Finding("key", f"an entry {key[:60]!a} that hutch did not write")
+        yield from self._check_names(fix)
+        owner = {id_: name.decode() for name, id_ in self._names.items()}
+        yield from self._check_orphans(fix, owner)
+        last = max([0, *(_number(id_) for id_ in {*owner, *self._counts, *self._kept})])
+        if _number(txn.get(_LAST_ID_KEY) or b"") < last:
+            if fix:
+                txn.put(_LAST_ID_KEY, last.to_bytes(_ID_BYTES, "big"))
+            yield Finding("count", "the last id given out is lower than one in use", fixed=fix)
+        for id_, name in sorted(owner.items()):
+            kept, count = self._kept.get(id_), self._counts.get(id_, 0)
+            if kept != count.to_bytes(8, "big"):
+                if fix:
+                    txn.put(id_, count.to_bytes(8, "big"))
+                told = "is missing" if kept is None else f"is {_number(kept):,}"
+                yield Finding("count", f"the count of its keys {told}, there are {count:,}", name, fixed=fix)
+        for key in self._bad_keys:
+            yield self._bad_key(key, owner.get(key[:_ID_BYTES]), fix)
+
+    def _check_names(self, fix: bool) -> Iterator[Finding]:
+        """Names that cannot be, and ids that are none or belong to two. What they lead to becomes an orphan."""
+        seen: dict[bytes, bytes] = {}
+        for name, id_ in sorted(self._names.items()):
+            shown = name.decode(errors="backslashreplace")
+            if not _is_name(name):
+                told, fixable = f"{name!a} is no name of a namespace", True
+            elif len(id_) != _ID_BYTES or id_ == _META:
+                told, fixable = "it has no id, so whatever it held cannot be found by its name", True
+            elif id_ in seen:
+                told, fixable = f"it has the same id as {seen[id_].decode()!r}: both show the same data", False
+            else:
+                seen[id_] = name
+                continue
+            if fix and fixable:
+                self._txn.delete(_NAME + name)
+            yield Finding("orphan", told, shown, fixed=fix and fixable)
+            del self._names[name]
+
+    def _check_orphans(self, fix: bool, owner: dict[bytes, str]) -> Iterator[Finding]:
+        number = 0
+        taken = set(owner.values())
+        for id_ in sorted({*self._counts, *self._kept} - set(owner)):
+            count = self._counts.get(id_, 0)
+            if not count:
+                if fix:
+                    self._txn.delete(id_)
+                yield Finding("count", f"a count for id {_number(id_)}, which no namespace has", fixed=fix)
+                self._kept.pop(id_)
+                continue
+            number += 1
+            while f"recovered-{number}" in taken:
+                number += 1
+            name = f"recovered-{number}"
+            if fix:
+                self._txn.put(_NAME + name.encode(), id_)
+                owner[id_] = name
+            told = f"{count:,} keys under id {_number(id_)}, which no namespace has"
+            yield Finding(
+                "orphan", told + (f": they are in {name!r} now" if fix else ""), name if fix else None, None, fix
+            )
+
+    def _bad_key(self, key: bytes, name: str | None, fix: bool) -> Finding:
+        shown = key[_ID_BYTES:].decode(errors="backslashreplace")
+        told = "a key that is not UTF-8, or too long: damaged, or written by another program"
+        if not fix:
+            return Finding("key", told, name, shown)
+        # What it was cannot be known. Nothing is lost: the value moves, bytes and all.
+        new = key[:_ID_BYTES] + b"recovered-" + key[_ID_BYTES:].hex().encode()[: _LONGEST_KEY_BYTES - 20]
+        value = self._txn.get(key)
+        if value is None or not self._txn.put(new, value, True, False):
+            return Finding("key", told, name, shown)
+        self._txn.delete(key)
+        return Finding("key", f"{told}; it is {new[_ID_BYTES:].decode()!r} now", name, shown, True)
+
+
+def _names(file: DataFile) -> Iterator[tuple[bytes, str]]:
+    """Id and name of each namespace whose entry can be read."""
+    for key, value in file.items():
+        if key > _NAME and not key.startswith(_NAME):
+            return
+        if key.startswith(_NAME):
+            yield file.value(value), key[len(_NAME) :].decode(errors="backslashreplace")
+
+
+def _finding(path: Path, damage: Damage, names: dict[bytes, str]) -> Finding:
+    first, after = damage.first, damage.after
+    if first is None and after is None:
+        return Finding("structure", f"{path}: {damage.text}. Restore it from a copy")
+
+    def shown(bound: bytes | None) -> str:
+        if bound is None:
+            return "the end"
+        where = names.get(bound[:_ID_BYTES], f"id {_number(bound[:_ID_BYTES])}")
+        return f"{bound[_ID_BYTES:].decode(errors='backslashreplace')!r} of {where!r}"
+
+    told = f"{path}: {damage.text}. Lost with it: keys from {shown(first or b'')} to before {shown(after)}"
+    namespace = names.get(first[:_ID_BYTES]) if first else None
+    key = first[_ID_BYTES:].decode(errors="backslashreplace") if first and namespace else None
+    return Finding("structure", f"{told}. Restore it from a copy", namespace, key)
+
+
+def _is_text(key: bytes) -> bool:
+    with suppress(UnicodeDecodeError):
+        return bool(key.decode())
+    return False
+
+
+def _is_name(name: bytes) -> bool:
+    with suppress(UnicodeDecodeError, NamespaceError):
+        return bool(check_namespace(name.decode()))
+    return False
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "big")

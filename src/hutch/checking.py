@@ -1,0 +1,243 @@
+"""`check_data`: reads everything that a store holds, says what is wrong with it, and repairs what can be repaired."""
+
+from __future__ import annotations
+
+import json
+import os
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
+from zlib import crc32
+
+from .adapted import open_checked
+from .base import Finding, StorageBase, StoragePluginBase
+from .codec.frame import RESIDUE
+from .config import StoreConfig, read_config
+from .encoded import EncodedStorage
+from .errors import CorruptValueError, KeyLimitError
+from .factory import PluginConfig, build, find_plugins
+from .limits import check_key
+from .loader import load_factory
+from .options import read_options
+from .store import Store
+
+# How often a count that does not fit is looked at again: others may have written between two looks.
+_LOOKS = 5
+
+_Save = Callable[[str, str, bytes], None]
+
+
+def check_data(
+    config: Any = None, *, fix: bool = False, salvage: str | os.PathLike[str] | None = None
+) -> Iterator[Finding]:
+    """Read everything in a store; what is wrong with it, as soon as it is found. Nothing at all: the store is sound.
+
+    `config` is anything that `connect` takes, or an open `Store`. A damaged store may not open: give the config.
+    Others may use the store meanwhile. Nothing is changed, except
+
+    - with `fix`: counts are put right, data without a namespace gets one called ``recovered-N``, indexes are made
+      anew. Nothing that can be read is lost by it. A damaged structure is not repaired: restore a copy.
+    - with `salvage`, the name of a file that is not there yet: each value whose checksum does not fit is written to
+      it (JSON lines with `namespace`, `key` and the stored bytes in base64 as `data`), flushed to the disk, and only
+      then removed from the store, unless it was set again meanwhile. Values that merely cannot be read here, for want
+      of a class or a key, stay.
+
+    Raises what `connect` raises for a store that cannot be reached, CapabilityError for an engine that cannot list its
+    namespaces or a change to what LAYERS make read-only, OSError for the file; damage is never raised.
+    """
+    checked = config.config if isinstance(config, Store) else read_config(config)
+    if fix or salvage is not None:
+        _refuse_read_only(checked)
+    with _saving_to(salvage) as save:
+        if isinstance(config, Store):
+            yield from _check_open(config, fix, save)
+            return
+        # Before the engine sees them: damaged files may crash it.
+        found = list(_check_files(checked))
+        yield from found
+        if found:
+            return
+        try:
+            info, factory = build(checked)
+        except CorruptValueError as error:
+            yield Finding("structure", str(error))
+            return
+        try:
+            yield from _check(info.name, factory, fix, save)
+        finally:
+            if callable(close := getattr(factory, "close", None)):
+                close()
+
+
+def _refuse_read_only(config: StoreConfig) -> None:
+    for pattern, layers in [("*", config.layers), *((rule.pattern, rule.layers) for rule in config.namespaces)]:
+        if layers:
+            from .layers.choose import check_drop
+
+            check_drop(layers, pattern)
+
+
+def _check_open(store: Store, fix: bool, save: _Save | None) -> Iterator[Finding]:
+    store.stats()  # raises if it is closed
+    factory = store._factory
+    found = list(factory.check_files(factory._storage_config)) if isinstance(factory, StoragePluginBase) else []
+    yield from found
+    if not found:
+        yield from _check(store.name, factory, fix, save)
+
+
+def _check_files(config: StoreConfig) -> Iterator[Finding]:
+    info = find_plugins(config).find(config.storage)
+    plugin = load_factory(info)
+    if not issubclass(plugin, StoragePluginBase):
+        return
+    # An engine that does not look at its files may take options that only it can read.
+    if plugin.check_files.__func__ is StoragePluginBase.check_files.__func__:  # type: ignore[attr-defined]
+        return
+    options = read_options(PluginConfig(config, info), plugin.OPTIONS, info.name)
+    try:
+        yield from plugin.check_files(options)
+    except CorruptValueError as error:
+        yield Finding("structure", str(error))
+
+
+def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[Finding]:
+    counts_itself = False
+    told: set[str | None] = set()
+    # A factory of Errbot's making may have a `check` of another meaning.
+    if isinstance(factory, StoragePluginBase):
+        counts_itself = type(factory).check is not StoragePluginBase.check
+        try:
+            found = list(factory.check(fix))
+        except CorruptValueError as error:
+            found = [Finding("structure", str(error))]
+        yield from found
+        told.update(finding.namespace for finding in found if finding.kind == "key" and not finding.fixed)
+        if any(finding.kind == "structure" and not finding.fixed for finding in found):
+            return
+    for namespace in sorted(factory.namespaces()):
+        try:
+            storage = open_checked(factory, name, namespace)
+        except CorruptValueError as error:
+            yield Finding("structure", str(error), namespace)
+            continue
+        with closing(storage):
+            if isinstance(storage, EncodedStorage):
+                # A key that cannot be read was told of; that nothing can be listed across it is not another fault.
+                for finding in _read_bytes(storage, namespace, save):
+                    if finding.kind != "structure" or namespace not in told:
+                        yield finding
+            else:
+                yield from _read_values(storage, namespace)
+            if not counts_itself:
+                yield from _count(storage, namespace)
+
+
+def _read_bytes(storage: EncodedStorage, namespace: str, save: _Save | None) -> Iterator[Finding]:
+    last: str | None = None
+    try:
+        for key, data in storage.read_range(None, None, False):
+            if last is not None and key <= last:
+                yield Finding("index", f"the keys are not in order: {key!r} is behind {last!r}", namespace, key)
+            last = key
+            yield from _judge(storage, namespace, key, data, save)
+        return
+    except CorruptValueError as error:
+        yield Finding("structure", str(error), namespace)
+    # What lies behind that place, from the other end.
+    try:
+        for key, data in storage.read_range(last, None, True):
+            if last is not None and key <= last:
+                return
+            yield from _judge(storage, namespace, key, data, save)
+    except CorruptValueError:
+        return
+
+
+def _judge(storage: EncodedStorage, namespace: str, key: str, data: bytes, save: _Save | None) -> Iterator[Finding]:
+    try:
+        check_key(key)
+    except KeyLimitError as error:
+        yield Finding("key", str(error), namespace, key)
+    try:
+        storage._decoded(key, data)
+    except CorruptValueError as error:
+        # An intact frame is somebody's value, even if it takes another codec, key or class to read it.
+        moved = save is not None and crc32(data) != RESIDUE
+        if moved:
+            assert save is not None
+            save(namespace, key, data)
+            moved = storage.swap(key, data, None)
+        yield Finding("value", str(error), namespace, key, moved)
+
+
+def _read_values(storage: StorageBase, namespace: str) -> Iterator[Finding]:
+    try:
+        keys = list(storage.keys())
+    except CorruptValueError as error:
+        yield Finding("structure", str(error), namespace)
+        return
+    for key in keys:
+        try:
+            storage.get(key)
+        except KeyError:  # removed meanwhile
+            continue
+        except CorruptValueError as error:
+            yield Finding("value", str(error), namespace, key)
+
+
+def _count(storage: StorageBase, namespace: str) -> Iterator[Finding]:
+    for _ in range(_LOOKS):
+        before = storage.len()
+        try:
+            listed = len(list(storage.keys()))
+        except CorruptValueError:  # told already
+            return
+        if listed in (before, storage.len()):
+            return
+    yield Finding("count", f"len is {before:,}, but {listed:,} keys are listed", namespace)
+
+
+@contextmanager
+def _saving_to(salvage: str | os.PathLike[str] | None) -> Iterator[_Save | None]:
+    """What writes a value to the file and returns when the disk has it. The file is made with the first value."""
+    if salvage is None:
+        yield None
+        return
+    path = Path(salvage)
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already; values are salvaged into a new file")
+    file: IO[str] | None = None
+
+    def save(namespace: str, key: str, data: bytes) -> None:
+        nonlocal file
+        if file is None:
+            file = open(path, "x", encoding="utf-8", opener=_private)  # noqa: SIM115 - closed below
+            _flush_folder(path)
+        line = {"namespace": namespace, "key": key, "data": b64encode(data).decode()}
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+    try:
+        yield save
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _flush_folder(path: Path) -> None:
+    """Put the name of a new file on the disk. On Windows there is no way, and no need."""
+    if os.name == "nt":
+        return
+    folder = os.open(path.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
