@@ -16,11 +16,13 @@ from hutch import (
     ConfigError,
     CorruptValueError,
     EncodedStorage,
+    Finding,
     Option,
     StoragePluginBase,
     StoreNotOpenError,
 )
 
+from .sqlite_check import check
 from .sqlite_database import Database, registry
 from .sqlite_file import SYNCHRONOUS, NoDataError
 
@@ -106,6 +108,9 @@ class SqlitePlugin(StoragePluginBase):
         number = database.number_of(namespace)
         if number is not None:
             database.change(_REMOVE_ALL, (number,))
+
+    def check(self, fix: bool = False) -> list[Finding]:
+        return check(self._shared(), fix)
 
     def close(self) -> None:
         with registry:

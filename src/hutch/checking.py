@@ -106,6 +106,7 @@ def _check_files(config: StoreConfig) -> Iterator[Finding]:
 def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[Finding]:
     counts_itself = False
     told: set[str | None] = set()
+    told_structure = False
     # A factory of Errbot's making may have a `check` of another meaning.
     if isinstance(factory, StoragePluginBase):
         counts_itself = type(factory).check is not StoragePluginBase.check
@@ -114,10 +115,15 @@ def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[F
         except CorruptValueError as error:
             found = [Finding("structure", str(error))]
         yield from found
+        told_structure = any(finding.kind == "structure" for finding in found)
         told.update(finding.namespace for finding in found if finding.kind == "key" and not finding.fixed)
-        if any(finding.kind == "structure" and not finding.fixed for finding in found):
-            return
-    for namespace in sorted(factory.namespaces()):
+    try:
+        namespaces = sorted(factory.namespaces())
+    except CorruptValueError as error:
+        if not told_structure:
+            yield Finding("structure", str(error))
+        return
+    for namespace in namespaces:
         try:
             storage = open_checked(factory, name, namespace)
         except CorruptValueError as error:
