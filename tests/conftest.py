@@ -1,10 +1,15 @@
-"""Fixtures for all tests: a server for those that need one, and a check that a test cleans up behind itself."""
+"""Fixtures for all tests: a server or a small disk for those that need one, and a check that a test cleans up."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +29,66 @@ def redis_server() -> Iterator[RedisServer]:
     """One standalone server (`.url`, `.unix_url`) for the whole run: give every test a `prefix` of its own."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB, in memory; `mount -o remount,...` makes it larger, or read-only. Linux only."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if not may_mount():
+        yield folder  # not used: pytest_pyfunc_call runs the test where it may mount
+        return
+    _mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", folder)
+    yield folder
+    # Lazily: a test that failed may have left files open.
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that needs a small disk runs as root of a user namespace of its own if this user may not mount."""
+    if "small_disk" not in pyfuncitem.fixturenames or may_mount():
+        return None
+    if sys.platform != "linux":
+        pytest.skip("a small disk is made by Linux's tmpfs")
+    if shutil.which("unshare") is None and os.environ.get("CI"):
+        pytest.fail("unshare is missing, of the package util-linux")
+    inside = ["unshare", "--user", "--map-root-user", "--mount"]
+    if _IN_NAMESPACE in os.environ or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount a small disk, also not in a user namespace")
+    done = subprocess.run(
+        [*inside, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid],
+        cwd=pyfuncitem.config.rootpath,
+        env={**os.environ, _IN_NAMESPACE: "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    if "1 skipped" in done.stdout:
+        pytest.skip(done.stdout[-500:])
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "1 passed" in done.stdout, done.stdout[-5000:]
+    return True
+
+
+_IN_NAMESPACE = "HUTCH_TEST_IN_NAMESPACE"
+
+
+@functools.cache
+def may_mount() -> bool:
+    """Whether this process may mount a file system."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _mount("-t", "tmpfs", "tmpfs", folder)
+            subprocess.run(["umount", folder], check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return False
+    return True
+
+
+def _mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture(autouse=True)
