@@ -1,0 +1,178 @@
+"""hutch beside its peers: every store in a process of its own, all of them in turn within each round."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .flushes import preloaded, why_not
+from .peers import STORES, Store
+from .worker import OPERATIONS
+
+_ROOT = Path(__file__).parent.parent
+#: A round of an operation takes about this long, or one call.
+_ROUND_S = 0.01
+_MOST_CALLS = 2000
+_WRITES = {"set": 200, "add_delete": 100, "update": 5, "counter": 100}
+
+
+@dataclass
+class Row:
+    """What was found of one store."""
+
+    store: Store
+    python: str = ""
+    note: str = ""
+    versions: str = ""
+    #: Why it is not in the table.
+    missing: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: Time of the hutch beside it, divided by its own.
+    ratios: dict[str, float] = field(default_factory=dict)
+    #: A call, counted.
+    flushes: dict[str, float] = field(default_factory=dict)
+
+
+class Worker:
+    """A store's process; see worker.py."""
+
+    def __init__(
+        self, name: str, python: str, folder: Path, keys: int, environment: dict[str, str] | None = None
+    ) -> None:
+        self._process = subprocess.Popen(
+            # Its warnings are for who chooses a store.
+            [python, "-W", "ignore", "-m", "benchmarks.worker", name, str(folder), str(keys)],
+            cwd=_ROOT,
+            env={**(environment or os.environ), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self) -> Any:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self._process.args!r} ended with status {self._process.wait()}")
+        return json.loads(answer)
+
+    def do(self, operation: str, calls: int) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"operation": operation, "calls": calls}) + "\n")
+        self._process.stdin.flush()
+        return self.hear()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def find(store: Store) -> tuple[str, str]:
+    """The first Python at hand that can import what `store` needs, and the versions it has; ("", "") if none can."""
+    code = (
+        "import importlib, importlib.metadata as m, sys\n"
+        f"for name in {store.modules}: importlib.import_module(name)\n"
+        f"print(', '.join(f'{{name}} {{m.version(name)}}' for name in {store.packages}))"
+    )
+    for python in _pythons():
+        # Not from the checkout: what is not installed in that Python is not used.
+        ran = subprocess.run([python, "-c", code], check=False, capture_output=True, text=True, cwd="/")
+        if not ran.returncode:
+            return python, ran.stdout.strip()
+    return "", ""
+
+
+def _pythons() -> list[str]:
+    """This one; Errbot's, in an environment of its own; the system's, often with other dialects of dbm; a 3.13."""
+    found = [sys.executable, os.environ.get("HUTCH_ERRBOT_PYTHON"), str(_ROOT / ".venvs/errbot/bin/python")]
+    found += ["/usr/bin/python3", str(_ROOT / ".venvs/3.13/bin/python"), shutil.which("python3.13")]
+    finder = _ROOT / "scripts/find-python"
+    if os.name == "posix":
+        found.append(subprocess.run([finder, "3.13"], check=False, capture_output=True, text=True).stdout.strip())
+    return list(dict.fromkeys(python for python in found if python and Path(python).exists()))
+
+
+def compare(names: list[str], folder: Path, keys: int, rounds: int, say: Callable[[str], None]) -> dict[str, Row]:
+    """Every store of `names`, and the hutch beside it."""
+    wanted = dict.fromkeys([*names, *(beside for name in names if (beside := STORES[name].beside))])
+    rows = {name: Row(STORES[name]) for name in STORES if name in wanted}
+    pythons: dict[str, str] = {}
+    for name, row in rows.items():
+        pythons[name], row.versions = find(row.store)
+        if not pythons[name]:
+            row.missing = f"no Python here has {', '.join(row.store.modules)}"
+            say(f"  LEFT OUT: {name}: {row.missing}")
+    here = [name for name, row in rows.items() if not row.missing]
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(Worker(name, pythons[name], folder / f"{number}", keys))
+            for number, name in enumerate(here)
+        }
+        offers: dict[str, list[str]] = {}
+        for name, worker in workers.items():
+            about = worker.hear()
+            offers[name], rows[name].python, rows[name].note = about["offers"], about["python"], about["note"]
+        for operation in OPERATIONS:
+            able = {name: workers[name] for name in here if operation in offers[name]}
+            _measure(operation, able, rows, rounds)
+            say(f"  {OPERATIONS[operation].replace('`', '')}")
+    _count_flushes(here, pythons, rows, folder, say)
+    return rows
+
+
+def _measure(operation: str, workers: dict[str, Worker], rows: dict[str, Row], rounds: int) -> None:
+    calls = {name: _calls(worker, operation) for name, worker in workers.items()}
+    taken: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            taken[name].append(worker.do(operation, calls[name])["seconds"] / calls[name])
+    for name, seconds in taken.items():
+        rows[name].seconds[operation] = statistics.median(seconds)
+        beside = taken.get(rows[name].store.beside)
+        if beside:
+            rows[name].ratios[operation] = statistics.median(a / b for a, b in zip(beside, seconds, strict=True))
+
+
+def _calls(worker: Worker, operation: str) -> int:
+    worker.do(operation, 1)
+    calls = 1
+    while True:
+        seconds = worker.do(operation, calls)["seconds"]
+        if seconds >= _ROUND_S / 4 or calls >= _MOST_CALLS:
+            return max(1, min(_MOST_CALLS, int(calls * _ROUND_S / seconds)))
+        calls = min(_MOST_CALLS, calls * 8)
+
+
+def _count_flushes(
+    names: list[str], pythons: dict[str, str], rows: dict[str, Row], folder: Path, say: Callable[[str], None]
+) -> None:
+    """In runs of their own, so that counting costs no measurement anything."""
+    if reason := why_not():
+        say(f"  LEFT OUT: the numbers of flushes: {reason}")
+        return
+    environment = preloaded(folder)
+    for number, name in enumerate(names):
+        with Worker(name, pythons[name], folder / f"counted {number}", 1000, environment) as worker:
+            offers = worker.hear()["offers"]
+            for operation, calls in _WRITES.items():
+                if operation in offers:
+                    rows[name].flushes[operation] = worker.do(operation, calls)["flushes"] / calls

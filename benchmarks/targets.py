@@ -1,0 +1,78 @@
+"""The targets: what each is measured against, its limit, and where one is missed, the floor that forbids it.
+
+A ratio is the time of hutch divided by that of the yardstick in the same run, the median of the rounds' ratios. The
+function of the same name in yardsticks.py says what both do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: hutch's `operation` takes at most `limit` times as long as the `yardstick`."""
+
+    function: str
+    operation: str
+    yardstick: str
+    limit: float
+    #: Rounds of a process in the short form; the long form has more processes.
+    rounds: int
+    #: The least that is possible, where it is above the limit, and why.
+    floor: float | None = None
+    why: str = ""
+    #: What bench-check allows on top, for noise.
+    slack: float = 1.10
+    #: Whether a rise of 15% above the committed baseline fails: not where the noise alone is as large.
+    steady: bool = True
+    #: How long a flush takes, simulated; None: as long as the disk needs.
+    flush_us: int | None = None
+    unit: str = "x"
+    #: One process is enough for what is the same in all.
+    exact: bool = False
+
+    @property
+    def allowed(self) -> float:
+        return max(self.limit, self.floor or 0.0)
+
+
+_RAW_GET = "`with env.begin(db=db) as t: unpackb(t.get(k.encode()))`"
+_RAW_SET = "`with env.begin(db=db, write=True) as t: t.put(k.encode(), packb(v))`, the same flushes"
+_ROWS = [
+    Target("get", "lmdb `ns[key]`", _RAW_GET, 0.95, 300),
+    Target("get_hot", "lmdb `ns[key]`, 100 hot keys, `cache_bytes` set", _RAW_GET, 0.65, 300),
+    Target("miss", "lmdb `key in ns`, a miss", "raw begin and get", 1.0, 300),
+    Target("set_normal", "lmdb `ns[key] = v`, normal", _RAW_SET, 1.05, 80, slack=1.15, steady=False),
+    Target("set_relaxed", "lmdb `ns[key] = v`, relaxed", _RAW_SET, 1.10, 150),
+    Target("update", "lmdb `ns.update`, 10,000", "raw `putmulti` in one transaction", 1.2, 20),
+    Target("items", "lmdb `ns.items()`, 100,000", "raw cursor and decode, in one transaction", 1.15, 11),
+    Target("length", "lmdb `len(ns)`", "raw `stat`", 1.0, 200),
+    Target("length_sqlite", "sqlite `len(ns)`, 100,000 keys", "with 100 keys", 1.1, 60),
+    Target("length_memory", "memory `len(ns)`, 100,000 keys", "with 100 keys", 1.1, 200),
+    Target("get_among_namespaces", "lmdb `ns[key]`, 10,000 namespaces", "with one namespace", 1.1, 200),
+    Target("one_thread", "lmdb durable sets, 1 thread, a flush of 1 ms", "raw", 1.05, 5, flush_us=1000),
+    Target("eight_threads", "the same, 8 threads", "raw, a transaction each", 1 / 3.5, 7, flush_us=1000, steady=False),
+    Target("many_threads", "the same, 32 threads", "raw, a transaction each", 1 / 10, 7, flush_us=1000, steady=False),
+    Target("cold", "lmdb open, get, close: a new process, from its start to its end", "raw", 1.3, 11, slack=1.15),
+    Target(
+        "cold_inside", "the same without the interpreter's start: imports, open, get, close", "raw", 1.3, 11, slack=1.15
+    ),
+    Target("sqlite_get", "sqlite `ns[key]`", "sqlite3's defaults: `execute(...).fetchone()` and decode", 0.8, 100),
+    Target("sqlite_update", "sqlite `ns.update`, 10,000", "`executemany` and commit, the same flushes", 0.9, 15),
+    Target("memory_get", "memory `ns[key]`", "decoding alone", 1.4, 300),
+    Target("memory_bytes", "memory, bytes a key, of 125-byte values", "-", 290, 1, unit="bytes", exact=True),
+    Target("encode", "codec, encode", "msgspec's MessagePack, which keeps no types", 1.3, 300),
+    Target("decode", "codec, decode", "msgspec's MessagePack, which keeps no types", 1.15, 300),
+    Target("imports", "`import hutch`", "`import diskcache`", 0.5, 11, slack=1.15),
+    Target(
+        "get_while_another_burns",
+        "lmdb `ns[key]` while another thread burns CPU",
+        "the same, raw",
+        1.0,
+        9,
+        slack=1.15,
+        steady=False,
+    ),
+]
+TARGETS: dict[str, Target] = {target.function: target for target in _ROWS}
