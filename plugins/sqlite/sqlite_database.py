@@ -36,6 +36,9 @@ class Database:
         self._file = DatabaseFile(path, durability, wait_s)
         self._users = 0
         self._frozen: list[threading.Lock] = []
+        #: The readers that nobody uses: always this list. A thread takes one and puts it back; `pop` and `append` are
+        #: atomic. Whoever finds the storage closed then calls `trim`.
+        self.idle: list[Connection] = []
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -44,9 +47,8 @@ class Database:
         self._writer: Connection | None = None
         # The files that the writer has open, known once it has written: the log is made by then.
         self._files: Files | None = None
-        # A thread takes a reader from the idle ones and puts it back; `pop` and `append` are atomic. All readers
-        # are in `_readers`, so that it is known when none is in use.
-        self._idle: list[Connection] = []
+        self.idle.clear()
+        # All readers, so that it is known when none is in use.
         self._readers: set[Connection] = set()
         self._keep = _IDLE_READERS
 
@@ -83,7 +85,7 @@ class Database:
             _databases.remove(self)
             # A reader that another thread is using is closed when that puts it back.
             self._keep = 0
-            self._trim()
+            self.trim()
             if self._writing.acquire(timeout=self._file.wait_s):
                 self._close_writer()
                 self._writing.release()
@@ -133,7 +135,7 @@ class Database:
         Raises NoDataError if there is no file.
         """
         try:
-            connection = self._idle.pop()
+            connection = self.idle.pop()
         except IndexError:
             connection = self._borrow()
         try:
@@ -144,20 +146,21 @@ class Database:
     def _borrow(self) -> Connection:
         with self._opening:
             with contextlib.suppress(IndexError):
-                return self._idle.pop()
+                return self.idle.pop()
             connection = self._connect(create=False)
             self._readers.add(connection)
             return connection
 
     def _give_back(self, connection: Connection) -> None:
-        self._idle.append(connection)
-        if len(self._idle) > self._keep:
-            self._trim()
+        self.idle.append(connection)
+        if len(self.idle) > self._keep:
+            self.trim()
 
-    def _trim(self) -> None:
-        while len(self._idle) > self._keep:
+    def trim(self) -> None:
+        """Close the idle readers that are too many; once the last user is gone, all."""
+        while len(self.idle) > self._keep:
             with contextlib.suppress(IndexError):
-                self._close_reader(self._idle.pop())
+                self._close_reader(self.idle.pop())
 
     def _close_reader(self, connection: Connection) -> None:
         connection.close()
@@ -236,7 +239,7 @@ class Database:
             self._frozen.append(self._opening)
         while self._readers and time.monotonic() < deadline:
             try:
-                self._close_reader(self._idle.pop())
+                self._close_reader(self.idle.pop())
             except IndexError:
                 time.sleep(0.001)
 

@@ -7,7 +7,9 @@ sqlite_file.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping
+import sqlite3
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
@@ -21,22 +23,36 @@ from hutch import (
     StoragePluginBase,
     StoreNotOpenError,
 )
+from hutch.limits import check_key
 
 from .sqlite_check import check
 from .sqlite_database import Database, registry
 from .sqlite_file import SYNCHRONOUS, NoDataError
 
-_GET = "SELECT value FROM entries WHERE ns = ? AND key = ?"
-_EXISTS = "SELECT 1 FROM entries WHERE ns = ? AND key = ?"
-_SET = (
-    "INSERT INTO entries (ns, key, value) VALUES (?, ?, ?) ON CONFLICT (ns, key) DO UPDATE SET value = excluded.value"
-)
-_ADD = "INSERT INTO entries (ns, key, value) VALUES (?, ?, ?) ON CONFLICT (ns, key) DO NOTHING"
-_REPLACE = "UPDATE entries SET value = ? WHERE ns = ? AND key = ? AND value = ?"
-_REMOVE = "DELETE FROM entries WHERE ns = ? AND key = ?"
-_REMOVE_EQUAL = "DELETE FROM entries WHERE ns = ? AND key = ? AND value = ?"
+# A key is bound as text and made a blob by SQLite: to bind bytes, Python 3.11 first asks them for an adapter, in vain,
+# which costs a tenth of a read. (Values are bound as bytearrays, which it does not ask.)
+_GET = "SELECT value FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
+_GET_SOME = "SELECT key, value FROM entries WHERE ns = ? AND key IN ({})"
+_EXISTS = "SELECT 1 FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
+_INSERT = "INSERT INTO entries (ns, key, value) "
+_ROW = "VALUES (?, CAST(? AS BLOB), ?) "
+_OR_REPLACE = "ON CONFLICT (ns, key) DO UPDATE SET value = excluded.value"
+_SET = _INSERT + _ROW + _OR_REPLACE
+_ADD = _INSERT + _ROW + "ON CONFLICT (ns, key) DO NOTHING"
+_REPLACE = "UPDATE entries SET value = ? WHERE ns = ? AND key = CAST(? AS BLOB) AND value = ?"
+_REMOVE = "DELETE FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
+_REMOVE_EQUAL = _REMOVE + " AND value = ?"
 _REMOVE_ALL = "DELETE FROM entries WHERE ns = ?"
 _RANGE = "SELECT {} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
+
+# So many keys of a batch go into one statement: to run one costs as much as to write half a row.
+_TOGETHER = 32
+# `WHERE true` tells SQLite that the `ON` after it is no part of a join.
+_ROWS = "SELECT ?, CAST(column1 AS BLOB), column2 FROM (VALUES {}) WHERE true "
+_SET_TOGETHER = _INSERT + _ROWS.format(", ".join(["(?, ?)"] * _TOGETHER)) + _OR_REPLACE
+
+# Values shorter than that are copied in less time than an adapter takes to be not found.
+_COPIED_BYTES = 4096
 
 # Larger than every key: no byte of UTF-8 is 0xFF.
 _AFTER_ALL_KEYS = b"\xff"
@@ -142,22 +158,21 @@ class SqliteStorage(EncodedStorage):
         self._path = database.path
         self._number: int | None = None
         self._database = database.retain()
+        # Of `Database`, for the short way of `_row`.
+        self._idle, self._trim = database.idle, database.trim
 
     # --- the six verbs ---
 
     def read(self, key: str) -> bytes | None:
-        number = self._find()
-        if number is None:
-            return None
-        row = self._shared.row(_GET, (number, key.encode()))
+        row = self._row(_GET, key)
         return None if row is None else row[0]
 
     def write(self, key: str, data: bytes) -> None:
-        self._shared.change(_SET, (self._find_or_make(), key.encode(), data))
+        self._shared.change(_SET, (self._find_or_make(), key, bytearray(data) if len(data) < _COPIED_BYTES else data))
 
     def delete(self, key: str) -> bool:
         number = self._find()
-        return number is not None and self._shared.change(_REMOVE, (number, key.encode())) > 0
+        return number is not None and self._shared.change(_REMOVE, (number, key)) > 0
 
     def len(self) -> int:
         number = self._find()
@@ -169,6 +184,7 @@ class SqliteStorage(EncodedStorage):
     def close(self) -> None:
         with registry:
             database, self._database = self._database, None
+            self._idle = []
         if database is not None:
             database.release()
 
@@ -178,35 +194,51 @@ class SqliteStorage(EncodedStorage):
     # --- what SQLite does better than the defaults ---
 
     def exists(self, key: str) -> bool:
-        number = self._find()
-        return number is not None and self._shared.row(_EXISTS, (number, key.encode())) is not None
+        return self._row(_EXISTS, key) is not None
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         number = self._find()
         if number is None:
             return {}
 
-        def read_all(connection: Connection) -> dict[str, bytes]:
+        def read_all(connection: Connection) -> dict[bytes, bytes]:
             connection.execute("BEGIN")  # one snapshot
-            found = {}
-            for key in keys:
-                row = connection.execute(_GET, (number, key.encode())).fetchone()
-                if row is not None:
-                    found[key] = row[0]
+            found: dict[bytes, bytes] = {}
+            for at in range(0, len(keys), _TOGETHER):
+                some = keys[at : at + _TOGETHER]
+                sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
+                found.update(connection.execute(sql, (number, *some)))
             connection.execute("COMMIT")
             return found
 
-        return self._shared.read(read_all)
+        found = self._shared.read(read_all)
+        return {key: found[name] for key in keys if (name := key.encode()) in found}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
         number = self._find_or_make()
-        self._shared.change_many(_SET, [(number, key.encode(), data) for key, data in items.items()])
+        # In order, so that one page after the other is filled. (The order of texts is that of their UTF-8.)
+        keys = sorted(items)
+        together = len(keys) // _TOGETHER * _TOGETHER
+
+        bindable = bytearray if max(map(len, items.values()), default=0) < _COPIED_BYTES else bytes
+
+        def rows(some: list[str]) -> Iterator[tuple[str, bytes | bytearray]]:
+            return zip(some, map(bindable, map(items.__getitem__, some)), strict=True)
+
+        def write_all(connection: Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            fields = chain.from_iterable(rows(keys[:together]))
+            connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER)))
+            connection.executemany(_SET, ((number, *row) for row in rows(keys[together:])))
+            connection.execute("COMMIT")
+
+        self._shared.write(write_all)
 
     def delete_many(self, keys: list[str]) -> int:
         number = self._find()
         if number is None:
             return 0
-        return self._shared.change_many(_REMOVE, [(number, key.encode()) for key in keys])
+        return self._shared.change_many(_REMOVE, [(number, key) for key in keys])
 
     def clear(self) -> None:
         number = self._find()
@@ -215,31 +247,63 @@ class SqliteStorage(EncodedStorage):
 
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         # Each is one statement, and that has the lock for writing before it looks at the old value.
-        name = key.encode()
         if old is None:
             if new is None:
                 return not self.exists(key)
-            return self._shared.change(_ADD, (self._find_or_make(), name, new)) > 0
+            return self._shared.change(_ADD, (self._find_or_make(), key, new)) > 0
         number = self._find()
         if number is None:
             return False
         if new is None:
-            return self._shared.change(_REMOVE_EQUAL, (number, name, old)) > 0
-        return self._shared.change(_REPLACE, (new, number, name, old)) > 0
+            return self._shared.change(_REMOVE_EQUAL, (number, key, old)) > 0
+        return self._shared.change(_REPLACE, (new, number, key, old)) > 0
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        for key, data in self._range("key, value", start, stop, reverse):
-            yield self._text(key), data
+        for keys, frames in self.read_chunks(start, stop, reverse):
+            yield from zip(keys, frames, strict=True)
+
+    def read_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        for rows in self._range("key, value", start, stop, reverse):
+            names, frames = zip(*rows, strict=True)
+            yield self._texts(names), frames
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        for (key,) in self._range("key", start, stop, reverse):
-            yield self._text(key)
+        for rows in self._range("key, x''", start, stop, reverse):
+            yield from self._texts([name for name, _ in rows])
 
     @property
     def lock_scope(self) -> Hashable:
         return ("sqlite", self._path, self.namespace)
 
-    def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[Any]:
+    # --- inside ---
+
+    def _row(self, sql: str, key: str) -> Any:
+        """The row that `sql` finds for `key`, or None: what `Database.row` does, by the shortest way."""
+        if type(key) is not str:
+            key = check_key(key)  # SQLite would take 5 for "5"
+        number = self._find() if self._number is None else self._number
+        if number is None:
+            return None
+        parameters = (number, key)
+        idle = self._idle
+        try:
+            reader = idle.pop()
+        except IndexError:
+            return self._shared.row(sql, parameters)
+        try:
+            return reader.execute(sql, parameters).fetchone()
+        except sqlite3.Error:
+            pass  # perhaps only busy: the long way waits, or says what is wrong
+        finally:
+            idle.append(reader)
+            if self._idle is not idle:
+                self._trim()  # closed meanwhile
+        return self._shared.row(sql, parameters)
+
+    def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[list[Any]]:
+        """The rows, as many at a time as are read in one transaction; at least one, each of two columns."""
         number = self._find()
         if number is None:
             return
@@ -250,7 +314,8 @@ class SqliteStorage(EncodedStorage):
         limit = _FIRST_CHUNK
         while True:
             rows, complete = self._shared.chunk(sql, (number, low, high), limit)
-            yield from rows
+            if rows:
+                yield rows
             if complete:
                 return
             last: bytes = rows[-1][0]
@@ -260,13 +325,13 @@ class SqliteStorage(EncodedStorage):
                 low = last + b"\0"
             limit = min(limit * 4, _LARGEST_CHUNK)
 
-    def _text(self, key: bytes) -> str:
+    def _texts(self, names: Sequence[bytes]) -> list[str]:
         try:
-            return key.decode()
+            return [name.decode() for name in names]
         except UnicodeDecodeError as error:
             raise CorruptValueError(
-                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {key[:40]!r}: another "
-                "program wrote it"
+                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {error.object[:40]!r}: "
+                "another program wrote it"
             ) from error
 
     # --- the namespace in the file ---
