@@ -334,6 +334,13 @@ class LmdbStorage(EncodedStorage):
             keys, data = read(lambda txn: _chunk(txn, low, after, reverse, values, limit), _EMPTY)  # noqa: B023 - run at once
             if not keys:
                 return
+            first, last = (keys[-1], keys[0]) if reverse else (keys[0], keys[-1])
+            if not low <= first <= last < after:
+                # Told, and not gone on with: it could go on for ever.
+                raise CorruptValueError(
+                    f"the keys of namespace {self.namespace!r} of the lmdb storage are not in order: its file is "
+                    "damaged; see hutch check-data"
+                )
             yield keys, data
             if reverse:
                 after = keys[-1]
@@ -399,7 +406,12 @@ def _count(txn: Txn, id_: bytes) -> int:
 
 def _add(txn: Txn, id_: bytes, change: int) -> None:
     if change:
-        txn.put(id_, (_count(txn, id_) + change).to_bytes(8, "big"))
+        count = _count(txn, id_) + change
+        if count < 0:
+            raise CorruptValueError(
+                "the count of a namespace's keys is lower than their number: damaged; hutch check-data --fix counts anew"
+            )
+        txn.put(id_, count.to_bytes(8, "big"))
 
 
 def _check_format(txn: Txn) -> None:
