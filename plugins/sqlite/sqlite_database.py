@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, TypeVar
 
-from hutch import StorageUnavailableError, StoreNotOpenError
+from hutch import CorruptValueError, StorageUnavailableError, StoreNotOpenError
 
 from .sqlite_file import DatabaseFile, Files, NoDataError
 
@@ -122,6 +122,8 @@ class Database:
             with contextlib.closing(connection.execute(sql, (*parameters, limit))) as cursor:
                 for row in cursor:
                     rows.append(row)
+                    if type(row[-1]) is not bytes:
+                        raise CorruptValueError(f"{self.path} is damaged: a value in it is a {type(row[-1]).__name__}")
                     size += len(row[-1])
                     if size >= _CHUNK_BYTES:
                         return rows, False

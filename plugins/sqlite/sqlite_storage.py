@@ -176,7 +176,13 @@ class SqliteStorage(EncodedStorage):
 
     def len(self) -> int:
         number = self._find()
-        return 0 if number is None else self._shared.row("SELECT entries FROM namespaces WHERE id = ?", (number,))[0]
+        if number is None:
+            return 0
+        row = self._shared.row("SELECT entries FROM namespaces WHERE id = ?", (number,))
+        if row is None or type(row[0]) is not int:
+            raise CorruptValueError(f"{self._path} is damaged: it has no count for namespace {self.namespace!r}")
+        count: int = row[0]
+        return count
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)
