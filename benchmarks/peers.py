@@ -416,6 +416,13 @@ _HUTCH = [
     Store("hutch lmdb, strict", _LMDB, _LMDB, _hutch("lmdb://{}/kv?durability=strict"), ALL),
     Store("hutch lmdb, normal", _LMDB, _LMDB, _hutch("lmdb://{}/kv?durability=normal"), LAST),
     Store("hutch lmdb, relaxed", _LMDB, _LMDB, _hutch("lmdb://{}/kv?durability=relaxed"), KILLED),
+    Store(
+        "hutch lmdb, relaxed, no cache",
+        _LMDB,
+        _LMDB,
+        _hutch("lmdb://{}/kv?durability=relaxed&cache_bytes=0"),
+        KILLED,
+    ),
     Store("hutch sqlite, strict", ("hutch",), ("hutch",), _hutch("sqlite://{}/kv.db?durability=strict"), ALL),
     Store("hutch sqlite, normal", ("hutch",), ("hutch",), _hutch("sqlite://{}/kv.db?durability=normal"), WHOLE),
     Store("hutch sqlite, relaxed", ("hutch",), ("hutch",), _hutch("sqlite://{}/kv.db?durability=relaxed"), KILLED),

@@ -11,7 +11,7 @@ from .peers import PEERS
 from .runs import Result, show
 from .worker import OPERATIONS
 
-_LEFT, _RIGHT, _TOP, _LINE, _WIDTH = 330, 30, 56, 22, 900
+_LEFT, _RIGHT, _TOP, _LINE, _WIDTH = 390, 30, 56, 22, 960
 # For light and dark pages alike.
 _STYLE = """
   svg { background: #fff } text { font: 12px sans-serif; fill: #222 } .small { font-size: 10px; fill: #666 }
@@ -34,8 +34,8 @@ class _Scale:
 
     def marks(self) -> list[float]:
         exponents = range(round(math.log10(self.low)), math.ceil(math.log10(self.high)))
-        near_one = [0.2, 0.5] if self.high / self.low < 500 else []
-        return sorted({10.0**exponent for exponent in exponents} | {*near_one, 2.0} & {2.0, 0.2, 0.5} | {1.0})
+        between = {0.2, 0.5, 2.0} if self.high / self.low < 500 else {2.0}
+        return sorted({10.0**exponent for exponent in exponents} | between)
 
 
 def _drawing(title: str, axis: str, scale: _Scale, rows: Sequence[str], body: list[str]) -> str:
@@ -96,7 +96,7 @@ def _short(text: str) -> str:
 
 
 def peers(rows: dict[str, Row]) -> str:
-    """A line a peer, a dot an operation; where the peer is ahead, the operation is named."""
+    """A line a peer, a dot an operation, which it names when pointed at."""
     shown = [row for name, row in rows.items() if name in PEERS and row.ratios]
     scale = _Scale(ratio for row in shown for ratio in row.ratios.values())
     body = []

@@ -54,8 +54,8 @@ def machine(folder: Path) -> str:
     return (
         f"Measured on {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}: {os.cpu_count()} cores ({cpu}), "
         f"{platform.system()} {platform.release().split('-')[0]}, {_file_system(folder)}, "
-        f"{platform.python_implementation()} {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {libraries}. "
-        f"{_load()}"
+        f"{platform.python_implementation()} {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"{libraries}. {_load()}"
     )
 
 

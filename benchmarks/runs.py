@@ -51,12 +51,12 @@ def show(target: Target, ratio: float) -> str:
 def measure(names: list[str], folder: Path, processes: int, say: Callable[[str], None]) -> dict[str, Result]:
     """Each of `names` in so many processes, all of them in turn."""
     results = {name: Result(TARGETS[name]) for name in names}
-    for _ in range(processes):
+    for process in range(processes):
         for name, result in results.items():
             if not result.error and not (result.target.exact and result.rounds):
                 _measure_once(name, result, folder)
-    for result in results.values():
-        say(f"  {result.shown():>10}  {result.target.operation}")
+            if process == processes - 1:
+                say(f"  {result.shown():>10}  {result.target.operation}")
     return results
 
 
