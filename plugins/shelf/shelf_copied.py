@@ -12,7 +12,7 @@ from typing import Any
 
 from hutch import CorruptValueError, StorageFullError, StoreError, StoreLockedError
 
-from .shelf_database import Database, remove, take_place
+from .shelf_database import Database, flush_folder, remove, take_place
 from .shelf_files import FULL, Place, storage_error, storage_errors
 
 
@@ -26,6 +26,7 @@ class CopiedDatabase(Database):
 
     def __init__(self, place: Place, scratch: Path) -> None:
         self._place, self._scratch = place, scratch
+        self._wrote = False
         self._db = _open_driver(place, place.base, "r")
         try:
             self._count: int = self._reading(lambda: len(self._db))
@@ -63,6 +64,9 @@ class CopiedDatabase(Database):
 
     def close(self) -> None:
         self._db.close()
+        if self._wrote:
+            with storage_errors(self._place.base):
+                flush_folder(self._place.base.parent)
 
     def _replace(self, changes: Mapping[bytes, bytes | None], fresh: bool) -> None:
         before = sum(map(self.contains, changes))
@@ -70,7 +74,7 @@ class CopiedDatabase(Database):
         with storage_errors(self._place.base):
             db = copy_and_change(self._place, self._scratch, changes, fresh, count)
         self._db.close()
-        self._db, self._count = db, count
+        self._db, self._count, self._wrote = db, count, True
 
     def _reading(self, read: Callable[[], Any]) -> Any:
         try:

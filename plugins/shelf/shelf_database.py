@@ -63,6 +63,17 @@ def take_place(new: Path, target: Path) -> None:
     new.replace(target)
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in `folder`: what took the place of another file is it by its name alone."""
+    if os.name == "nt":
+        return  # nobody can open a folder there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove(base: Path, *suffixes: str) -> None:
     """Remove the files whose names are that of `base` with each of `suffixes`, where there are any."""
     for suffix in suffixes:

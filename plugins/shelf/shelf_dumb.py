@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hutch import CorruptValueError
 
-from .shelf_database import Database, take_place
+from .shelf_database import Database, flush_folder, take_place
 from .shelf_files import Place, storage_errors
 
 _BLOCK_BYTES: Final = 512
@@ -108,6 +108,8 @@ class DumbDatabase(Database):
                     os.fsync(self._file.fileno())
                 with storage_errors(self._dir), self._dir.open("r+b") as file:
                     os.fsync(file.fileno())
+                with storage_errors(self._dir.parent):
+                    flush_folder(self._dir.parent)
         finally:
             self._file.close()
 

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 
 #: Numbers of the errors that say that there is no room.
 FULL: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_TRIAL_BYTES: Final = 64 * 1024
 _WINDOWS_FORBIDDEN: Final = frozenset('<>:"\\|?*') | {chr(code) for code in range(32)}
 _WINDOWS_DEVICES: Final = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")}
@@ -90,6 +92,16 @@ def storage_errors(file: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         raise storage_error(error, error.filename or file) from error
+
+
+def refusal(folder: Path) -> OSError | None:
+    """What the system says to a new file in `folder`. SQLite keeps to itself why it could not write."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as trial:
+            trial.write(bytes(_TRIAL_BYTES))
+    except OSError as error:
+        return error
+    return None
 
 
 def has_dialect(dialect: Dialect) -> bool:

