@@ -1,0 +1,160 @@
+"""Damaged files: check-data sees it and never falls over, and what it calls sound is read right, every key of it.
+
+Stores of lmdb and sqlite are built, closed, damaged at random (bits, page heads, sectors, pages, cuts), and then
+checked, mended and used in a child process: HUTCH_DAMAGE_VARIANTS (default 8) variants a way and engine, from
+HUTCH_DAMAGE_SEED on.
+
+What ordinary use of a damaged file does is counted and shown (pytest -rP). SQLite never takes the interpreter down.
+LMDB can, for it believes what a page says: only in files that check-data reports. Neither a wrong value nor a lost key
+is possible where check-data is silent, with one exception: a flipped bit in a key makes another key of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import lmdb.verify
+import pytest
+
+import hutch
+from tests.faults import damage
+
+VARIANTS = int(os.environ.get("HUTCH_DAMAGE_VARIANTS", "8"))
+SEED = int(os.environ.get("HUTCH_DAMAGE_SEED") or SystemRandom().randrange(10**9))
+
+
+class Child:
+    """The process that damages and uses stores; another takes its place when it died."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started = 0
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._started += 1
+        folder = self._folder / str(self._started)
+        folder.mkdir()
+        with (self._folder / "said").open("a") as said:
+            process = subprocess.Popen(
+                [sys.executable, damage.__file__, folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                encoding="utf-8",
+            )
+        assert process.stdout is not None
+        assert process.stdout.readline(), (self._folder / "said").read_text()
+        return process
+
+    def answers(self, *order: object) -> Iterator[tuple[str, Any]]:
+        """Each step and what came of it; ``("died", code)`` as the last if the process did."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        for _ in damage.STEPS:
+            line = self._process.stdout.readline()
+            if not line:
+                code = self.close()
+                self._process = self._start()
+                yield "died", code
+                return
+            step, answer = json.loads(line)
+            yield step, answer
+
+    def close(self) -> int:
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            return process.wait(damage.PATIENCE_S)
+
+    def said(self) -> str:
+        return (self._folder / "said").read_text()[-2000:]
+
+
+@contextmanager
+def child(folder: Path) -> Iterator[Child]:
+    made = Child(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("way", damage.WAYS)
+@pytest.mark.parametrize("engine", damage.FILES)
+def test_check_data_sees_damage_and_what_it_calls_sound_is_right(engine: str, way: str, tmp_path: Path) -> None:
+    came = Counter[str]()
+    with child(tmp_path) as process:
+        for seed in range(SEED, SEED + VARIANTS):
+            where = f"{engine}, {way}, HUTCH_DAMAGE_SEED={seed} HUTCH_DAMAGE_VARIANTS=1"
+            answers = dict(process.answers(engine, way, seed))
+            died = answers.pop("died", None)
+            # Whatever happens to ordinary use: check-data came to its end three times.
+            assert died is None or "again" in answers, f"{where}: check-data died ({died}): {process.said()}"
+            for step, answer in answers.items():
+                assert "leaked" not in answer or step == "use", f"{where}: {step}: {answer}"
+            found = judge_findings(answers, where)
+            came["damage found" if found else "nothing found"] += 1
+            if died is not None:
+                assert engine == "lmdb", f"{where}: ordinary use ended the process ({died}): {process.said()}"
+                assert found, f"{where}: check-data found nothing, and ordinary use ended the process ({died})"
+                assert "Timeout" not in process.said(), f"{where}: ordinary use hangs: {process.said()}"
+                came["use ended the process"] += 1
+                continue
+            used = answers["use"]
+            assert "leaked" not in used, f"{where}: {used}"
+            assert not used.pop("told a secret", 0), where
+            for what in used:
+                if what.split(": ")[1] not in damage.GOOD:
+                    came[what] += 1
+                    assert found or what == "items: keys changed", f"{where}: check-data found nothing, but {used}"
+    print(f"{engine}, {way}: {VARIANTS} variants from seed {SEED}:", dict(sorted(came.items())))
+
+
+def judge_findings(answers: dict[str, Any], where: str) -> bool:
+    """Whether check-data found something; what it told must be clear, and `fix` must leave nothing that it can mend."""
+    for step in ("check", "fix", "again"):
+        assert damage.SECRET not in json.dumps(answers[step]), where
+        for kind, namespace, key, told in answers[step]["findings"]:
+            assert told, where
+            assert kind != "value" or (namespace and key), where
+    left = set(answers["again"]["kinds"])
+    if "structure" not in left:
+        assert not left & {"count", "orphan", "key", "index"}, f"{where}: {answers['again']}"
+    return bool(answers["check"]["findings"] or answers["check"]["error"])
+
+
+@pytest.mark.parametrize("way", damage.WAYS)
+def test_what_py_lmdb_finds_wrong_with_a_file_check_data_finds_too(way: str, tmp_path: Path) -> None:
+    """Its module lmdb.verify walks the same pages by other code."""
+    whole = damage.build("lmdb", tmp_path / "whole")
+    verify: Callable[[str], list[str]] = lmdb.verify.verify
+    assert verify(str(tmp_path / "whole" / "store")) == []
+    file = tmp_path / "damaged" / damage.FILES["lmdb"]
+    file.parent.mkdir(parents=True)
+    theirs = ours = 0
+    for seed in range(SEED, SEED + 4 * VARIANTS):
+        data = damage.damaged(whole, way, seed)
+        file.write_bytes(data)
+        try:
+            faults = verify(str(file.parent))
+        except lmdb.verify.VerifyError as error:
+            faults = [str(error)]
+        found = [finding.told for finding in hutch.check_data(damage.url("lmdb", tmp_path / "damaged"))]
+        assert found or not faults, f"{way}, seed {seed}: {faults}"
+        theirs += bool(faults)
+        ours += bool(found)
+    print(f"{way}: of {4 * VARIANTS} variants lmdb.verify found damage in {theirs}, check_data in {ours}")
+    assert ours
