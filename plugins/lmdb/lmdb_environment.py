@@ -33,6 +33,7 @@ from hutch import (
 )
 
 from .lmdb_pages import DataFile, UnreadableFileError
+from .lmdb_turns import Turns
 
 T = TypeVar("T")
 _Files = tuple[tuple[int, int], tuple[int, int]]
@@ -117,7 +118,7 @@ class Environment:
         self._place = str(path)
         self._trusted_until_s = -math.inf
         self._map_size_bytes = map_size_bytes
-        self._write_lock = threading.RLock()
+        self._turns = Turns(self._commit)
         self._env: lmdb.Environment | None = None
         #: That of the parent process, in a forked child, until it is closed there.
         self._inherited: lmdb.Environment | None = None
@@ -133,7 +134,7 @@ class Environment:
                 return
             for place in [place for place, environment in _environments.items() if environment is self]:
                 del _environments[place]
-        with self._write_lock:
+        with self._turns.lock:
             env = self._env
             try:
                 if env is not None:
@@ -169,39 +170,55 @@ class Environment:
             except lmdb.Error as error:
                 # While a map grows, py-lmdb refuses to begin and invalidates what was begun, with errors that
                 # have no class of their own. The map grows under this lock: once it is free, another try works.
-                with self._write_lock:
+                with self._turns.lock:
                     if attempt == _READ_RETRIES - 1:
                         self._raise(error, "reading")
         raise StorageTimeoutError(f"lmdb {self.path}: the map was grown {_READ_RETRIES} times during one read")
 
-    def write(self, fn: Callable[[Txn], T]) -> T:
-        """`fn` in a write transaction, committed when it returns; run again from its start if the map was full."""
-        with self._write_lock:
-            while True:
-                # Not `with`, which costs more than the begin itself.
-                txn: Txn | None = None
-                try:
-                    if self._env is None:
-                        self._open_now()
+    def write(self, work: Callable[..., T], *arguments: Any) -> T:
+        """``work(txn, *arguments)`` in a write transaction, committed when it returns.
+
+        Run again from its start if the map was full; with what other threads ask for at the same time it may share
+        the transaction. Threads take turns, so `txn` must not be used after `work` returned.
+        """
+        turns = self._turns
+        if turns.last_group == 1 and turns.lock.acquire(False):
+            try:
+                return self._commit(work, arguments)
+            finally:
+                turns.lock.release()
+                if turns.waiting:
+                    turns.wake_next()
+        result: T = turns.write(work, arguments)
+        return result
+
+    def _commit(self, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        while True:
+            # Not `with`, which costs more than the begin itself.
+            txn: Txn | None = None
+            try:
+                if self._env is None:
+                    self._open_now()
+                if time.monotonic() >= self._trusted_until_s:
                     self._must_be_in_place()
-                    txn = self.begin(None, None, True)
-                    result = fn(txn)
-                    txn.commit()
-                    return result
-                except BaseException as error:
-                    failure = error
-                # Roll back by letting go: Transaction.abort() of py-lmdb 3.0 waits until no reader is active in
-                # this process, for ever if there are enough of them. The traceback's frames hold on to it, too.
-                del txn
-                traceback.clear_frames(failure.__traceback__)
-                if isinstance(failure, lmdb.MapFullError):
-                    self._grow_map()
-                elif isinstance(failure, lmdb.MapResizedError):
-                    self._adopt_map()
-                elif isinstance(failure, lmdb.Error):
-                    self._raise(failure, "writing")
-                else:
-                    raise failure
+                txn = self.begin(None, None, True)
+                result = work(txn, *arguments)
+                txn.commit()
+                return result
+            except BaseException as error:
+                failure = error
+            # Roll back by letting go: Transaction.abort() of py-lmdb 3.0 waits until no reader is active in
+            # this process, for ever if there are enough of them. The traceback's frames hold on to it, too.
+            del txn
+            traceback.clear_frames(failure.__traceback__)
+            if isinstance(failure, lmdb.MapFullError):
+                self._grow_map()
+            elif isinstance(failure, lmdb.MapResizedError):
+                self._adopt_map()
+            elif isinstance(failure, lmdb.Error):
+                self._raise(failure, "writing")
+            else:
+                raise failure
 
     def figures(self) -> dict[str, object]:
         """What `hutch stats` shows."""
@@ -224,15 +241,12 @@ class Environment:
         LMDB would go on to write into a file that was deleted, and say nothing; and whoever opens the path then
         makes files, and locks, of their own.
         """
-        now = time.monotonic()
-        if now < self._trusted_until_s:
-            return
         if self.has_lost_its_files():
             raise StorageUnavailableError(
                 f"lmdb {self.path}: its files were removed, moved, replaced or closed to this process while they were "
                 "open; nothing was written. Put that right, or close the store and connect again, to use what is there"
             )
-        self._trusted_until_s = now + _TRUST_S
+        self._trusted_until_s = time.monotonic() + _TRUST_S
 
     def has_lost_its_files(self) -> bool:
         """Whether there were files open, and the path leads to others now, or to none."""
@@ -331,7 +345,7 @@ class Environment:
 
     def _adopt_map(self) -> None:
         """Another process grew the map."""
-        with self._write_lock:
+        with self._turns.lock:
             try:
                 self._env_now().set_mapsize(0)
             except lmdb.Error as error:
@@ -344,7 +358,7 @@ class Environment:
         return self._open_now() if env is None else env
 
     def _open_now(self) -> lmdb.Environment:
-        with self._write_lock:
+        with self._turns.lock:
             if self.begin == self._begin_closed:
                 raise StoreNotOpenError(f"lmdb {self.path} is closed")
             if self._env is None:
@@ -394,10 +408,11 @@ class Environment:
 
     def before_fork(self) -> None:
         # A write transaction that another thread has open would be half done in the child.
-        self._write_lock.acquire()
+        self._turns.lock.acquire()
 
     def after_fork_in_parent(self) -> None:
-        self._write_lock.release()
+        self._turns.lock.release()
+        self._turns.wake_next()
 
     def _close_inherited(self) -> None:
         """LMDB opens a folder once a process. Closing drops this process's copy of the map, nothing of the parent's:
@@ -416,7 +431,7 @@ class Environment:
         self._inherited = None
 
     def after_fork_in_child(self) -> None:
-        self._write_lock = threading.RLock()
+        self._turns.after_fork_in_child()
         if self._env is not None:
             self._inherited, self._env = self._env, None
             self.begin = self._begin_first

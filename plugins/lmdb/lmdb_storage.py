@@ -23,6 +23,7 @@ import lmdb
 
 from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
 
+from .lmdb_cache import Keeper
 from .lmdb_check import contents, structure, unreadable
 from .lmdb_environment import DURABILITY, Environment, shared_environment
 
@@ -59,12 +60,20 @@ class LmdbPlugin(StoragePluginBase):
         "map_size_bytes": Option(
             int, default=_MAP_SIZE_BYTES, minimum=1 << 20, help="how much is mapped at first; it grows by itself"
         ),
+        "cache_bytes": Option(
+            int,
+            default=8 << 20,
+            minimum=0,
+            help="how much one open namespace keeps in memory of what is read while nobody writes; it is never stale, "
+            "whichever process writes; 0 keeps nothing",
+        ),
     }
     capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         options = self._storage_config
+        self.cache_bytes: int = options["cache_bytes"]
         self._environment: Environment | None = shared_environment(
             options["path"], options["durability"], options["map_size_bytes"]
         )
@@ -131,6 +140,10 @@ class LmdbStorage(EncodedStorage):
     def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment) -> None:
         super().__init__(plugin, namespace)
         self._environment = environment
+        self._keeper = Keeper(plugin.cache_bytes)
+        # Only hutch's default codec has them; what others decode is not kept.
+        self._body: Callable[[bytes], bytes | None] = getattr(self._codec, "body", lambda _: None)
+        self._decode_body: Callable[[bytes], Any] = getattr(self._codec, "decode_body", self._decode)
         # None until the namespace exists: opening writes nothing. It never changes after that.
         self._id: bytes | None = environment.read(lambda txn: txn.get(_NAME + namespace.encode()), None)
 
@@ -146,9 +159,32 @@ class LmdbStorage(EncodedStorage):
     def get(self, key: str) -> Any:
         # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
         try:
-            data = self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]
-            if data is not None:
-                return self._decode(data)
+            keeper = self._keeper
+            kept = keeper.kept
+            if kept is None:
+                # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
+                data = self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]
+                keeper.reads_left -= 1
+                if not keeper.reads_left:
+                    keeper.begin(self._environment.begin().id())
+                if data is not None:
+                    return self._decode(data)
+            else:
+                txn = self._environment.begin()
+                if txn.id() == kept.id:
+                    body = kept.bodies.get(key)
+                    if body is not None:
+                        kept.found += 1
+                        return self._decode_body(body)
+                    data = txn.get(self._id + key.encode())  # type: ignore[operator]
+                    if data is not None:
+                        value = self._decode(data)
+                        body = self._body(data)
+                        if body is not None and not kept.keep(key, body):
+                            keeper.end(in_vain=True)
+                        return value
+                else:
+                    keeper.end()
         except Exception:  # noqa: S110 - the long way knows what it was, and says so
             pass
         return super().get(key)
@@ -201,17 +237,16 @@ class LmdbStorage(EncodedStorage):
     # --- writing ---
 
     def write(self, key: str, data: bytes) -> None:
-        name = key.encode()
+        self._environment.write(self._put, key.encode(), data)
 
-        def writing(txn: Txn) -> None:
-            id_ = self._own_id(txn)
-            # Told apart by the first put: only a new key changes the count.
-            if txn.put(id_ + name, data, True, False):
-                _add(txn, id_, 1)
-            else:
-                txn.put(id_ + name, data)
-
-        self._environment.write(writing)
+    def _put(self, txn: Txn, name: bytes, data: bytes) -> None:
+        id_ = self._id or self._own_id(txn)
+        name = id_ + name
+        # Told apart by the first put: only a new key changes the count.
+        if txn.put(name, data, True, False):
+            _add(txn, id_, 1)
+        else:
+            txn.put(name, data)
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
         def writing(txn: Txn) -> None:

@@ -73,6 +73,9 @@ class StorageBase(ABC):
     #: What the engine promises beyond the six verbs; see docs/reference. Declared, then held by the kit.
     capabilities: frozenset[str] = frozenset()
 
+    #: Whether every verb refuses a key outside the limits by itself. Where not, the mapping above does.
+    checks_keys = False
+
     # --- the six verbs ---
 
     @abstractmethod

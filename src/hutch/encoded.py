@@ -37,6 +37,8 @@ class EncodedStorage(StorageBase):
     defaults made of the six. An engine raises the errors of `hutch.errors`, its driver's as their cause.
     """
 
+    checks_keys = True
+
     def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
         self.namespace = namespace
         self.capabilities = plugin.capabilities

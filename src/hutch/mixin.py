@@ -118,7 +118,8 @@ class StoreMixin(MutableMapping[str, Any]):
             raise
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._store.set(check_key(key), value)
+        store = self._store
+        store.set(key if store.checks_keys else check_key(key), value)
 
     def __delitem__(self, key: str) -> None:
         self._store.remove(check_key(key))
@@ -227,8 +228,10 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         """Set every item of `items`; `update` with one argument."""
-        items = dict(items)
-        self._store.set_many(dict(zip(check_keys(items), items.values(), strict=True)))
+        items, store = dict(items), self._store
+        if not store.checks_keys:
+            items = dict(zip(check_keys(items), items.values(), strict=True))
+        store.set_many(items)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         """Remove those `keys` that are there, as one batch; how many that were."""

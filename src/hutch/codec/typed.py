@@ -59,17 +59,24 @@ class TypedCodec:
             if crc32(data) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
         except Exception as error:
-            reason = raised_in_hook()
-            if isinstance(reason, CorruptValueError):
-                raise reason from reason.__cause__
-            _pass_interrupt(reason, lambda: _unpackb(data, ext_hook=decode_ext))
-            _raise_undecodable(reason or error)
+            _explain(error, data)
         header = frame.check(data)
         if header == frame.JSON:
             from .jsontext import decode_body
 
             return decode_body(data)
         raise frame.wrong_codec(header, "msgpack")
+
+    def body(self, data: bytes, /) -> bytes | None:
+        """The part of a frame from which `decode_body` reads its value; None for a frame of the json codec."""
+        return data[1:-5] if data[0] == 0x92 else None
+
+    def decode_body(self, body: bytes, /) -> Any:
+        """The value, without a look at the checksum, which is not there. Raises CorruptValueError as `decode` does."""
+        try:
+            return _unpackb(body, ext_hook=decode_ext)
+        except Exception as error:
+            _explain(error, body)
 
     def encode_many(self, values: Sequence[object]) -> list[bytes]:
         """``[encode(value) for value in values]``, in four fifths of the time."""
@@ -151,6 +158,15 @@ def _pass_interrupt(reason: BaseException | None, again: Callable[[], object]) -
         raised_in_hook()
         return
     raise KeyboardInterrupt
+
+
+def _explain(error: Exception, data: bytes) -> NoReturn:
+    """Raise what is behind `error`, with which ormsgpack did not decode `data`."""
+    reason = raised_in_hook()
+    if isinstance(reason, CorruptValueError):
+        raise reason from reason.__cause__
+    _pass_interrupt(reason, lambda: _unpackb(data, ext_hook=decode_ext))
+    _raise_undecodable(reason or error)
 
 
 def _is_silent(error: BaseException) -> bool:

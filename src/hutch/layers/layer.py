@@ -14,6 +14,7 @@ class Layer(StorageBase):
     def __init__(self, inner: StorageBase) -> None:
         self._inner = inner
         self.capabilities = inner.capabilities
+        self.checks_keys = inner.checks_keys
 
     def set(self, key: str, value: Any) -> None:
         self._inner.set(key, value)
