@@ -46,7 +46,7 @@ _REMOVE_ALL = "DELETE FROM entries WHERE ns = ?"
 _RANGE = "SELECT {} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
 
 # So many keys of a batch go into one statement: to run one costs as much as to write half a row.
-_TOGETHER = 32
+_TOGETHER = 64
 # `WHERE true` tells SQLite that the `ON` after it is no part of a join.
 _ROWS = "SELECT ?, CAST(column1 AS BLOB), column2 FROM (VALUES {}) WHERE true "
 _SET_TOGETHER = _INSERT + _ROWS.format(", ".join(["(?, ?)"] * _TOGETHER)) + _OR_REPLACE
@@ -56,9 +56,10 @@ _COPIED_BYTES = 4096
 
 # Larger than every key: no byte of UTF-8 is 0xFF.
 _AFTER_ALL_KEYS = b"\xff"
-# The first chunk of a range is small: whoever takes one item (popitem) does not pay for a thousand.
+# The first chunk of a range is small: whoever takes one item (popitem) does not pay for hundreds.
 _FIRST_CHUNK = 16
-_LARGEST_CHUNK = 1000
+# More values at once wake the garbage collector, and are slower to decode than fewer are to fetch.
+_LARGEST_CHUNK = 256
 
 
 class SqlitePlugin(StoragePluginBase):
@@ -272,12 +273,19 @@ class SqliteStorage(EncodedStorage):
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
         for rows in self._range("key, value", start, stop, reverse):
-            names, frames = zip(*rows, strict=True)
-            yield self._texts(names), frames
+            try:
+                keys = [name.decode() for name, _ in rows]
+            except UnicodeDecodeError:
+                # What comes before the damaged key is given all the same.
+                for name, data in rows:
+                    yield [self._text(name)], [data]
+            else:
+                yield keys, [data for _, data in rows]
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         for rows in self._range("key, x''", start, stop, reverse):
-            yield from self._texts([name for name, _ in rows])
+            for name, _ in rows:
+                yield self._text(name)
 
     @property
     def lock_scope(self) -> Hashable:
@@ -331,13 +339,13 @@ class SqliteStorage(EncodedStorage):
                 low = last + b"\0"
             limit = min(limit * 4, _LARGEST_CHUNK)
 
-    def _texts(self, names: Sequence[bytes]) -> list[str]:
+    def _text(self, name: bytes) -> str:
         try:
-            return [name.decode() for name in names]
+            return name.decode()
         except UnicodeDecodeError as error:
             raise CorruptValueError(
-                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {error.object[:40]!r}: "
-                "another program wrote it"
+                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {name[:40]!r}: another "
+                "program wrote it"
             ) from error
 
     # --- the namespace in the file ---

@@ -150,6 +150,55 @@ def test_the_count_of_a_namespace_is_true_after_every_way_to_write(path: Path) -
         assert store.namespaces() == ["other"]
 
 
+def test_a_batch_of_any_size_and_order_is_written_and_counted_exactly(path: Path) -> None:
+    """Many rows go into one statement, what is left over into others: sizes around every such border."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    alphabet = ["a", "Z", "\0", "é", "\ud7ff", "\ue000", "\U0001f600"]
+    expected: dict[str, int] = {}
+    with connect(path, durability="relaxed") as store, store.open("core") as space, store.open("other") as other:
+        other["a"] = 0
+        for size in (0, 1, 2, 63, 64, 65, 127, 128, 129, 500):
+            batch: dict[str, int] = {}
+            while len(batch) < size:
+                batch["".join(chance.choices(alphabet, k=chance.randint(1, 5)))] = chance.randrange(10**6)
+            space.update(batch)
+            expected.update(batch)
+            assert dict(space) == expected
+            assert len(space) == len(expected)
+            wanted = [*chance.sample(sorted(expected), len(expected)), "missing"]
+            assert list(space.get_many(wanted).items()) == [(key, expected[key]) for key in wanted[:-1]]
+        assert list(space) == sorted(expected)
+        assert dict(other) == {"a": 0}
+
+
+def test_a_value_of_any_size_is_stored_as_it_is_alone_and_in_a_batch(path: Path) -> None:
+    sizes = [0, 1, 4000, 4095, 4096, 4097, 5000, 100_000]
+    values = {str(size): random.randbytes(size) for size in sizes}
+    with connect(path) as store, store.open("alone") as alone, store.open("batch") as batch:
+        for key, value in values.items():
+            alone[key] = value
+        batch.update(values)
+        assert dict(alone) == dict(batch) == values
+    with raw(path) as database:
+        assert database.execute("SELECT DISTINCT typeof(key), typeof(value) FROM entries").fetchall() == [("blob",) * 2]
+
+
+def test_what_sqlite_would_take_for_a_key_is_no_key(path: Path) -> None:
+    """To SQLite, 5 and b"5" are the same as "5" once they are cast to a blob."""
+    with connect(path) as store, store.open("core") as space:
+        space["5"] = "text"
+        wrong: Any
+        for wrong in (5, b"5", 5.0, bytearray(b"5")):
+            for use in (space.__getitem__, space.get, space.__contains__, space.__delitem__, space.pop):
+                with pytest.raises(hutch.KeyTypeError):
+                    use(wrong)
+            with pytest.raises(hutch.KeyTypeError):
+                space.get_many([wrong])
+        assert dict(space) == {"5": "text"}
+
+
 def test_a_dropped_namespace_is_empty_for_those_who_have_it_open(path: Path) -> None:
     with connect(path) as one, connect(path) as two, one.open("core") as space:
         space["old"] = 1
@@ -270,6 +319,50 @@ def test_readers_and_a_writer_of_one_process_do_not_wait_for_each_other(path: Pa
             blocker.execute("COMMIT")
             writer.join()
         assert space["key"] == "new"
+
+
+def test_a_reader_that_is_in_use_when_the_last_handle_closes_is_closed_after_use(path: Path) -> None:
+    put(path, key=1)
+    factory = hutch.load_plugin("sqlite", {"path": path})
+    storage = factory.open("core")
+    factory.close()
+    assert storage.get("key") == 1
+    assert os.listdir(path.parent) != [path.name]
+    storage._idle[-1].set_trace_callback(lambda _: storage.close())
+    assert storage.get("key") == 1
+    assert os.listdir(path.parent) == [path.name]  # no log: the last connection was closed
+    with pytest.raises(hutch.StoreNotOpenError):
+        storage.get("key")
+
+
+def test_a_store_closed_under_its_readers_leaves_no_connection_open(path: Path) -> None:
+    """Threads that read while the handle is closed are told, and whatever they held of the file is let go."""
+    put(path, key=1)
+
+    def read(space: hutch.Namespace, reading: threading.Barrier, told: list[BaseException]) -> None:
+        reading.wait()
+        try:
+            while space["key"] == 1:
+                pass
+        except BaseException as error:
+            told.append(error)
+
+    for _ in range(10):
+        told: list[BaseException] = []
+        store = connect(path)
+        space = store.open("core")
+        reading = threading.Barrier(4)
+        threads = [threading.Thread(target=read, args=(space, reading, told)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        reading.wait()
+        time.sleep(random.uniform(0, 0.01))
+        space.close_storage()
+        for thread in threads:
+            thread.join()
+        store.close()
+        assert [type(error) for error in told] == [hutch.StoreNotOpenError] * 3
+        assert os.listdir(path.parent) == [path.name]  # no log: the last connection was closed
 
 
 def test_many_threads_read_and_write_one_handle(path: Path) -> None:
@@ -699,8 +792,11 @@ def test_a_damaged_page_is_an_error_that_names_the_file(path: Path) -> None:
 def test_a_row_that_another_program_wrote_wrong_is_an_error(path: Path) -> None:
     put(path, key=1)
     with raw(path) as database:
+        for row in ("'text', x'00'", "5, x'00'", "NULL, x'00'", "x'00', 'text'", "x'00', 5", "x'00', NULL"):
+            with pytest.raises(sqlite3.IntegrityError):
+                database.execute(f"INSERT INTO entries (ns, key, value) VALUES (1, {row})")
         with pytest.raises(sqlite3.IntegrityError):
-            database.execute("INSERT INTO entries (ns, key, value) VALUES (1, 'text', x'00')")
+            database.execute("UPDATE entries SET value = 'text'")
         database.execute("INSERT INTO entries (ns, key, value) VALUES (1, x'ff41', x'00')")
         database.execute("INSERT INTO entries (ns, key, value) VALUES (1, x'fe42', x'00')")
         database.execute("DELETE FROM entries WHERE key = x'ff41'")
@@ -717,6 +813,27 @@ def test_a_key_that_is_not_utf_8_is_an_error(path: Path) -> None:
         with pytest.raises(hutch.CorruptValueError, match=r"kv\.db holds a key in namespace 'core' that is not UTF-8"):
             list(space)
         assert space["key"] == 1
+        # What comes before it is given all the same.
+        keys, items = iter(space), iter(space.items())
+        assert (next(keys), next(items)) == ("key", ("key", 1))
+
+
+def test_a_file_made_by_the_first_release_is_used_as_it_is(path: Path) -> None:
+    """Its tables have the same meaning, in other words: `typeof` in the checks."""
+    put(path, key="old")
+    with raw(path) as database:
+        (made,) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'entries'").fetchone()
+        former = made.replace(
+            "CHECK (key >= x''), CHECK (value >= x'')", "CHECK (typeof(key) = 'blob' AND typeof(value) = 'blob')"
+        )
+        assert former != made
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'entries'", (former,))
+    with connect(path) as store, store.open("core") as space:
+        assert space["key"] == "old"
+        space.update({f"{number:03}": number for number in range(200)})
+        assert len(space) == 201
+        assert space.get_many(["199", "key"]) == {"199": 199, "key": "old"}
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(path: Path) -> None:
