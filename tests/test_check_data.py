@@ -1,0 +1,398 @@
+"""hutch.check_data and `hutch check-data`: what they find, what they mend, and what they leave alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+import hutch
+from hutch.cli.run import run as run_command
+
+DATA: dict[str, dict[str, Any]] = {
+    "core": {f"k{n}": n for n in range(10)},
+    "a:b": {"x": "tell nobody"},
+    "ü": {"y": [1], "z": b"z" * 20_000},
+}
+ENGINES = ("lmdb", "sqlite")
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A closed store that holds `DATA`."""
+    url = f"{request.param}://{tmp_path / 'store'}"
+    fill(url)
+    return url
+
+
+@pytest.fixture
+def lmdb_url(tmp_path: Path) -> str:
+    url = f"lmdb://{tmp_path / 'store'}"
+    fill(url)
+    return url
+
+
+def fill(url: str) -> None:
+    with hutch.connect(url) as store:
+        for namespace, items in DATA.items():
+            with store.open(namespace) as handle:
+                handle.update(items)
+
+
+def content(url: str) -> dict[str, dict[str, Any]]:
+    with hutch.connect(url) as store:
+        found = {}
+        for name in store.namespaces():
+            with store.open(name) as handle:
+                found[name] = dict(handle)
+                assert len(handle) == len(found[name])
+        return found
+
+
+def id_of(txn: lmdb.Transaction[bytes], namespace: str) -> bytes:
+    id_ = txn.get(b"\0\0\0\0n" + namespace.encode())
+    assert id_ is not None
+    return id_
+
+
+@contextmanager
+def changed(url: str) -> Iterator[Callable[[str, bytes, bytes | None], None]]:
+    """Change a store behind hutch's back: ``change(namespace, key, value)``, where None removes."""
+    engine, _, path = url.partition("://")
+    if engine == "lmdb":
+        with lmdb.open(path) as env, env.begin(write=True) as txn:
+
+            def change(namespace: str, key: bytes, value: bytes | None) -> None:
+                name = id_of(txn, namespace) + key
+                if value is None:
+                    txn.delete(name)
+                else:
+                    txn.put(name, value)
+
+            yield change
+        return
+    with closing(sqlite3.connect(path)) as connection:
+
+        def change(namespace: str, key: bytes, value: bytes | None) -> None:
+            (number,) = connection.execute("SELECT id FROM namespaces WHERE name = ?", (namespace,)).fetchone()
+            connection.execute("DELETE FROM entries WHERE ns = ? AND key = ?", (number, key))
+            if value is not None:
+                connection.execute("INSERT INTO entries (ns, key, value) VALUES (?, ?, ?)", (number, key, value))
+
+        yield change
+        connection.commit()
+
+
+def lose_name(url: str, name: str) -> None:
+    engine, _, path = url.partition("://")
+    if engine == "lmdb":
+        with lmdb.open(path) as env, env.begin(write=True) as txn:
+            assert txn.delete(b"\0\0\0\0n" + name.encode())
+        return
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+        connection.commit()
+
+
+def set_count(url: str, name: str, count: int) -> None:
+    engine, _, path = url.partition("://")
+    if engine == "lmdb":
+        with lmdb.open(path) as env, env.begin(write=True) as txn:
+            txn.put(id_of(txn, name), count.to_bytes(8, "big"))
+        return
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE namespaces SET entries = ? WHERE name = ?", (count, name))
+        connection.commit()
+
+
+def found(url: Any, **options: Any) -> list[tuple[str, str | None, str | None, bool]]:
+    return [(one.kind, one.namespace, one.key, one.fixed) for one in hutch.check_data(url, **options)]
+
+
+# --- what is found, and mended ---
+
+
+def test_a_sound_store_has_no_findings_and_a_missing_one_is_sound_and_not_made(url: str, tmp_path: Path) -> None:
+    assert found(url) == []
+    assert found(url, fix=True, salvage=tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
+    assert content(url) == DATA
+    assert found(url.replace("store", "none")) == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("url", ["memory://", "shelf://{}/shelf"])
+def test_every_engine_can_be_checked(url: str, tmp_path: Path) -> None:
+    with hutch.connect(url.format(tmp_path)) as store:
+        for namespace, items in DATA.items():
+            with store.open(namespace) as handle:
+                handle.update(items)
+                # Also while it is open.
+                assert found(store, fix=True) == []
+
+
+def test_a_damaged_value_is_named_and_stays(url: str) -> None:
+    with changed(url) as change:
+        change("core", b"k3", b"\x92\x03 tell nobody \xce1234")
+    for fix in (False, True):
+        assert found(url, fix=fix) == [("value", "core", "k3", False)]
+    with hutch.connect(url) as store, store.open("core") as core:
+        assert len(core) == 10
+        with pytest.raises(hutch.CorruptValueError):
+            core["k3"]
+
+
+def test_a_damaged_value_is_salvaged_before_it_is_removed(url: str, tmp_path: Path) -> None:
+    stored = b"\x92\x03 tell nobody \xce1234"
+    with changed(url) as change:
+        change("core", b"k3", stored)
+        change("ü", b"y", b"")
+    file = tmp_path / "salvaged"
+    assert found(url, salvage=file) == [("value", "core", "k3", True), ("value", "ü", "y", True)]
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [(line["namespace"], line["key"], b64decode(line["data"])) for line in lines] == [
+        ("core", "k3", stored),
+        ("ü", "y", b""),
+    ]
+    if os.name == "posix":
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert found(url) == []
+    kept = content(url)
+    assert kept["core"] == {key: value for key, value in DATA["core"].items() if key != "k3"}
+    assert kept["ü"] == {"z": b"z" * 20_000}
+    with pytest.raises(FileExistsError):
+        list(hutch.check_data(url, salvage=file))
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+def test_a_value_that_takes_a_class_or_a_key_to_read_is_told_and_never_removed(url: str, tmp_path: Path) -> None:
+    hutch.register_type(Point, name="test.Point.checked", encode=lambda point: point.x, decode=Point)
+    with hutch.connect(url) as store, store.open("core") as core:
+        core["point"] = Point(5)
+    told = subprocess.run(
+        [sys.executable, "-m", "hutch", "-s", url, "check-data", "--salvage", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == 1, told.stderr
+    assert "value: namespace 'core', key 'point'" in told.stdout
+    assert "test.Point.checked" in told.stdout
+    assert not (tmp_path / "out").exists()
+    assert found(url) == []
+    signed = {"STORAGE": url, "CODEC": {"name": "pickle", "key": "another key, long enough to be taken"}}
+    assert ("value", "core", "k1", False) in found(signed, salvage=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_count_is_found_and_counted_anew(url: str) -> None:
+    set_count(url, "core", 7)
+    set_count(url, "ü", 900)
+    assert found(url) == [("count", "core", None, False), ("count", "ü", None, False)]
+    with hutch.connect(url) as store, store.open("core") as core:
+        assert len(core) == 7, "looking changes nothing"
+    assert found(url, fix=True) == [("count", "core", None, True), ("count", "ü", None, True)]
+    assert found(url) == []
+    assert content(url) == DATA
+
+
+def test_data_without_a_namespace_gets_one(url: str) -> None:
+    with hutch.connect(url) as store, store.open("recovered-1") as taken:
+        taken["mine"] = 1
+    lose_name(url, "core")
+    lose_name(url, "ü")
+    assert found(url) == [("orphan", None, None, False)] * 2
+    assert found(url, fix=True) == [("orphan", f"recovered-{number}", None, True) for number in (2, 3)]
+    assert found(url) == []
+    assert content(url) == {
+        "a:b": DATA["a:b"],
+        "recovered-1": {"mine": 1},
+        "recovered-2": DATA["core"],
+        "recovered-3": DATA["ü"],
+    }
+    # New namespaces do not get an id that is in use.
+    with hutch.connect(url) as store, store.open("new") as new:
+        assert not new
+        new["k"] = 1
+    assert found(url) == []
+
+
+@pytest.mark.parametrize("key", [b"k\xff\xfe", b"k\x80" * 600, b"k" * 1500])
+def test_a_key_that_hutch_does_not_write_is_found_and_its_value_gets_another(url: str, key: bytes) -> None:
+    with hutch.connect(url) as store, closing(store._factory.open("core")) as storage:
+        stored = storage.read("k4")
+    with changed(url) as change:
+        change("core", b"k4", None)
+        change("core", key, stored)
+    kinds = {(kind, namespace) for kind, namespace, _, _ in found(url)}
+    assert kinds == {("key", "core")}
+    with hutch.connect(url) as store, store.open("core") as core:
+        # Everything but the listing works, and that tells.
+        assert core["k9"] == 9
+        if not key.isascii():
+            with pytest.raises(hutch.CorruptValueError, match="UTF-8"):
+                list(core)
+    assert {fixed for _, _, _, fixed in found(url, fix=True)} == {True}
+    assert found(url) == []
+    (new,) = content(url)["core"].keys() - DATA["core"].keys()
+    assert new.startswith("recovered-6b")
+    assert content(url)["core"][new] == 4
+
+
+def test_names_of_lmdb_that_cannot_be_are_mended(lmdb_url: str) -> None:
+    with lmdb.open(lmdb_url.partition("://")[2]) as env, env.begin(write=True) as txn:
+        id_ = id_of(txn, "core")
+        txn.delete(b"\0\0\0\0ncore")
+        txn.put(b"\0\0\0\0n\xff\xff", id_)
+        txn.put(b"\0\0\0\0nshort", b"\1")
+        txn.put(b"\0\0\0\0i", b"\0\0\0\1")
+        txn.put(b"\0\0\0\x63", bytes(8))
+    assert [kind for kind, *_ in found(lmdb_url)].count("orphan") == 3
+    assert all(fixed for *_, fixed in found(lmdb_url, fix=True))
+    assert found(lmdb_url) == []
+    assert content(lmdb_url) == {"a:b": DATA["a:b"], "recovered-1": DATA["core"], "ü": DATA["ü"]}
+
+
+def test_two_names_of_one_id_are_told_and_not_guessed_about(lmdb_url: str) -> None:
+    with lmdb.open(lmdb_url.partition("://")[2]) as env, env.begin(write=True) as txn:
+        txn.put(b"\0\0\0\0nsame", id_of(txn, "core"))
+    for fix in (False, True):
+        assert found(lmdb_url, fix=fix) == [("orphan", "same", None, False)]
+
+
+# --- in use ---
+
+_WRITER = """
+import sys, hutch
+with hutch.connect(sys.argv[1] + "?durability=relaxed") as store:
+    spaces = [store.open(f"w{n}") for n in range(3)]
+    print("writing", flush=True)
+    number = 0
+    while True:
+        for space in spaces:
+            space.update({f"k{n}": [number] * 50 for n in range(number % 7, 200, 3)})
+            space.remove_many([f"k{n}" for n in range(number % 5, 200, 2)])
+            space["large"] = bytes(10_000 + number % 9000)
+        number += 1
+"""
+
+
+def test_a_store_in_use_raises_no_false_alarm(url: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"writing\n"
+            for turn in range(20):
+                assert found(f"{url}?durability=relaxed", fix=turn % 2 == 1) == []
+            assert writer.poll() is None
+        finally:
+            writer.kill()
+    assert found(url) == []
+
+
+def test_a_store_that_is_open_here_is_checked_through_it(url: str) -> None:
+    set_count(url, "core", 3)
+    with hutch.connect(url) as store, store.open("core") as core:
+        assert found(store) == found(url) == [("count", "core", None, False)]
+        core["new"] = 1
+        assert found(store, fix=True) == [("count", "core", None, True)]
+        assert len(core) == 11
+    with pytest.raises(hutch.StoreNotOpenError):
+        found(store)
+
+
+def test_what_layers_make_read_only_is_looked_at_and_not_changed(url: str, tmp_path: Path) -> None:
+    set_count(url, "core", 3)
+    config = {"STORAGE": url, "NAMESPACES": {"c*": {"LAYERS": ["read-only"]}}}
+    assert found(config) == [("count", "core", None, False)]
+    for change in ({"fix": True}, {"salvage": tmp_path / "out"}):
+        with pytest.raises(hutch.CapabilityError):
+            found(config, **change)
+    assert found(url) == [("count", "core", None, False)]
+
+
+def test_a_plugin_without_a_check_has_its_values_keys_and_count_looked_at() -> None:
+    with hutch.connect("memory://") as store, store.open("core") as core:
+        core.update(good=1, bad=2)
+        store._factory._root["core"]["bad"] = b"nonsense"
+        assert found(store) == [("value", "core", "bad", False)]
+        store._factory._root["core"][""] = store._factory._root["core"]["good"]
+        assert ("key", "core", "", False) in found(store)
+
+
+# --- the command ---
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_command(list(arguments))
+    texts = []
+    for stream in (out, err):
+        stream.seek(0)
+        texts.append(stream.read())
+    return code, texts[0], texts[1]
+
+
+def test_the_command_says_one_line_a_finding_and_ends_with_1_while_something_is_left(url: str) -> None:
+    assert command("-s", url, "check-data") == (0, "nothing wrong was found\n", "")
+    set_count(url, "core", 3)
+    with changed(url) as change:
+        change("a:b", b"x\x1b[31m", b"nonsense that nobody shall see")
+    code, out, err = command("check-data", "-s", url)
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert lines[-1].endswith("found, 0 of them mended")
+    assert any(line.startswith("count: namespace 'core': the count of its keys is 3, there are 10") for line in lines)
+    assert any(line.startswith(r"value: namespace 'a:b', key 'x\x1b[31m': ") for line in lines)
+    assert "nobody" not in out
+    assert "\x1b" not in out
+    code, out, _ = command("-s", url, "check-data", "--fix")
+    assert code == 1
+    assert "there are 10 (mended)" in out
+    code, out, _ = command("-s", url, "check-data", "--json")
+    (line,) = out.splitlines()
+    assert code == 1
+    told = json.loads(line)
+    assert (told.pop("told") != "", told) == (
+        True,
+        {"kind": "value", "namespace": "a:b", "key": "x\x1b[31m", "fixed": False},
+    )
+
+
+def test_the_command_salvages_and_then_finds_nothing(url: str, tmp_path: Path) -> None:
+    with changed(url) as change:
+        change("core", b"k3", b"nonsense")
+    file = str(tmp_path / "salvaged")
+    assert command("-s", url, "check-data", "--salvage", file)[0] == 0
+    assert command("-s", url, "check-data")[:2] == (0, "nothing wrong was found\n")
+    code, out, err = command("-s", url, "check-data", "--salvage", file)
+    assert (code, out) == (3, "")
+    assert "salvaged" in err
+
+
+def test_the_command_tells_a_file_that_is_none_from_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+    for engine, file in (("lmdb", tmp_path / "data.mdb"), ("sqlite", tmp_path / "data.mdb")):
+        file.write_bytes(b"not a database, " * 1000)
+        code, out, _ = command("-s", f"{engine}://{tmp_path if engine == 'lmdb' else file}", "check-data")
+        assert code == 1
+        assert out.startswith("structure: ")
+    assert command("-s", "redis://localhost:1", "check-data")[0] == 3
