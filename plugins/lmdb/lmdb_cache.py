@@ -16,7 +16,7 @@ _QUIET_READS: Final = 256
 _ENTRY_BYTES: Final = 170
 # Keeping a value costs a fifth of what finding it saves. After so many values that were kept or did not fit, those
 # found must be a fifth as many; else there are too many keys, or they are read but once each, and it ends.
-_TRIAL: Final = 8192
+_TRIAL: Final = 4096
 _WORTH_IT: Final = 5
 _LONGEST_PAUSE: Final = 1 << 22
 
@@ -74,7 +74,7 @@ class Keeper:
         self.reads_left = self._pause
 
     def end(self, *, in_vain: bool = False) -> None:
-        """Somebody committed; or keeping was `in_vain`: then not again for a while, twice as long each time."""
+        """Somebody committed; or keeping was `in_vain`: then not again for a while, longer each time."""
         self.kept = None
-        self._pause = min(self._pause * 16, _LONGEST_PAUSE) if in_vain else _QUIET_READS
+        self._pause = min(self._pause * 64, _LONGEST_PAUSE) if in_vain else _QUIET_READS
         self.reads_left = self._pause

@@ -44,7 +44,7 @@ def _do_all(txn: Any, group: list[_Waiting]) -> list[Any]:
     # Not a comprehension: if it fails, its scope would keep the transaction alive.
     results = []
     for one in group:
-        results.append(one.work(txn, *one.arguments))  # noqa: PERF401
+        results.append(one.work(txn, *one.arguments))
     return results
 
 
