@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import lmdb
 import pytest
 
 import hutch
 from hutch.cli.run import run as run_command
+from tests.servers import RedisServer
 
 DATA: dict[str, dict[str, Any]] = {
     "core": {f"k{n}": n for n in range(10)},
@@ -276,6 +278,27 @@ def test_two_names_of_one_id_are_told_and_not_guessed_about(lmdb_url: str) -> No
         txn.put(b"\0\0\0\0nsame", id_of(txn, "core"))
     for fix in (False, True):
         assert found(lmdb_url, fix=fix) == [("orphan", "same", None, False)]
+
+
+def test_what_redis_lists_is_made_to_fit_what_it_holds(redis_server: RedisServer) -> None:
+    prefix = f"check*[{os.getpid()}]"
+    url = f"{redis_server.url}?prefix={quote(prefix)}"
+    fill(url)
+    assert found(url) == []
+    with hutch.connect(url) as store:
+        call = store._factory.server.call
+        call("ZREM", f"{prefix}:{{core}}:order", "k3")
+        call("ZADD", f"{prefix}:{{core}}:order", 0, "ghost")
+        call("SREM", f"{prefix}:namespaces", "ü")
+        call("HSET", f"{prefix}:{{a%3Ab}}:values", "x", b"nonsense")
+        wrong = [("index", "core", "k3"), ("index", "core", "ghost"), ("orphan", "ü", None)]
+        damaged = ("value", "a:b", "x", False)
+        assert found(url) == [*((*one, False) for one in wrong), damaged]
+        assert found(url, fix=True) == [*((*one, True) for one in wrong), damaged]
+        assert found(url) == [damaged]
+        with store.open("core") as core, store.open("ü") as other:
+            assert sorted(core) == sorted(DATA["core"])
+            assert dict(other) == DATA["ü"]
 
 
 # --- in use ---

@@ -96,3 +96,34 @@ RANGE = Script(
     "end",
     "return {#keys == most_keys and keys[#keys], found}",
 )
+# ARGV: HSCAN or ZSCAN, which of KEYS, cursor. The next cursor, and keys without what belongs to them: values may be large.
+NAMES = Script(
+    "local found = redis.call(ARGV[1], KEYS[tonumber(ARGV[2])], ARGV[3], 'COUNT', 100)",
+    "local names = {}",
+    "for i = 1, #found[2], 2 do names[#names + 1] = found[2][i] end",
+    "return {found[1], names}",
+)
+# ARGV: '1' to mend, then key ... Keys with a value that are not in the order, and those in the order without a value.
+LISTED = Script(
+    _CHECK,
+    "local unlisted, valueless = {}, {}",
+    "for i = 2, #ARGV do",
+    "  local value = redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1",
+    "  local listed = redis.call('ZSCORE', KEYS[2], ARGV[i])",
+    "  if value and not listed then",
+    "    unlisted[#unlisted + 1] = ARGV[i]",
+    "    if ARGV[1] == '1' then redis.call('ZADD', KEYS[2], 0, ARGV[i]) end",
+    "  elseif listed and not value then",
+    "    valueless[#valueless + 1] = ARGV[i]",
+    "    if ARGV[1] == '1' then redis.call('ZREM', KEYS[2], ARGV[i]) end",
+    "  end",
+    "end",
+    "return {unlisted, valueless}",
+)
+# ARGV: namespace, '1' to mend. Whether a namespace with values is in the index.
+INDEXED = Script(
+    _CHECK,
+    "if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then return 1 end",
+    "if ARGV[2] == '1' then redis.call('SADD', KEYS[3], ARGV[1]) end",
+    "return 0",
+)

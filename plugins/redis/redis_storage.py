@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 from urllib.parse import quote
 
-from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase, StoreError
+from hutch import ConfigError, CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase, StoreError
 
 from .redis_address import connector
+from .redis_check import check
 from .redis_scripts import CLEAR, DELETE, RANGE, SWAP, WRITE
 from .redis_server import Server
 
@@ -93,6 +94,9 @@ class RedisPlugin(StoragePluginBase):
                 break
         names = self._names(named)
         return [name for chunk in _chunks(names, _CHUNK_KEYS) for name in self._with_data(chunk)]
+
+    def check(self, fix: bool = False) -> Iterator[Finding]:
+        return check(self, fix)
 
     def close(self) -> None:
         self.server.close()

@@ -1,0 +1,73 @@
+"""What `hutch check-data` looks at on a Redis server: values against the listing, namespaces against their index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from hutch import Finding
+
+from .redis_scripts import INDEXED, LISTED, NAMES
+
+if TYPE_CHECKING:
+    from .redis_storage import RedisPlugin
+
+_CHUNK_KEYS = 1000
+_GLOB = str.maketrans({char: f"\\{char}" for char in "\\*?[]^-"})
+
+
+def check(plugin: RedisPlugin, fix: bool) -> Iterator[Finding]:
+    """Findings. Each key, and each namespace, is looked at, and with `fix` mended, in one step on the server."""
+    for namespace in _with_values(plugin):
+        yield from _check_index(plugin, namespace, fix)
+        yield from _check_listing(plugin, namespace, fix)
+
+
+def _with_values(plugin: RedisPlugin) -> list[str]:
+    """The namespaces that have a key of ours on the server, whether they are in the index or not."""
+    start, end = f"{plugin.prefix}:{{", "}:"
+    found: set[str] = set()
+    cursor: bytes | int = 0
+    while True:
+        pattern = f"{start.translate(_GLOB)}*{end}*"
+        cursor, keys = plugin.server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _CHUNK_KEYS)
+        for key in keys:
+            name, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
+            if part in ("values", "order"):
+                found.add(unquote(name))
+        if int(cursor) == 0:
+            return sorted(found)
+
+
+def _check_index(plugin: RedisPlugin, namespace: str, fix: bool) -> Iterator[Finding]:
+    if not plugin.server.run(INDEXED, _keys(plugin, namespace), (namespace.encode(), int(fix)), changes=fix):
+        yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, fix)
+
+
+def _check_listing(plugin: RedisPlugin, namespace: str, fix: bool) -> Iterator[Finding]:
+    keys = _keys(plugin, namespace)
+    told: set[bytes] = set()
+    for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2)):
+        cursor: bytes | int = 0
+        while True:
+            cursor, found = plugin.server.run(NAMES, keys, (scan, number, cursor))
+            if found:
+                unlisted, valueless = plugin.server.run(LISTED, keys, (int(fix), *found), changes=fix)
+                for name in unlisted:
+                    yield from _once(told, name, namespace, "it has a value, but no listing has it", fix)
+                for name in valueless:
+                    yield from _once(told, name, namespace, "it is listed, but has no value", fix)
+            if int(cursor) == 0:
+                break
+
+
+def _once(told: set[bytes], name: bytes, namespace: str, text: str, fix: bool) -> Iterator[Finding]:
+    # A scan may give a key twice.
+    if name not in told:
+        told.add(name)
+        yield Finding("index", text, namespace, name.decode(errors="backslashreplace"), fix)
+
+
+def _keys(plugin: RedisPlugin, namespace: str) -> tuple[bytes, bytes, bytes]:
+    return plugin.key(namespace, "values").encode(), plugin.key(namespace, "order").encode(), plugin.index.encode()
