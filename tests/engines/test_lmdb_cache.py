@@ -130,9 +130,8 @@ def test_it_takes_no_more_memory_than_allowed(url: str) -> None:
     limit = 200_000
     with hutch.connect(f"{url}&cache_bytes={limit}") as store, store.open("core") as space:
         space.update({f"k{number}": [number, "x" * 500] for number in range(2000)})
-        for _ in range(3):
-            for number in range(2000):
-                assert space[f"k{number}"][0] == number
+        for number in range(2000):
+            assert space[f"k{number}"][0] == number
         held = kept(space)
         assert 0 < len(held) < 2000
         assert sum(sys.getsizeof(key) + sys.getsizeof(body) for key, body in held.items()) <= limit
@@ -141,8 +140,8 @@ def test_it_takes_no_more_memory_than_allowed(url: str) -> None:
 def test_it_ends_where_there_are_far_more_keys_than_fit(url: str) -> None:
     """Each found among ten that are not: keeping costs more than it saves."""
     with hutch.connect(f"{url}&cache_bytes=100000") as store, store.open("core") as space:
-        space.update({f"k{number}": number for number in range(20_000)})
-        for number in range(20_000):
+        space.update({f"k{number}": number for number in range(10_000)})
+        for number in range(10_000):
             assert space[f"k{number}"] == number
         assert not kept(space)
         for number in range(2_000):
