@@ -94,7 +94,7 @@ class ShelfPlugin(StoragePluginBase):
             shelf.leave()
 
     def _holds(self, namespace: str, place: Place) -> bool:
-        shelf = _open_shelves.get((str(self._folder.path), namespace))
+        shelf = _open_shelf((str(self._folder.path), namespace))
         if shelf is not None:
             with shelf.lock:
                 database = shelf.opened
@@ -351,7 +351,8 @@ class _Shelf:
             self.users -= 1
             if self.users:
                 return
-            if _open_shelves.get(self.place) is self:
+            _open_shelves[self.place].remove(self)
+            if not _open_shelves[self.place]:
                 del _open_shelves[self.place]
             database, self.opened = self.opened, None
             process_lock, self._process_lock = self._process_lock, None
@@ -388,24 +389,31 @@ class _Shelf:
 
 
 _registry = threading.RLock()
-_open_shelves: dict[tuple[str, str], _Shelf] = {}
+_open_shelves: dict[tuple[str, str], list[_Shelf]] = {}
 
 
 def _share(folder: Folder, namespace: str) -> _Shelf:
     with _registry:
         place = (str(folder.path), namespace)
-        shelf = _open_shelves.get(place)
-        if shelf is None or not shelf.is_in_place():
-            shelf = _open_shelves[place] = _Shelf(folder, namespace)
+        shelf = _open_shelf(place)
+        if shelf is None:
+            shelf = _Shelf(folder, namespace)
+            _open_shelves.setdefault(place, []).append(shelf)
         shelf.users += 1
         return shelf
+
+
+def _open_shelf(place: tuple[str, str]) -> _Shelf | None:
+    """The one that this process has open on what is at `place` now: it may have others, whose files were moved."""
+    return next((shelf for shelf in _open_shelves.get(place, ()) if shelf.is_in_place()), None)
 
 
 def _after_fork() -> None:
     global _registry  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
     _registry = threading.RLock()
-    for shelf in _open_shelves.values():
-        shelf.abandon()
+    for shelves in _open_shelves.values():
+        for shelf in shelves:
+            shelf.abandon()
 
 
 if hasattr(os, "register_at_fork"):

@@ -277,6 +277,28 @@ def test_a_full_storage_that_is_closed_opens_again_with_all_that_it_had(engine: 
     assert everything(config) == full
 
 
+def test_a_disk_that_fills_up_amid_threads_loses_nothing(engine: Engine, small_disk: Path) -> None:
+    """Of writes that share one commit, each is told what became of it."""
+    config = engine.config(small_disk)
+    with hutch.connect(config) as store, store.open("core") as space:
+        space.update(OLD)
+
+        def write(me: int) -> dict[str, Any]:
+            written = {}
+            with refused(hutch.StorageFullError, small_disk / "state", "intact"):
+                for number in range(10_000):
+                    space[f"{me} {number}"] = BLOCK
+                    written[f"{me} {number}"] = BLOCK
+            return written
+
+        parts = together(*[lambda me=me: write(me) for me in range(8)])
+        expected = {**OLD, **{key: value for part in parts for key, value in part.items()}}
+        assert contents(space) == expected
+        remount(small_disk, "size=20m")
+        space["again"] = BLOCK
+    assert everything(config) == {**expected, "again": BLOCK}
+
+
 def test_a_disk_that_is_full_before_the_first_write_leaves_nothing_in_the_way(engine: Engine, small_disk: Path) -> None:
     """What is left of a store that could not be made, byte by byte more of it, is no obstacle to making it."""
     refusals = 0
@@ -574,10 +596,13 @@ def test_a_folder_that_comes_back_is_written_to_by_the_same_handle(engine: Engin
         state.rename(aside)
         time.sleep(BLINK_S)
         refuses_every_change(space, hutch.StorageUnavailableError, state, "nothing was written")
+        assert everything(config) == {}
         aside.rename(state)
         # Another store of this process, on files that are open here already.
         with hutch.connect(config) as second, second.open("core") as again:
             assert contents(again) == OLD
+            if engine.name == "lmdb":
+                assert second._factory._environment is store._factory._environment, "LMDB must not open a file twice"
             again["kept"] = "newer"
             assert space["kept"] == "newer"
         expected = goes_on(space)
