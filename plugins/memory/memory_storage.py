@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, ClassVar
 
 from hutch import EncodedStorage, Option, StoragePluginBase
 
 # None stands for a key that a batch is just removing.
 _Root = dict[str, dict[str, bytes | None]]
+
+# A hundred decoded values at once stay in the processor's cache, a thousand do not.
+_CHUNK_ITEMS = 128
 
 # The roots of memory://NAME live as long as the process.
 _named: dict[str, _Root] = {}
@@ -72,6 +76,16 @@ class MemoryStorage(EncodedStorage):
     def read(self, key: str) -> bytes | None:
         return self._data.get(key)
 
+    def get(self, key: str) -> Any:
+        # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
+        try:
+            data = self._data.get(key)
+            if data is not None:
+                return self._decode(data)
+        except Exception:  # noqa: S110 - the long way knows what it was, and says so
+            pass
+        return super().get(key)
+
     def write(self, key: str, data: bytes) -> None:
         with _write_lock:
             self._data[key] = data
@@ -114,9 +128,9 @@ class MemoryStorage(EncodedStorage):
 
     def items(self) -> Iterator[tuple[str, Any]]:
         # No order is promised here, and a sort would cost more than the reading.
-        for key, data in list(self._data.items()):
-            if data is not None:
-                yield key, self._decoded(key, data)
+        there = iter([(key, data) for key, data in list(self._data.items()) if data is not None])
+        while chunk := dict(islice(there, _CHUNK_ITEMS)):
+            yield from self._decoded_items(chunk, chunk.values())
 
     def clear(self) -> None:
         with _write_lock:
