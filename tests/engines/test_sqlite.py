@@ -8,11 +8,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -841,20 +839,6 @@ def test_a_folder_in_the_place_of_the_file_is_refused(path: Path) -> None:
     assert_refused(path, hutch.StorageUnavailableError, "is a folder")
 
 
-@needs_posix
-def test_what_is_not_a_regular_file_is_refused_and_never_waited_for(path: Path) -> None:
-    os.mkfifo(path)
-    assert_refused(path, hutch.StorageUnavailableError, "not a regular file")
-
-
-@needs_posix
-def test_a_loop_of_links_is_refused(path: Path) -> None:
-    path.symlink_to(path.with_name("other"))
-    path.with_name("other").symlink_to(path)
-    with connect(path) as store, pytest.raises(hutch.StorageUnavailableError, match="cannot be opened"):
-        store.open("core")
-
-
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with connect(tmp_path / "file" / "kv.db") as store, pytest.raises(hutch.StorageUnavailableError, match="file"):
@@ -871,138 +855,3 @@ def test_a_database_in_memory_is_refused_with_the_way_to_one(config: Any) -> Non
 def test_a_path_is_needed() -> None:
     with pytest.raises(hutch.ConfigError, match="path"):
         hutch.connect("sqlite://")
-
-
-# --- permission and room ---
-
-_AS_NOBODY = """
-import os, sys, hutch
-hutch.load_plugin("sqlite", {"path": sys.argv[1]}).open("warm up: import all")
-if os.getuid() == 0:
-    os.setgid(65534)
-    os.setuid(65534)
-with hutch.connect({"STORAGE": "sqlite", "STORAGE_CONFIG": {"path": sys.argv[2]}}) as store:
-    for use in (lambda space: space.get("key"), lambda space: space.update(key="new")):
-        try:
-            with store.open("core") as space:
-                print(use(space))
-        except hutch.StorageUnavailableError as error:
-            assert sys.argv[2] in str(error), error
-            print("unavailable", type(error.__cause__).__name__)
-"""
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that any user can reach, unlike those of pytest."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
-
-
-@needs_posix
-@pytest.mark.parametrize("mode", ["file read-only", "folder read-only", "folder closed", "file closed"])
-def test_without_permission_it_is_unavailable_and_the_data_intact(open_folder: Path, mode: str) -> None:
-    folder = open_folder / "folder"
-    path = folder / "kv.db"
-    put(path, key="old")
-    os.chmod(folder, {"folder read-only": 0o555, "folder closed": 0o000}.get(mode, 0o777))
-    os.chmod(
-        path, {"file read-only": 0o444, "file closed": 0o000}.get(mode, 0o666)
-    ) if mode != "folder closed" else None
-    try:
-        done = run_python(_AS_NOBODY, open_folder / "none.db", path)
-    finally:
-        os.chmod(folder, 0o755)
-        os.chmod(path, 0o644)
-    assert done.returncode == 0, done.stderr
-    read, wrote = done.stdout.splitlines()
-    assert wrote.startswith("unavailable"), done.stdout
-    # A file that may be read can be, as long as the log can be made beside it.
-    assert read == "old" if mode == "file read-only" else read.startswith("unavailable")
-    assert everything(path) == {"key": "old"}
-
-
-@needs_posix
-def test_where_no_folder_can_be_made_it_is_unavailable(open_folder: Path) -> None:
-    done = run_python(_AS_NOBODY, open_folder / "none.db", open_folder / "new" / "kv.db")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1] == "unavailable PermissionError"
-    assert os.listdir(open_folder) == []
-
-
-_FILL = """
-import sys, hutch
-if sys.argv[2] != "disk":
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-with hutch.connect({"STORAGE": "sqlite", "STORAGE_CONFIG": {"path": sys.argv[1]}}) as store:
-    with store.open("core") as space:
-        space["kept"] = "old"
-        written = []
-        try:
-            for number in range(100_000):
-                space[f"one {number}"] = "x" * 2000
-                written.append(f"one {number}")
-        except hutch.StorageFullError as error:
-            assert sys.argv[1] in str(error), error
-            assert error.__cause__ is not None
-        else:
-            raise SystemExit("never full")
-        try:
-            space.update({"kept": "new", **{f"batch {number}": "x" * 2000 for number in range(10_000)}})
-        except hutch.StorageFullError:
-            pass
-        else:
-            raise SystemExit("the batch fitted")
-        assert space["kept"] == "old"
-        assert sorted(space) == sorted([*written, "kept"])
-        assert len(space) == len(written) + 1
-        print(len(space))
-"""
-
-
-def assert_full_but_intact(path: Path, limit: str) -> None:
-    done = run_python(_FILL, path, limit)
-    assert done.returncode == 0, done.stderr
-    found = everything(path)
-    assert len(found) == int(done.stdout) > 50
-    assert found.pop("kept") == "old"
-    assert set(found.values()) == {"x" * 2000}
-
-
-@needs_posix
-def test_a_limit_of_file_size_is_a_full_storage_with_the_old_data_intact(path: Path) -> None:
-    assert_full_but_intact(path, "1000000")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user cannot mount a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_full_disk_is_a_full_storage_with_the_old_data_intact(small_disk: Path) -> None:
-    path = small_disk / "kv.db"
-    assert_full_but_intact(path, "disk")
-    # With room again, the same file goes on.
-    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
-    with connect(path) as store, store.open("core") as space:
-        space.clear()
-        space["again"] = "x" * 2000
-    assert len(everything(path)) == 1
-
-
-def test_a_read_only_disk_is_unavailable_and_promptly_so(small_disk: Path) -> None:
-    path = small_disk / "kv.db"
-    put(path, key="old")
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert_refused(path, hutch.StorageUnavailableError, "SQLite says")
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    assert everything(path) == {"key": "old"}
