@@ -2,7 +2,7 @@
 
 One test for each line of the list; the details of each are tested where the room is that deals with it, as named:
 descriptors in test_descriptor and test_discovery, modules and factories in test_loader, storages in test_store, configs
-in test_config and test_config_file, names in test_limits and the kit, files, disks and servers in engines/.
+in test_config and test_config_file, names in test_limits and the kit, files and servers in engines/, disks in faults/.
 """
 
 from __future__ import annotations
@@ -297,18 +297,6 @@ def test_a_value_with_one_byte_flipped(machine: Machine, engine: str) -> None:
             assert dict(space) == {"bad": "mended", "good": [2]}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user cannot mount a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 FILE_ENGINES = ["lmdb", "sqlite", "shelf"]
 
 
@@ -335,10 +323,10 @@ def test_a_read_only_disk(machine: Machine, small_disk: Path, engine: str) -> No
     url = f"{engine}://{small_disk / 'place'}"
     with hutch.connect(url) as store, store.open("core") as space:
         space["kept"] = "old"
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", "tmpfs", small_disk], check=True)
     with refused(hutch.StorageUnavailableError, str(small_disk)):
         use(url)
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", "tmpfs", small_disk], check=True)
     with hutch.connect(url) as store, store.open("core") as space:
         assert dict(space) == {"kept": "old"}
 

@@ -398,7 +398,8 @@ class Environment:
         text = str(error)
         if any(sign in text for sign in _FULL):
             raise StorageFullError(
-                f"lmdb {self.path}: no room ({text}); the write did not happen, what was stored is intact"
+                f"lmdb {self.path}: no room ({text}); the write did not happen, what was stored is intact. Make room "
+                "on the disk, or remove a few keys at a time"
             ) from error
         if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
             raise CorruptValueError(f"lmdb {self.path / 'data.mdb'} is damaged: {text}") from error

@@ -340,6 +340,24 @@ def test_a_disk_that_fills_up_while_the_map_of_lmdb_grows_loses_nothing(small_di
     assert everything(config) == {**OLD, **batch}
 
 
+def test_a_full_lmdb_store_can_be_emptied_a_few_keys_at_a_time(small_disk: Path) -> None:
+    """A step that removes much needs room for copies of all the pages that it changes; a small one finds it."""
+    config = Engine("lmdb").config(small_disk, durability="relaxed")
+    remount(small_disk, "size=16m")
+    with hutch.connect(config) as store, store.open("core") as space:
+        for batch in range(20):
+            space.update({f"{batch:02} {number:04}": "x" * 300 for number in range(1000)})
+        use_up(small_disk)
+        with refused(hutch.StorageFullError, small_disk / "state", "intact"):
+            space.clear()
+        keys = list(space)
+        assert len(keys) == len(space) == 20_000
+        for start in range(0, len(keys), 100):
+            assert space.remove_many(keys[start : start + 100]) == 100
+        assert contents(space) == {}
+        goes_on(space)
+
+
 def test_nothing_needs_room_for_temporary_files(
     engine: Engine, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
