@@ -96,7 +96,7 @@ RANGE = Script(
     "end",
     "return {#keys == most_keys and keys[#keys], found}",
 )
-# ARGV: HSCAN or ZSCAN, which of KEYS, cursor. The next cursor, and keys without what belongs to them: values may be large.
+# ARGV: HSCAN or ZSCAN, which of KEYS, cursor. The next cursor, and keys alone: their values may be large.
 NAMES = Script(
     "local found = redis.call(ARGV[1], KEYS[tonumber(ARGV[2])], ARGV[3], 'COUNT', 100)",
     "local names = {}",

@@ -11,7 +11,7 @@ import pytest
 
 import hutch
 
-from .kit import Promises, encoded
+from .kit import Promises, encoded, listing
 
 # What crc32 gives for an intact frame (docs/format.md): a storage whose values have it can notice every change.
 _RESIDUE = 0x2144DF1C
@@ -56,6 +56,22 @@ class Corruption(Promises):
                 text = str(raised.value)
                 assert all(part in text for part in (store.name, "'core'", "'bad'")), f"{way}: {text}"
                 assert "secret" not in text
+
+    def test_check_data_finds_what_is_damaged_and_nothing_else(self, config: Any) -> None:
+        """`check_data` has no finding in a sound store, and names namespace and key of a damaged value."""
+        with hutch.connect(config) as store:
+            listing(store)
+            with store.open("core") as ns, store.open("other") as other:
+                ns.update(bad="this is secret", good=[1], large=bytes(100_000))
+                other.update({"ä": 1, "b": None})
+                del ns["good"]
+            assert list(hutch.check_data(store)) == []
+            assert list(hutch.check_data(store, fix=True)) == []
+        self.corrupt(config, "core", "bad")
+        with hutch.connect(config) as store:
+            found = list(hutch.check_data(store))
+            assert [(one.kind, one.namespace, one.key, one.fixed) for one in found] == [("value", "core", "bad", False)]
+            assert "secret" not in found[0].told
 
     def test_damage_stays_where_it_is(self, config: Any) -> None:
         """Around a damaged value all works: other keys, len, keys; setting it heals it, removing removes it."""
