@@ -754,6 +754,7 @@ def test_without_address_space_it_is_unavailable_or_works(engine: Engine, tmp_pa
 
 
 _NO_THREADS = """
+import asyncio, hutch.aio
 engine, folder = Engine(sys.argv[1]), Path(sys.argv[2])
 from tests.faults.test_disk import goes_on
 put(engine.config(folder / "warm"), OLD)
@@ -761,13 +762,31 @@ if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+allowed = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, allowed[1]))
 try:
     threading.Thread(target=print).start()
 except RuntimeError:
     print("no thread")
 with hutch.connect(engine.config(folder / "own")) as store, store.open("core") as space:
     print(len(goes_on(space)))
+
+# Of hutch.aio, whose calls are made in threads, each is told that it was not made.
+async def main():
+    store = hutch.aio.connect(engine.config(folder / "own"))
+    for _ in range(3):
+        try:
+            await hutch.aio.connect(engine.config(folder / "own"))
+        except hutch.StorageUnavailableError as error:
+            print(error)
+    resource.setrlimit(resource.RLIMIT_NPROC, allowed)
+    async with hutch.aio.connect(engine.config(folder / "own")) as store, store.open("other") as space:
+        await space.set("kept", "old")
+        # One thread is there, and busy: it is enough.
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, allowed[1]))
+        await asyncio.gather(*(space.set(f"k{number}", number) for number in range(50)))
+        print(await space.len())
+asyncio.run(main())
 """
 
 
@@ -775,7 +794,12 @@ with hutch.connect(engine.config(folder / "own")) as store, store.open("core") a
 def test_where_no_thread_can_be_started_everything_works(engine: Engine, open_folder: Path) -> None:
     (open_folder / "own").mkdir()
     (open_folder / "own").chmod(0o777)
-    assert python(_NO_THREADS, engine.name, open_folder) == f"no thread\n{len(OLD) + 1}\n"
+    assert python(_NO_THREADS, engine.name, open_folder).splitlines() == [
+        "no thread",
+        str(len(OLD) + 1),
+        *["can't start new thread, and the call was not made; try again later"] * 3,
+        "51",
+    ]
 
 
 # --- what is in the place of the store ---

@@ -27,6 +27,8 @@ class Threads:
     def _start(self) -> None:
         self._process_id = os.getpid()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="hutch.aio")
+        #: Whether one was started: it ends with the pool.
+        self._has_thread = False
         #: Calls in line or under way, and the handle or store each belongs to.
         self._calls: dict[Future[Any], object] = {}
 
@@ -72,7 +74,15 @@ class Threads:
         if self._process_id != os.getpid():
             # The threads do not exist in a forked child.
             self._start()
-        call = self._pool.submit(_run, contextvars.copy_context(), fn, args)
+        call: Future[T] = Future()
+        try:
+            self._pool.submit(_run, call, contextvars.copy_context(), fn, args)
+            self._has_thread = True
+        except RuntimeError as error:
+            # The pool has the call in line, and could not start one more thread. One that it has will get to it.
+            if not (self._has_thread and "new thread" in str(error)):
+                call.cancel()
+                raise hutch.StorageUnavailableError(f"{error}, and the call was not made; try again later") from error
         self._calls[call] = owner
         call.add_done_callback(self._done)
         return call
@@ -105,12 +115,23 @@ class Threads:
         return waiting.result()
 
 
-def _run(context: contextvars.Context, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+def _run(call: Future[T] | None, context: contextvars.Context, fn: Callable[..., T], args: tuple[Any, ...]) -> None:
+    assert call is not None
+    if not call.set_running_or_notify_cancel():
+        return
     try:
-        return context.run(fn, *args)
-    except StopIteration as error:
-        # asyncio cannot pass it on, and would wait for ever.
-        raise RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration") from error
+        result = context.run(fn, *args)
+    except BaseException as error:
+        if isinstance(error, StopIteration):
+            # asyncio cannot pass it on, and would wait for ever.
+            replacement = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
+            replacement.__cause__ = error
+            call.set_exception(replacement)
+        else:
+            call.set_exception(error)
+        call = None  # the error knows this frame, and the call the error
+    else:
+        call.set_result(result)
 
 
 def _after(calls: Iterable[Future[Any]], fn: Callable[[], None]) -> None:
