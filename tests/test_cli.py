@@ -567,7 +567,7 @@ def test_help_and_version_say_what_there_is() -> None:
     bare = hutch_()
     assert bare == hutch_("--help")
     assert bare.code == 0
-    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "130"):
+    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "check-data", "130"):
         assert name in bare.out
         assert name == "130" or hutch_(name, "--help").code == 0
 
