@@ -119,6 +119,8 @@ class Environment:
         self._trusted_until_s = -math.inf
         self._map_size_bytes = map_size_bytes
         self._turns = Turns(self._commit)
+        #: Whether this process has written since it opened the files.
+        self._is_unflushed = False
         self._env: lmdb.Environment | None = None
         #: That of the parent process, in a forked child, until it is closed there.
         self._inherited: lmdb.Environment | None = None
@@ -137,8 +139,8 @@ class Environment:
         with self._turns.lock:
             env = self._env
             try:
-                if env is not None:
-                    # What relaxed left in the system's buffers; for the other durabilities it is a formality.
+                if env is not None and self._is_unflushed:
+                    # All that relaxed wrote; of the other durabilities no more than the last header.
                     env.sync(True)
             except lmdb.Error as error:
                 self._raise(error, "closing")
@@ -204,6 +206,7 @@ class Environment:
                 txn = self.begin(None, None, True)
                 result = work(txn, *arguments)
                 txn.commit()
+                self._is_unflushed = True
                 return result
             except BaseException as error:
                 failure = error

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -37,7 +37,7 @@ _LAST_ID_KEY = b"\0\0\0\0i"
 _NAME = b"\0\0\0\0n"
 _AFTER_NAMES = b"\0\0\0\0o"
 # A hundred decoded values at once stay in the processor's cache, a thousand do not.
-_FIRST_CHUNK_ITEMS, _LARGEST_CHUNK_ITEMS = 16, 128
+_FIRST_CHUNK_ITEMS, _LARGEST_CHUNK_ITEMS, _LARGEST_CHUNK_KEYS = 16, 128, 1024
 _CHUNK_BYTES = 1 << 20
 # Windows gives a file the size of its map at once; elsewhere the file grows with its data.
 _MAP_SIZE_BYTES = 16 << 20 if sys.platform == "win32" else 1 << 30
@@ -213,8 +213,7 @@ class LmdbStorage(EncodedStorage):
         return self._with_id(reading, {})
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        for keys, values in self.read_chunks(start, stop, reverse):
-            yield from zip(keys, values, strict=True)
+        return chain.from_iterable(zip(*chunk, strict=True) for chunk in self.read_chunks(start, stop, reverse))
 
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
@@ -381,7 +380,7 @@ class LmdbStorage(EncodedStorage):
                 after = keys[-1]
             else:
                 low = keys[-1] + b"\0"
-            limit = min(limit * 8, _LARGEST_CHUNK_ITEMS)
+            limit = min(limit * 8, _LARGEST_CHUNK_ITEMS if values else _LARGEST_CHUNK_KEYS)
 
 
 _EIGHT_ZEROS = bytes(8)
@@ -407,10 +406,9 @@ def _chunk(
         return keys, found
     walk = cursor.iterprev if reverse else cursor.iternext
     if not values:
-        for key in cast("Iterator[bytes]", islice(walk(True, False), limit)):
-            if not low <= key < after:
-                break
-            keys.append(key)
+        keys = list(cast("Iterator[bytes]", islice(walk(True, False), limit)))
+        while keys and not low <= keys[-1] < after:
+            keys.pop()
         return keys, found
     size = 0
     for key, data in islice(walk(), limit):
@@ -444,7 +442,7 @@ def _add(txn: Txn, id_: bytes, change: int) -> None:
         count = _count(txn, id_) + change
         if count < 0:
             raise CorruptValueError(
-                "the count of a namespace's keys is lower than their number: damaged; hutch check-data --fix counts anew"
+                "the count of a namespace's keys is lower than their number; hutch check-data --fix counts them anew"
             )
         txn.put(id_, count.to_bytes(8, "big"))
 

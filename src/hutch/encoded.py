@@ -6,6 +6,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from .base import MISSING, Codec, StorageBase, StoragePluginBase
@@ -122,7 +123,10 @@ class EncodedStorage(StorageBase):
 
     def set(self, key: str, value: Any) -> None:
         key = check_key(key)
-        self.write(key, self._encoded(key, value))
+        data = self._encode(value)
+        if len(data) > MAX_VALUE_BYTES:
+            check_value_size(key, len(data))
+        self.write(key, data)
 
     def get(self, key: str) -> Any:
         try:
@@ -178,8 +182,8 @@ class EncodedStorage(StorageBase):
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        for keys, frames in self.read_chunks(*_bounds(prefix, start, stop), reverse):
-            yield from self._decoded_items(keys, frames)
+        chunks = self.read_chunks(*_bounds(prefix, start, stop), reverse)
+        return chain.from_iterable(self._decoded_items(keys, frames) for keys, frames in chunks)
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
@@ -192,17 +196,14 @@ class EncodedStorage(StorageBase):
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
-        return self.swap(check_key(key), token, None if value is MISSING else self._encoded(key, value))
+        data = None if value is MISSING else self._encode(value)
+        if data is not None:
+            check_value_size(key, len(data))
+        return self.swap(check_key(key), token, data)
 
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._plugin), self.namespace)
-
-    def _encoded(self, key: str, value: Any) -> bytes:
-        data = self._encode(value)
-        if len(data) > MAX_VALUE_BYTES:
-            check_value_size(key, len(data))
-        return data
 
     def _decoded_items(self, keys: Iterable[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         """The items, up to the first that cannot be read: then the error that names it."""
