@@ -173,7 +173,7 @@ def test_len_takes_the_same_calls_and_steps_and_makes_no_copy_however_many_keys_
                 assert calls_of(lambda: exhaust(handle)).count("step_of_sqlite") > count
     print(f"{len(calls[0])} calls")
     assert calls[0] == calls[1]
-    assert ("step_of_sqlite" in calls[0]) == (engine == "sqlite")
+    assert engine != "sqlite" or "step_of_sqlite" in calls[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped of a file is seen in Linux's /proc")
