@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--update-baseline", action="store_true", help="keep this run's ratios as the baseline")
     parser.add_argument("--folder", type=Path, help="where the stores are made: a folder on the disk that is meant")
     parser.add_argument("--processes", type=int, default=5, help="how many processes measure each target")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each peer has its turn")
+    parser.add_argument("--rounds", type=int, default=21, help="how often each peer has its turn")
     parser.add_argument("--keys", type=int, default=10_000, help="how many keys each peer holds")
     asked = parser.parse_args()
     unknown = [name for name in asked.names if name not in TARGETS and name not in STORES]
