@@ -24,6 +24,8 @@ _ROUND_S = 0.02
 _MOST_CALLS = 2000
 #: A store that takes longer than this for one call takes part in the first rounds only.
 _SLOW_S, _LEAST_ROUNDS = 0.2, 5
+#: What waits for the disk has so many times the rounds: a flush takes now this long, now that.
+_FLUSHING = 3
 _WRITES = {"set": 200, "add_delete": 100, "update": 5, "counter": 100}
 
 
@@ -124,6 +126,7 @@ def compare(names: list[str], folder: Path, keys: int, rounds: int, say: Callabl
             row.missing = f"no Python here has {', '.join(row.store.modules)}"
             say(f"  LEFT OUT: {name}: {row.missing}")
     here = [name for name, row in rows.items() if not row.missing]
+    _count_flushes(here, pythons, rows, folder, say)
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(Worker(name, pythons[name], folder / f"{number}", keys))
@@ -137,23 +140,27 @@ def compare(names: list[str], folder: Path, keys: int, rounds: int, say: Callabl
             able = {name: workers[name] for name in here if operation in offers[name]}
             _measure(operation, able, rows, rounds)
             say(f"  {OPERATIONS[operation].replace('`', '')}")
-    _count_flushes(here, pythons, rows, folder, say)
     return rows
 
 
 def _measure(operation: str, workers: dict[str, Worker], rows: dict[str, Row], rounds: int) -> None:
     calls = {name: _calls(worker, operation) for name, worker in workers.items()}
     taken: dict[str, list[float]] = {name: [] for name in workers}
-    for number in range(rounds):
+    for number in range(rounds * _FLUSHING):
         for name, worker in workers.items():
+            row = rows[name]
+            beside = rows.get(row.store.beside, row)
+            flushes = max(row.flushes.get(operation, 0), beside.flushes.get(operation, 0))
+            if number >= rounds and flushes < 1:
+                continue
             if number >= _LEAST_ROUNDS and taken[name][0] > _SLOW_S:
                 continue
             taken[name].append(worker.do(operation, calls[name])["seconds"] / calls[name])
     for name, seconds in taken.items():
         rows[name].seconds[operation] = statistics.median(seconds)
-        beside = taken.get(rows[name].store.beside)
-        if beside:
-            rows[name].ratios[operation] = statistics.median(a / b for a, b in zip(beside, seconds, strict=False))
+        ours = taken.get(rows[name].store.beside)
+        if ours:
+            rows[name].ratios[operation] = statistics.median(a / b for a, b in zip(ours, seconds, strict=False))
 
 
 def _calls(worker: Worker, operation: str) -> int:

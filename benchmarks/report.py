@@ -18,6 +18,8 @@ from .runs import Result, show
 from .worker import OPERATIONS
 
 _DOCS = Path(__file__).parent.parent / "docs"
+#: Less than this is a draw.
+_AHEAD = 1.05
 _LIBRARIES = ("hutch", "lmdb", "ormsgpack", "msgspec")
 
 
@@ -161,14 +163,14 @@ def peers_table(rows: dict[str, Row]) -> str:
 
 def _ratio(ratio: float) -> str:
     text = f"{ratio:.2g}" if ratio < 1 else f"{ratio:.2f}"
-    return f"**{text}**" if ratio > 1 else text
+    return f"**{text}**" if ratio > _AHEAD else text
 
 
 def ahead_list(rows: dict[str, Row]) -> str:
     """Where a peer is faster, and what it does not promise."""
     lines = []
     for row in _here(rows, peers=True):
-        faster = [f"{OPERATIONS[name]} ({ratio:.2f})" for name, ratio in row.ratios.items() if ratio > 1]
+        faster = [f"{OPERATIONS[name]} ({ratio:.2f})" for name, ratio in row.ratios.items() if ratio > _AHEAD]
         if faster:
             lines.append(f"- **{row.store.name}**: {', '.join(faster)}. It gives up: {row.store.gives_up}.")
     return "\n".join(lines) or "None is ahead of hutch in anything."
