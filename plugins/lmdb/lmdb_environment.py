@@ -52,6 +52,8 @@ _FORMAT = 1
 _LONGEST_KEY_BYTES = 1024 + 4
 # A slot costs 64 bytes of the lock file; each thread of each process that reads at one moment takes one.
 _MAX_READERS = 1024
+# A header, and 64 bytes a reader. Where LMDB finds another size it makes do with that.
+_LOCK_FILE_BYTES = 192 + 64 * (_MAX_READERS - 1)
 _READ_RETRIES = 200
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
@@ -293,6 +295,7 @@ class Environment:
         self.begin = env.begin
 
     def _open_with(self, map_size_bytes: int) -> lmdb.Environment:
+        self._reserve_lock_file()
         return lmdb.open(
             # As bytes, for a name that is not UTF-8.
             os.fsencode(self.path) if os.name == "posix" else str(self.path),
@@ -304,6 +307,24 @@ class Environment:
             lib_version=cast(int, None) if self._exists() else _FORMAT,
             **DURABILITY[self.durability],
         )
+
+    def _reserve_lock_file(self) -> None:
+        """Make lock.mdb, with room on the disk for all of it.
+
+        LMDB leaves the file full of holes. Were the disk full, the first reader to use a slot in one would be killed.
+        """
+        lock = self.path / "lock.mdb"
+        with suppress(FileNotFoundError):
+            if lock.stat().st_size:
+                # In use, perhaps: whoever closes it again takes this process's locks on it away.
+                return
+        if not hasattr(os, "posix_fallocate"):
+            return
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
+        finally:
+            os.close(descriptor)
 
     def _remove_what_was_not_finished(self) -> None:
         """A disk that was full after the first page leaves a data.mdb that nothing could ever open."""

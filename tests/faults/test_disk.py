@@ -358,6 +358,25 @@ def test_a_full_lmdb_store_can_be_emptied_a_few_keys_at_a_time(small_disk: Path)
         goes_on(space)
 
 
+_MANY_READERS = """
+import lmdb
+with lmdb.open(sys.argv[1], create=False, max_readers=1024, max_spare_txns=1) as env:
+    held = [env.begin() for _ in range(1000)]
+    print(env.info()["max_readers"], env.info()["num_readers"], len(held[-1].get(b"\\0\\0\\0\\1kept")) > 0)
+    del held
+"""
+
+
+def test_on_a_full_disk_as_many_read_as_ever(small_disk: Path) -> None:
+    """LMDB notes each reader in a file that it leaves full of holes; who writes to a hole on a full disk is killed."""
+    config = Engine("lmdb").config(small_disk)
+    with hutch.connect(config) as store, store.open("core") as space:
+        space.update(OLD)
+        use_up(small_disk)
+        assert python(_MANY_READERS, small_disk / "state").split() == ["1024", "1000", "True"]
+        assert contents(space) == OLD
+
+
 def test_nothing_needs_room_for_temporary_files(
     engine: Engine, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
