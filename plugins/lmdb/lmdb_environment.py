@@ -55,6 +55,7 @@ _MAX_READERS = 1024
 # A header, and 64 bytes a reader. Where LMDB finds another size it makes do with that.
 _LOCK_FILE_BYTES = 192 + 64 * (_MAX_READERS - 1)
 _READ_RETRIES = 200
+_DAMAGED_READS = 10
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
 _CLOSE_PATIENCE_S = 1.0
@@ -170,7 +171,10 @@ class Environment:
                 self._env_now().reader_check()
                 time.sleep(0.01)
             except _LASTING as error:
-                self._raise(error, "reading")
+                # A reader that was held up while it began may get a newer root than its number says; py-lmdb 3.0 takes
+                # the newer pages for damage. What is damaged is so the next time, too.
+                if not isinstance(error, lmdb.CorruptedError) or attempt >= _DAMAGED_READS:
+                    self._raise(error, "reading")
             except lmdb.Error as error:
                 # While a map grows, py-lmdb refuses to begin and invalidates what was begun, with errors that
                 # have no class of their own. The map grows under this lock: once it is free, another try works.

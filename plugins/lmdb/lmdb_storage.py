@@ -263,7 +263,10 @@ class LmdbStorage(EncodedStorage):
 
     def delete_many(self, keys: list[str]) -> int:
         def deleting(txn: Txn, id_: bytes) -> int:
-            removed = sum(txn.delete(id_ + key.encode()) for key in keys)
+            # Not a generator: a failed one keeps the transaction, and the lock for writing, as long as its error lives.
+            delete, removed = txn.delete, 0
+            for key in keys:
+                removed += delete(id_ + key.encode())
             if removed:
                 _add(txn, id_, -removed)
             return removed
