@@ -131,8 +131,9 @@ def judge_findings(answers: dict[str, Any], where: str) -> bool:
             assert told, where
             assert kind != "value" or (namespace and key), where
     left = set(answers["again"]["kinds"])
+    # Where a flipped bit made the key of a row that of another, no index can hold both.
     if "structure" not in left:
-        assert not left & {"count", "orphan", "key", "index"}, f"{where}: {answers['again']}"
+        assert left <= {"value", "index"}, f"{where}: {answers['again']}"
     return bool(answers["check"]["findings"] or answers["check"]["error"])
 
 
