@@ -125,12 +125,13 @@ class StoreMixin(MutableMapping[str, Any]):
         self._store.remove(check_key(key))
 
     def __contains__(self, key: object) -> bool:
+        store = self._store
         try:
-            found = self._store.contains(key)  # type: ignore[arg-type]  # of any type: checked on the rarer way
+            found = store.contains(key)  # type: ignore[arg-type]  # of any type: checked on the rarer way
         except Exception:
             check_key(key)
             raise
-        if not found:
+        if not found and not store.checks_keys:
             check_key(key)
         return found
 
@@ -228,9 +229,9 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         """Set every item of `items`; `update` with one argument."""
-        items, store = dict(items), self._store
+        store = self._store
         if not store.checks_keys:
-            items = dict(zip(check_keys(items), items.values(), strict=True))
+            items = {check_key(key): value for key, value in items.items()}
         store.set_many(items)
 
     def remove_many(self, keys: Iterable[str]) -> int:
