@@ -197,7 +197,7 @@ class LmdbStorage(EncodedStorage):
             name = self._id + key.encode()  # type: ignore[operator]
             # A cursor does not copy the value.
             found = self._environment.begin().cursor().set_key(name)
-            if found or (type(key) is str and _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES):
+            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (found or type(key) is str):
                 return found
         except Exception:  # noqa: S110 - the long way knows what it was, and says so
             pass
