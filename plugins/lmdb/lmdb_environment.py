@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import stat
+import tempfile
 import threading
 import time
 import traceback
@@ -62,8 +63,6 @@ _CLOSE_PATIENCE_S = 1.0
 # How long a writer trusts that the files are in their place: a look takes 3 us. On Windows nobody can move or remove
 # files that are open.
 _TRUST_S = 0.001 if os.name != "nt" else math.inf
-# A new data.mdb gets its first two pages in one write. A shorter one was never finished.
-_SHORTEST_FILE_BYTES = 2 * 4096
 # What a write says that did not fit: the last one where a disk, or a limit of file size, took a part of it.
 _FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "MDB_SHORT_WRITE")
 
@@ -73,12 +72,13 @@ _LASTING = (
     lmdb.DiskError,
     lmdb.InvalidError,
     lmdb.PageNotFoundError,
-    lmdb.PanicError,
 )
 
 _environments: dict[str, Environment] = {}
 _all: weakref.WeakSet[Environment] = weakref.WeakSet()
 _registry_lock = threading.RLock()
+#: Places where the disk has failed a write, and nothing was made good since.
+_in_doubt: set[str] = set()
 
 
 def shared_environment(path: Path, durability: str, map_size_bytes: int) -> Environment:
@@ -142,13 +142,16 @@ class Environment:
         with self._turns.lock:
             env = self._env
             try:
-                if env is not None and self._is_unflushed:
+                if env is not None and self._place in _in_doubt:
+                    self._settle()
+                elif env is not None and self._is_unflushed:
                     # All that relaxed wrote; of the other durabilities no more than the last header.
                     env.sync(True)
             except lmdb.Error as error:
+                _in_doubt.add(self._place)
                 self._raise(error, "closing")
             finally:
-                self._env = None
+                env, self._env = self._env, None
                 self.begin = self._begin_closed
                 if env is not None:
                     env.close()
@@ -159,8 +162,9 @@ class Environment:
         `nothing` if nobody has written to the folder yet: reading does not make it.
         """
         for attempt in range(_READ_RETRIES):
+            env = self._env
             try:
-                if self._env is None and self.begin != self._begin_closed and not self._exists():
+                if env is None and self.begin != self._begin_closed and not self._exists():
                     return nothing
                 return fn(self.begin())
             except lmdb.MapResizedError:
@@ -170,6 +174,10 @@ class Environment:
                     raise StorageTimeoutError(f"lmdb {self.path}: {_MAX_READERS:,} readers are active") from error
                 self._env_now().reader_check()
                 time.sleep(0.01)
+            except lmdb.PanicError as error:
+                if attempt == _READ_RETRIES - 1:
+                    self._raise(error, "reading")
+                self._open_anew(env)
             except _LASTING as error:
                 # A reader that was held up while it began may get a newer root than its number says; py-lmdb 3.0 takes
                 # the newer pages for damage. What is damaged is so the next time, too.
@@ -209,6 +217,8 @@ class Environment:
                     self._open_now()
                 if time.monotonic() >= self._trusted_until_s:
                     self._must_be_in_place()
+                if _in_doubt and self._place in _in_doubt:
+                    self._settle()
                 txn = self.begin(None, None, True)
                 result = work(txn, *arguments)
                 txn.commit()
@@ -225,6 +235,7 @@ class Environment:
             elif isinstance(failure, lmdb.MapResizedError):
                 self._adopt_map()
             elif isinstance(failure, lmdb.Error):
+                _in_doubt.add(self._place)
                 self._raise(failure, "writing")
             else:
                 raise failure
@@ -266,11 +277,8 @@ class Environment:
     def _open(self) -> None:
         # After a fork, or where the map could not be moved, it must be the store that it was.
         self._must_be_in_place()
-        was_there = self._exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self._raise(error, "creating the folder")
+        if not self._exists():
+            self._make()
         map_size_bytes = self._map_size_bytes
         while True:
             try:
@@ -286,8 +294,6 @@ class Environment:
                     f"{self.path / 'data.mdb'} is damaged, or is not an LMDB file: {error}"
                 ) from error
             except (lmdb.Error, OSError) as error:
-                if not was_there:
-                    self._remove_what_was_not_finished()
                 self._raise(error, "opening")
         try:
             self._check_file(env)
@@ -301,8 +307,7 @@ class Environment:
     def _open_with(self, map_size_bytes: int) -> lmdb.Environment:
         self._reserve_lock_file()
         return lmdb.open(
-            # As bytes, for a name that is not UTF-8.
-            os.fsencode(self.path) if os.name == "posix" else str(self.path),
+            _name(self.path),
             map_size=map_size_bytes,
             max_readers=_MAX_READERS,
             # One transaction is kept for the next reader, which saves it the search for a slot.
@@ -330,12 +335,28 @@ class Environment:
         finally:
             os.close(descriptor)
 
-    def _remove_what_was_not_finished(self) -> None:
-        """A disk that was full after the first page leaves a data.mdb that nothing could ever open."""
-        data = self.path / "data.mdb"
-        with suppress(OSError):
-            if data.stat().st_size < _SHORTEST_FILE_BYTES:
-                data.unlink()
+    def _make(self) -> None:
+        """Make the folder, and a `data.mdb` that is whole, and on the disk, from the moment that it has its name.
+
+        LMDB flushes neither the first pages of a new file by themselves nor its name: a full disk, or a power cut,
+        would leave a file that nothing can open, or none.
+        """
+        try:
+            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(missing):
+                _flush_folder(folder.parent)
+            with tempfile.TemporaryDirectory(prefix="new-", dir=self.path) as name:
+                new = Path(name)
+                # Nobody else knows of it, so that it needs no lock.
+                with lmdb.open(_name(new), map_size=1 << 20, lock=False, lib_version=_FORMAT) as env:
+                    env.sync(True)
+                # Fails if another process was faster, or where there are no links: there LMDB makes the file itself.
+                with suppress(OSError):
+                    os.link(new / "data.mdb", self.path / "data.mdb")
+            _flush_folder(self.path)
+        except (lmdb.Error, OSError) as error:
+            self._raise(error, "creating it")
 
     def _check_file(self, env: lmdb.Environment) -> None:
         """Refuse a file that would end in a crash or in refused keys: reading past its end is a SIGBUS."""
@@ -380,6 +401,42 @@ class Environment:
                 self._raise(error, "following the grown map of")
 
     # --- faults ---
+
+    def _settle(self) -> None:
+        """After a write that failed: have both headers on the disk as they are in memory, before anything is built on
+        them.
+
+        What a failed flush should have written the system may drop and call clean, so that the next flush succeeds
+        without it (Linux does). That may be the header of the last commit, where it had no flush of its own; or the
+        one that LMDB puts back when a new one could not be flushed, which may be on the disk all the same. One more
+        commit would write over pages that a header on the disk leads to.
+        """
+        try:
+            txn = self.begin(None, None, True)
+        except lmdb.PanicError:
+            self._open_anew(self._env)
+            txn = self.begin(None, None, True)
+        # The transaction keeps writers of other processes out.
+        env = self._env_now()
+        size = 2 * env.stat()["psize"]
+        try:
+            with (self.path / "data.mdb").open("r+b", buffering=0) as file:
+                headers = file.read(size)
+                file.seek(0)
+                file.write(headers)
+        except OSError as error:
+            self._raise(error, "writing")
+        env.sync(True)
+        del txn
+        _in_doubt.discard(self._place)
+
+    def _open_anew(self, env: lmdb.Environment | None) -> None:
+        """When LMDB could not write a header it does nothing more until it is opened again; `env` is what was open."""
+        with self._turns.lock:
+            if env is not None and env is self._env:
+                self._env, self.begin = None, self._begin_first
+                env.close()
+            self._open_now()
 
     def _env_now(self) -> lmdb.Environment:
         env = self._env
@@ -429,7 +486,7 @@ class Environment:
                 f"lmdb {self.path}: no room ({text}); the write did not happen, what was stored is intact. Make room "
                 "on the disk, or remove a few keys at a time"
             ) from error
-        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
+        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
             raise CorruptValueError(f"lmdb {self.path / 'data.mdb'} is damaged: {text}") from error
         raise StorageUnavailableError(f"lmdb {self.path}: {doing} failed: {text}") from error
 
@@ -464,6 +521,28 @@ class Environment:
         if self._env is not None:
             self._inherited, self._env = self._env, None
             self.begin = self._begin_first
+
+
+def _name(path: Path) -> str:
+    """`path` as LMDB takes it: as bytes, for a name that is not UTF-8."""
+    return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk. Windows does that by itself."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it may be written to, and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _identities(place: str) -> _Files | None:

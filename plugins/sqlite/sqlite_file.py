@@ -136,7 +136,11 @@ class DatabaseFile:
             raise NoDataError
         if not seen:
             with _storage_errors(self.path, "its folder cannot be made"):
+                missing = [folder for folder in self.path.parents if not folder.exists()]
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                # SQLite flushes the names in the folder of its file, and not that of the folder.
+                for folder in reversed(missing):
+                    _flush_folder(folder.parent)
         uri = f"{_uri(self.path)}?mode={'rwc' if create else 'rw'}"
         try:
             connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -270,7 +274,9 @@ class DatabaseFile:
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         code = _code(error)
-        where = f"{self.path}: SQLite says {str(error)!r}"
+        # Without a code it is Python that speaks, and quotes the value that it cannot decode.
+        said = str(error) if hasattr(error, "sqlite_errorcode") else "a text in it is not UTF-8"
+        where = f"{self.path}: SQLite says {said!r}"
         if code in _BUSY:
             return self.timeout("other processes")
         if code == sqlite3.SQLITE_FULL:
@@ -315,6 +321,23 @@ def _storage_errors(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         kind = StorageFullError if error.errno in _NO_ROOM else StorageUnavailableError
         raise kind(f"{path}: {what}: {error.strerror or error}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk. Windows does that by itself."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it may be written to, and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _code(error: sqlite3.Error) -> int:
