@@ -419,3 +419,21 @@ def test_the_command_tells_a_file_that_is_none_from_a_store_that_cannot_be_reach
         assert code == 1
         assert out.startswith("structure: ")
     assert command("-s", "redis://localhost:1", "check-data")[0] == 3
+
+
+def test_a_value_that_became_a_text_is_not_quoted_by_any_error(tmp_path: Path) -> None:
+    """Python's own message for a text that is not UTF-8 holds that text."""
+    url = f"sqlite://{tmp_path / 'store'}"
+    fill(url)
+    with closing(sqlite3.connect(tmp_path / "store")) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE entries SET value = CAST(value || x'ff' AS TEXT) WHERE key = CAST('x' AS BLOB)")
+        connection.commit()
+    with hutch.connect(url) as store, store.open("a:b") as space:
+        for read in (lambda: space["x"], lambda: dict(space), lambda: space.get_many(["x"])):
+            with pytest.raises(hutch.CorruptValueError) as raised:
+                read()
+            assert "nobody" not in str(raised.value)
+    told = [one.told for one in hutch.check_data(url)]
+    assert told
+    assert "nobody" not in " ".join(told)

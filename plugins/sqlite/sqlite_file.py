@@ -274,8 +274,8 @@ class DatabaseFile:
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         code = _code(error)
-        # Without a code it is Python that speaks, and quotes the value that it cannot decode.
-        said = str(error) if hasattr(error, "sqlite_errorcode") else "a text in it is not UTF-8"
+        # This one is of Python's making, and quotes the value.
+        said = "a text in it is not UTF-8" if str(error).startswith("Could not decode") else str(error)
         where = f"{self.path}: SQLite says {said!r}"
         if code in _BUSY:
             return self.timeout("other processes")
