@@ -14,11 +14,15 @@ from typing import Final
 _QUIET_READS: Final = 256
 # What an entry takes besides the characters of its key and its value, about: two objects and a place in a dict.
 _ENTRY_BYTES: Final = 170
-# Keeping a value costs a fifth of what finding it saves. After so many values that were kept or did not fit, those
-# found must be a fifth as many; else there are too many keys, or they are read but once each, and it ends.
+# A value that is kept, or looked for and not found, costs about half of what a find saves: a dict of thousands lies in
+# no cache of the processor. So after each trial of as many values that had to be read, those found are counted. While
+# there is room a few are enough, since more will be found the fuller it gets; then it must be as many.
 _TRIAL: Final = 4096
-_WORTH_IT: Final = 5
-_LONGEST_PAUSE: Final = 1 << 22
+_ENOUGH_WHILE_FILLING: Final = _TRIAL // 20
+_ENOUGH_WHEN_FULL: Final = _TRIAL
+# If not, it is tried again after so many reads, and then after more.
+_FIRST_PAUSE: Final = 1 << 18
+_LONGEST_PAUSE: Final = 1 << 24
 
 
 class Kept:
@@ -39,13 +43,14 @@ class Kept:
     def keep(self, key: str, body: bytes) -> bool:
         """Keep `body` if there is room; whether to go on at all."""
         size = len(key) + len(body) + _ENTRY_BYTES
-        if size <= self._room_bytes:
+        has_room = size <= self._room_bytes
+        if has_room:
             self._room_bytes -= size
             self.bodies[key] = body
         self.missed += 1
-        if self.missed < _TRIAL or self._room_bytes >= size:
+        if self.missed < _TRIAL:
             return True
-        is_worth_it = self.found * _WORTH_IT >= self.missed
+        is_worth_it = self.found >= (_ENOUGH_WHILE_FILLING if has_room else _ENOUGH_WHEN_FULL)
         self.found = self.missed = 0
         return is_worth_it
 
@@ -76,5 +81,5 @@ class Keeper:
     def end(self, *, in_vain: bool = False) -> None:
         """Somebody committed; or keeping was `in_vain`: then not again for a while, longer each time."""
         self.kept = None
-        self._pause = min(self._pause * 64, _LONGEST_PAUSE) if in_vain else _QUIET_READS
+        self._pause = min(max(self._pause * 16, _FIRST_PAUSE), _LONGEST_PAUSE) if in_vain else _QUIET_READS
         self.reads_left = self._pause

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -137,16 +138,30 @@ def test_it_takes_no_more_memory_than_allowed(url: str) -> None:
         assert sum(sys.getsizeof(key) + sys.getsizeof(body) for key, body in held.items()) <= limit
 
 
-def test_it_ends_where_there_are_far_more_keys_than_fit(url: str) -> None:
-    """Each found among ten that are not: keeping costs more than it saves."""
-    with hutch.connect(f"{url}&cache_bytes=100000") as store, store.open("core") as space:
+@pytest.mark.parametrize(("cache_bytes", "again"), [(100_000, 3), (8 << 20, 100)])
+def test_it_ends_where_keeping_is_in_vain(url: str, cache_bytes: int, again: int) -> None:
+    """Few are found among those that fit, or, with room for all, hardly one is read a second time."""
+    with hutch.connect(f"{url}&cache_bytes={cache_bytes}") as store, store.open("core") as space:
         space.update({f"k{number}": number for number in range(10_000)})
-        for number in range(10_000):
+        for number in range(6_000):
             assert space[f"k{number}"] == number
+            if not number % again:
+                assert space["k0"] == 0
         assert not kept(space)
-        for number in range(2_000):
-            assert space[f"k{number}"] == number
+        for _ in range(2_000):
+            assert space["k0"] == 0
         assert not kept(space), "it does not begin again at once"
+
+
+def test_it_goes_on_where_enough_is_found(url: str) -> None:
+    """Of ten thousand keys, for all of which there is room, each is read again and again."""
+    with hutch.connect(url) as store, store.open("core") as space:
+        space.update({f"k{number}": number for number in range(10_000)})
+        picks = Random(7)
+        for _ in range(60_000):
+            number = picks.randrange(10_000)
+            assert space[f"k{number}"] == number
+        assert len(kept(space)) > 9_900
 
 
 @pytest.mark.parametrize("options", ["&cache_bytes=0"])
