@@ -6,11 +6,11 @@ CODE := src plugins tests examples benchmarks
 # A variable of the caller's shell must not choose another store, or another project's environment.
 unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
 
-.PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 docs servers format clean
+.PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 bench bench-check growth docs servers format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: .venv/demo ## install hutch and run an example with three plugins on LMDB
 	$(BIN)/python examples/plugin_host.py
@@ -18,7 +18,7 @@ demo: .venv/demo ## install hutch and run an example with three plugins on LMDB
 	$(BIN)/hutch -c examples/hutch.yaml ls
 	$(BIN)/hutch -c examples/hutch.yaml get Greeter visits
 
-test: lint types servers tests docs demo ## install what the tests need and run everything
+test: lint types servers tests docs demo bench-check ## install what the tests need and run everything
 
 lint: .venv/dev ## ruff: style and formatting
 	$(BIN)/ruff check
@@ -34,6 +34,15 @@ tests-3.11: COVERAGE := --cov --cov-report=term:skip-covered --cov-fail-under=95
 tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python \
 	scripts/run-tests $(@:tests-%=%) -n $(JOBS) --dist loadgroup $(COVERAGE) $(ARGS)
+
+bench: .venvs/bench/ready .venvs/errbot/ready ## measure hutch beside its peers, into docs/benchmarks.md and the baseline
+	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python .venvs/bench/bin/python -m benchmarks --update-baseline
+
+bench-check: .venvs/bench/ready ## a minute of it: no ratio above its limit, nor far above the baseline
+	.venvs/bench/bin/python -m benchmarks --check
+
+growth: .venvs/bench/ready ## measure how hutch grows, into docs/growth.md; half an hour and 20 GB of disk
+	.venvs/bench/bin/python -m benchmarks.growth
 
 docs: .venv/dev ## build the site into site/, with strict links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -71,4 +80,9 @@ clean: ## remove everything that was built or installed here
 .venvs/errbot/ready: .venv/uv pyproject.toml $(wildcard src/hutch/bridges/errbot/*.p*)
 	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.11 || echo $(BIN)/python)" .venvs/errbot
 	$(BIN)/uv pip install --quiet --python .venvs/errbot/bin/python --editable '.[cli]' --group errbot
+	@touch $@
+
+.venvs/bench/ready: .venv/uv pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.11 || echo $(BIN)/python)" .venvs/bench
+	$(BIN)/uv pip install --quiet --python .venvs/bench/bin/python --editable '.[all]' --group bench
 	@touch $@
