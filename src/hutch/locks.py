@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 
 _held: dict[tuple[Hashable, str], tuple[threading.RLock, list[None]]] = {}
 _registry = threading.Lock()
 
 
-@contextmanager
-def held(scope: Hashable, key: str) -> Iterator[None]:
-    """Hold `key` within `scope` against the other threads of this process; a thread may hold it twice."""
-    place = (scope, key)
-    with _registry:
-        lock, holders = _held.setdefault(place, (threading.RLock(), []))
-        holders.append(None)
-    try:
-        with lock:
-            yield
-    finally:
+class held:  # noqa: N801 - used as a verb
+    """Hold `key` within `scope` against the other threads of this process; a thread may hold it twice.
+
+    ``with held(scope, key):``. A class, since a generator would cost as much again as the locks.
+    """
+
+    __slots__ = ("_holders", "_lock", "_place")
+
+    def __init__(self, scope: Hashable, key: str) -> None:
+        self._place = (scope, key)
+
+    def __enter__(self) -> None:
         with _registry:
-            holders.pop()
-            if not holders and _held.get(place, (None,))[0] is lock:
-                del _held[place]
+            self._lock, self._holders = _held.setdefault(self._place, (threading.RLock(), []))
+            self._holders.append(None)
+        try:
+            self._lock.acquire()
+        except BaseException:  # Ctrl-C
+            self._forget()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        self._forget()
+
+    def _forget(self) -> None:
+        with _registry:
+            self._holders.pop()
+            if not self._holders and _held.get(self._place, (None,))[0] is self._lock:
+                del _held[self._place]
 
 
 def _forget_after_fork() -> None:
