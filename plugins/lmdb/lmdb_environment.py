@@ -11,10 +11,8 @@ import errno
 import math
 import os
 import stat
-import tempfile
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +31,6 @@ from hutch import (
     StoreNotOpenError,
 )
 
-from .lmdb_pages import DataFile, UnreadableFileError
 from .lmdb_turns import Turns
 
 T = TypeVar("T")
@@ -229,7 +226,11 @@ class Environment:
             # Roll back by letting go: Transaction.abort() of py-lmdb 3.0 waits until no reader is active in
             # this process, for ever if there are enough of them. The traceback's frames hold on to it, too.
             del txn
-            traceback.clear_frames(failure.__traceback__)
+            trace = failure.__traceback__
+            while trace is not None:
+                with suppress(RuntimeError):  # one that is still running
+                    trace.tb_frame.clear()
+                trace = trace.tb_next
             if isinstance(failure, lmdb.MapFullError):
                 self._grow_map()
             elif isinstance(failure, lmdb.MapResizedError):
@@ -342,6 +343,8 @@ class Environment:
         would leave a file that nothing can open, or none.
         """
         try:
+            import tempfile
+
             missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in reversed(missing):
@@ -560,6 +563,8 @@ def _identities(place: str) -> _Files | None:
 def _is_cut_off(env: lmdb.Environment, data: Path) -> bool:
     """Whether pages in use lie beyond the end of the file. Free ones may: what is taken and freed within one
     transaction, as a large `remove_many` does, is never written."""
+    from .lmdb_pages import DataFile, UnreadableFileError
+
     try:
         # The transaction keeps the state that is looked at from being written over.
         with env.begin() as txn, DataFile(data, txn.id()) as file:

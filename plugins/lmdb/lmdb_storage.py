@@ -24,7 +24,6 @@ import lmdb
 from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
 
 from .lmdb_cache import Keeper
-from .lmdb_check import contents, structure, unreadable
 from .lmdb_environment import DURABILITY, Environment, shared_environment
 
 if TYPE_CHECKING:
@@ -110,6 +109,8 @@ class LmdbPlugin(StoragePluginBase):
 
     @classmethod
     def check_files(cls, options: Mapping[str, Any]) -> list[Finding]:
+        from .lmdb_check import structure, unreadable
+
         if found := unreadable(options["path"] / "data.mdb"):
             return [found]
         environment = shared_environment(options["path"], options["durability"], options["map_size_bytes"])
@@ -119,6 +120,8 @@ class LmdbPlugin(StoragePluginBase):
             environment.release()
 
     def check(self, fix: bool = False) -> list[Finding]:
+        from .lmdb_check import contents
+
         return contents(self._shared, fix)
 
     def close(self) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import enum
 import os
-import pickle
-import random
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -238,7 +236,7 @@ class StorageBase(ABC):
                     f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s on end; try again"
                 )
             # Jitter: two writers that lost to each other must not meet again.
-            time.sleep(random.uniform(0, backoff_s))  # noqa: S311
+            time.sleep(backoff_s * os.urandom(1)[0] / 255)
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
 
     @property
@@ -357,6 +355,8 @@ def _same(a: Any, b: Any) -> bool:
             return True
     except Exception:  # noqa: S110 - arrays, what holds itself, and what was not made to be compared
         pass
+    import pickle
+
     try:
         return pickle.dumps(a) == pickle.dumps(b)
     except Exception:

@@ -7,11 +7,10 @@ valid ones; sections and options that are not named here are ignored, because Er
 
 from __future__ import annotations
 
-import configparser
-import io
 import os
 import re
 import stat
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,12 @@ from .errors import PluginLoadError
 
 _MAX_BYTES = 64 * 1024
 _MAX_NAME = 100
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")  # RFC 3986
-_EXTRA = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+# The options of each section, under lower-case names.
+_Sections = dict[str, dict[str, str]]
+_SCHEME = r"[a-z][a-z0-9+.-]*"  # RFC 3986
+_EXTRA = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"  # PEP 508
 # "3", "3.11", "3.11+", Errbot's "2+" and "3.6.1-beta"; what follows the dash does not count.
-_VERSION = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?")
+_VERSION = r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,25 @@ def read_descriptor(path: Path) -> PluginInfo:
 
 def parse_descriptor(path: Path) -> PluginInfo | BrokenPlugin:
     """Read one ``.plug`` file, or say why not; raises nothing, so that one file cannot stop a search."""
+    found = parse_if_wanted(path, "")
+    assert found is not None
+    return found
+
+
+def parse_if_wanted(path: Path, wanted: str) -> PluginInfo | BrokenPlugin | None:
+    """The same, or None for a file that has `wanted`, a casefolded name or scheme, neither in its text nor as its name.
+
+    A plugin of that name or scheme, be it broken, is never left out.
+    """
     name = path.stem if is_name(path.stem) else None
     try:
         path = path.absolute()
-        parser = _parse(_read_text(path))
-        name = _name(parser)
-        return _plugin_info(path, name, parser)
+        text = _read_text(path)
+        if wanted not in text.casefold() and wanted != path.stem.casefold():
+            return None
+        sections = _parse(text)
+        name = _name(sections)
+        return _plugin_info(path, name, sections)
     except _Malformed as error:
         return BrokenPlugin(path, name, str(error))
     except OSError as error:
@@ -126,10 +140,12 @@ def _read_text(path: Path) -> str:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise _Malformed(f"is larger than {_MAX_BYTES // 1024} KiB; a descriptor is a few lines")
+    text = data.removeprefix(BOM_UTF8)
     try:
-        return data.decode("utf-8-sig")
+        return text.decode()
     except UnicodeDecodeError as error:
-        raise _Malformed(f"is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+        offset = error.start + len(data) - len(text)
+        raise _Malformed(f"is not UTF-8: byte {data[offset]:#04x} at offset {offset}") from None
 
 
 def _check_regular(mode: int) -> None:
@@ -139,7 +155,13 @@ def _check_regular(mode: int) -> None:
         raise _Malformed("is not a regular file")
 
 
-def _parse(text: str) -> configparser.ConfigParser:
+def _parse(text: str) -> _Sections:
+    simple = _parse_simple(text)
+    if simple is not None:
+        return simple
+    import configparser
+    import io
+
     parser = configparser.ConfigParser(interpolation=None, strict=True)
     try:
         # newline=None: lines end as they do in a file opened as text.
@@ -155,14 +177,38 @@ def _parse(text: str) -> configparser.ConfigParser:
     except configparser.ParsingError as error:
         lines = ", ".join(str(line) for line, _ in error.errors[:3])
         raise _Malformed(f"line {lines}: expected NAME = VALUE, [SECTION] or a comment") from None
-    return parser
+    return {section: dict(parser[section]) for section in parser.sections()}
 
 
-def _name(parser: configparser.ConfigParser) -> str:
-    if not parser.has_section("Core"):
-        others = ", ".join(_quoted(section) for section in parser.sections()[:5]) or "none"
+def _parse_simple(text: str) -> _Sections | None:
+    """What `configparser` would make of `text`, which most descriptors do not need: it takes longer than LMDB to open.
+
+    None unless each line is empty, a comment, ``[Section]`` or ``Name = Value``, and nothing is there twice.
+    """
+    sections: _Sections = {}
+    options: dict[str, str] | None = None
+    for line in text.replace("\r\n", "\n").split("\n"):
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[":
+            section = line[1:-1]
+            if line[-1] != "]" or not section.isalnum() or section in sections or section == "DEFAULT":
+                return None
+            options = sections[section] = {}
+            continue
+        option, equals, value = line.partition("=")
+        option = option.rstrip(" ").lower()
+        if not equals or not option.isalnum() or options is None or option in options or "\r" in value:
+            return None
+        options[option] = value.strip()
+    return sections
+
+
+def _name(sections: _Sections) -> str:
+    if "Core" not in sections:
+        others = ", ".join(_quoted(section) for section in list(sections)[:5]) or "none"
         raise _Malformed(f"has no section [Core] (sections: {others}); expected [Core] with Name and Module")
-    name = parser.get("Core", "Name", fallback="")
+    name = sections["Core"].get("name", "")
     if not name:
         raise _Malformed("[Core] has no Name")
     if not is_name(name):
@@ -172,9 +218,9 @@ def _name(parser: configparser.ConfigParser) -> str:
     return name
 
 
-def _plugin_info(path: Path, name: str, parser: configparser.ConfigParser) -> PluginInfo:
+def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
     def option(section: str, key: str) -> str:
-        return parser.get(section, key, fallback="")
+        return sections.get(section, {}).get(key.lower(), "")
 
     module = option("Core", "Module")
     if not module:
@@ -188,9 +234,9 @@ def _plugin_info(path: Path, name: str, parser: configparser.ConfigParser) -> Pl
     if class_name and not class_name.isidentifier():
         raise _Malformed(f"[Core] Class = {_quoted(class_name)}: expected the name of a class in the module")
     extra = option("Core", "Extra")
-    if extra and not _EXTRA.fullmatch(extra):
+    if extra and not re.fullmatch(_EXTRA, extra):
         raise _Malformed(f"[Core] Extra = {_quoted(extra)}: expected the name of an extra of hutch, such as redis")
-    url_option, whole_url = _url_option(parser)
+    url_option, whole_url = _url_option(sections.get("URL", {}))
     info = PluginInfo(
         name=name,
         path=path,
@@ -212,7 +258,7 @@ def _plugin_info(path: Path, name: str, parser: configparser.ConfigParser) -> Pl
 def _python_min(text: str) -> tuple[int, ...] | None:
     if not text:
         return None
-    match = _VERSION.fullmatch(text)
+    match = re.fullmatch(_VERSION, text)
     if match is None:
         raise _Malformed(f"[Python] Version = {_quoted(text)}: expected the oldest Python that will do, such as 3.11")
     version = tuple(int(number) for number in match[1].split("."))
@@ -223,20 +269,20 @@ def _python_min(text: str) -> tuple[int, ...] | None:
 def _schemes(text: str) -> tuple[str, ...]:
     schemes = [scheme.strip().lower() for scheme in text.split(",")] if text else []
     for scheme in schemes:
-        if not _SCHEME.fullmatch(scheme):
+        if not re.fullmatch(_SCHEME, scheme):
             raise _Malformed(
                 f"[URL] Schemes has {_quoted(scheme)}: expected names such as redis, rediss, separated by commas"
             )
     return tuple(dict.fromkeys(schemes))
 
 
-def _url_option(parser: configparser.ConfigParser) -> tuple[str, bool]:
-    given = [key for key in ("Path", "Whole") if parser.has_option("URL", key)]
+def _url_option(options: dict[str, str]) -> tuple[str, bool]:
+    given = [key for key in ("Path", "Whole") if key.lower() in options]
     if len(given) == 2:
         raise _Malformed("[URL] has both Path and Whole; expected one: a URL goes to one option")
     if not given:
         return "path", False
-    option = parser.get("URL", given[0])
+    option = options[given[0].lower()]
     if not option.isidentifier():
         raise _Malformed(f"[URL] {given[0]} = {_quoted(option)}: expected the name of an option")
     return option, given[0] == "Whole"

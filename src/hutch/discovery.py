@@ -8,19 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_descriptor, shown
+from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
 from .errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
+from .installed import PLUGINS_GROUP, may_have_entry_points
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 __all__ = ["BrokenPlugin", "Discovery", "builtin_dir", "discover"]
 
-ENTRY_POINT_GROUP = "hutch.plugins"
 PATH_VARIABLE = "HUTCH_PLUGIN_PATH"
 
 # A search of one place ends here: whoever names "/" as a plugin folder gets an answer, not a hang.
@@ -86,14 +85,16 @@ def discover(
     *,
     hooked: Iterable[Path | type] = (),
     environ: Mapping[str, str] | None = None,
+    wanted: str = "",
 ) -> Discovery:
     """Search all places for plugins, in order; never raises because of what it finds there.
 
     The built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (of `environ`, default
     `os.environ`), entry points of group ``hutch.plugins``, and `hooked`: folders, descriptors or factory
-    classes, as hooks give them. Folders are searched in depth. A file reached twice counts once.
+    classes, as hooks give them. Folders are searched in depth. A file reached twice counts once. With `wanted`, the
+    name or scheme of a plugin, descriptors that cannot be its may be left out.
     """
-    search = _Search()
+    search = _Search(wanted.casefold())
     search.folder("built-in", builtin_dir())
     for folder in extra_dirs:
         search.folder("EXTRA_PLUGIN_DIRS", folder)
@@ -119,7 +120,8 @@ def builtin_dir() -> Path:
 class _Search:
     """One search under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: str) -> None:
+        self._wanted = wanted
         self.plugins: list[PluginInfo] = []
         self.broken: list[BrokenPlugin] = []
         self.places: list[str] = []
@@ -142,11 +144,14 @@ class _Search:
                 self.descriptor(descriptor)
 
     def descriptor(self, path: Path) -> None:
-        if self._is_new("file", _real(path)):
-            self._add(parse_descriptor(path))
+        found = parse_if_wanted(path, self._wanted)
+        if found is not None and self._is_new("file", _real(path)):
+            self._add(found)
 
     def entry_points(self) -> None:
-        self.places.append(f"entry points of group {ENTRY_POINT_GROUP}")
+        self.places.append(f"entry points of group {PLUGINS_GROUP}")
+        if not may_have_entry_points(PLUGINS_GROUP):
+            return
         for distribution, name, value in self._entry_points():
             self._entry_point(distribution, name, value)
 
@@ -176,7 +181,7 @@ class _Search:
         while pending:
             folder = pending.pop()
             # Links to folders are followed, so a folder may be reached twice, or from within itself.
-            if not self._is_new("folder", _real(folder)):
+            if not self._is_new("folder", _identity(folder)):
                 continue
             descriptors, folders = [], []
             try:
@@ -205,14 +210,14 @@ class _Search:
         try:
             installed = list(distributions())
         except Exception as error:  # a finder of somebody else's
-            place = Path(f"entry points of group {ENTRY_POINT_GROUP}")
+            place = Path(f"entry points of group {PLUGINS_GROUP}")
             self.broken.append(BrokenPlugin(place, None, f"cannot be searched: {_reason(error)}"))
             return
         for distribution in installed:
             try:
                 # The text alone decides first: parsing each package's entry points would cost the most here.
-                if ENTRY_POINT_GROUP in (distribution.read_text("entry_points.txt") or ""):
-                    for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+                if PLUGINS_GROUP in (distribution.read_text("entry_points.txt") or ""):
+                    for entry_point in distribution.entry_points.select(group=PLUGINS_GROUP):
                         yield distribution, entry_point.name, entry_point.value
             except Exception as error:  # anything may lie about in site-packages
                 where = Path(str(distribution.locate_file("")))
@@ -284,6 +289,8 @@ def _package_dir(distribution: Distribution, package: str) -> Path:
     if installed.is_dir():
         return installed
     # An editable install: its files are elsewhere. To find the spec of a top-level name imports nothing.
+    from importlib.util import find_spec
+
     try:
         spec = find_spec(top)
     except Exception as error:  # finders are other people's code
@@ -308,6 +315,14 @@ def _real(path: Path) -> str:
         return os.path.realpath(path)
     except (OSError, ValueError):  # NUL in the path; whoever opens it says so
         return str(path)
+
+
+def _identity(folder: Path) -> object:
+    try:
+        status = folder.stat()
+    except OSError:  # whoever lists it says so
+        return folder
+    return status.st_dev, status.st_ino
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

@@ -6,7 +6,6 @@ An error of an engine's driver never leaves hutch bare; it is the ``__cause__`` 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -116,6 +115,8 @@ class CapabilityError(StoreError, NotImplementedError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name closest to `name`, or the empty string."""
+    import difflib
+
     by_folded = {k.casefold(): k for k in known}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
@@ -123,12 +124,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 # From the scheme to the last "@" of the line. RFC 3986 forbids "@", "/", "?" and blanks in a password; people
 # write them all the same. Redacting too much is the safe mistake.
-_USERINFO = re.compile(r"(?<=://)[^\n]*@")
-_SECRET_PARAMETER = re.compile(
-    r"(?i)([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|credential|auth)[^=&;#\s]*=)[^&;#\s]*"
-)
+_USERINFO = r"(?<=://)[^\n]*@"
+_SECRET_PARAMETER = r"(?i)([?&;][^=&;#\s]*(?:pass|pwd|secret|token|key|credential|auth)[^=&;#\s]*=)[^&;#\s]*"  # noqa: S105
 
 
 def redact(text: str) -> str:
     """`text` with the credentials of every URL in it replaced by ``***``."""
-    return _SECRET_PARAMETER.sub(r"\1***", _USERINFO.sub("***@", text))
+    return re.sub(_SECRET_PARAMETER, r"\1***", re.sub(_USERINFO, "***@", text))

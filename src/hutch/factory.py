@@ -14,7 +14,8 @@ from .base import Codec
 from .config import CodecConfig, StoreConfig, read_config, url_path
 from .descriptor import PluginInfo
 from .discovery import Discovery, discover
-from .errors import ConfigError
+from .errors import ConfigError, PluginNotFoundError
+from .installed import HOOKS_GROUP, may_have_entry_points
 from .loader import build_factory
 
 
@@ -36,17 +37,25 @@ def load_plugin(name: str, config: Any = None) -> Any:
 
 def find_plugins(config: StoreConfig | None = None) -> Discovery:
     """Every plugin that `config` can name, found without importing one."""
+    return _find_plugins(config, "")
+
+
+def _find_plugins(config: StoreConfig | None, wanted: str) -> Discovery:
     hooked: list[Any] = []
     if hooks_are_used():
         from .hooks import hooked_plugins
 
         hooked = hooked_plugins()
-    return discover(config.extra_plugin_dirs if config else (), hooked=hooked)
+    return discover(config.extra_plugin_dirs if config else (), hooked=hooked, wanted=wanted)
 
 
 def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     """The plugin that `config` names, and its factory. Codecs and layers are checked too, before anything is opened."""
-    info = find_plugins(config).find(config.storage)
+    try:
+        info = _find_plugins(config, config.storage).find(config.storage)
+    except PluginNotFoundError:
+        # Only a search that reads everything knows the nearest name.
+        info = find_plugins(config).find(config.storage)
     if config.found and info.name.casefold() == "shelf":
         raise ConfigError(
             f"{config.source} was found, not named, and may not choose the shelf engine, which unpickles; "
@@ -140,9 +149,11 @@ class _Renamed:
 
 @functools.cache
 def _hooks_are_installed() -> bool:
+    if not may_have_entry_points(HOOKS_GROUP):
+        return False
     from importlib.metadata import entry_points
 
-    return bool(entry_points(group="hutch"))
+    return bool(entry_points(group=HOOKS_GROUP))
 
 
 def hooks_are_used() -> bool:

@@ -6,14 +6,13 @@ A module is loaded by file location, as a member of a package of hutch's own tha
 
 from __future__ import annotations
 
-import hashlib
 import importlib.machinery
 import importlib.util
 import os
 import re
 import sys
 import threading
-import urllib.parse
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -99,7 +98,8 @@ def _load_module(info: PluginInfo) -> ModuleType:
 def _package_name(folder: Path) -> str:
     """One name a folder, the same in every process, so that a pickled instance of a plugin's class can be read."""
     path = os.fsencode(os.path.normcase(folder))
-    return f"hutch_plugin_{hashlib.sha256(path).hexdigest()[:16]}"
+    # Not a hash of hashlib, which loads OpenSSL: two plugin folders need no more than two names.
+    return f"hutch_plugin_{zlib.crc32(path):08x}{zlib.adler32(path):08x}"
 
 
 def _package(name: str, folder: Path) -> ModuleType:
@@ -287,8 +287,10 @@ def _texts_in(options: object) -> Iterator[str]:
     yield text
     _, is_url, rest = text.partition("://")
     if is_url:  # a driver takes a URL apart before it complains
+        from urllib.parse import unquote
+
         user, _, password = rest.rpartition("@")[0].partition(":")
-        yield from (user, password, urllib.parse.unquote(user), urllib.parse.unquote(password))
+        yield from (user, password, unquote(user), unquote(password))
 
 
 def _has_method(thing: object, name: str) -> bool:

@@ -10,8 +10,6 @@ import struct
 import threading
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
@@ -69,6 +67,9 @@ def encode_ext(value: Any) -> Ext:
             return encode(value)
         kind = registered.find(type(value))
         if kind is None:
+            encode = _late_encoder(type(value))
+            if encode is not None:
+                return encode(value)
             raise TypeError(type(value).__name__)
         return Ext(REGISTERED, _pack([kind.name, kind.encode(value)]))
     except BaseException as error:
@@ -184,6 +185,31 @@ def _decode_registered(data: bytes) -> Any:
     return registered.decode(name, payload)
 
 
+def _decode_decimal(data: bytes) -> Any:
+    from decimal import Decimal
+
+    return Decimal(data.decode())
+
+
+def _decode_fraction(data: bytes) -> Any:
+    from fractions import Fraction
+
+    return Fraction(*_unpack(data))
+
+
+def _late_encoder(cls: type) -> Callable[[Any], Ext] | None:
+    """That of Decimal and Fraction, whose modules are imported by who has one: it takes as long as opening a store."""
+    if cls.__name__ == "Decimal":
+        from decimal import Decimal
+
+        _ENCODERS[Decimal] = lambda v: Ext(DECIMAL, str(v).encode())
+    elif cls.__name__ == "Fraction":
+        from fractions import Fraction
+
+        _ENCODERS[Fraction] = lambda v: Ext(FRACTION, _pack([v.numerator, v.denominator]))
+    return _ENCODERS.get(cls)
+
+
 _ENCODERS: dict[type, Callable[[Any], Ext]] = {
     tuple: lambda v: Ext(TUPLE, _pack(list(v))),
     set: lambda v: Ext(SET, _pack(list(v))),
@@ -193,8 +219,6 @@ _ENCODERS: dict[type, Callable[[Any], Ext]] = {
     date: lambda v: Ext(DATE, v.isoformat().encode()),
     time: _encode_time,
     timedelta: lambda v: Ext(TIMEDELTA, _packb([v.days, v.seconds, v.microseconds])),
-    Decimal: lambda v: Ext(DECIMAL, str(v).encode()),
-    Fraction: lambda v: Ext(FRACTION, _pack([v.numerator, v.denominator])),
     complex: lambda v: Ext(COMPLEX, _complex.pack(v.real, v.imag)),
     UUID: lambda v: Ext(UUID_, v.bytes),
     range: lambda v: Ext(RANGE, _pack([v.start, v.stop, v.step])),
@@ -210,8 +234,8 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     DATE: lambda d: date.fromisoformat(d.decode()),
     TIME: _decode_time,
     TIMEDELTA: lambda d: timedelta(*_unpackb(d)),
-    DECIMAL: lambda d: Decimal(d.decode()),
-    FRACTION: lambda d: Fraction(*_unpack(d)),
+    DECIMAL: _decode_decimal,
+    FRACTION: _decode_fraction,
     COMPLEX: lambda d: complex(*_complex.unpack(d)),
     UUID_: lambda d: UUID(bytes=d),
     PATH: _decode_path,
@@ -248,7 +272,7 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
     if number is not None:
         tagged = [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
         return Ext(number, _packb(tagged, None, OPTIONS))
-    encode = _ENCODERS.get(kind)
+    encode = _ENCODERS.get(kind) or _late_encoder(kind)
     if encode is not None:
         try:
             return encode(value)

@@ -7,8 +7,6 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -32,9 +30,11 @@ class Registration:
 _BUILT_IN = frozenset(
     {
         *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, list, tuple, dict, set, frozenset),
-        *(range, date, datetime, time, timedelta, Decimal, Fraction, UUID, Path, PurePosixPath, PureWindowsPath),
+        *(range, date, datetime, time, timedelta, UUID, Path, PurePosixPath, PureWindowsPath),
     }
 )
+# As much built in, and not imported for it.
+_BUILT_IN_NAMES = frozenset({("decimal", "Decimal"), ("fractions", "Fraction")})
 _by_type: dict[type, Registration] = {}
 _by_name: dict[str, Registration] = {}
 
@@ -58,7 +58,7 @@ def register_type(
     """
     if (encode is None) != (decode is None):
         raise ValueTypeError(f"register_type({cls.__qualname__}): give both encode= and decode=, or neither")
-    if cls in _BUILT_IN or cls.__module__ == "ormsgpack":
+    if cls in _BUILT_IN or (cls.__module__, cls.__qualname__) in _BUILT_IN_NAMES or cls.__module__ == "ormsgpack":
         raise ValueTypeError(f"register_type({cls.__qualname__}): the codec deals with this type itself")
     name = name or f"{cls.__module__}.{cls.__qualname__}"
     taken = _by_name.get(name)

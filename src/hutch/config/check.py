@@ -21,8 +21,8 @@ _RULE_KEYS = ("CODEC", "LAYERS")
 #: Built-in engines whose data is unpickled when it is read.
 _UNPICKLING = frozenset({"shelf"})
 # Of a codec or a layer. What has another form (a key, put in the wrong place) is not shown.
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]{0,63}")
-_STORAGE_NAME = re.compile(r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?")
+_NAME = r"[A-Za-z][A-Za-z0-9_.+-]{0,63}"
+_STORAGE_NAME = r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?"
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class Checker:
         options: dict[str, str] = {}
         if "://" in text:
             text, url, options = split_url(text, self._where("STORAGE"))
-        elif not _STORAGE_NAME.fullmatch(text) or not text.isprintable():
+        elif not re.fullmatch(_STORAGE_NAME, text) or not text.isprintable():
             raise self._wrong("STORAGE", f"expected {expected}; this is neither")
         if self.found and text.casefold() in _UNPICKLING:
             raise self._untrusted("STORAGE", f"choose the {text} engine, which unpickles what it reads")
@@ -162,7 +162,7 @@ class Checker:
             name = options.pop("name", None)
         else:
             options, name = {}, self._expand(value, place)
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_NAME, name):
             found = f"{_kind(value)} without a name" if isinstance(value, Mapping | str) else _kind(value)
             raise self._wrong(
                 place, f"expected a name such as {example}, or a mapping with 'name' and options; found {found}"

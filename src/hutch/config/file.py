@@ -26,7 +26,7 @@ SUFFIXES = (".yaml", ".yml", ".toml")
 # tomllib takes quadratic time over the dots of a key; nobody nests that deep.
 _MOST_DOTS = 1_000
 # What a parser quotes may be a secret. One or two characters (a stray '\t') help and give nothing away.
-_QUOTED = re.compile(r"(['\"]).{3,}\1", re.DOTALL)
+_QUOTED = r"(?s)(['\"]).{3,}\1"
 
 
 def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
@@ -104,4 +104,4 @@ def _read_toml(text: str, shown: str) -> dict[str, Any]:
 
 def unquoted(problem: object) -> str:
     """What a parser said, without what it quoted of the file."""
-    return _QUOTED.sub("(...)", str(problem))
+    return re.sub(_QUOTED, "(...)", str(problem))

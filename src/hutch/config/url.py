@@ -12,10 +12,11 @@ from urllib.parse import unquote
 
 from ..errors import ConfigError, redact
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]{0,99}")
-_OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# Compiled when they are first used: opening a store needs one or two of all the patterns of hutch.
+_SCHEME = r"[A-Za-z][A-Za-z0-9+._-]{0,99}"
+_OPTION_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
 _LONGEST_NAME = 60
-_SLASH_DRIVE = re.compile(r"/[A-Za-z]:[/\\]")
+_SLASH_DRIVE = r"/[A-Za-z]:[/\\]"
 
 
 def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
@@ -27,7 +28,7 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
     """
     url, _, query = text.partition("?")
     scheme, separator, _ = url.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
+    if not separator or not re.fullmatch(_SCHEME, scheme):
         raise ConfigError(
             f"{where}: a storage URL starts with the name of a storage and '://', as in lmdb:///srv/state; a name has "
             "letters, digits and '+', '.', '_' or '-'"
@@ -43,7 +44,7 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
     options: dict[str, str] = {}
     for pair in filter(None, query.split("&")):
         name, equals, value = pair.partition("=")
-        if not equals or not _OPTION_NAME.fullmatch(name):
+        if not equals or not re.fullmatch(_OPTION_NAME, name):
             raise ConfigError(
                 f"{where}: what follows the '?' of a storage URL must be name=value, several joined by '&'; write a "
                 "'?' in a password or a path as %3F, and an '&' in an option as %26"
@@ -73,7 +74,7 @@ def url_path(url: str) -> str:
     path = unquote(rest, errors="surrogateescape")
     if "\0" in path:
         raise ConfigError("the path of a storage URL may not hold NUL (%00)")
-    return path[1:] if _SLASH_DRIVE.match(path) else path
+    return path[1:] if re.match(_SLASH_DRIVE, path) else path
 
 
 def shown_url(url: str) -> str:

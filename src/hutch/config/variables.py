@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from ..errors import ConfigError
 
 # A plain "${" written as "$${", a variable, or a "${" that is neither.
-_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\}|\$\{")
+_VARIABLE = r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\}|\$\{"
 
 
 def without_variables(text: str) -> str:
     """`text` with nothing in place of its variables."""
-    return _VARIABLE.sub("", text)
+    return re.sub(_VARIABLE, "", text) if "${" in text else text
 
 
 def expand(text: str, environ: Mapping[str, str], where: str, refused: str = "") -> str:
@@ -47,4 +47,4 @@ def expand(text: str, environ: Mapping[str, str], where: str, refused: str = "")
             )
         return found
 
-    return _VARIABLE.sub(value, text)
+    return re.sub(_VARIABLE, value, text)
