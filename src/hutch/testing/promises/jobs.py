@@ -10,11 +10,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import hutch
 
 from .forks import fork, fork_amid_writes
+from .kills import Kills, Plan
 
 
 def get_all(store: hutch.Store, namespace: str) -> dict[str, Any]:
@@ -81,24 +83,13 @@ def grow(store: hutch.Store, namespace: str, prefix: str, count: int, size: int)
             ns[f"{prefix}{number}"] = prefix.encode() * (size // len(prefix))
 
 
-def write_until_killed(store: hutch.Store, namespace: str, first: int) -> None:
-    """Write for ever, and say after each write that it returned. What is written tells its own number."""
-    with store.open(namespace) as ns:
-        number = first
-        while True:
-            ns[f"key {number}"] = number
-            ns["newest"] = number
-            acknowledge(("set", number))
-            if number % 3 == 0:
-                ns.update({f"batch {number} {n}": number for n in range(12)})
-                acknowledge(("batch", number))
-            if number % 5 == 4 and number > first:
-                del ns[f"key {number - 1}"]
-                acknowledge(("removed", number - 1))
-            if number % 7 == 6:
-                ns.modify("counter", lambda n: n + 1, default=0)
-                acknowledge(("counted", number))
-            number += 1
+def kill_at_random(store: hutch.Store, config: Any, plan: Plan) -> dict[str, int]:
+    """Start processes on `config`, which may be another store of the engine, and kill them: what was counted."""
+    capabilities = store.capabilities
+    # A process that will be forked holds no store open. It is closed already when this is not the first run.
+    with suppress(hutch.StoreNotOpenError):
+        store.close()
+    return Kills(config, capabilities, plan).run()
 
 
 def close_under_use(store: hutch.Store) -> list[str]:
@@ -153,7 +144,7 @@ def acknowledge(told: object) -> None:
 JOBS: dict[str, Callable[..., Any]] = {
     job.__name__: job
     for job in (
-        *(get_all, update, remove, drop, namespaces, count, race, write_batches, grow, write_until_killed),
+        *(get_all, update, remove, drop, namespaces, count, race, write_batches, grow, kill_at_random),
         *(close_under_use, fork, fork_amid_writes),
     )
 }

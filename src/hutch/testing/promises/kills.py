@@ -1,0 +1,342 @@
+"""Processes that write and read until they are killed, and what must be there after each kill.
+
+Runs in a `Child`, as its job `kill_at_random`: a process without threads, so that it may fork, and without a store of
+its own while it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
+
+import hutch
+
+from .kit import PATIENCE_S
+from .lanes import CORE, SCRATCH, TALLY, Hands, Lane, found_of, pots_of
+
+_CHECKED = "checked"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who works, and for how long. Times between two kills are random, up to `longest_pause_s`."""
+
+    seed: int
+    kills: int
+    #: Processes that write, each with so many threads, and processes that only read.
+    writers: int = 1
+    threads: int = 3
+    readers: int = 0
+    seconds: float = 0.0
+    longest_pause_s: float = 0.06
+    large_bytes: int = 40_000
+    #: Whether `get_many` is one snapshot, which only some engines promise.
+    snapshots: bool = False
+    #: How often all are killed at once, not one or some of them.
+    all_at_once: float = 0.4
+    #: So long nobody may stand still.
+    patience_s: float = PATIENCE_S
+    start_method: str = "fork" if sys.platform == "linux" else "spawn"
+
+
+@dataclass
+class _Worker:
+    """A process, what it says, and the lanes it works on; a reader has none."""
+
+    process: BaseProcess
+    ear: Connection
+    lanes: list[Lane]
+    turns: int = 0
+
+    def progress(self) -> list[int]:
+        return [lane.number for lane in self.lanes] or [self.turns]
+
+
+class Kills:
+    """One run on one store, which has no data when it starts."""
+
+    def __init__(self, config: Any, capabilities: frozenset[str], plan: Plan) -> None:
+        self._config = config
+        self._plan = plan
+        self._whole = "atomic-batch" in capabilities
+        self._dice = random.Random(plan.seed)
+        self._context: Any = multiprocessing.get_context(plan.start_method)
+        self._lanes = [Lane(plan.seed, n, plan.large_bytes) for n in range(plan.writers * plan.threads)]
+        #: The number of the newest pots that each lane was told are stored, for readers.
+        self._stored = self._context.RawArray(ctypes.c_int64, [-1] * len(self._lanes))
+        self._workers: list[_Worker] = []
+        self._tellings = itertools.count()
+        self._figures: Counter[str] = Counter()
+
+    def run(self) -> dict[str, int]:
+        """Figures. Raises AssertionError for a promise that was broken."""
+        plan = self._plan
+        end = time.monotonic() + plan.seconds
+        try:
+            for first in range(0, len(self._lanes), plan.threads):
+                self._start_writer(self._lanes[first : first + plan.threads])
+            for _ in range(plan.readers):
+                self._start_reader()
+            while self._figures["kills"] < plan.kills or time.monotonic() < end:
+                # Most are killed at work, some while they start.
+                if self._dice.random() < 0.75:
+                    self._all_go_on(1)
+                self._listen(self._dice.uniform(0.0, plan.longest_pause_s))
+                self._kill_and_check(self._choose())
+            self._kill_and_check(list(self._workers), start_again=False)
+        finally:
+            for worker in self._workers:
+                worker.process.kill()
+                worker.process.join()
+                worker.ear.close()
+        return dict(self._figures)
+
+    # --- workers ---
+
+    def _start_writer(self, lanes: list[Lane]) -> None:
+        self._start(write, lanes, (self._config, lanes, self._stored))
+
+    def _start_reader(self) -> None:
+        names = [lane.name for lane in self._lanes]
+        self._start(read, [], (self._config, names, self._stored, self._whole, self._plan.snapshots))
+
+    def _start(self, work: Callable[..., None], lanes: list[Lane], arguments: tuple[Any, ...]) -> None:
+        ear, mouth = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_guarded, args=(work, mouth, arguments), daemon=True)
+        process.start()
+        # So that what it says ends with it.
+        mouth.close()
+        self._workers.append(_Worker(process, ear, lanes))
+
+    def _choose(self) -> list[_Worker]:
+        if len(self._workers) == 1 or self._dice.random() < self._plan.all_at_once:
+            return list(self._workers)
+        return self._dice.sample(self._workers, self._dice.randint(1, (len(self._workers) + 1) // 2))
+
+    def _listen(self, seconds: float) -> None:
+        """Hear what is acknowledged meanwhile."""
+        ears: dict[Any, _Worker] = {worker.ear: worker for worker in self._workers}
+        end = time.monotonic() + seconds
+        while True:
+            for ear in wait(list(ears), max(0.0, end - time.monotonic())):
+                try:
+                    self._hear(ears[ear])
+                except EOFError:
+                    raise AssertionError("a process ended by itself") from None
+            if time.monotonic() >= end:
+                return
+
+    def _hear(self, worker: _Worker) -> None:
+        """One thing that it said. Raises EOFError once it is dead."""
+        try:
+            told = worker.ear.recv()
+        except OSError as error:  # cut off in the middle
+            raise EOFError from error
+        assert not isinstance(told, str), told
+        index, number = told
+        if index < 0:
+            worker.turns = number
+            self._figures["reads"] += 1
+            return
+        lane = self._lanes[index]
+        assert number == lane.number, f"{lane.name} acknowledged step {number}, and {lane.number} were known"
+        lane.done(lane.plan())
+        self._figures["acknowledged"] += 1
+
+    def _all_go_on(self, steps: int) -> None:
+        """Wait until each thread of each process has made so many `steps` more."""
+        wanted = [(worker, [number + steps for number in worker.progress()]) for worker in self._workers]
+        deadline = time.monotonic() + self._plan.patience_s
+        while late := [
+            worker
+            for worker, numbers in wanted
+            if any(now < number for now, number in zip(worker.progress(), numbers, strict=True))
+        ]:
+            assert time.monotonic() < deadline, (
+                f"{len(late)} of {len(self._workers)} processes stand still for {self._plan.patience_s:.0f} s: "
+                f"{[[lane.name for lane in worker.lanes] or 'a reader' for worker in late]}"
+            )
+            self._listen(0.001)
+
+    # --- kills ---
+
+    def _kill_and_check(self, victims: list[_Worker], start_again: bool = True) -> None:
+        for worker in victims:
+            if not worker.process.is_alive():
+                # It may have said why.
+                self._hear_out(worker)
+                raise AssertionError(f"a process ended by itself, exit code {worker.process.exitcode}")
+            worker.process.kill()
+        for worker in victims:
+            worker.process.join()
+            self._hear_out(worker)
+            self._workers.remove(worker)
+        self._figures["kills"] += len(victims)
+        lanes = [lane for worker in victims for lane in worker.lanes]
+        if self._workers:
+            # Twice: what was under way at the kill, and one that began after it.
+            self._all_go_on(2)
+            self._figures["kills that others survived"] += len(victims)
+        self._check(lanes, alone=not self._workers)
+        if start_again:
+            for worker in victims:
+                if worker.lanes:
+                    self._start_writer(worker.lanes)
+                else:
+                    self._start_reader()
+
+    def _hear_out(self, worker: _Worker) -> None:
+        try:
+            while True:
+                self._hear(worker)
+        except EOFError:
+            worker.ear.close()
+
+    # --- what must be there ---
+
+    def _check(self, lanes: list[Lane], alone: bool) -> None:
+        """Hold what is stored against what `lanes` acknowledged; against everything if no process is left."""
+        with hutch.connect(self._config) as store:
+            first = self._look(store, lanes, alone)
+            # What was not acknowledged may be seen only when the next writer has cleared up, but then for good.
+            with store.open(_CHECKED) as checked:
+                checked["number"] = checked.get("number", 0) + 1
+            second = self._look(store, lanes, alone)
+            with store.open(_CHECKED) as checked:
+                assert checked["number"] == (last := next(self._tellings) + 1), f"lost: a write of ours, the {last}th"
+        for lane, (was, _), (standing, found) in zip(lanes, first, second, strict=True):
+            assert standing >= was, f"of {lane.name} the step after {lane.number} was seen, and is gone"
+            lane.settle(found, standing)
+            self._figures["steps under way that are stored"] += standing > 0
+            self._figures["steps under way that are not"] += standing == 0
+
+    def _look(self, store: hutch.Store, lanes: list[Lane], alone: bool) -> list[tuple[float, dict[Any, Any]]]:
+        """The standing of each lane, and what it has."""
+        standings = []
+        owned = set()
+        with store.open(CORE) as core:
+            everything = dict(core.items()) if alone else {}
+            for lane in lanes:
+                with store.open(lane.own) as own:
+                    items = dict(own.items())
+                    exact(own, items)
+                if items:
+                    owned.add(lane.own)
+                held = dict(core.scan(f"{lane.name}:")) if not alone else everything
+                if not alone:
+                    held[TALLY] = core.get(TALLY, {})
+                found = found_of(lane, held, items)
+                standings.append((lane.standing(found, self._whole), found))
+                self._figures["values checked"] += len(found)
+            if not alone:
+                return standings
+            exact(core, everything)
+            assert core.get_many(everything) == everything
+            known = {key for _, found in standings for _, key in found} | {TALLY}
+            assert everything.keys() <= known, f"nobody's: {sorted(everything.keys() - known)}"
+        with store.open(SCRATCH) as scratch:
+            items = dict(scratch.items())
+            exact(scratch, items)
+            wrong = [key for key, value in items.items() if value.split()[0] != key]
+            assert not wrong, f"stale or garbled: {wrong} of the scratch namespace"
+        self._check_names(store, {*owned, *([CORE] if everything else []), *([SCRATCH] if items else [])})
+        return standings
+
+    def _check_names(self, store: hutch.Store, expected: set[str]) -> None:
+        try:
+            names = set(store.namespaces()) - {_CHECKED}
+        except hutch.CapabilityError:
+            return
+        assert names == expected, f"namespaces() gives {names ^ expected} too much or too little"
+
+
+def exact(ns: hutch.Namespace, items: dict[str, Any]) -> None:
+    """Whether the number of keys, their list, and the items agree."""
+    keys = list(ns)
+    assert len(ns) == len(items), f"the count of {ns.namespace!r} is off: {len(ns)}, with {len(items)} items"
+    assert sorted(keys) == sorted(items), f"{ns.namespace!r} lists {sorted(set(keys) ^ items.keys())} wrongly, or twice"
+
+
+# --- in the processes that are killed ---
+
+
+def write(tell: Callable[[object], None], config: Any, lanes: list[Lane], stored: Any) -> None:
+    """Work on `lanes`, each in a thread, for ever."""
+    with hutch.connect(config) as store, store.open(CORE) as core, store.open(SCRATCH) as scratch:
+
+        def work(lane: Lane) -> None:
+            hands = Hands(lane, store, {CORE: core, SCRATCH: scratch}, config)
+            while True:
+                step = lane.plan()
+                hands.do(step)
+                if step.verb == "update pots":
+                    stored[lane.index] = lane.number
+                tell((lane.index, lane.number))
+                lane.done(step)
+
+        for lane in lanes[1:]:
+            threading.Thread(target=_or_die, args=(tell, work, lane), daemon=True).start()
+        work(lanes[0])
+
+
+def read(
+    tell: Callable[[object], None], config: Any, names: list[str], stored: Any, whole: bool, snapshots: bool
+) -> None:
+    """Read for ever: no batch is seen in part, nothing older than what was stored, and nothing twice."""
+    with hutch.connect(config) as store, store.open(CORE) as core:
+        newest = dict.fromkeys(names, -1)
+        nothing = [-1, 0]
+        for turn in itertools.count(1):
+            for index, name in enumerate(names):
+                least = max(newest[name], stored[index])
+                keys = pots_of(name)
+                found = core.get_many(keys) if snapshots else {key: core.get(key, nothing) for key in keys}
+                numbers, amounts = zip(*(found.get(key, nothing) for key in keys), strict=True)
+                newest[name] = min(numbers)
+                assert newest[name] >= least, f"stale: {numbers} in the pots of {name}, after {least}"
+                # Read one after the other, they may be of two batches, but not the older of the two last.
+                assert not whole or list(numbers) == sorted(numbers), f"torn: {numbers} in the pots of {name}"
+                if snapshots:
+                    assert len(set(numbers)) == 1, f"torn: {numbers} in the pots of {name}"
+                    assert sum(amounts) == 0, f"torn: the amounts in the pots of {name}"
+            if turn % 8 == 0:
+                keys = [key for key, _ in core.items()]
+                assert len(keys) == len(set(keys)), "a key was given twice"
+            tell((-1, turn))
+
+
+def _guarded(work: Callable[..., None], mouth: Connection, arguments: tuple[Any, ...]) -> None:
+    """`work`, which tells through `mouth`, also what it failed of."""
+    # What a plugin prints must not get between the answers of the process that started this one.
+    sys.stdout = sys.stderr
+    lock = threading.Lock()
+
+    def tell(what: object) -> None:
+        with lock:
+            try:
+                mouth.send(what)
+            except OSError:  # nobody is left to listen
+                os._exit(1)
+
+    _or_die(tell, work, tell, *arguments)
+
+
+def _or_die(tell: Callable[[object], None], work: Callable[..., None], *arguments: Any) -> NoReturn:
+    try:
+        work(*arguments)
+    except BaseException:
+        tell(f"a process failed: {traceback.format_exc()}")
+    os._exit(1)

@@ -1,0 +1,289 @@
+"""What a writer does that will be killed, and what must be there afterwards: one plan that both sides follow.
+
+A `Lane` is the work of one thread, on keys of its own. Each step follows from the seed, its number and what the steps
+before it made: whoever knows how many of them were acknowledged knows what must be stored, and what may be, for one
+step more was under way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hutch
+
+#: A namespace for all lanes, with keys that begin with the lane's name.
+CORE = "core"
+#: The key of CORE that all lanes change: a dict that tells for each lane how often it did.
+TALLY = "tally"
+#: A namespace for all lanes, without a plan, where they set, remove, clear and drop against each other.
+SCRATCH = "scratch"
+#: A namespace and a key; of the tally, TALLY and the name of a lane.
+Place = tuple[str, str]
+
+# How often, and what.
+VERBS = {
+    "set": 20,
+    "set large": 4,
+    "update": 8,
+    "update pots": 12,
+    "remove": 7,
+    "remove_many": 5,
+    "modify": 8,
+    "swap": 8,
+    "refused swap": 2,
+    "tally by modify": 7,
+    "tally by swap": 3,
+    "set own": 6,
+    "update own": 4,
+    "clear own": 3,
+    "drop own": 2,
+    "scratch": 8,
+}
+_KEYS = 24
+_OWN_KEYS = 8
+_POTS = 6
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call. It sets what is in `changes`, and removes what is MISSING there."""
+
+    verb: str
+    changes: Mapping[Place, Any]
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for _, key in self.changes]
+
+    @property
+    def items(self) -> dict[str, Any]:
+        return {key: value for (_, key), value in self.changes.items()}
+
+
+@dataclass
+class Lane:
+    """`number` steps were done, after which `held` is what it has in the store."""
+
+    seed: int
+    index: int
+    #: Values have up to so many bytes.
+    large_bytes: int
+    number: int = 0
+    held: dict[Place, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"lane {self.index}"
+
+    @property
+    def own(self) -> str:
+        """The namespace that only this lane uses."""
+        return f"of {self.name}"
+
+    def plan(self) -> Step:
+        """The next step."""
+        dice = random.Random(f"{self.seed} {self.index} {self.number}")
+        [verb] = dice.choices(list(VERBS), list(VERBS.values()))
+        places = [(CORE, f"{self.name}:{n}") for n in range(_KEYS)]
+        taken = [place for place in places if place in self.held]
+        if verb in ("remove", "remove_many", "refused swap") and not taken:
+            verb = "set"
+        own = [(self.own, f"{n}") for n in range(_OWN_KEYS)]
+        tally = (TALLY, self.name)
+        match verb:
+            case "set" | "set large":
+                changes = {dice.choice(places): self._value(dice, large=verb == "set large")}
+            case "update":
+                changes = {place: self._value(dice) for place in dice.sample(places, dice.randint(2, 12))}
+            case "update pots":
+                amounts = [dice.randint(-99, 99) for _ in range(_POTS - 1)]
+                amounts.append(-sum(amounts))
+                pots = zip(pots_of(self.name), amounts, strict=True)
+                changes = {(CORE, key): [self.number, amount] for key, amount in pots}
+            case "remove":
+                changes = {dice.choice(taken): hutch.MISSING}
+            case "remove_many":
+                changes = dict.fromkeys(dice.sample(taken, dice.randint(1, min(8, len(taken)))), hutch.MISSING)
+            case "modify" | "swap":
+                place = dice.choice(places)
+                gone = place in self.held and dice.random() < 0.2
+                changes = {place: hutch.MISSING if gone else self._value(dice)}
+            case "tally by modify" | "tally by swap":
+                changes = {tally: self.held.get(tally, 0) + 1}
+            case "set own":
+                changes = {dice.choice(own): self._value(dice)}
+            case "update own":
+                changes = {place: self._value(dice) for place in dice.sample(own, 4)}
+            case "clear own" | "drop own":
+                changes = dict.fromkeys([place for place in own if place in self.held], hutch.MISSING)
+            case _:
+                changes = {}
+        return Step(verb, changes)
+
+    def done(self, step: Step) -> None:
+        """Go on to the step after `step`."""
+        self.held = after(self.held, step)
+        self.number += 1
+
+    def standing(self, found: Mapping[Place, Any], whole: bool) -> float:
+        """0 if `found` is what the steps made, 1 if it is that and the next step, between them a part of that step.
+
+        Raises AssertionError for all else, and for a part of a step where steps must be `whole`.
+        """
+        step = self.plan()
+        before, then = self.held, after(self.held, step)
+        if found == before:
+            return 0.0
+        if found == then:
+            return 1.0
+        # Of what was acknowledged and of the step under way, every place has the value before or after.
+        lost = [place for place in before.keys() & then.keys() if place not in found]
+        back = [place for place in found if place not in before and place not in then]
+        wrong = [place for place, value in found.items() if place not in back and value not in _at(place, before, then)]
+        for what, places in (
+            ("acknowledged and lost", lost),
+            ("removed, acknowledged, and back", back),
+            ("stale or garbled", wrong),
+        ):
+            assert not places, (
+                f"{what}: {sorted(places)}, of {self.name} after {self.number} steps; the next one was {step.verb!r}"
+            )
+        torn = [place for place in step.changes if found.get(place) != before.get(place)]
+        assert not whole, (
+            f"torn, a part of one step: {step.verb!r} of {self.name} after {self.number} steps, which changes "
+            f"{len(step.changes)} keys, of which {len(torn)} are changed: {sorted(torn)}"
+        )
+        return 0.5
+
+    def settle(self, found: Mapping[Place, Any], standing: float) -> None:
+        """Go on from `found`, which has this `standing`."""
+        if standing:
+            self.held = dict(found)
+            self.number += 1
+
+    def _value(self, dice: random.Random, large: bool = False) -> Any:
+        """A value that tells whose it is, and is another each time."""
+        tag = f"{self.name} {self.number} {dice.randrange(1 << 30)}"
+        size = dice.randrange(self.large_bytes) if large else int(10 ** dice.uniform(0, 3))
+        return {"of": self.name, "step": self.number, "body": (tag * (size // len(tag) + 1)).encode()}
+
+
+def pots_of(name: str) -> list[str]:
+    """The keys that a lane only ever sets as one batch: ``[number, amount]``, with one number and a sum of 0."""
+    return [f"{name}:pot {n}" for n in range(_POTS)]
+
+
+def after(held: Mapping[Place, Any], step: Step) -> dict[Place, Any]:
+    """What is there once `step` was done."""
+    everything = {**held, **step.changes}
+    return {place: value for place, value in everything.items() if value is not hutch.MISSING}
+
+
+def found_of(lane: Lane, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
+    """What of `core`, items of CORE, belongs to `lane`, and all of its own namespace."""
+    found = {(CORE, key): value for key, value in core.items() if key.startswith(f"{lane.name}:")}
+    found |= {(lane.own, key): value for key, value in own.items()}
+    if lane.name in core.get(TALLY, {}):
+        found[TALLY, lane.name] = core[TALLY][lane.name]
+    return found
+
+
+def _at(place: Place, *states: Mapping[Place, Any]) -> Iterator[Any]:
+    return (state[place] for state in states if place in state)
+
+
+class Hands:
+    """What does a lane's steps in a store, and holds what it reads against the plan."""
+
+    def __init__(self, lane: Lane, store: hutch.Store, shared: dict[str, hutch.Namespace], config: Any) -> None:
+        self._lane = lane
+        self._store = store
+        self._core, self._scratch = shared[CORE], shared[SCRATCH]
+        self._own = store.open(lane.own)
+        #: Where several stores may have one namespace open, it is dropped under open handles.
+        self._elsewhere = hutch.connect(config) if "shared" in store.capabilities else None
+
+    def do(self, step: Step) -> None:
+        """Do it, and read one key that it changed."""
+        core, own, held = self._core, self._own, self._lane.held
+        match step.verb:
+            case "set" | "set large":
+                [(key, value)] = step.items.items()
+                core[key] = value
+            case "update" | "update pots":
+                core.update(step.items)
+            case "remove":
+                del core[step.keys[0]]
+            case "remove_many":
+                removed = core.remove_many(step.keys)
+                assert removed == len(step.keys), f"{removed} of {len(step.keys)} keys were there to be removed"
+            case "modify":
+                self._modify(step)
+            case "swap":
+                [(place, value)] = step.changes.items()
+                assert core.compare_and_set(place[1], held.get(place, hutch.MISSING), value), (
+                    "stale: a lost race of one"
+                )
+            case "refused swap":
+                key = next(key for namespace, key in held if namespace == CORE)
+                assert not core.compare_and_set(key, "never its value", None), "swapped what was not expected"
+            case "tally by modify":
+                core.modify(TALLY, self._counted, default={})
+            case "tally by swap":
+                while not core.compare_and_set(TALLY, old := core.get(TALLY, hutch.MISSING), self._counted(old)):
+                    pass
+            case "set own":
+                [(key, value)] = step.items.items()
+                own[key] = value
+            case "update own":
+                own.update(step.items)
+            case "clear own":
+                own.clear()
+            case "drop own":
+                own.close()
+                self._store.drop(self._lane.own)
+                self._own = self._store.open(self._lane.own)
+            case _:
+                self._scribble()
+        self._read_back(step)
+
+    def _modify(self, step: Step) -> None:
+        [(place, value)] = step.changes.items()
+        before = self._lane.held.get(place)
+
+        def fn(found: Any) -> Any:
+            assert found == before, f"stale or garbled: modify of {place} was given {str(found)[:60]!r}"
+            return value
+
+        assert self._core.modify(place[1], fn, default=None) == value
+
+    def _counted(self, tally: Any) -> dict[str, int]:
+        tally = {} if tally is hutch.MISSING else tally
+        name = self._lane.name
+        assert tally.get(name, 0) == self._lane.held.get((TALLY, name), 0), f"lost: a count of {name}, now {tally}"
+        return {**tally, name: tally.get(name, 0) + 1}
+
+    def _scribble(self) -> None:
+        dice = random.Random(f"{self._lane.seed} {self._lane.index} {self._lane.number} scratch")
+        key = f"{dice.randrange(12)}"
+        match dice.randrange(8):
+            case 0:
+                self._scratch.clear()
+            case 1 if self._elsewhere is not None:
+                self._elsewhere.drop(SCRATCH)
+            case 1 | 2:
+                self._scratch.remove_many([key, "0", "1", "2"])
+            case 3:
+                self._scratch.update({f"{n}": f"{n} again" for n in range(6)})
+            case _:
+                self._scratch[key] = f"{key} by {self._lane.name}"
+
+    def _read_back(self, step: Step) -> None:
+        for (namespace, key), value in step.changes.items():
+            if namespace in (CORE, self._lane.own):
+                found = (self._core if namespace == CORE else self._own).get(key, hutch.MISSING)
+                assert found == value, f"stale or garbled: {key!r} after {step.verb!r} reads {str(found)[:60]!r}"
+                return
