@@ -60,17 +60,17 @@ def same(a: object, b: object) -> bool:
 # --- the page, read as an implementer would read it; nothing of hutch below ---
 
 
-def decode_frame(data: bytes, key: bytes) -> Any:
-    """The value in a frame, by the page."""
+def decode_frame(data: bytes, key: bytes, of: bytes = b"") -> Any:
+    """The value in a frame that is bound to the key `of`, by the page; `key` is that of a signature."""
     assert len(data) >= 6
-    assert crc32(data) == 0x2144DF1C
-    assert crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    assert crc32(of + data) == 0x2144DF1C
+    assert crc32(of + data[:-4]) == int.from_bytes(data[-4:], "little")
     header, body = data[0], data[1:-4]
     if header == 0x92:
         (value, number), end = unpack(data, 0)
         assert end == len(data)
         assert body[-1] == 0xCE
-        assert int.from_bytes(number.to_bytes(4, "big"), "little") == crc32(data[:-4])
+        assert int.from_bytes(number.to_bytes(4, "big"), "little") == crc32(of + data[:-4])
         return value
     if header == 0x4A:
         return json.loads(body)
@@ -310,8 +310,8 @@ def test_an_lmdb_store_is_laid_out_as_the_page_says(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path), readonly=True) as env, env.begin() as txn:
         table = dict(txn.cursor())
     one, two = (1).to_bytes(4, "big"), (2).to_bytes(4, "big")
-    values = {key: decode_frame(table.pop(key), b"") for key in (one + b"a", one + "é".encode())}
-    assert values == {one + b"a": [2], one + "é".encode(): None}
+    values = {key: decode_frame(table.pop(one + key), b"", of=key) for key in (b"a", "é".encode())}
+    assert values == {b"a": [2], "é".encode(): None}
     assert table == {
         b"\0\0\0\0v": b"hutch 1",
         b"\0\0\0\0i": two,
@@ -329,17 +329,39 @@ def test_a_store_that_another_program_wrote_by_the_page_is_read(tmp_path: Path) 
         b"\0\0\0\0v": b"hutch 1",
         b"\0\0\0\0i": one,
         b"\0\0\0\0ncore": one,
-        one: (1).to_bytes(8, "big"),
-        one + b"key": body + crc32(body).to_bytes(4, "little"),
+        one: (2).to_bytes(8, "big"),
+        one + b"key": body + crc32(b"key" + body).to_bytes(4, "little"),
+        one + b"unbound": body + crc32(body).to_bytes(4, "little"),
     }
     with lmdb.open(str(tmp_path), lib_version=1) as env, env.begin(write=True) as txn:
         for key, value in entries.items():
             txn.put(key, value)
     with hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": tmp_path}}) as store, store.open("core") as core:
-        assert dict(core) == {"key": {"us": True}}
-        assert len(core) == 1
+        assert dict(core) == {"key": {"us": True}, "unbound": {"us": True}}
+        assert len(core) == 2
         core["new"] = 1
         assert store.namespaces() == ["core"]
+
+
+@pytest.mark.parametrize("url", ["lmdb://{}/state", "sqlite://{}/state.db"])
+@pytest.mark.parametrize("codec", ["msgpack", "json", "pickle"])
+def test_a_value_under_another_key_than_its_own_is_not_taken_for_one(tmp_path: Path, url: str, codec: str) -> None:
+    """As where damage changed the key, or what leads from key to value."""
+    config = {"STORAGE": url.format(tmp_path), "CODEC": codec}
+    with hutch.connect(config) as store, store.open("core") as core:
+        core.update({"a": 1, "b": 2, "c": 3})
+        core._store.write("b", core._store.read("a"))  # type: ignore[attr-defined]
+        assert core.get_many(["a", "c"]) == {"a": 1, "c": 3}
+        for read in (
+            lambda: core["b"],
+            lambda: core.get_many(["a", "b"]),
+            lambda: list(core.items()),
+            lambda: core.modify("b", lambda n: n),
+        ):
+            with pytest.raises(hutch.CorruptValueError, match=r"'b'.*belongs to another key"):
+                read()
+        core["b"] = 4
+        assert core["b"] == 4
 
 
 def test_a_signature_binds_the_value_and_not_its_place(tmp_path: Path) -> None:

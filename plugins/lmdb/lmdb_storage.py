@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from zlib import crc32
 
 import lmdb
 
@@ -148,7 +149,7 @@ class LmdbStorage(EncodedStorage):
         self._keeper = Keeper(plugin.cache_bytes)
         # Only hutch's default codec has them; what others decode is not kept.
         self._body: Callable[[bytes], bytes | None] = getattr(self._codec, "body", lambda _: None)
-        self._decode_body: Callable[[bytes], Any] = getattr(self._codec, "decode_body", self._decode)
+        self._decode_body: Any = getattr(self._codec, "decode_body", None)
         # None until the namespace exists: opening writes nothing. It never changes after that.
         self._id: bytes | None = environment.read(lambda txn: txn.get(_NAME + namespace.encode()), None)
 
@@ -168,12 +169,13 @@ class LmdbStorage(EncodedStorage):
             kept = keeper.kept
             if kept is None:
                 # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
-                data = self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]
+                name = key.encode()
+                data = self._environment.begin().get(self._id + name)  # type: ignore[operator]
                 keeper.reads_left -= 1
                 if not keeper.reads_left:
                     keeper.begin(self._environment.begin().id())
                 if data is not None:
-                    return self._decode(data)
+                    return self._decode(data, crc32(name))
             else:
                 txn = self._environment.begin()
                 if txn.id() == kept.id:
@@ -181,9 +183,10 @@ class LmdbStorage(EncodedStorage):
                     if body is not None:
                         kept.found += 1
                         return self._decode_body(body)
-                    data = txn.get(self._id + key.encode())  # type: ignore[operator]
+                    name = key.encode()
+                    data = txn.get(self._id + name)  # type: ignore[operator]
                     if data is not None:
-                        value = self._decode(data)
+                        value = self._decode(data, crc32(name))
                         body = self._body(data)
                         if body is not None and not kept.keep(key, body):
                             keeper.end(in_vain=True)

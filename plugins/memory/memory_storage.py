@@ -69,6 +69,8 @@ class MemoryStorage(EncodedStorage):
     So a batch must change the dict in one operation. What looks at the whole of it takes the lock.
     """
 
+    binds_keys = False
+
     def __init__(self, plugin: MemoryPlugin, namespace: str, data: dict[str, bytes | None]) -> None:
         super().__init__(plugin, namespace)
         self._data = data
@@ -81,7 +83,7 @@ class MemoryStorage(EncodedStorage):
         try:
             data = self._data.get(key)
             if data is not None:
-                return self._decode(data)
+                return self._decode(data, 0)
         except Exception:  # noqa: S110 - the long way knows what it was, and says so
             pass
         return super().get(key)
@@ -128,7 +130,7 @@ class MemoryStorage(EncodedStorage):
 
     def items(self) -> Iterator[tuple[str, Any]]:
         # No order is promised here, and a sort would cost more than the reading.
-        there = iter([(key, data) for key, data in list(self._data.items()) if data is not None])
+        there = ((key, data) for key, data in list(self._data.items()) if data is not None)
         while chunk := dict(islice(there, _CHUNK_ITEMS)):
             yield from self._decoded_items(chunk, chunk.values())
 

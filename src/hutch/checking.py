@@ -171,7 +171,8 @@ def _judge(storage: EncodedStorage, namespace: str, key: str, data: bytes, save:
         storage._decoded(key, data)
     except CorruptValueError as error:
         # An intact frame is somebody's value, even if it takes another codec, key or class to read it.
-        moved = save is not None and crc32(data) != RESIDUE
+        seeds = (0, crc32(key.encode())) if storage.binds_keys else (0,)
+        moved = save is not None and all(crc32(data, seed) != RESIDUE for seed in seeds)
         if moved:
             assert save is not None
             save(namespace, key, data)

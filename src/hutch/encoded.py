@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
+from zlib import crc32
 
 from .base import MISSING, Codec, StorageBase, StoragePluginBase
 from .codec.typed import TypedCodec
@@ -39,21 +40,21 @@ class EncodedStorage(StorageBase):
     """
 
     checks_keys = True
+    #: Whether the checksum of a value is made with its key, so that a value found under another key is an error. For
+    #: engines whose bytes nothing can damage it is a waste.
+    binds_keys = True
 
     def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
         self.namespace = namespace
         self.capabilities = plugin.capabilities
         self._plugin = plugin
         self._codec: Codec = plugin.codec_for(namespace) or _default_codec
-        self._encode = self._codec.encode
-        self._decode = self._codec.decode
-        # A codec may do many at once; the protocol asks for no more than one.
-        self._encode_many: Callable[[list[object]], list[bytes]] = getattr(
-            self._codec, "encode_many", lambda values: [self._encode(value) for value in values]
-        )
-        self._decode_many: Callable[[Sequence[bytes]], list[Any]] = getattr(
-            self._codec, "decode_many", lambda frames: [self._decode(data) for data in frames]
-        )
+        # Of hutch's own codecs; another's know nothing of keys, and do one at a time.
+        codec: Any = self._codec if getattr(self._codec, "binds_keys", False) else _Unbound(self._codec)
+        self._encode: Callable[[object, int], bytes] = codec.encode
+        self._decode: Callable[[bytes, int], Any] = codec.decode
+        self._encode_many = getattr(codec, "encode_many", lambda values, seeds: list(map(codec.encode, values, seeds)))
+        self._decode_many = getattr(codec, "decode_many", lambda frames, seeds: list(map(codec.decode, frames, seeds)))
 
     # --- byte verbs: the engine's part ---
 
@@ -123,7 +124,7 @@ class EncodedStorage(StorageBase):
 
     def set(self, key: str, value: Any) -> None:
         key = check_key(key)
-        data = self._encode(value)
+        data = self._encode(value, crc32(key.encode()) if self.binds_keys else 0)
         if len(data) > MAX_VALUE_BYTES:
             check_value_size(key, len(data))
         self.write(key, data)
@@ -138,10 +139,7 @@ class EncodedStorage(StorageBase):
             # A key outside the limits is never there, so reads pay for the check only when they miss.
             check_key(key)
             raise KeyError(key)
-        try:
-            return self._decode(data)
-        except CorruptValueError:
-            return self._decoded(key, data)
+        return self._decoded(key, data)
 
     def remove(self, key: str) -> None:
         if not self.delete(check_key(key)):
@@ -164,7 +162,8 @@ class EncodedStorage(StorageBase):
     def set_many(self, items: Mapping[str, Any]) -> None:
         items = dict(items)
         # Encoded in full before the first byte is written: bad input is refused whole.
-        names, frames = check_keys(items), self._encode_many(list(items.values()))
+        names = check_keys(items)
+        frames: list[bytes] = self._encode_many(list(items.values()), self._seeds(names))
         if not frames:
             return
         if max(map(len, frames)) > MAX_VALUE_BYTES:
@@ -196,31 +195,51 @@ class EncodedStorage(StorageBase):
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
-        data = None if value is MISSING else self._encode(value)
-        if data is not None:
+        key, data = check_key(key), None
+        if value is not MISSING:
+            [data] = self._encode_many([value], self._seeds([key]))
             check_value_size(key, len(data))
-        return self.swap(check_key(key), token, data)
+        return self.swap(key, token, data)
 
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._plugin), self.namespace)
 
-    def _decoded_items(self, keys: Iterable[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    def _seeds(self, keys: Iterable[str]) -> list[int]:
+        """For each key what its frame's checksum begins with."""
+        if not self.binds_keys:
+            return [0 for _ in keys]
+        return list(map(crc32, map(str.encode, keys)))
+
+    def _decoded_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         """The items, up to the first that cannot be read: then the error that names it."""
         frames = list(frames)
         try:
-            return zip(keys, self._decode_many(frames), strict=True)
+            return zip(keys, self._decode_many(frames, self._seeds(keys)), strict=True)
         except CorruptValueError:
             return ((key, self._decoded(key, data)) for key, data in zip(keys, frames, strict=True))
 
     def _decoded(self, key: str, data: bytes) -> Any:
         try:
-            return self._decode(data)
+            return self._decode(data, crc32(key.encode()) if self.binds_keys else 0)
         except CorruptValueError as error:
             check_key(key)
             raise CorruptValueError(
                 f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
             ) from error.__cause__
+
+
+class _Unbound:
+    """A codec that knows nothing of keys, as one that does."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+
+    def encode(self, value: object, _: int) -> bytes:
+        return self._codec.encode(value)
+
+    def decode(self, data: bytes, _: int) -> Any:
+        return self._codec.decode(data)
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:

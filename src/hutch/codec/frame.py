@@ -1,8 +1,11 @@
 """The frame around every stored value: one header byte, the body, four bytes of checksum.
 
 The first byte says how the value was written. The last four are the CRC-32 (the polynomial of zlib and
-gzip) of all bytes before them, little endian. In that order the CRC of a whole intact frame is the same
-number for every frame, so a reader checks one without cutting it up.
+gzip) of the key and then all bytes before them, little endian. In that order the CRC of a key and its whole intact
+frame is the same number for all, so a reader checks one without cutting it up; and a frame that damage put under
+another key does not pass.
+
+Functions here take the CRC-32 of the key as `seed`; zero stands for a frame that is bound to no key.
 """
 
 from __future__ import annotations
@@ -23,19 +26,25 @@ _SHORTEST = 6
 pack_checksum = Struct("<I").pack
 
 
-def seal(header_and_body: bytes) -> bytes:
+def seal(header_and_body: bytes, seed: int = 0) -> bytes:
     """The frame: `header_and_body` followed by its checksum."""
-    return header_and_body + pack_checksum(crc32(header_and_body))
+    return header_and_body + pack_checksum(crc32(header_and_body, seed))
 
 
-def check(frame: bytes) -> int:
-    """The header byte of `frame`. Raises CorruptValueError unless it is an intact frame of a known kind."""
+def check(frame: bytes, seed: int = 0) -> int:
+    """The header byte of `frame`. Raises CorruptValueError unless it is an intact frame of a known kind, of this key.
+
+    A frame that is bound to no key passes for any: hutch 0.1.0 wrote no others.
+    """
     if len(frame) < _SHORTEST:
         raise CorruptValueError(
             f"only {len(frame)} bytes are stored, fewer than any value has; it was cut off or is foreign"
         )
-    if crc32(frame) != RESIDUE:
-        raise CorruptValueError("its checksum does not fit; it was damaged, or written by something other than hutch")
+    if crc32(frame, seed) != RESIDUE and crc32(frame) != RESIDUE:
+        raise CorruptValueError(
+            "its checksum does not fit; it was damaged, belongs to another key, or was written by something other "
+            "than hutch"
+        )
     if frame[0] not in _NAMES:
         raise CorruptValueError(f"header byte 0x{frame[0]:02x} is unknown; a newer hutch may have written it")
     return frame[0]

@@ -19,8 +19,9 @@ class JsonCodec:
     """`value` -> ``0x4a | JSON in UTF-8 | crc32``: None, bool, int, finite float, str, list, dict with str keys."""
 
     __slots__ = ()
+    binds_keys = True
 
-    def encode(self, value: object, /) -> bytes:
+    def encode(self, value: object, seed: int = 0, /) -> bytes:
         """Raises ValueTypeError for a value that JSON would change."""
         try:
             _check(value, "the value", 0)
@@ -29,17 +30,17 @@ class JsonCodec:
             raise ValueTypeError(
                 "the value is nested too deep for what the caller left of Python's stack; flatten it"
             ) from error
-        return frame.seal(_HEADER + text.encode())
+        return frame.seal(_HEADER + text.encode(), seed)
 
-    def decode(self, data: bytes, /) -> Any:
+    def decode(self, data: bytes, seed: int = 0, /) -> Any:
         """Reads what the json and the msgpack codec wrote. Raises CorruptValueError for anything else."""
-        header = frame.check(data)
+        header = frame.check(data, seed)
         if header == frame.JSON:
             return decode_body(data)
         if header == frame.TYPED:
             from .typed import TypedCodec
 
-            return TypedCodec().decode(data)
+            return TypedCodec().decode(data, seed)
         raise frame.wrong_codec(header, "json")
 
 

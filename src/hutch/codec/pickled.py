@@ -32,6 +32,7 @@ class PickleCodec:
     """
 
     __slots__ = ("_key", "_typed")
+    binds_keys = True
 
     def __init__(self, key: bytes | None = None, *, prefer_typed: bool = False) -> None:
         self._key = key
@@ -41,11 +42,11 @@ class PickleCodec:
         preferred = ", msgpack preferred" if self._typed else ""
         return f"PickleCodec({'signed' if self._key else 'unsigned'}{preferred})"
 
-    def encode(self, value: object, /) -> bytes:
+    def encode(self, value: object, seed: int = 0, /) -> bytes:
         """Raises ValueTypeError for a value that cannot be pickled."""
         if self._typed is not None:
             try:
-                return self._typed.encode(value)
+                return self._typed.encode(value, seed)
             except ValueTypeError:
                 pass  # what pickle is there for
         try:
@@ -53,14 +54,14 @@ class PickleCodec:
         except Exception as error:
             raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {error}") from error
         if self._key is None:
-            return frame.seal(bytes([frame.PICKLE]) + body)
-        return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body)
+            return frame.seal(bytes([frame.PICKLE]) + body, seed)
+        return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body, seed)
 
-    def decode(self, data: bytes, /) -> Any:
+    def decode(self, data: bytes, seed: int = 0, /) -> Any:
         """Raises CorruptValueError for anything that this codec, with this key, did not write."""
         if self._typed is not None and data[:1] in _RUNS_NOTHING:
-            return self._typed.decode(data)
-        header = frame.check(data)
+            return self._typed.decode(data, seed)
+        header = frame.check(data, seed)
         if self._key is not None:
             if header != frame.SIGNED_PICKLE:
                 raise CorruptValueError("it is not signed, and the configured codec reads only signed values")
@@ -71,7 +72,7 @@ class PickleCodec:
         if header == frame.PICKLE:
             return _unpickle(data[1:-4])
         if header == frame.TYPED:
-            return TypedCodec().decode(data)
+            return TypedCodec().decode(data, seed)
         if header == frame.JSON:
             return decode_body(data)
         raise CorruptValueError("it is a signed pickle; configure CODEC: {name: pickle, key: ...} with its key")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
+from ..record import Record
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(Record):
     """How one class is written (`encode`) and read (`decode`) under `name`."""
 
     cls: type
@@ -79,10 +78,11 @@ def find(cls: type) -> Registration | None:
 
 def decode(name: str, payload: Any) -> Any:
     """The instance that was stored as `payload` under `name`. Raises CorruptValueError if that is not possible."""
-    registration = _by_name.get(name)
+    registration = _by_name.get(name) if type(name) is str else None
     if registration is None:
+        shown = repr(name[:100]) if type(name) is str else "value of a type without a name"
         raise CorruptValueError(
-            f"it holds a {name!r}, which is not registered in this process; call hutch.register_type first"
+            f"it holds a {shown}, which is not registered in this process; call hutch.register_type first"
         )
     try:
         return registration.decode(payload)

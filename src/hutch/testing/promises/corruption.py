@@ -13,7 +13,7 @@ import hutch
 
 from .kit import Promises, encoded, listing
 
-# What crc32 gives for an intact frame (docs/format.md): a storage whose values have it can notice every change.
+# What crc32 gives for a key and its intact frame (docs/format.md): a storage whose values have it can notice every change.
 _RESIDUE = 0x2144DF1C
 
 READS: dict[str, Callable[[hutch.Namespace], Any]] = {
@@ -114,7 +114,7 @@ class Corruption(Promises):
             storage.set("k", {"some": ["value"]})
             intact = storage.read("k")
             assert intact is not None
-            if zlib.crc32(intact) != _RESIDUE:
+            if zlib.crc32(intact, zlib.crc32(b"k") if storage.binds_keys else 0) != _RESIDUE:
                 pytest.skip(f"the {store.name} engine stores values in a format without a checksum")
             for position in range(len(intact) * 8):
                 flipped = bytearray(intact)
@@ -123,3 +123,17 @@ class Corruption(Promises):
                 with pytest.raises(hutch.CorruptValueError):
                     storage.get("k")
                     pytest.fail(f"bit {position} of {len(intact) * 8} was flipped unnoticed")
+
+    def test_a_value_under_a_key_that_is_not_its_own_is_noticed(self, store: hutch.Store) -> None:
+        """Stored bytes found under another key are a CorruptValueError (engines whose `binds_keys` is true)."""
+        with closing(encoded(store, "core")) as storage:
+            storage.set_many({"a": 1, "b": 2})
+            moved = storage.read("a")
+            assert moved is not None
+            if zlib.crc32(moved, zlib.crc32(b"a")) != _RESIDUE:
+                pytest.skip(f"the {store.name} engine stores values that are bound to no key")
+            storage.write("b", moved)
+            for read in (lambda: storage.get("b"), lambda: storage.get_many(["a", "b"]), lambda: list(storage.items())):
+                with pytest.raises(hutch.CorruptValueError, match="'b'"):
+                    read()
+            assert storage.get("a") == 1
