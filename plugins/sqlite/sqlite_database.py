@@ -30,10 +30,10 @@ class Database:
     the last to `release` it closes it. No lock is held while code of others runs.
     """
 
-    def __init__(self, path: Path, durability: str, wait_s: float) -> None:
+    def __init__(self, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> None:
         self.path = path
-        self._settings = (path, durability, wait_s)
-        self._file = DatabaseFile(path, durability, wait_s)
+        self._settings = (path, durability, wait_s, mmap_bytes)
+        self._file = DatabaseFile(path, durability, wait_s, mmap_bytes)
         self._users = 0
         self._frozen: list[threading.Lock] = []
         #: The readers that nobody uses: always this list. A thread takes one and puts it back; `pop` and `append` are
@@ -55,17 +55,18 @@ class Database:
     # --- users ---
 
     @classmethod
-    def acquire(cls, path: Path, durability: str, wait_s: float) -> Database:
+    def acquire(cls, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> Database:
         """The database on that file with these settings, shared if there is one, with one more user.
 
         Connections of one process to a file may differ in their settings, so that each setting has its own.
         A file that was put in the place of another is another database.
         """
+        settings = (path, durability, wait_s, mmap_bytes)
         with registry:
             for database in _databases:
-                if database._settings == (path, durability, wait_s) and database._file.is_the_one_opened():
+                if database._settings == settings and database._file.is_the_one_opened():
                     return database.retain()
-            return cls(path, durability, wait_s).retain()
+            return cls(*settings).retain()
 
     def retain(self) -> Database:
         """Count one more user."""

@@ -87,10 +87,11 @@ class NoDataError(Exception):
 class DatabaseFile:
     """The file at `path`, for connections of one `durability` that wait for others up to `wait_s` seconds."""
 
-    def __init__(self, path: Path, durability: str, wait_s: float) -> None:
+    def __init__(self, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> None:
         self.path = path
         self.wait_s = wait_s
         self._synchronous = SYNCHRONOUS[durability]
+        self._mmap_bytes = mmap_bytes
         self._identity: tuple[int, int] | None = None
         self._trusted_until_s = -math.inf
 
@@ -206,8 +207,9 @@ class DatabaseFile:
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         if self._synchronous != "OFF":
             connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone stops at the disk's own cache
-        # No mmap_size: beside this cache it gains little, and when another program cuts the file short it kills
+        # Zero by default: beside this cache a map gains little, and when another program cuts the file short it kills
         # the process (SIGBUS) where a plain read is an error.
+        connection.execute(f"PRAGMA mmap_size = {self._mmap_bytes}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         # A large batch makes a large log, which would keep its size for ever.
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")

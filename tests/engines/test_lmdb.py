@@ -682,6 +682,22 @@ def test_a_file_that_ends_before_its_last_free_pages_is_whole(path: Path) -> Non
     assert ended_early, "none of these files shows what is tested"
 
 
+def test_pages_are_looked_at_before_lmdb_sees_them_where_it_is_asked_for(path: Path) -> None:
+    """A page in the place of another can end a process that lets LMDB read it."""
+    put(path, **{f"k{number:05}": "x" * 200 for number in range(2000)})
+    connect(path, verify=True).close()
+    data = path / "data.mdb"
+    pages = bytearray(data.read_bytes())
+    middle = len(pages) // 4096 // 2 * 4096
+    pages[middle : middle + 4096] = pages[4096 * 4 : 4096 * 5]
+    data.write_bytes(pages)
+    with pytest.raises(hutch.CorruptValueError, match="check-data"):
+        connect(path, verify=True)
+    data.write_bytes(bytes(8192))
+    with pytest.raises(hutch.CorruptValueError, match=r"data\.mdb"):
+        connect(path, verify=True)
+
+
 def test_a_file_in_the_old_format_is_left_alone(path: Path) -> None:
     with lmdb.open(str(path), lib_version=0) as env, env.begin(write=True) as txn:
         txn.put(b"key", b"value")

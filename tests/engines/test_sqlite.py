@@ -855,3 +855,13 @@ def test_a_database_in_memory_is_refused_with_the_way_to_one(config: Any) -> Non
 def test_a_path_is_needed() -> None:
     with pytest.raises(hutch.ConfigError, match="path"):
         hutch.connect("sqlite://")
+
+
+def test_the_file_is_mapped_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    for mmap_bytes in (0, 1 << 20):
+        url = f"sqlite://{tmp_path}/state.db?mmap_bytes={mmap_bytes}"
+        with hutch.connect(url) as store, store.open("core") as core:
+            core.update({f"k{number}": "x" * 1000 for number in range(100)})
+            assert core["k99"] == "x" * 1000
+            database = core._store._database  # type: ignore[attr-defined]
+            assert database.row("PRAGMA mmap_size", ()) == (mmap_bytes,)

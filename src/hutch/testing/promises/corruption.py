@@ -13,7 +13,7 @@ import hutch
 
 from .kit import Promises, encoded, listing
 
-# What crc32 gives for a key and its intact frame (docs/format.md): a storage whose values have it can notice every change.
+# What crc32 gives for a key and its intact frame (docs/format.md): where values have it, every change is noticed.
 _RESIDUE = 0x2144DF1C
 
 READS: dict[str, Callable[[hutch.Namespace], Any]] = {
