@@ -290,6 +290,9 @@ class Environment:
                 map_size_bytes //= 4
                 if map_size_bytes < 1 << 20:
                     raise StorageUnavailableError(f"lmdb {self.path}: no address space to map it") from error
+            except lmdb.MapResizedError:
+                # Another process made it grow between LMDB's look at its size and its first transaction.
+                continue
             except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.IncompatibleError) as error:
                 raise CorruptValueError(
                     f"{self.path / 'data.mdb'} is damaged, or is not an LMDB file: {error}"
