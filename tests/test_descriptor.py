@@ -11,7 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hutch.descriptor import BrokenPlugin, PluginInfo, parse_descriptor, read_descriptor
+from hutch.descriptor import (
+    BrokenPlugin,
+    PluginInfo,
+    _Malformed,
+    _parse_any,
+    _parse_simple,
+    parse_descriptor,
+    read_descriptor,
+)
+from hutch.discovery import builtin_dir
 from hutch.errors import PluginLoadError
 
 MINIMAL = "[Core]\nName = Files\nModule = files_storage\n"
@@ -356,3 +365,60 @@ def test_any_bytes_are_a_plugin_or_a_plugin_load_error(content: bytes | str) -> 
             assert info.module == "m"
             assert info.description.isprintable()
             assert info.schemes
+
+
+SIMPLE_LINES = st.sampled_from(
+    [
+        *(
+            "",
+            "[Core]",
+            "[URL]",
+            "[core]",
+            "[DEFAULT]",
+            "[Two Words]",
+            "[a]b]",
+            "; no",
+            "# no",
+            "Name = a",
+            "name=b = c",
+        ),
+        *(
+            "NAME =",
+            "k : v",
+            " x = y",
+            "\tindented",
+            "Path = ; x # y",
+            "k\x0b= v\x0b",
+            "\u0130 = \u0130",
+            "= v",
+            "e v = w",
+        ),
+        *("plain", "\ufeffk = v", "k=\x1cv\x85"),
+    ]
+)
+
+
+@given(
+    st.lists(SIMPLE_LINES | st.text("[]=:;#aB \t\r\x0b\x0c\x1c\x85\u2028\u00df\u0130", max_size=12), max_size=12).map(
+        "\n".join
+    )
+    | st.text(max_size=60)
+)
+@example(MINIMAL)
+@example(ERRBOT_FULL)
+@example(MINIMAL.replace("\n", "\r\n"))
+@example(MINIMAL.replace("\n", "\r"))
+def test_a_descriptor_is_read_in_the_short_way_as_configparser_reads_it_or_not_at_all(text: str) -> None:
+    simple = _parse_simple(text)
+    if simple is None:
+        return
+    try:
+        assert _parse_any(text) == simple
+    except _Malformed as error:
+        raise AssertionError(f"read, but {error}") from None
+
+
+def test_the_built_in_descriptors_are_read_in_the_short_way() -> None:
+    files = sorted(builtin_dir().rglob("*.plug"))
+    assert len(files) >= 5
+    assert [file for file in files if _parse_simple(file.read_text("utf-8")) is None] == []

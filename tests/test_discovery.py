@@ -15,6 +15,7 @@ import pytest
 
 import hutch.discovery
 from hutch.base import StorageBase, StoragePluginBase
+from hutch.descriptor import PluginInfo
 from hutch.discovery import BrokenPlugin, Discovery, builtin_dir, discover
 from hutch.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
 
@@ -354,6 +355,48 @@ def site(folder: Path, project: str, entry_points: str | bytes) -> Path:
     return folder
 
 
+def test_a_search_for_one_plugin_ends_as_a_search_for_all_does(tmp_path: Path) -> None:
+    plugin(tmp_path, "Files", "[Documentation]\nDescription = not memory, nor twice\n")
+    plugin(tmp_path, "Twice", stem="one")
+    plugin(tmp_path, "TWICE", stem="two")
+    plugin(tmp_path, "Named", "[URL]\nSchemes = Alpha, beta, files\n", stem="unlike")
+    plugin(tmp_path, "Second", "[URL]\nSchemes = BETA\n")
+    plugin(tmp_path, "Stra\u00dfe")
+    plugin(tmp_path, "\u0130stanbul", stem="i")
+    plugin(tmp_path, "Older", "[Python]\nVersion = old\n", stem="bad_version")
+    (tmp_path / "wordless.plug").write_text("no section\n", "utf-8")
+    (tmp_path / "Binary.plug").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "folder.plug").mkdir()
+
+    def end_of(wanted: str, searched_for: str) -> object:
+        try:
+            return discover([tmp_path], environ=NO_VARIABLES, wanted=searched_for).find(wanted)
+        except PluginNotFoundError:
+            return PluginNotFoundError
+        except (PluginConflictError, PluginLoadError) as error:
+            return str(error)
+
+    names_and_schemes = ["files", "FILES", "twice", "alpha", "Beta", "named", "memory", "redis", "rediss", "lmdb"]
+    odd = [
+        "STRASSE",
+        "stra\u00dfe",
+        "\u0130STANBUL",
+        "i",
+        "older",
+        "bad_version",
+        "wordless",
+        "binary",
+        "folder",
+        "nor",
+        "",
+    ]
+    ends = {name: (end_of(name, name), end_of(name, "")) for name in names_and_schemes + odd}
+    assert [name for name, (one, all_) in ends.items() if one != all_] == []
+    kinds = {type(end) for end, _ in ends.values()}
+    assert kinds == {PluginInfo, str, type}, "not every kind of end was reached"
+    assert names(discover([tmp_path], environ=NO_VARIABLES, wanted="alpha")) == ["Named"]
+
+
 def package(folder: Path) -> Path:
     """A package that must not be imported."""
     folder.mkdir(parents=True)
@@ -513,7 +556,7 @@ def test_a_search_imports_no_plugin_and_no_driver_and_leaves_sys_path_alone(tmp_
     assert len(report["plugins"]) == 2
     assert report["sys_path_kept"]
     ours = [name for name in report["modules"] if name.partition(".")[0] == "hutch"]
-    assert ours == ["hutch", "hutch.descriptor", "hutch.discovery", "hutch.errors", "hutch.installed"]
+    assert ours == ["hutch", "hutch.descriptor", "hutch.discovery", "hutch.errors", "hutch.installed", "hutch.record"]
     others = {name.partition(".")[0] for name in report["modules"]} - {"hutch"}
     assert others <= sys.stdlib_module_names, others - sys.stdlib_module_names
 

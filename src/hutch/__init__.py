@@ -6,9 +6,10 @@ with hutch.connect("lmdb://state").open("core") as core:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # to a type checker it is True; `typing` would be most of what importing this costs
 if TYPE_CHECKING:
+    from typing import Any
+
     from .base import MISSING, Codec, Finding, StorageBase, StoragePluginBase
     from .checking import check_data
     from .codec.registered import register_type

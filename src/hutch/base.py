@@ -14,12 +14,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from .errors import CapabilityError, ConflictError
 from .options import Option, read_options
+from .record import Record
 
 
 class Missing(enum.Enum):
@@ -50,8 +50,7 @@ class Codec(Protocol):
         """The value, fresh. Raises CorruptValueError if `data` is not what `encode` made."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Record):
     """Something that is wrong with what is stored, found by `hutch.check_data`. It never holds a value."""
 
     #: `structure`: the engine's own files. `value`: unreadable. `key`: none that hutch writes. `count`: `len` is wrong.

@@ -11,10 +11,10 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8
-from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import PluginLoadError
+from .record import Record
 
 _MAX_BYTES = 64 * 1024
 _MAX_NAME = 100
@@ -26,8 +26,7 @@ _EXTRA = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"  # PEP 508
 _VERSION = r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?"
 
 
-@dataclass(frozen=True, slots=True)
-class PluginInfo:
+class PluginInfo(Record):
     """What is known of a plugin before any of its code runs."""
 
     #: As its author writes it, 1 to 100 printable characters. Found without regard to case.
@@ -63,8 +62,7 @@ class PluginInfo:
         return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"
 
 
-@dataclass(frozen=True, slots=True)
-class BrokenPlugin:
+class BrokenPlugin(Record):
     """Something that was found where plugins are, and cannot be used."""
 
     #: The descriptor, or the folder that cannot be searched; the text of an entry point or a hook.
@@ -157,8 +155,10 @@ def _check_regular(mode: int) -> None:
 
 def _parse(text: str) -> _Sections:
     simple = _parse_simple(text)
-    if simple is not None:
-        return simple
+    return _parse_any(text) if simple is None else simple
+
+
+def _parse_any(text: str) -> _Sections:
     import configparser
     import io
 

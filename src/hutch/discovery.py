@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
 from .errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
 from .installed import PLUGINS_GROUP, may_have_entry_points
+from .record import Record
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -29,8 +29,7 @@ MAX_ENTRIES = 100_000
 _MAX_LISTED = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Discovery:
+class Discovery(Record):
     """What a search found."""
 
     plugins: tuple[PluginInfo, ...]

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def _with_storage(name: str, config: Any) -> Any:
             return {"STORAGE": name, **kept}
         return {"STORAGE": name, "STORAGE_CONFIG": config}
     if isinstance(config, StoreConfig | str | os.PathLike):
-        return replace(read_config(config), storage=name)
+        return read_config(config).replaced(storage=name)
     return _Renamed(name, config)
 
 

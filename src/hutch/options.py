@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, nearest
+from .record import Record
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Record):
     """One option of an engine.
 
     `kind` is bool, int, float, str or Path (made absolute, relative to the config file's folder). `default`

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,21 +24,33 @@ _NAME = r"[A-Za-z][A-Za-z0-9_.+-]{0,63}"
 _STORAGE_NAME = r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?"
 
 
-@dataclass(slots=True)
+_DEFAULT_CODEC = CodecConfig()
+
+
 class Checker:
     """Checks one config. `read` is the way in; the rest is there for keys that only some forms have."""
 
-    source: str
-    base_dir: Path
-    #: Where variables are looked up; None leaves text as it stands.
-    environ: Mapping[str, str] | None = None
-    #: See `StoreConfig.found`. Expands no variables, for they could carry a secret to a server of the file's choice.
-    found: bool = False
-    #: False for a bare URL: there is no key STORAGE to name in a message.
-    keyed: bool = True
-    #: The codec of a config that names none.
-    default_codec: CodecConfig = field(default_factory=CodecConfig)
-    _room: int = MAX_NODES
+    def __init__(
+        self,
+        source: str,
+        base_dir: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        found: bool = False,
+        keyed: bool = True,
+        default_codec: CodecConfig = _DEFAULT_CODEC,
+    ) -> None:
+        self.source = source
+        self.base_dir = base_dir
+        #: Where variables are looked up; None leaves text as it stands.
+        self.environ = environ
+        #: See `StoreConfig.found`. Expands no variables: they could carry a secret to a server of the file's choice.
+        self.found = found
+        #: False for a bare URL: there is no key STORAGE to name in a message.
+        self.keyed = keyed
+        #: The codec of a config that names none.
+        self.default_codec = default_codec
+        self._room = MAX_NODES
 
     def read(self, given: Mapping[Any, object]) -> StoreConfig:
         """The config that the mapping `given` amounts to. Raises ConfigError."""

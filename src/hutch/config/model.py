@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..record import Record
 from .url import shown_name, shown_url
 
-
-def _no_options() -> Mapping[str, Any]:
-    return MappingProxyType({})
+_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+_CWD = Path()  # the working folder at the time
 
 
 def _names(options: Mapping[str, Any]) -> str:
@@ -21,30 +20,27 @@ def _names(options: Mapping[str, Any]) -> str:
     return f"<{', '.join(shown_name(name)[1:-1] for name in options)}>"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class CodecConfig:
+class CodecConfig(Record):
     """The name of a codec and its options. Whether there is such a codec is for `hutch.codec` to say."""
 
     name: str = "msgpack"
-    options: Mapping[str, Any] = field(default_factory=_no_options)
+    options: Mapping[str, Any] = _NO_OPTIONS
 
     def __repr__(self) -> str:
         return f"CodecConfig(name={shown_name(self.name)}, options={_names(self.options)})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class LayerConfig:
+class LayerConfig(Record):
     """The name of a layer and its options. Whether there is such a layer is for `hutch.layers` to say."""
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=_no_options)
+    options: Mapping[str, Any] = _NO_OPTIONS
 
     def __repr__(self) -> str:
         return f"LayerConfig(name={shown_name(self.name)}, options={_names(self.options)})"
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceRule:
+class NamespaceRule(Record):
     """What namespaces that fit the glob `pattern` (case counts) have of their own; None means "not set here"."""
 
     pattern: str
@@ -52,30 +48,36 @@ class NamespaceRule:
     layers: tuple[LayerConfig, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class StoreConfig:
+class StoreConfig(Record):
     """All that a config says, checked; `read_config` makes it. The fields hold secrets, the repr does not."""
 
     #: Name of a plugin or scheme of a URL, as written: "lmdb", "Redis", "redis+cluster".
     storage: str
     #: STORAGE_CONFIG and the query of the URL (whose values are text). A copy, all the way down.
-    options: Mapping[str, Any] = field(default_factory=_no_options)
+    options: Mapping[str, Any] = _NO_OPTIONS
     #: The URL without its query, nothing decoded, credentials included; None if the storage was named.
     url: str | None = None
     #: Absolute paths.
     extra_plugin_dirs: tuple[Path, ...] = ()
-    codec: CodecConfig = field(default_factory=CodecConfig)
+    codec: CodecConfig = CodecConfig()
     #: For namespaces that have none of their own.
     layers: tuple[LayerConfig, ...] = ()
     namespaces: tuple[NamespaceRule, ...] = ()
     #: What relative paths are relative to: the folder of the config file, else the working folder. Absolute.
-    base_dir: Path = field(default_factory=Path.cwd)
+    base_dir: Path = _CWD
     #: Where all this was said, for messages.
     source: str = "argument"
     #: True for a ./hutch.yaml that nobody named: nothing it selects may run code, unpickling included.
     found: bool = False
     #: The Errbot-like module or object itself, for plugins that read other attributes of it.
     host_config: object | None = None
+
+    if not TYPE_CHECKING:  # it would hide the fields
+
+        def __init__(self, *values: Any, **named: Any) -> None:
+            super().__init__(*values, **named)
+            if self.base_dir is _CWD:
+                vars(self)["base_dir"] = Path.cwd()
 
     def codec_for(self, namespace: str) -> CodecConfig:
         """The codec of the first rule that fits `namespace` and sets one, else the store's."""
