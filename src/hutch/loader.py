@@ -12,11 +12,10 @@ import os
 import re
 import sys
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from .base import StoragePluginBase
 from .descriptor import PluginInfo, shown
@@ -98,8 +97,15 @@ def _load_module(info: PluginInfo) -> ModuleType:
 def _package_name(folder: Path) -> str:
     """One name a folder, the same in every process, so that a pickled instance of a plugin's class can be read."""
     path = os.fsencode(os.path.normcase(folder))
-    # Not a hash of hashlib, which loads OpenSSL: two plugin folders need no more than two names.
-    return f"hutch_plugin_{zlib.crc32(path):08x}{zlib.adler32(path):08x}"
+    return f"hutch_plugin_{_sha256()(path).hexdigest()[:16]}"
+
+
+def _sha256() -> Any:
+    """That of Python itself where there is one, as `random` does it: hashlib loads OpenSSL, for one short path."""
+    try:
+        return importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
+    except ImportError:
+        return importlib.import_module("hashlib").sha256
 
 
 def _package(name: str, folder: Path) -> ModuleType:
@@ -109,8 +115,11 @@ def _package(name: str, folder: Path) -> ModuleType:
         spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [str(folder)]
         package = sys.modules[name] = importlib.util.module_from_spec(spec)
-        # The folder may have changed in the same tick of the clock in which it was last listed.
-        importlib.invalidate_caches()
+        # The folder may have changed in the same tick of the clock in which it was last listed. Of this folder only:
+        # importlib.invalidate_caches() imports importlib.metadata, to clear what that remembers.
+        for place, finder in list(sys.path_importer_cache.items()):
+            if finder is not None and os.fsdecode(place).startswith(str(folder)):
+                getattr(finder, "invalidate_caches", lambda: None)()
     return package
 
 
