@@ -34,7 +34,7 @@ class Record(NamedTuple):
 
 
 def build(folder: Path) -> None:
-    """Build it in `folder`, for `start`. Skips the test where there can be none; in CI that a compiler is missing fails."""
+    """Build it in `folder`, for `start`. Skips the test where it cannot be; in CI a missing compiler is a failure."""
     if sys.platform != "linux":
         pytest.skip("needs LD_PRELOAD as Linux has it")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
