@@ -31,6 +31,7 @@ from hutch import (
     StoreNotOpenError,
 )
 
+from .lmdb_line import Line
 from .lmdb_turns import Turns
 
 T = TypeVar("T")
@@ -119,6 +120,8 @@ class Environment:
         self._trusted_until_s = -math.inf
         self._map_size_bytes = map_size_bytes
         self._turns = Turns(self._commit)
+        #: Where the processes wait for each other; None before the first write, and on Windows.
+        self._line: Line | None = None
         #: Whether this process has written since it opened the files.
         self._is_unflushed = False
         self._env: lmdb.Environment | None = None
@@ -152,6 +155,7 @@ class Environment:
                 self.begin = self._begin_closed
                 if env is not None:
                     env.close()
+                self._leave_line()
 
     def read(self, fn: Callable[[Txn], T], nothing: T) -> T:
         """`fn` with a read transaction, begun anew when the map was grown or the slots were taken meanwhile.
@@ -206,6 +210,15 @@ class Environment:
         return result
 
     def _commit(self, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        if self._env is None:
+            self._open_now()
+        line = self._line
+        if line is None or line.is_first():
+            return self._commit_now(work, arguments)
+        with line:
+            return self._commit_now(work, arguments)
+
+    def _commit_now(self, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         while True:
             # Not `with`, which costs more than the begin itself.
             txn: Txn | None = None
@@ -304,6 +317,12 @@ class Environment:
         except BaseException:
             env.close()
             raise
+        try:
+            if self._line is None and os.name == "posix":
+                self._line = Line(self.path)
+        except OSError as error:
+            env.close()
+            self._raise(error, "opening")
         self.files = _identities(self._place)
         self._env = env
         self.begin = env.begin
@@ -496,6 +515,11 @@ class Environment:
             raise CorruptValueError(f"lmdb {self.path / 'data.mdb'} is damaged: {text}") from error
         raise StorageUnavailableError(f"lmdb {self.path}: {doing} failed: {text}") from error
 
+    def _leave_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
     # --- fork ---
 
     def before_fork(self) -> None:
@@ -524,6 +548,7 @@ class Environment:
 
     def after_fork_in_child(self) -> None:
         self._turns.after_fork_in_child()
+        self._leave_line()
         if self._env is not None:
             self._inherited, self._env = self._env, None
             self.begin = self._begin_first

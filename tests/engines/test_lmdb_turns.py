@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import hutch
+from hutch.testing.promises.child import Child
 from hutch.testing.promises.kit import together
 
 THREADS = 12
@@ -226,3 +227,33 @@ def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, s
     assert set(codes) <= {0, 2}
     assert {f"count {me}": count for me, count in enumerate(counts)} == dict(space.scan(prefix="count"))
     assert space.get("children", 0) == codes.count(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the system's own lock is enough")
+def test_of_all_processes_one_need_not_wait_in_line_and_when_it_is_killed_another(tmp_path: Path) -> None:
+    url = f"lmdb://{tmp_path}/state?durability=relaxed"
+    with hutch.connect(url) as store, store.open("core") as space:
+        with Child(url) as child:
+            child.call("count", "core", 1)
+            for _ in range(10):
+                space.modify("n", lambda n: n + 1)
+            line = environment(store)._line
+            assert not line.is_first()
+            child.kill_only()
+        deadline = time.monotonic() + 60
+        while not line.is_first():
+            assert time.monotonic() < deadline, "nobody took the place of the one that was killed"
+            time.sleep(0.01)
+        assert space.modify("n", lambda n: n + 1) == 12
+        with Child(url) as child:
+            child.call("count", "core", 3)
+        assert space["n"] == 15
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of open files")
+def test_a_store_that_was_closed_has_no_file_open(tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with hutch.connect(f"lmdb://{tmp_path}/state") as store, store.open("core") as space:
+            space["k"] = 1
+    assert sorted(os.listdir("/proc/self/fd")) == before
