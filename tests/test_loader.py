@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
 import pickle
 import sys
@@ -133,6 +134,16 @@ def test_two_plugins_of_a_folder_share_a_sibling_by_relative_import(tmp_path: Pa
     )
     assert one["helper"] is two["helper"]
     assert one["shared"] is one["helper"].shared
+
+
+def test_a_sibling_is_found_that_came_after_its_folder_was_listed_in_the_same_tick(tmp_path: Path) -> None:
+    assert importlib.machinery.PathFinder.find_spec("helper", [str(tmp_path)]) is None
+    listed = tmp_path.stat()
+    (tmp_path / "helper.py").write_text("shared = []\n", "utf-8")
+    info = plugin(tmp_path, f"from . import helper\n{FACTORY}")
+    os.utime(tmp_path, ns=(listed.st_atime_ns, listed.st_mtime_ns))
+    assert importlib.machinery.PathFinder.find_spec("helper", [str(tmp_path)]) is None, "Python does not see it yet"
+    assert load_factory(info).__name__ == "FilesPlugin"
 
 
 def test_a_plugin_that_a_sibling_imported_is_the_same_plugin(tmp_path: Path) -> None:
