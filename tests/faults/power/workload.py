@@ -46,7 +46,7 @@ class Worker:
         """Do all steps and say of each that it begins and that it was acknowledged."""
         for n, step in enumerate(self._plan.history(self._number), start=1):
             mark(f"begins {self._number} {n}")
-            # SQLite cannot take back from the disk what it began to make: a new file may be damaged, with nothing in it.
+            # SQLite cannot take back from the disk what it began to make: a new file may be damaged, and empty.
             if self._spoils and (n > 1 or "sqlite" not in self._plan.target) and self._choose.random() < 0.4:
                 self._arm()
             self._apply(step)
