@@ -9,7 +9,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,7 +56,7 @@ def section(group: str) -> str:
     return f"[console_scripts]\ntables = tables:main\n\n[{group}]\nTables = tables:Plugin\n"
 
 
-def in_dist_info(site: Path, text: str) -> Path:
+def in_dist_info(site: Path, text: str | bytes) -> Path:
     metadata(site / "tables-1.0.dist-info", text)
     return site
 
@@ -109,6 +108,7 @@ def test_nothing_is_imported_where_nobody_has_an_entry_point_for_hutch(tmp_path:
     metadata(tmp_path / "b-1.dist-info", "[hutchlike]\na = b:c\n[hutch.plugins.more]\na = b:c\n", "b")
     (tmp_path / "c.egg-info").write_text("Name: c\nVersion: 1\n", "utf-8")
     (tmp_path / "d-1.dist-info").mkdir()
+    (tmp_path / "e-1.dist-info" / "entry_points.txt").mkdir(parents=True)
     assert told(tmp_path, tmp_path / "missing") == ([False, False], [False, False], False)
 
 
@@ -184,16 +184,22 @@ assert read.count({str(tmp_path)!r}) == 1, read"""
 
 
 def test_what_cannot_be_read_is_left_to_who_can_tell_of_it(tmp_path: Path) -> None:
-    def odd(site: Path, make: Callable[[Path], Any]) -> Path:
-        (site / "odd-1.0.dist-info").mkdir(parents=True)
-        make(site / "odd-1.0.dist-info" / "entry_points.txt")
-        return site
-
-    garbled = odd(tmp_path / "garbled", lambda file: file.write_bytes(b"\xff\xfe[\0h\0"))
+    garbled = in_dist_info(tmp_path / "garbled", b"\xff\xfe[\0h\0")
     after = "entry_points = lambda group: ()"
     assert told(garbled, after=after)[0] == [True, True]
-    folder = odd(tmp_path / "folder", Path.mkdir)
-    assert told(folder, after=after)[0] == [True, True]
     assert told(before="sys.path.append(b'bytes-on-the-path')\nsys.path.append(None)", after=after)[0] == [True, True]
     (tmp_path / "file").write_text("no folder", "utf-8")
     assert told(tmp_path / "file", after=after)[0] == [True, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give up its rights")
+def test_a_folder_that_this_process_may_not_read_holds_nothing_for_anybody(tmp_path: Path) -> None:
+    home = in_dist_info(tmp_path / "site", section("hutch"))
+    home.chmod(0o700)
+    before = """
+import importlib.metadata, zipfile, tempfile, os  # which may not be readable afterwards
+os.setgid(65534)
+os.setuid(65534)"""
+    assert told(home, before=before)[:2] == ([False, False], [False, False])
+    tmp_path.chmod(0o700)
+    assert told(home, before=before)[:2] == ([False, False], [False, False])

@@ -365,20 +365,24 @@ class Environment:
         would leave a file that nothing can open, or none.
         """
         try:
-            import tempfile
-
             missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in reversed(missing):
                 _flush_folder(folder.parent)
-            with tempfile.TemporaryDirectory(prefix="new-", dir=self.path) as name:
-                new = Path(name)
+            # Not by tempfile, whose import takes longer than all of this.
+            new = self.path / f"new-{os.urandom(8).hex()}"
+            new.mkdir(0o700)
+            try:
                 # Nobody else knows of it, so that it needs no lock.
                 with lmdb.open(_name(new), map_size=1 << 20, lock=False, lib_version=_FORMAT) as env:
                     env.sync(True)
                 # Fails if another process was faster, or where there are no links: there LMDB makes the file itself.
                 with suppress(OSError):
                     os.link(new / "data.mdb", self.path / "data.mdb")
+            finally:
+                for file in new.iterdir():
+                    file.unlink()
+                new.rmdir()
             _flush_folder(self.path)
         except (lmdb.Error, OSError) as error:
             self._raise(error, "creating it")

@@ -354,9 +354,9 @@ def _same(a: Any, b: Any) -> bool:
             return True
     except Exception:  # noqa: S110 - arrays, what holds itself, and what was not made to be compared
         pass
-    import pickle
-
     try:
+        import pickle
+
         return pickle.dumps(a) == pickle.dumps(b)
     except Exception:
         return False

@@ -204,9 +204,9 @@ class _Search:
 
     def _entry_points(self) -> Iterator[tuple[Distribution, str, str]]:
         # Imported here: it brings half of the standard library, which a program that opens no store need not pay for.
-        from importlib.metadata import distributions
-
         try:
+            from importlib.metadata import distributions
+
             installed = list(distributions())
         except Exception as error:  # a finder of somebody else's
             place = Path(f"entry points of group {PLUGINS_GROUP}")

@@ -115,8 +115,10 @@ class CapabilityError(StoreError, NotImplementedError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name closest to `name`, or the empty string."""
-    import difflib
-
+    try:
+        import difflib
+    except (ImportError, OSError):  # a process that gave up its rights; a hint is not worth another error
+        return ""
     by_folded = {k.casefold(): k for k in known}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return f" Did you mean {by_folded[found[0]]!r}?" if found else ""

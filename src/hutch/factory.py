@@ -150,9 +150,12 @@ class _Renamed:
 def _hooks_are_installed() -> bool:
     if not may_have_entry_points(HOOKS_GROUP):
         return False
-    from importlib.metadata import entry_points
+    try:
+        from importlib.metadata import entry_points
 
-    return bool(entry_points(group=HOOKS_GROUP))
+        return bool(entry_points(group=HOOKS_GROUP))
+    except Exception:
+        return True  # `hooks` says what is wrong with them
 
 
 def hooks_are_used() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib.machinery import PathFinder
 
 #: What other packages may add: hooks, and storage plugins.
@@ -40,14 +41,14 @@ def _groups_in(folder: str) -> frozenset[str]:
     """Which of the groups the distributions in `folder` may have entry points of. Raises OSError."""
     try:
         status = os.stat(folder)  # noqa: PTH116 - a Path takes longer to make than a folder to look at
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # nothing is found in it, by anybody
         return frozenset()
     now = (status.st_dev, status.st_ino, status.st_mtime_ns)
     known = _known.get(folder)
     if known is not None and known[0] == now:
         return known[1]
     groups: set[str] = set()
-    with os.scandir(folder) as listing:
+    with suppress(PermissionError), os.scandir(folder) as listing:
         for entry in listing:
             # EGG-INFO is that of an unpacked egg.
             if entry.name.lower().endswith((".dist-info", ".egg-info", "egg-info")):
@@ -62,8 +63,8 @@ def _groups_of(metadata: str) -> frozenset[str]:
     try:
         with open(f"{metadata}{os.sep}entry_points.txt", "rb", 0) as file:  # noqa: PTH123 - see above
             text = file.read().decode()
-    except (FileNotFoundError, NotADirectoryError):  # an .egg-info that is a file says nothing of entry points
-        return frozenset()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        return frozenset()  # as importlib.metadata takes it; an .egg-info may be a file
     except (OSError, ValueError):
         return _GROUPS  # how to tell of it is for who reads them
     # The header of a section ends in this, whatever stands before it.
