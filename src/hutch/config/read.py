@@ -17,7 +17,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from urllib.parse import quote
 
 from ..errors import ConfigError, nearest
 from .check import KEYS, Checker
@@ -203,5 +202,7 @@ def _for_bridge(attributes: Mapping[str, object], data_dir: object, source: str)
         return keys
     if not isinstance(data_dir, str | os.PathLike):
         raise ConfigError(f"{source}: neither STORAGE_CONFIG nor BOT_DATA_DIR says where data is kept. {_BRIDGE_FORMS}")
+    from urllib.parse import quote
+
     path = quote(os.fsdecode(Path(data_dir) / "hutch"), errors="surrogateescape")
     return {"STORAGE": f"lmdb://{path}", **keys}

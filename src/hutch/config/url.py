@@ -8,7 +8,6 @@ the first ``?``, untouched, for the engine to read; ``%`` escapes say what canno
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
 
 from ..errors import ConfigError, redact
 
@@ -52,7 +51,7 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
         if name in options:
             raise ConfigError(f"{where}: the storage URL gives the option {name!r} twice; give it once")
         try:
-            options[name] = unquote(value, errors="strict")
+            options[name] = _unquoted(value, "strict")
         except UnicodeDecodeError:
             raise ConfigError(f"{where}: the option {name!r} of the storage URL is not UTF-8 once decoded") from None
         if "\0" in options[name]:
@@ -71,10 +70,18 @@ def url_path(url: str) -> str:
     _, separator, rest = url.partition("://")
     if not separator:
         raise ConfigError("a storage URL has '://' behind its scheme, as in lmdb:///srv/state; this one has not")
-    path = unquote(rest, errors="surrogateescape")
+    path = _unquoted(rest, "surrogateescape")
     if "\0" in path:
         raise ConfigError("the path of a storage URL may not hold NUL (%00)")
     return path[1:] if re.match(_SLASH_DRIVE, path) else path
+
+
+def _unquoted(text: str, errors: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote  # here, because most URLs need none of it
+
+    return unquote(text, errors=errors)
 
 
 def shown_url(url: str) -> str:
