@@ -31,11 +31,11 @@ from hutch import (
     StoreNotOpenError,
 )
 
+from .lmdb_files import Files, identities, is_cut_off, lmdb_name, make_store, reserve_lock_file
 from .lmdb_line import Line
 from .lmdb_turns import Turns
 
 T = TypeVar("T")
-_Files = tuple[tuple[int, int], tuple[int, int]]
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -90,7 +90,7 @@ def shared_environment(path: Path, durability: str, map_size_bytes: int) -> Envi
         environment = _environments.get(place)
         if environment is None or environment.has_lost_its_files():
             # The same files under another name, such as a second mount, are the same environment.
-            files = _identities(place)
+            files = identities(place)
             environment = next((one for one in _all if one.users and files and one.files == files), None)
             if environment is not None:
                 _environments[place] = environment
@@ -115,7 +115,7 @@ class Environment:
         self.durability = durability
         self.users = 0
         #: Which files are open: device and inode of each.
-        self.files: _Files | None = None
+        self.files: Files | None = None
         self._place = str(path)
         self._trusted_until_s = -math.inf
         self._map_size_bytes = map_size_bytes
@@ -284,7 +284,7 @@ class Environment:
 
     def has_lost_its_files(self) -> bool:
         """Whether there were files open, and the path leads to others now, or to none."""
-        return self.files is not None and self.files != _identities(self._place)
+        return self.files is not None and self.files != identities(self._place)
 
     # --- opening ---
 
@@ -292,7 +292,10 @@ class Environment:
         # After a fork, or where the map could not be moved, it must be the store that it was.
         self._must_be_in_place()
         if not self._exists():
-            self._make()
+            try:
+                make_store(self.path, _FORMAT)
+            except (lmdb.Error, OSError) as error:
+                self._raise(error, "creating it")
         map_size_bytes = self._map_size_bytes
         while True:
             try:
@@ -323,14 +326,14 @@ class Environment:
         except OSError as error:
             env.close()
             self._raise(error, "opening")
-        self.files = _identities(self._place)
+        self.files = identities(self._place)
         self._env = env
         self.begin = env.begin
 
     def _open_with(self, map_size_bytes: int) -> lmdb.Environment:
-        self._reserve_lock_file()
+        reserve_lock_file(self.path, _LOCK_FILE_BYTES)
         return lmdb.open(
-            _name(self.path),
+            lmdb_name(self.path),
             map_size=map_size_bytes,
             max_readers=_MAX_READERS,
             # One transaction is kept for the next reader, which saves it the search for a slot.
@@ -339,53 +342,6 @@ class Environment:
             lib_version=cast(int, None) if self._exists() else _FORMAT,
             **DURABILITY[self.durability],
         )
-
-    def _reserve_lock_file(self) -> None:
-        """Make lock.mdb, with room on the disk for all of it.
-
-        LMDB leaves the file full of holes. Were the disk full, the first reader to use a slot in one would be killed.
-        """
-        lock = self.path / "lock.mdb"
-        with suppress(FileNotFoundError):
-            if lock.stat().st_size:
-                # In use, perhaps: whoever closes it again takes this process's locks on it away.
-                return
-        if not hasattr(os, "posix_fallocate"):
-            return
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
-        finally:
-            os.close(descriptor)
-
-    def _make(self) -> None:
-        """Make the folder, and a `data.mdb` that is whole, and on the disk, from the moment that it has its name.
-
-        LMDB flushes neither the first pages of a new file by themselves nor its name: a full disk, or a power cut,
-        would leave a file that nothing can open, or none.
-        """
-        try:
-            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            for folder in reversed(missing):
-                _flush_folder(folder.parent)
-            # Not by tempfile, whose import takes longer than all of this.
-            new = self.path / f"new-{os.urandom(8).hex()}"
-            new.mkdir(0o700)
-            try:
-                # Nobody else knows of it, so that it needs no lock.
-                with lmdb.open(_name(new), map_size=1 << 20, lock=False, lib_version=_FORMAT) as env:
-                    env.sync(True)
-                # Fails if another process was faster, or where there are no links: there LMDB makes the file itself.
-                with suppress(OSError):
-                    os.link(new / "data.mdb", self.path / "data.mdb")
-            finally:
-                for file in new.iterdir():
-                    file.unlink()
-                new.rmdir()
-            _flush_folder(self.path)
-        except (lmdb.Error, OSError) as error:
-            self._raise(error, "creating it")
 
     def _check_file(self, env: lmdb.Environment) -> None:
         """Refuse a file that would end in a crash or in refused keys: reading past its end is a SIGBUS."""
@@ -398,7 +354,7 @@ class Environment:
         pages = env.info()["last_pgno"] + 1
         data = self.path / "data.mdb"
         size = data.stat().st_size
-        if size < pages * page_bytes and _is_cut_off(env, data):
+        if size < pages * page_bytes and is_cut_off(env, data):
             raise CorruptValueError(
                 f"{data} was cut off: it has {size:,} bytes, its own header says {pages * page_bytes:,}. "
                 "Restore it from a copy"
@@ -556,53 +512,6 @@ class Environment:
         if self._env is not None:
             self._inherited, self._env = self._env, None
             self.begin = self._begin_first
-
-
-def _name(path: Path) -> str:
-    """`path` as LMDB takes it: as bytes, for a name that is not UTF-8."""
-    return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the names in `folder` on the disk. Windows does that by itself."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # it may be written to, and not read
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _identities(place: str) -> _Files | None:
-    """Which files are at `place`; None unless both are there."""
-    found = []
-    try:
-        for name in ("data.mdb", "lock.mdb"):
-            status = os.stat(os.path.join(place, name))  # noqa: PTH116, PTH118 - twice as fast as Path.stat
-            found.append((status.st_dev, status.st_ino))
-    except OSError:
-        return None
-    return found[0], found[1]
-
-
-def _is_cut_off(env: lmdb.Environment, data: Path) -> bool:
-    """Whether pages in use lie beyond the end of the file. Free ones may: what is taken and freed within one
-    transaction, as a large `remove_many` does, is never written."""
-    from .lmdb_pages import DataFile, UnreadableFileError
-
-    try:
-        # The transaction keeps the state that is looked at from being written over.
-        with env.begin() as txn, DataFile(data, txn.id()) as file:
-            return file.is_cut_off()
-    except UnreadableFileError:
-        return True
 
 
 def _before_fork() -> None:
