@@ -63,6 +63,17 @@ class Finding(Record):
     #: Whether it was repaired, or moved out of the way.
     fixed: bool = False
 
+    # Written out for those who write plugins: editors and the reference show it.
+    def __init__(
+        self,
+        kind: Literal["structure", "value", "key", "count", "orphan", "index"],
+        told: str,
+        namespace: str | None = None,
+        key: str | None = None,
+        fixed: bool = False,
+    ) -> None:
+        super().__init__(kind, told, namespace, key, fixed)
+
 
 class StorageBase(ABC):
     """One open namespace. Its life is guarded by whoever holds it (`StoreMixin`): a plugin never tracks it."""

@@ -31,6 +31,20 @@ class Option(Record):
     required: bool = False
     secret: bool = False
 
+    # Written out for those who write plugins: editors and the reference show it.
+    def __init__(
+        self,
+        kind: type,
+        default: Any = None,
+        help: str = "",
+        choices: tuple[str, ...] = (),
+        minimum: float | None = None,
+        maximum: float | None = None,
+        required: bool = False,
+        secret: bool = False,
+    ) -> None:
+        super().__init__(kind, default, help, choices, minimum, maximum, required, secret)
+
 
 def read_options(
     config: object, declared: Mapping[str, Option] | None, engine: str, kind: str = "engine"
