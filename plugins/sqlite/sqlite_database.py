@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -88,6 +89,7 @@ class Database:
             self._keep = 0
             self.trim()
             if self._writing.acquire(timeout=self._file.wait_s):
+                self._flush_relaxed()
                 self._close_writer()
                 self._writing.release()
 
@@ -207,6 +209,13 @@ class Database:
                 # Rolling back failed. Closing does it for certain.
                 self._close_writer()
             self._writing.release()
+
+    def _flush_relaxed(self) -> None:
+        """Have on the disk what was written without a flush, as far as others who have the file open allow."""
+        if self._writer is not None and self._settings[1] == "relaxed":
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("PRAGMA synchronous = NORMAL")
+                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _close_writer(self) -> None:
         connection, self._writer = self._writer, None
