@@ -567,9 +567,10 @@ def test_help_and_version_say_what_there_is() -> None:
     bare = hutch_()
     assert bare == hutch_("--help")
     assert bare.code == 0
-    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "check-data", "130"):
+    assert "130" in bare.out
+    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "check-data"):
         assert name in bare.out
-        assert name == "130" or hutch_(name, "--help").code == 0
+        assert hutch_(name, "--help").code == 0
 
 
 def test_the_installed_command_and_the_module_are_the_same(url: str) -> None:

@@ -327,7 +327,7 @@ OWN_WRITES: dict[str, Callable[[hutch.StorageBase], Any]] = {
 
 
 def stored(engine: Engine) -> Any:
-    return engine._decode(engine.data["k"]) if "k" in engine.data else None
+    return engine._decoded("k", engine.data["k"]) if "k" in engine.data else None
 
 
 def seen(storage: hutch.StorageBase) -> Any:

@@ -297,6 +297,7 @@ class Environment:
             except (lmdb.Error, OSError) as error:
                 self._raise(error, "creating it")
         map_size_bytes = self._map_size_bytes
+        tries = 0
         while True:
             try:
                 env = self._open_with(map_size_bytes)
@@ -306,9 +307,12 @@ class Environment:
                 map_size_bytes //= 4
                 if map_size_bytes < 1 << 20:
                     raise StorageUnavailableError(f"lmdb {self.path}: no address space to map it") from error
-            except lmdb.MapResizedError:
-                # Another process made it grow between LMDB's look at its size and its first transaction.
-                continue
+            except lmdb.MapResizedError as error:
+                # Another process made it grow between LMDB's look at its size and its first transaction; or else its
+                # header is damaged.
+                tries += 1
+                if tries == _DAMAGED_READS:
+                    raise CorruptValueError(f"{self.path / 'data.mdb'} is damaged: {error}") from error
             except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.IncompatibleError) as error:
                 raise CorruptValueError(
                     f"{self.path / 'data.mdb'} is damaged, or is not an LMDB file: {error}"

@@ -123,7 +123,7 @@ def test_the_log_of_sqlite_is_written_back_without_a_moment_of_danger(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_relaxed_loses_nothing_while_the_system_lives(engine: str, tmp_path: Path, seed: int) -> None:
     """Everything that was written counts as written: so it is when a process is killed. A power cut does damage."""
-    # Closing flushes; and SQLite's log, which has checksums, is only in danger when it is written back: so, never closed.
+    # Never closed, for closing flushes; and long, for SQLite's log is safe until it is written back.
     plan = Plan(f"hutch:{engine}:relaxed", seed, steps=60, large=True)
     report = cut_power(plan, tmp_path, "relaxed", 20)
     killed = [broken for broken in report.broken if "'all'" in broken]
