@@ -39,7 +39,7 @@ class TestCacheAndMetricsOverMemory(StorageSuite):
 
 
 class TestCacheOverSqlite(StorageSuite):
-    """Every promise between processes holds too, but for the two that the layer is there to trade away."""
+    """Every promise between processes holds too, but for those that the layer is there to trade away."""
 
     @pytest.fixture
     def config(self, tmp_path: Path) -> Any:
@@ -67,6 +67,10 @@ class TestCacheOverSqlite(StorageSuite):
             assert ns.get_many(["a", "b"]) == {"a": 2, "b": 2}
             time.sleep(0.3)
             assert (ns["a"], ns["b"]) == (2, 2)
+
+    def test_writers_go_on_when_others_are_killed(self, config: Any, store: hutch.Store) -> None:
+        """Whoever reads meanwhile may see values of up to ttl_s ago; without the layer the engine keeps it."""
+        pytest.skip("a cache over an engine that other processes write to may be ttl_s old")
 
 
 class Engine(hutch.EncodedStorage):

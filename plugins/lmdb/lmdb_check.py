@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hutch import Finding, NamespaceError
-from hutch.limits import check_namespace
+from hutch.limits import check_namespace, legible
 
 from .lmdb_environment import Environment
 from .lmdb_pages import Damage, DataFile, UnreadableFileError
@@ -167,7 +167,7 @@ class _Contents:
             )
 
     def _bad_key(self, key: bytes, name: str | None, fix: bool) -> Finding:
-        shown = key[_ID_BYTES:].decode(errors="backslashreplace")
+        shown = legible(key[_ID_BYTES:])
         told = "a key that is not UTF-8, or too long: damaged, or written by another program"
         if not fix:
             return Finding("key", told, name, shown)

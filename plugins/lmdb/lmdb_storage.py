@@ -23,6 +23,7 @@ from zlib import crc32
 import lmdb
 
 from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
+from hutch.limits import legible
 
 from .lmdb_cache import Keeper
 from .lmdb_environment import DURABILITY, Environment, shared_environment
@@ -457,7 +458,7 @@ def _text(key: bytes, start: int, what: str) -> str:
         return key[start:].decode()
     except UnicodeDecodeError as error:
         raise CorruptValueError(
-            f"{what} is not UTF-8, {key[start:][:40]!a}: damaged, or written by another program. "
+            f"{what} is not UTF-8, {legible(key[start:])!r}: damaged, or written by another program. "
             "hutch check-data --fix gives it one that is"
         ) from error
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from sqlite3 import Connection, DatabaseError
 
 from hutch import Finding, NamespaceError
-from hutch.limits import MAX_KEY_BYTES, check_namespace
+from hutch.limits import MAX_KEY_BYTES, check_namespace, legible
 
 from .sqlite_database import Database
 from .sqlite_file import NoDataError
@@ -109,7 +109,7 @@ def _keys(connection: Connection, names: dict[int, str], fix: bool) -> Iterator[
         bad.append((number, key))
     for number, key in bad:
         told = "a key that is not UTF-8, or too long, or empty: damaged, or written by another program"
-        shown = key.decode(errors="backslashreplace") if isinstance(key, bytes) else None
+        shown = legible(key) if isinstance(key, bytes) else None
         fixed = False
         if fix and isinstance(key, bytes):
             # What it was cannot be known. Nothing is lost: the value stays, bytes and all.

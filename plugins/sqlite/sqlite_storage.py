@@ -23,7 +23,7 @@ from hutch import (
     StoragePluginBase,
     StoreNotOpenError,
 )
-from hutch.limits import check_key
+from hutch.limits import check_key, legible
 
 from .sqlite_check import check
 from .sqlite_database import Database, registry
@@ -351,8 +351,8 @@ class SqliteStorage(EncodedStorage):
             return name.decode()
         except UnicodeDecodeError as error:
             raise CorruptValueError(
-                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {name[:40]!r}: another "
-                "program wrote it"
+                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {legible(name)!r}: "
+                "another program wrote it"
             ) from error
 
     # --- the namespace in the file ---

@@ -63,6 +63,16 @@ def check_keys(keys: Iterable[object]) -> list[str]:
     return [check_key(name) for name in names]
 
 
+def legible(name: bytes) -> str:
+    """The legible beginning of a name that is no text, for messages and listings.
+
+    Damage may have made a piece of a value part of it, and values are not shown.
+    """
+    shown = name[:40].decode("latin-1")
+    end = next((at for at, char in enumerate(shown) if not " " <= char <= "~"), len(shown))
+    return shown[:end] + "..."
+
+
 def check_namespace(namespace: object) -> str:
     """Return `namespace` as an exact `str` if every engine can hold it.
 
