@@ -484,7 +484,9 @@ def imports(_: Path, rounds: int) -> Rounds:
 def _in_new_process(code: str, argument: str) -> float:
     """The seconds that `code` took in a process of its own, its imports included."""
     timed = f"import sys, time\nbegan = time.perf_counter()\n{code}\nprint(time.perf_counter() - began)"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # With compiled modules, as anybody's second start has.
+    unwanted = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if key not in unwanted}
     ran = subprocess.run(
         [sys.executable, "-c", timed, argument], stdout=subprocess.PIPE, text=True, check=True, env=environment
     )
