@@ -14,7 +14,7 @@ A table of its own a namespace would cost a slot in every transaction: 189 us a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -256,9 +256,13 @@ class LmdbStorage(EncodedStorage):
                 yield names, values
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        for keys, _ in self._chunks(start, stop, reverse, values=False):
-            for key in keys:
-                yield self._key(key)
+        return chain.from_iterable(self._keys(keys) for keys, _ in self._chunks(start, stop, reverse, values=False))
+
+    def _keys(self, keys: list[bytes]) -> Iterable[str]:
+        try:
+            return [key[4:].decode() for key in keys]
+        except UnicodeDecodeError:
+            return map(self._key, keys)
 
     # --- writing ---
 

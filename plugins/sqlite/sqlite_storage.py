@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from sqlite3 import Connection
@@ -290,15 +290,19 @@ class SqliteStorage(EncodedStorage):
                 yield keys, [data for _, data in rows]
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        for rows in self._range("key, x''", start, stop, reverse):
-            for name, _ in rows:
-                yield self._text(name)
+        return chain.from_iterable(map(self._keys, self._range("key, x''", start, stop, reverse)))
 
     @property
     def lock_scope(self) -> Hashable:
         return ("sqlite", self._path, self.namespace)
 
     # --- inside ---
+
+    def _keys(self, rows: list[Any]) -> Iterable[str]:
+        try:
+            return [name.decode() for name, _ in rows]
+        except UnicodeDecodeError:
+            return (self._text(name) for name, _ in rows)
 
     def _row(self, sql: str, key: str) -> Any:
         """The row that `sql` finds for `key`, or None: what `Database.row` does, by the shortest way."""
