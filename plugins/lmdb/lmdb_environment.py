@@ -57,7 +57,6 @@ _READ_RETRIES = 200
 _DAMAGED_READS = 10
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
-_CLOSE_PATIENCE_S = 1.0
 # How long a writer trusts that the files are in their place: a look takes 3 us. On Windows nobody can move or remove
 # files that are open.
 _TRUST_S = 0.001 if os.name != "nt" else math.inf
@@ -125,8 +124,6 @@ class Environment:
         #: Whether this process has written since it opened the files.
         self._is_unflushed = False
         self._env: lmdb.Environment | None = None
-        #: That of the parent process, in a forked child, until it is closed there.
-        self._inherited: lmdb.Environment | None = None
         self.begin: Callable[..., Txn] = self._begin_first
         if self._exists():
             self._open()
@@ -140,6 +137,10 @@ class Environment:
             for place in [place for place, environment in _environments.items() if environment is self]:
                 del _environments[place]
         with self._turns.lock:
+            if self._is_unflushed and self._env is None:
+                # Closed by a fork.
+                with suppress(StoreError):
+                    self._open_now()
             env = self._env
             try:
                 if env is not None and self._place in _in_doubt:
@@ -436,7 +437,6 @@ class Environment:
             if self.begin == self._begin_closed:
                 raise StoreNotOpenError(f"lmdb {self.path} is closed")
             if self._env is None:
-                self._close_inherited()
                 self._open()
             assert self._env is not None
             return self._env
@@ -487,35 +487,26 @@ class Environment:
     # --- fork ---
 
     def before_fork(self) -> None:
-        # A write transaction that another thread has open would be half done in the child.
+        """Close the environment, so that no child inherits it.
+
+        A child cannot get rid of one: closing it there frees the parent's slots in the table of readers, which is
+        shared, so that pages are written over that the parent is reading. And it cannot open the files beside it.
+        """
+        # Whoever writes is done first; who reads now, or wants to, begins anew after the fork.
         self._turns.lock.acquire()
+        env, self._env = self._env, None
+        if env is not None:
+            self.begin = self._begin_first
+            env.close()
 
     def after_fork_in_parent(self) -> None:
         self._turns.lock.release()
         self._turns.wake_next()
 
-    def _close_inherited(self) -> None:
-        """LMDB opens a folder once a process. Closing drops this process's copy of the map, nothing of the parent's:
-        reader slots are cleared by process id, and locks of fcntl are not inherited."""
-        if self._inherited is None:
-            return
-        # py-lmdb waits for calls under way; those of the parent's threads will never end here.
-        closing = threading.Thread(target=self._inherited.close, daemon=True)
-        closing.start()
-        closing.join(_CLOSE_PATIENCE_S)
-        if closing.is_alive():
-            raise StorageUnavailableError(
-                f"lmdb {self.path}: this process was forked while another thread of its parent was inside LMDB, so it "
-                "cannot use the store; fork while no thread uses it, or start processes by spawn"
-            )
-        self._inherited = None
-
     def after_fork_in_child(self) -> None:
         self._turns.after_fork_in_child()
         self._leave_line()
-        if self._env is not None:
-            self._inherited, self._env = self._env, None
-            self.begin = self._begin_first
+        self._is_unflushed = False
 
 
 def _before_fork() -> None:

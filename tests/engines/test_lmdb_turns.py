@@ -191,7 +191,8 @@ def test_a_ctrl_c_while_waiting_withdraws_the_write_and_no_other(tmp_path: Path)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, space: hutch.Namespace) -> None:
-    """It has none of its parent's waiting threads, and their writes are made once."""
+    """It has none of its parent's waiting threads, and their writes are made once. Nor does it take the slots of its
+    parent's readers, so that pages would be written over that they read."""
     stop = threading.Event()
 
     def write(me: int) -> int:
@@ -204,7 +205,7 @@ def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, s
     def fork() -> list[int]:
         try:
             codes = []
-            for _ in range(5):
+            for _ in range(20):
                 child = os.fork()
                 if not child:
                     signal.alarm(60)
@@ -212,8 +213,6 @@ def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, s
                     try:
                         space.modify("children", lambda n: n + 1, default=0)
                         code = 0
-                    except hutch.StoreError:
-                        code = 2  # forked while a thread was inside LMDB: refused, with the reason
                     finally:
                         os._exit(code)
                 codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -223,10 +222,9 @@ def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, s
 
     counts = together(*[lambda me=me: write(me) for me in range(4)], fork)
     codes = counts.pop()
-    assert isinstance(codes, list)
-    assert set(codes) <= {0, 2}
+    assert codes == [0] * 20
     assert {f"count {me}": count for me, count in enumerate(counts)} == dict(space.scan(prefix="count"))
-    assert space.get("children", 0) == codes.count(0)
+    assert space["children"] == 20
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the system's own lock is enough")
