@@ -34,7 +34,9 @@ def told(
 
     In a new process with `path` on its sys.path, which runs `before` first.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    # Coverage too looks at sys.path, and expects nothing but text there.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
     program = REPORT.format(before=before, after=after)
     run = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=cwd

@@ -58,9 +58,9 @@ def test_a_killed_process_loses_nothing_it_acknowledged_and_stops_nobody(
 ) -> None:
     plans = [
         Plan(
-            SEED, KILLS_A_STORE, writers=3, threads=2, large_bytes=150_000, readers=1, snapshots=True, all_at_once=0.2
+            SEED, KILLS_A_STORE, writers=3, threads=2, large_bytes=300_000, readers=1, snapshots=True, all_at_once=0.2
         ),
-        Plan(SEED, KILLS_A_STORE, writers=1, threads=6, large_bytes=150_000),
+        Plan(SEED, KILLS_A_STORE, writers=1, threads=6, large_bytes=300_000),
         Plan(SEED, KILLS_A_STORE, writers=4, threads=1, snapshots=True, all_at_once=0.1),
     ]
     stores = math.ceil(KILLS / len(CASES) / KILLS_A_STORE)
@@ -102,7 +102,13 @@ def test_an_engine_of_a_stranger_without_a_hole_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_engine_with_a_hole_is_found_out(fault: str, tmp_path: Path) -> None:
     told, writers, readers = FAULTS[fault]
-    plan = Plan(SEED, 400, writers=writers, threads=2, readers=readers, patience_s=5.0)
-    with pytest.raises(ChildError) as found:
-        kill_at_random(holes(fault, tmp_path), plan)
-    assert re.search(told, str(found.value)), found.value
+    others = []
+    for attempt in range(3):
+        plan = Plan(SEED + attempt, 400, writers=writers, threads=2, readers=readers, patience_s=5.0)
+        with pytest.raises(ChildError) as found:
+            kill_at_random(holes(fault, tmp_path / f"{attempt}"), plan)
+        if re.search(told, str(found.value)):
+            return
+        # Another process may have stumbled over the same hole in another way, and told first.
+        others.append(str(found.value))
+    pytest.fail(f"found out each time, but never by {told!r}: {others}")
