@@ -113,7 +113,7 @@ def get_while_another_burns(folder: Path, rounds: int) -> Rounds:
     burner = threading.Thread(target=burn)
     burner.start()
     try:
-        return _get(folder, rounds, _UNCACHED, shuffled(key_names(_KEYS), _KEYS) * 2)
+        return _get(folder, rounds, _UNCACHED, shuffled(key_names(_KEYS), 100))
     finally:
         burning = False
         burner.join()
