@@ -21,8 +21,8 @@ _TRIAL: Final = 4096
 _ENOUGH_WHILE_FILLING: Final = _TRIAL // 20
 _ENOUGH_WHEN_FULL: Final = _TRIAL
 # If not, it is tried again after so many reads, and then after more.
-_FIRST_PAUSE: Final = 1 << 18
-_LONGEST_PAUSE: Final = 1 << 24
+_FIRST_PAUSE: Final = 1 << 14
+_LONGEST_PAUSE: Final = 1 << 20
 
 
 class Kept:
@@ -81,5 +81,5 @@ class Keeper:
     def end(self, *, in_vain: bool = False) -> None:
         """Somebody committed; or keeping was `in_vain`: then not again for a while, longer each time."""
         self.kept = None
-        self._pause = min(max(self._pause * 16, _FIRST_PAUSE), _LONGEST_PAUSE) if in_vain else _QUIET_READS
+        self._pause = min(max(self._pause * 4, _FIRST_PAUSE), _LONGEST_PAUSE) if in_vain else _QUIET_READS
         self.reads_left = self._pause
