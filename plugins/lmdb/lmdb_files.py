@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 import lmdb
+
+from hutch.folders import flush_folder
 
 #: Device and inode of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]
@@ -23,7 +24,7 @@ def make_store(folder: Path, lib_version: int) -> None:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for parent in reversed(missing):
-        _flush_folder(parent.parent)
+        flush_folder(parent.parent)
     # Not by tempfile, whose import takes longer than all of this.
     new = folder / f"new-{os.urandom(8).hex()}"
     new.mkdir(0o700)
@@ -38,7 +39,7 @@ def make_store(folder: Path, lib_version: int) -> None:
         for file in new.iterdir():
             file.unlink()
         new.rmdir()
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 def reserve_lock_file(folder: Path, size_bytes: int) -> None:
@@ -63,23 +64,6 @@ def reserve_lock_file(folder: Path, size_bytes: int) -> None:
 def lmdb_name(path: Path) -> str:
     """`path` as LMDB takes it: as bytes, for a name that is not UTF-8."""
     return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the names in `folder` on the disk. Windows does that by itself."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # it may be written to, and not read
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def identities(place: str) -> Files | None:

@@ -26,6 +26,7 @@ from sqlite3 import Connection
 from typing import TypeVar
 
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError, StoreError
+from hutch.folders import flush_folder
 
 T = TypeVar("T")
 #: Device and inode of each file.
@@ -141,7 +142,7 @@ class DatabaseFile:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 # SQLite flushes the names in the folder of its file, and not that of the folder.
                 for folder in reversed(missing):
-                    _flush_folder(folder.parent)
+                    flush_folder(folder.parent)
         uri = f"{_uri(self.path)}?mode={'rwc' if create else 'rw'}"
         try:
             connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -323,23 +324,6 @@ def _storage_errors(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         kind = StorageFullError if error.errno in _NO_ROOM else StorageUnavailableError
         raise kind(f"{path}: {what}: {error.strerror or error}") from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the names in `folder` on the disk. Windows does that by itself."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # it may be written to, and not read
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _code(error: sqlite3.Error) -> int:
