@@ -14,17 +14,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hutch
+from tests.refused import PROMPT_S, refused
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files and users")
 
-PROMPT_S = 5.0
 GOOD = """
 from hutch import StoragePluginBase, load_plugin
 class GoodPlugin(StoragePluginBase):
@@ -70,18 +70,6 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     machine = Machine(tmp_path)
     yield machine
     machine.is_intact()
-
-
-@contextmanager
-def refused(kind: type[hutch.StoreError], *told: object) -> Iterator[None]:
-    """The block raises an error of that kind and none narrower, promptly; its text has every part of `told`."""
-    began = time.monotonic()
-    with pytest.raises(kind) as raised:
-        yield
-    assert time.monotonic() - began < PROMPT_S
-    assert type(raised.value) is kind
-    for part in told:
-        assert str(part) in str(raised.value), str(raised.value)
 
 
 def use(config: Any, namespace: str = "core") -> None:

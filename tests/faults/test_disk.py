@@ -23,6 +23,7 @@ import pytest
 
 import hutch
 from hutch.testing.promises.kit import together
+from tests.refused import refused
 
 if sys.platform == "win32":
     pytest.skip("needs POSIX files, limits and mounts", allow_module_level=True)
@@ -31,7 +32,6 @@ import resource
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mounts, or /proc")
 
-PROMPT_S = 5.0
 BLOCK = "x" * 5000
 # An engine looks once a millisecond whether its files are still there.
 BLINK_S = 0.01
@@ -105,18 +105,6 @@ def opened(config: Any) -> Iterator[hutch.Namespace]:
             space.close()
         with suppress(hutch.StorageUnavailableError):
             store.close()
-
-
-@contextmanager
-def refused(kind: type[hutch.StoreError], *told: object) -> Iterator[None]:
-    """The block raises an error of that kind and none narrower, promptly; its text has every part of `told`."""
-    began = time.monotonic()
-    with pytest.raises(kind) as raised:
-        yield
-    assert time.monotonic() - began < PROMPT_S
-    assert type(raised.value) is kind
-    for part in told:
-        assert str(part) in str(raised.value), str(raised.value)
 
 
 def error_of(do: Callable[[], object], *kinds: type[hutch.StoreError]) -> hutch.StoreError | None:

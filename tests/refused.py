@@ -1,0 +1,25 @@
+"""How tests expect an error: of what kind, saying what, and how soon."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import hutch
+
+PROMPT_S = 5.0
+
+
+@contextmanager
+def refused(kind: type[hutch.StoreError], *told: object) -> Iterator[None]:
+    """The block raises an error of that kind and none narrower, promptly; its text has every part of `told`."""
+    began = time.monotonic()
+    with pytest.raises(kind) as raised:
+        yield
+    assert time.monotonic() - began < PROMPT_S
+    assert type(raised.value) is kind
+    for part in told:
+        assert str(part) in str(raised.value), str(raised.value)
