@@ -124,7 +124,7 @@ class EncodedStorage(StorageBase):
 
     def set(self, key: str, value: Any) -> None:
         key = check_key(key)
-        data = self._encode(value, crc32(key.encode()) if self.binds_keys else 0)
+        data = self._encode(value, self._seed(key))
         if len(data) > MAX_VALUE_BYTES:
             check_value_size(key, len(data))
         self.write(key, data)
@@ -197,7 +197,7 @@ class EncodedStorage(StorageBase):
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
         key, data = check_key(key), None
         if value is not MISSING:
-            [data] = self._encode_many([value], self._seeds([key]))
+            data = self._encode(value, self._seed(key))
             check_value_size(key, len(data))
         return self.swap(key, token, data)
 
@@ -205,11 +205,13 @@ class EncodedStorage(StorageBase):
     def lock_scope(self) -> Hashable:
         return (id(self._plugin), self.namespace)
 
+    def _seed(self, key: str) -> int:
+        """What the checksum of the frame of `key` begins with."""
+        return crc32(key.encode()) if self.binds_keys else 0
+
     def _seeds(self, keys: Iterable[str]) -> list[int]:
-        """For each key what its frame's checksum begins with."""
-        if not self.binds_keys:
-            return [0 for _ in keys]
-        return list(map(crc32, map(str.encode, keys)))
+        """That of each key, without a call for each."""
+        return list(map(crc32, map(str.encode, keys))) if self.binds_keys else [0 for _ in keys]
 
     def _decoded_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         """The items, up to the first that cannot be read: then the error that names it."""
@@ -221,7 +223,7 @@ class EncodedStorage(StorageBase):
 
     def _decoded(self, key: str, data: bytes) -> Any:
         try:
-            return self._decode(data, crc32(key.encode()) if self.binds_keys else 0)
+            return self._decode(data, self._seed(key))
         except CorruptValueError as error:
             check_key(key)
             raise CorruptValueError(
