@@ -439,7 +439,8 @@ _PEERS = [
         _diskcache,
         WHOLE,
         "hutch sqlite, normal",
-        "namespaces; reads unpickle what they find; its atomic `+ 1` adds numbers alone, where `modify` takes any function",
+        "namespaces; reads unpickle what they find; its atomic `+ 1` adds numbers alone, where `modify` takes any "
+        "function",
     ),
     Store(
         "diskcache.Index",
