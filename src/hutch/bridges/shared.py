@@ -1,0 +1,100 @@
+"""One connection for each URL in a process, shared by all bridges, in any thread.
+
+Frameworks make a storage where they need one, as often as they like, and few of them ever close it. So the connection
+outlives them all: it is made when a URL is first used, and closed when the process ends in its own way. Nothing depends
+on that: what a bridge wrote is stored when its call returns, as durable as the engine is configured.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextlib import ExitStack, suppress
+
+import hutch
+
+#: What a URL may begin with where a framework chooses its storage by a scheme: ``hutch://sqlite:///x.db``.
+SCHEME = "hutch://"
+
+_lock = threading.RLock()
+_stores: dict[tuple[str | None, ...], hutch.Store] = {}
+_handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
+
+
+def storage_url(text: str | None) -> str | None:
+    """`text` without ``hutch://`` before it; None for nothing, which stands for the default of `hutch.connect`."""
+    return (text or "").removeprefix(SCHEME) or None
+
+
+def shared_store(url: str | None = None) -> hutch.Store:
+    """The store of `url`, connected once in this process. Never close it: others have it too.
+
+    `url` is a storage's URL or the path of a config file, with or without ``hutch://`` before it; ``${NAME}`` and
+    ``${NAME:-default}`` in a URL stand for environment variables, so that a password need not be written where a
+    framework would record it. None, "" and ``hutch://`` alone stand for what ``hutch.connect()`` takes:
+    `$HUTCH_STORAGE` and so on. Raises what `hutch.connect` raises.
+    """
+    text = storage_url(url)
+    with _lock:
+        key = _key(text)
+        store = _stores.get(key)
+        if store is None:
+            # A URL within a mapping has its variables expanded, one by itself has not.
+            store = hutch.connect({"STORAGE": text} if text is not None and "://" in text else text)
+            _stores[key] = store
+        return store
+
+
+def shared_namespace(url: str | None, namespace: str) -> hutch.Namespace:
+    """The one handle of this process on `namespace` of `shared_store(url)`. Any thread may use it, nobody closes it.
+
+    Raises what `hutch.connect` and `hutch.Store.open` raise.
+    """
+    with _lock:
+        store = shared_store(url)
+        handle = _handles.get((store, namespace))
+        if handle is None or not handle.is_open_storage():
+            handle = _handles[store, namespace] = store.open(namespace)
+        return handle
+
+
+def close_shared() -> None:
+    """Close all of them; what is used afterwards is connected anew. For the end of the process, and for tests."""
+    with _lock, ExitStack() as closing:
+        for store in _stores.values():
+            closing.callback(store.close)
+        for handle in _handles.values():
+            closing.callback(_close, handle)
+        _stores.clear()
+        _handles.clear()
+
+
+def _close(handle: hutch.Namespace) -> None:
+    with suppress(hutch.StoreNotOpenError):
+        handle.close()
+
+
+def _key(text: str | None) -> tuple[str | None, ...]:
+    """What tells one connection from another: a relative path leads elsewhere from another working folder."""
+    if text is None:
+        return None, os.environ.get("HUTCH_STORAGE"), os.environ.get("HUTCH_CONFIG"), _working_folder()
+    return text, _working_folder()
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 - as it is, not made absolute
+    except OSError:
+        return None  # removed; a relative path will be refused by whoever resolves it
+
+
+def _fresh_lock_after_fork() -> None:
+    # A thread that held it does not exist in the child. The engines see to their connections themselves.
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
+atexit.register(close_shared)

@@ -1,0 +1,61 @@
+"""A script in a process of its own that can be killed with -9 after something it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+_PATIENCE_S = 120.0
+
+
+def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
+    """Run `script` until it prints a line that starts with `line`, and kill it then; the lines it printed.
+
+    It must not end by itself.
+    """
+    process = _started(script, arguments, folder, env)
+    lines = []
+    watchdog = threading.Timer(_PATIENCE_S, process.kill)
+    watchdog.start()
+    assert process.stdout is not None
+    try:
+        for told in process.stdout:
+            lines.append(told.rstrip("\n"))
+            if told.startswith(line):
+                break
+        else:
+            raise AssertionError(f"it never said {line!r}:\n" + "\n".join(lines))
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+        process.kill()
+        lines += process.stdout.read().splitlines()
+        process.stdout.close()
+        process.wait()
+    return lines
+
+
+def run(script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
+    """Run `script` to its end, which must be a good one; the lines it printed."""
+    process = _started(script, arguments, folder, env)
+    try:
+        told, _ = process.communicate(timeout=_PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told
+    return told.splitlines()
+
+
+def _started(script: str, arguments: tuple[str, ...], folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
