@@ -20,7 +20,8 @@ def compare(
     `operation` says what is done and on which engine, `yardstick` what it is measured beside, `limit` is the ratio
     that is allowed.
     """
-    ours_s, theirs_s = [], []
+    ours_s: list[float] = []
+    theirs_s: list[float] = []
     for number in range(rounds):
         turns = [(hutch, ours_s), (theirs, theirs_s)]
         for work, seconds in turns if number % 2 else reversed(turns):

@@ -33,7 +33,7 @@ def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
 
     Types are kept. What the dump holds is not one moment of the whole store, if the store is in use.
     """
-    with call.connect() as store, _progress() as progress:
+    with call.connect() as store, show_progress() as progress:
         if output is None:
             sys.stdout.flush()
             done = transfer.dump(store, sys.stdout.buffer, globs or None, progress=progress)
@@ -54,9 +54,9 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     FILE is what `dump` wrote; without it, or with "-", standard input. What has the same key is
     replaced, nothing is removed. Interrupted, it can be run again.
     """
-    with _opened(file) as lines, call.connect() as store, _told_to_run_again(), _progress() as progress:
+    with _opened(file) as lines, call.connect() as store, told_to_run_again(), show_progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
-    _report("loaded", done)
+    report("loaded", done)
     return _nothing_fits(globs) if globs and not done.namespaces else 0
 
 
@@ -76,16 +76,26 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")
     call.import_modules()
     with connect(source) as origin, connect(target) as store:
-        with _told_to_run_again(), _progress() as progress:
+        with told_to_run_again(), show_progress() as progress:
             done = transfer.copy(origin, store, globs or None, progress=progress)
-        _report("copied", done)
+        report("copied", done)
         if globs and not done.namespaces:
             return _nothing_fits(globs)
         if not verify:
             return 0
-        with _progress() as progress:
+        with show_progress() as progress:
             found = transfer.verify(origin, store, globs or None, progress=progress)
-    extra = f"; DST holds {found.extra:,} more" if found.extra else ""
+    return show_verified(found, "DST", "SRC is in use it may have changed meanwhile")
+
+
+def report(verb: str, done: transfer.Transferred) -> None:
+    """Say what was done, in numbers."""
+    click.echo(f"{verb} {done.written:,} items, {done.unchanged:,} were there already; namespaces: {done.namespaces:,}")
+
+
+def show_verified(found: transfer.Verified, target: str, cause: str) -> int:
+    """Say what was found, and what `target` lacks; the exit code for it. `cause` completes "if ..."."""
+    extra = f"; {target} holds {found.extra:,} more" if found.extra else ""
     if found.ok:
         click.echo(f"verified {found.equal:,} items: all equal{extra}")
         return 0
@@ -93,13 +103,9 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
         if one.kind != "extra":
             click.echo(printable(f"{one.kind}: key {one.key!r} in namespace {one.namespace!r}"))
     return not_there(
-        f"of {found.equal + found.missing + found.different:,} items {found.missing:,} are missing in DST and "
-        f"{found.different:,} are different{extra}. If SRC is in use it may have changed meanwhile; run it again"
+        f"of {found.equal + found.missing + found.different:,} items {found.missing:,} are missing in {target} and "
+        f"{found.different:,} are different{extra}. If {cause}, run it again"
     )
-
-
-def _report(verb: str, done: transfer.Transferred) -> None:
-    click.echo(f"{verb} {done.written:,} items, {done.unchanged:,} were there already; namespaces: {done.namespaces:,}")
 
 
 def _nothing_fits(globs: tuple[str, ...]) -> int:
@@ -107,7 +113,8 @@ def _nothing_fits(globs: tuple[str, ...]) -> int:
 
 
 @contextmanager
-def _told_to_run_again() -> Iterator[None]:
+def told_to_run_again() -> Iterator[None]:
+    """Say, when the user interrupts, that this is no harm."""
     try:
         yield
     except KeyboardInterrupt:
@@ -116,7 +123,7 @@ def _told_to_run_again() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[_OnProgress | None]:
+def show_progress() -> Iterator[_OnProgress | None]:
     """A progress bar where there is a terminal to draw it on."""
     if not sys.stderr.isatty():
         yield None

@@ -27,7 +27,7 @@ from .. import (
     ValueTypeError,
 )
 from ..errors import redact
-from . import inspect, items, move  # noqa: F401 - each adds its commands
+from . import formats, inspect, items, move  # noqa: F401 - each adds its commands
 from .app import Call, hutch
 from .show import printable
 

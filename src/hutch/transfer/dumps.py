@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from .. import CorruptValueError, Store, StoreError, ValueTypeError
 from ..codec.tagged import from_json, json_text, to_tagged
 from ..limits import check_key, check_namespace
-from .batches import BATCH_ITEMS, OnProgress, Transferred, Writer, chosen, fits, report
+from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
+from .stores import copy_items
 
 #: The version of the dump format that `dump` writes and `load` reads.
 DUMP_VERSION = 1
@@ -67,12 +67,8 @@ def load(
     dump that was cut off; the items before that line are loaded.
     """
     patterns = None if namespaces is None else list(namespaces)
-    totals = Writer(progress)
     items = (item for item in _read_dump(lines) if fits(item[0], patterns))
-    for name, group in itertools.groupby(items, key=lambda item: item[0]):
-        with store.open(name) as handle:
-            totals.add(handle, ((key, value) for _, key, value in group), None)
-    return totals.result()
+    return copy_items(items, store, progress=progress)
 
 
 # --- the lines of a dump ---

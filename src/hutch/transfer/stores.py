@@ -1,11 +1,13 @@
-"""From store to store: `copy` and `verify`."""
+"""Into a store, and what is there compared: `copy` and `verify` from another store, and the same for any items."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from .. import Store
+from .. import Namespace, Store
 from .batches import OnProgress, Transferred, Writer, batches, chosen, read_all, report, same
 
 _EXAMPLES = 5
@@ -61,6 +63,20 @@ def copy(
     return totals.result()
 
 
+def copy_items(
+    items: Iterable[tuple[str, str, Any]], target: Store, *, progress: OnProgress | None = None
+) -> Transferred:
+    """Set every one of `items`, which are (namespace, key, value), in `target`, as `copy` does.
+
+    They are taken as they come, and no more of them is held than one batch. Those of one namespace come together.
+    """
+    totals = Writer(progress)
+    for name, group in _by_namespace(items):
+        with target.open(name) as handle:
+            totals.add(handle, group, None)
+    return totals.result()
+
+
 def verify(
     source: Store, target: Store, namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
 ) -> Verified:
@@ -71,27 +87,60 @@ def verify(
     their own ``==`` if those differ.
     """
     patterns = None if namespaces is None else list(namespaces)
-    names = sorted({*chosen(source, patterns), *chosen(target, patterns)})
-    counts = {"equal": 0, "missing": 0, "different": 0, "extra": 0}
-    examples: list[Difference] = []
-
-    def note(kind: str, key: str) -> None:
-        counts[kind] += 1
-        if kind != "equal" and sum(example.kind == kind for example in examples) < _EXAMPLES:
-            examples.append(Difference(kind, name, key))
-
-    for name in names:
+    found = _Comparison(progress)
+    for name in sorted({*chosen(source, patterns), *chosen(target, patterns)}):
         with source.open(name) as origin, target.open(name) as handle:
-            total, done, present = len(origin), 0, 0
-            for batch in batches(origin.items()):
-                found = read_all(handle, batch)
-                for key, item in batch.items():
-                    note("missing" if key not in found else "equal" if same(item, found[key]) else "different", key)
-                done += len(batch)
-                present += len(found)
-                report(progress, name, done, total)
+            present = found.compare(handle, origin.items(), len(origin))
             if len(handle) > present:
                 for key in handle:
                     if key not in origin:
-                        note("extra", key)
-    return Verified(len(names), **counts, examples=tuple(examples))
+                        found.note("extra", name, key)
+    return found.result()
+
+
+def verify_items(
+    items: Iterable[tuple[str, str, Any]], target: Store, *, progress: OnProgress | None = None
+) -> Verified:
+    """Read back every one of `items` from `target`, as `verify` does. What else is there is not looked for."""
+    found = _Comparison(progress)
+    for name, group in _by_namespace(items):
+        with target.open(name) as handle:
+            found.compare(handle, group, None)
+    return found.result()
+
+
+def _by_namespace(items: Iterable[tuple[str, str, Any]]) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+    for name, group in itertools.groupby(items, key=lambda item: item[0]):
+        yield name, ((key, value) for _, key, value in group)
+
+
+class _Comparison:
+    """Compares in batches, and counts."""
+
+    def __init__(self, progress: OnProgress | None) -> None:
+        self._progress = progress
+        self._namespaces: set[str] = set()
+        self._counts = {"equal": 0, "missing": 0, "different": 0, "extra": 0}
+        self._examples: list[Difference] = []
+
+    def compare(self, handle: Namespace, items: Iterable[tuple[str, Any]], total: int | None) -> int:
+        """Compare `items` with what `handle` holds; how many of them it has."""
+        name, done, present = str(handle.namespace), 0, 0
+        self._namespaces.add(name)
+        for batch in batches(items):
+            found = read_all(handle, batch)
+            for key, item in batch.items():
+                kind = "missing" if key not in found else "equal" if same(item, found[key]) else "different"
+                self.note(kind, name, key)
+            done += len(batch)
+            present += len(found)
+            report(self._progress, name, done, total)
+        return present
+
+    def note(self, kind: str, namespace: str, key: str) -> None:
+        self._counts[kind] += 1
+        if kind != "equal" and sum(example.kind == kind for example in self._examples) < _EXAMPLES:
+            self._examples.append(Difference(kind, namespace, key))
+
+    def result(self) -> Verified:
+        return Verified(len(self._namespaces), **self._counts, examples=tuple(self._examples))

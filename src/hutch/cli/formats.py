@@ -1,0 +1,70 @@
+"""import, export: a framework's own files, and what its bridge keeps in a store."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import transfer
+from .app import Call, hutch, not_there, pass_call, storage_options
+from .move import report, show_progress, show_verified, told_to_run_again
+from .show import printable
+
+#: The name of a format, and what PATH is for it. Its module in `hutch.formats` has the name with underscores.
+_FORMATS = {
+    "errbot-shelf": "the folder of a bot's shelves (BOT_DATA_DIR)",
+    "dotevals-json": "the folder of its JSON storage (.dotevals)",
+    "ragas-jsonl": "the root folder of its local/jsonl backend",
+    "themis-sqlite": "the file of its SQLite store",
+}
+_HELP = "\n".join(["\b", "FORMAT and what PATH is:", *(f"  {name:14} {path}" for name, path in _FORMATS.items())])
+_format = click.argument("format_name", metavar="FORMAT", type=click.Choice(list(_FORMATS)))
+
+
+@hutch.command("import", epilog=_HELP)
+@_format
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@storage_options
+@pass_call
+def import_files(call: Call, format_name: str, path: Path) -> int:
+    """Set in the store what a framework's own storage keeps in its files.
+
+    The files are read and never changed; end what writes to them first. What has the same key in the store is
+    replaced, nothing is removed. Then all is read again and compared. Interrupted, it can be run again: what is there
+    already is not written a second time.
+    """
+    files = _module(format_name)
+    with call.connect() as store:
+        with told_to_run_again(), show_progress() as progress:
+            done = transfer.copy_items(files.read(path), store, progress=progress)
+        report("imported", done)
+        if not done.namespaces:
+            return not_there(f"{format_name}: nothing was found in {str(path)!r}")
+        with show_progress() as progress:
+            found = transfer.verify_items(files.read(path), store, progress=progress)
+    return show_verified(found, "the store", "the files changed meanwhile")
+
+
+@hutch.command("export", epilog=_HELP)
+@_format
+@click.argument("path", type=click.Path(path_type=Path))
+@storage_options
+@pass_call
+def export_files(call: Call, format_name: str, path: Path) -> int:
+    """Write what a framework's bridge keeps in the store as the framework's own files.
+
+    Each file appears when it is whole. What the format cannot hold is refused, with its key.
+    """
+    with call.connect() as store:
+        written = _module(format_name).write(store, path)
+    if not written:
+        return not_there(f"the store holds nothing that {format_name} could hold")
+    click.echo(printable(f"exported {written:,} items to {str(path)!r}"))
+    return 0
+
+
+def _module(format_name: str) -> Any:
+    return import_module(f"hutch.formats.{format_name.replace('-', '_')}")
