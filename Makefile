@@ -6,7 +6,10 @@ CODE := src plugins tests examples benchmarks
 # A variable of the caller's shell must not choose another store, or another project's environment.
 unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
 
-.PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 bench bench-check growth docs servers format clean
+# In environments of their own, which are bigger than all the rest; Errbot's is driven by the tests of Python 3.11.
+FRAMEWORKS := dotevals exengine keyvalue ragas themis themis1
+
+.PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 bridges bench bench-check bench-bridges growth docs servers format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,7 +21,7 @@ demo: .venv/demo ## install hutch and run an example with three plugins on LMDB
 	$(BIN)/hutch -c examples/hutch.yaml ls
 	$(BIN)/hutch -c examples/hutch.yaml get Greeter visits
 
-test: lint types servers tests docs demo bench-check ## install what the tests need and run everything
+test: lint types servers tests bridges docs demo bench-check ## install what the tests need and run everything
 
 lint: .venv/dev ## ruff: style and formatting
 	$(BIN)/ruff check
@@ -36,11 +39,19 @@ tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python \
 	scripts/run-tests $(@:tests-%=%) -n $(JOBS) --dist loadgroup $(COVERAGE) $(LESS) $(ARGS)
 
+bridges: $(FRAMEWORKS:%=bridge-%) ## the bridges, each with its real framework
+
+bridge-%: .venvs/%/ready
+	.venvs/$*/bin/python -m pytest tests/bridges/test_$*.py -n $(JOBS) --dist loadgroup $(ARGS)
+
 bench: .venvs/bench/ready .venvs/errbot/ready ## measure hutch beside its peers, into docs/benchmarks.md and the baseline
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python .venvs/bench/bin/python -m benchmarks --update-baseline
 
 bench-check: .venvs/bench/ready ## a minute of it: no ratio above its limit, nor far above the baseline
 	.venvs/bench/bin/python -m benchmarks --check
+
+bench-bridges: .venvs/errbot/ready $(FRAMEWORKS:%=.venvs/%/ready) ## measure the bridges beside the frameworks' own storages, into docs/bridges
+	.venvs/dotevals/bin/python -m benchmarks.bridges
 
 growth: .venvs/bench/ready ## measure how hutch grows, into docs/growth.md; half an hour and 20 GB of disk
 	.venvs/bench/bin/python -m benchmarks.growth
@@ -86,4 +97,10 @@ clean: ## remove everything that was built or installed here
 .venvs/bench/ready: .venv/uv pyproject.toml
 	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.11 || echo $(BIN)/python)" .venvs/bench
 	$(BIN)/uv pip install --quiet --python .venvs/bench/bin/python --editable '.[all]' --group bench
+	@touch $@
+
+# Themis needs 3.12.
+.venvs/%/ready: .venv/uv pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.12 || echo $(BIN)/python)" .venvs/$*
+	$(BIN)/uv pip install --quiet --python .venvs/$*/bin/python --editable '.[all]' --group $*
 	@touch $@
