@@ -350,6 +350,35 @@ def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(target: hutch.Stor
         assert transfer.verify(source, target).ok
 
 
+def items_of(count: int, asked: list[int]) -> Iterator[tuple[str, str, Any]]:
+    """Those of two namespaces; `asked` is told how far the reader has come."""
+    for number in range(count):
+        asked.append(number)
+        yield ("a" if number < count // 2 else "b"), f"{number:05}", (number, {number})
+
+
+def test_items_from_anywhere_are_copied_compared_and_gone_on_with_as_those_of_a_store(target: hutch.Store) -> None:
+    asked: list[int] = []
+
+    def stop(progress: transfer.Progress) -> None:
+        if (progress.namespace, progress.done) == ("b", 1000):
+            # What is written was read, and no more than a batch beyond it.
+            assert len(asked) <= 4000
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        transfer.copy_items(items_of(5000, asked), target, progress=stop)
+    checked = transfer.verify_items(items_of(5000, []), target)
+    assert (checked.equal, checked.missing, checked.different, checked.extra) == (3500, 1500, 0, 0)
+    assert checked.examples[0] == transfer.Difference("missing", "b", "03500")
+    assert transfer.copy_items(items_of(5000, []), target) == transfer.Transferred(2, 1500, 3500)
+    with target.open("a") as handle:
+        handle["00007"] = (7, {7.0})  # equal, and of another type
+        handle["mine"] = "stays, and is nobody's fault"
+    checked = transfer.verify_items(items_of(5000, []), target)
+    assert checked == transfer.Verified(2, 4999, 0, 1, 0, (transfer.Difference("different", "a", "00007"),))
+
+
 def test_a_damaged_value_of_the_target_is_replaced_and_one_of_the_source_is_named(target: hutch.Store) -> None:
     def plant(store: hutch.Store) -> None:
         with store.open("core") as handle:
