@@ -11,6 +11,7 @@ import pickle
 import random
 import sys
 import types
+import zlib
 import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import numpy
+import ormsgpack
 import pydantic
 import pytest
 from hypothesis import example, given, settings
@@ -169,6 +171,18 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
     max_leaves=25,
 )
+
+
+@pytest.mark.parametrize("size", [0, 255, 256, 65_535, 65_536, 65_537, 1 << 20])
+@pytest.mark.parametrize("seed", [0, 0xDEADBEEF])
+def test_bytes_of_any_size_have_the_frame_that_the_format_says(size: int, seed: int) -> None:
+    value = random.Random(size).randbytes(size)
+    codec = TypedCodec()
+    frame = codec.encode(value, seed)
+    body = b"\x92" + ormsgpack.packb(value) + b"\xce"
+    assert frame == body + zlib.crc32(body, seed).to_bytes(4, "little")
+    assert codec.encode_many([value, 1, value], [seed, 1, 2]) == [frame, codec.encode(1, 1), codec.encode(value, 2)]
+    assert codec.decode(frame, seed) == value
 
 
 @settings(max_examples=200, deadline=None)

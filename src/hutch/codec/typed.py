@@ -22,6 +22,8 @@ _U32 = 0xFFFFFFFF
 # How many values of a batch are packed in one call, and the length of the header of an array of that many. For large
 # values, of which it takes three copies at once, it is few enough.
 _TOGETHER, _TOGETHER_HEADER = 64, 3
+# The header of an array of two, and of bytes of this many or more, whose length follows in four bytes.
+_LARGE_BYTES, _LARGE_HEADER = 1 << 16, b"\x92\xc6"
 
 
 class TypedCodec:
@@ -38,6 +40,8 @@ class TypedCodec:
 
     def encode(self, value: object, seed: int = 0, /) -> bytes:
         """Raises ValueTypeError for a value that would not come back with equal value and identical type."""
+        if type(value) is bytes and len(value) >= _LARGE_BYTES:
+            return _large_frame(value, seed)
         try:
             packed = _packb([value, _U32], encode_ext, OPTIONS)
             # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a
@@ -87,7 +91,10 @@ class TypedCodec:
         frames: list[bytes] = []
         while (done := len(frames)) < len(values):
             batch, theirs = values[done : done + _TOGETHER], seeds[done : done + _TOGETHER]
-            found = self._encode_together(batch, theirs)
+            has_large = bytes in map(type, batch) and any(
+                type(value) is bytes and len(value) >= _LARGE_BYTES for value in batch
+            )
+            found = None if has_large else self._encode_together(batch, theirs)
             frames += map(self.encode, batch, theirs) if found is None else found
         return frames
 
@@ -141,6 +148,20 @@ class TypedCodec:
             ) from error
         except (TypeError, ValueError) as error:
             raise ValueTypeError(f"the value cannot be encoded: {error}") from error
+
+
+def _large_frame(value: bytes, seed: int) -> bytes:
+    """The frame that `encode` makes of `value`, for one copy of it instead of three: bytes need no look within.
+
+    For 512 KiB it takes half the time, most of what is left for the checksum.
+    """
+    try:
+        header = _LARGE_HEADER + len(value).to_bytes(4, "big")
+    except OverflowError:
+        raise ValueTypeError(f"{len(value):,} bytes are more than MessagePack can hold; split them") from None
+    check = crc32(b"\xce", crc32(value, crc32(header, seed)))
+    # _packb says 0xce before a number of four bytes.
+    return b"".join((header, value, b"\xce", _pack_checksum(check)))
 
 
 def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
