@@ -38,6 +38,9 @@ def import_files(call: Call, format_name: str, path: Path) -> int:
     """
     files = _module(format_name)
     with call.connect() as store:
+        if hasattr(files, "check"):
+            # What must not be replaced: another thing by the same name.
+            files.check(store, path)
         with told_to_run_again(), show_progress() as progress:
             done = transfer.copy_items(files.read(path), store, progress=progress)
         report("imported", done)

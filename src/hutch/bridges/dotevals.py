@@ -1,0 +1,449 @@
+"""dotevals' results on any engine: ``pytest --storage hutch://lmdb:///srv/evals``. See docs/bridges/dotevals.md."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+import hutch
+from hutch.bridges.shared import shared_namespace
+from hutch.formats.dotevals_json import (
+    EXPERIMENTS,
+    NAMESPACE,
+    evaluation_key,
+    evaluations_prefix,
+    experiment_key,
+    item_of,
+    metric_name,
+    result_suffix,
+    results_prefix,
+)
+
+try:
+    from dotevals.exceptions import EvaluationNotFoundError, ExperimentExistsError, ExperimentNotFoundError
+    from dotevals.metrics import accuracy
+    from dotevals.metrics import registry as known_metrics
+    from dotevals.metrics.registry import registry as metric_plugins
+    from dotevals.results import EvaluationMetadata, EvaluationStatus, Record, Score
+    from dotevals.storage import Storage
+except ImportError as error:
+    raise ImportError(
+        "hutch's storage for dotevals needs dotevals 0.28; install it with: pip install 'dotevals>=0.28,<0.29'"
+    ) from error
+
+_Metric = Callable[[list[Any]], float]
+
+# The order of results is that of a clock which is never set back, and of a count where two have one reading.
+_CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
+_turns = itertools.count()
+
+
+class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for mypy
+    """The storage of dotevals in the hutch store of a URL. Any thread and any number of processes may use it.
+
+    `storage_path` is what follows ``hutch://``: a storage's URL, the path of a config file, or nothing for the default
+    of `hutch.connect`. Raises what that raises. Every method has stored what it did when it returns, as durable as the
+    engine is configured; what cannot be stored or read is a `hutch.StoreError`. Nothing has to be closed.
+    """
+
+    def __init__(self, storage_path: str | None = None) -> None:
+        self._data = shared_namespace(storage_path, NAMESPACE)
+
+    # --- experiments ---
+
+    def create_experiment(self, experiment_name: str) -> None:
+        """Make an experiment; nothing happens if there is one of that name."""
+        self._created(experiment_name)
+
+    def list_experiments(self) -> list[str]:
+        """The names of all experiments."""
+        names = []
+        for _, record in self._data.scan(EXPERIMENTS):
+            # What a rename or a deletion that was killed left behind is settled here.
+            if record.keys() == {"id", "name", "moves"} or self._experiment(record["name"]) is not None:
+                names.append(record["name"])
+        return names
+
+    def delete_experiment(self, experiment_name: str) -> None:
+        """Remove an experiment and all that is in it. Raises ExperimentNotFoundError.
+
+        It is gone in one step; then its results are removed. If that is interrupted, whoever next lists the experiments
+        or uses the name goes on with it.
+        """
+        key = experiment_key(experiment_name)
+        while True:
+            record = self._existing(experiment_name)
+            if self._data.compare_and_set(key, record, record | {"deleted": True}):
+                break
+        self._experiment(experiment_name)
+
+    def rename_experiment(self, old_name: str, new_name: str) -> None:
+        """Give an experiment another name, in one step; its results stay where they are.
+
+        Raises ExperimentNotFoundError, and ExperimentExistsError if there is one of the new name. If it is interrupted,
+        whoever next lists the experiments or uses the new name ends it.
+        """
+        record = self._existing(old_name)
+        claim = record | {"name": new_name, "from": old_name}
+        if self._experiment(new_name) is not None or not self._data.compare_and_set(
+            experiment_key(new_name), hutch.MISSING, claim
+        ):
+            raise ExperimentExistsError(new_name)
+        renamed = self._experiment(new_name)
+        if renamed is None or renamed["id"] != record["id"]:
+            raise ExperimentNotFoundError(old_name)  # another was faster to rename or to delete it
+
+    def _existing(self, name: str) -> dict[str, Any]:
+        record = self._experiment(name)
+        if record is None:
+            raise ExperimentNotFoundError(name) from KeyError(experiment_key(name))
+        return record
+
+    def _created(self, name: str) -> dict[str, Any]:
+        while True:
+            record = self._experiment(name)
+            if record is not None:
+                return record
+            record = {"id": uuid.uuid4().hex, "name": name, "moves": 0}
+            if self._data.compare_and_set(experiment_key(name), hutch.MISSING, record):
+                return record
+
+    def _experiment(self, name: str) -> dict[str, Any] | None:
+        """The record of an experiment, None if there is none; any change under way is brought to its end first."""
+        key, data = experiment_key(name), self._data
+        while (record := data.get(key)) is not None:
+            if "deleted" in record:
+                for prefix in (evaluations_prefix(record["id"]), results_prefix(record["id"])):
+                    data.remove_many(list(data.scan_keys(prefix)))
+                data.compare_and_set(key, record, hutch.MISSING)
+            elif "from" in record:
+                self._end_rename(key, record)
+            elif "to" in record:
+                self._experiment(record["to"])
+                data.compare_and_set(key, record, hutch.MISSING)
+            else:
+                found: dict[str, Any] = record
+                return found
+        return None
+
+    def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
+        """Bring about what `claim`, the record at `key`, announces. Any number may do so at the same time, or die.
+
+        The one step that counts is the second line of four: the old record says where it went. `moves` grows with each
+        rename, so no record comes back: who is late finds another, and changes nothing.
+        """
+        old_key = experiment_key(claim["from"])
+        old = {"id": claim["id"], "name": claim["from"], "moves": claim["moves"]}
+        gone = old | {"to": claim["name"]}
+        self._data.compare_and_set(old_key, old, gone)
+        if self._data.get(old_key) == gone:
+            new = {"id": claim["id"], "name": claim["name"], "moves": claim["moves"] + 1}
+            self._data.compare_and_set(key, claim, new)
+            self._data.compare_and_set(old_key, gone, hutch.MISSING)
+        else:
+            self._data.compare_and_set(key, claim, hutch.MISSING)
+
+    # --- evaluations ---
+
+    def create_evaluation(self, experiment_name: str, evaluation: EvaluationMetadata) -> None:
+        """Add an evaluation, and the experiment if there is none; nothing happens if it is there already."""
+        experiment = self._created(experiment_name)
+        name = evaluation.evaluation_name
+        value = {
+            "name": name,
+            "status": evaluation.status.value,
+            "started_at": evaluation.started_at,
+            "completed_at": evaluation.completed_at,
+            "metadata": evaluation.metadata,
+        }
+        key = evaluation_key(experiment["id"], name)
+        try:
+            self._data.compare_and_set(key, hutch.MISSING, value)
+        except hutch.ValueTypeError:
+            self._data.compare_and_set(key, hutch.MISSING, _plain(value))
+
+    def list_evaluations(self, experiment_name: str) -> list[str]:
+        """The names of an experiment's evaluations, as they were given; none if there is no such experiment."""
+        experiment = self._experiment(experiment_name)
+        if experiment is None:
+            return []
+        return [value["name"] for _, value in self._data.scan(evaluations_prefix(experiment["id"]))]
+
+    def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
+        """What is known of an evaluation; None if there is none."""
+        try:
+            _, value = self._evaluation(experiment_name, evaluation_name)
+        except EvaluationNotFoundError:
+            return None
+        return EvaluationMetadata(
+            evaluation_name=value["name"],
+            status=EvaluationStatus(value["status"]),
+            started_at=value["started_at"],
+            metadata=value["metadata"],
+            completed_at=value["completed_at"],
+        )
+
+    def update_evaluation_status(self, experiment_name: str, evaluation_name: str, status: EvaluationStatus) -> None:
+        """Set the status, atomically, and when it was completed. Raises EvaluationNotFoundError."""
+        experiment_id, _ = self._evaluation(experiment_name, evaluation_name)
+        completed_at = time.time() if status == EvaluationStatus.COMPLETED else None
+        try:
+            self._data.modify(
+                evaluation_key(experiment_id, evaluation_name),
+                lambda value: value | {"status": status.value, "completed_at": completed_at},
+            )
+        except KeyError as error:  # deleted just now
+            raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
+
+    def _evaluation(self, experiment_name: str, evaluation_name: str) -> tuple[str, dict[str, Any]]:
+        """The experiment's id, and the evaluation's value."""
+        try:
+            experiment = self._data[experiment_key(experiment_name)]
+            if experiment.keys() != {"id", "name", "moves"}:
+                experiment = self._existing(experiment_name)
+            return experiment["id"], self._data[evaluation_key(experiment["id"], evaluation_name)]
+        except (KeyError, ExperimentNotFoundError) as error:
+            raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
+
+    # --- results ---
+
+    def add_results(self, experiment_name: str, evaluation_name: str, results: list[Record]) -> None:
+        """Append `results`: all of them or none. Raises EvaluationNotFoundError.
+
+        Values keep their types. A subclass of str, int, float, list, tuple or dict is stored as what it is a subclass
+        of. Raises hutch.ValueTypeError, which says where it is, for what is none of hutch's types.
+        """
+        experiment_id, _ = self._evaluation(experiment_name, evaluation_name)
+        prefix = results_prefix(experiment_id, evaluation_name)
+        items = {}
+        for record in results:
+            now_ns = time.monotonic_ns() + _CLOCK_OFFSET_NS
+            suffix = result_suffix(now_ns, next(_turns), os.urandom(4).hex(), int(record.item_id), record.error)
+            items[prefix + suffix] = _value_of(record, evaluation_name)
+        try:
+            self._set(items)
+        except hutch.ValueTypeError:
+            self._set(_plain(items))
+
+    def _set(self, items: dict[str, Any]) -> None:
+        if len(items) == 1:
+            [(key, value)] = items.items()
+            self._data[key] = value
+        else:
+            self._data.set_many(items)
+
+    def get_results(self, experiment_name: str, evaluation_name: str) -> list[Record]:
+        """All results, in the order in which they were added; none if there is no such evaluation.
+
+        A metric is that which the evaluation gave its scores, where this process knows it. Where it does not, its value
+        is NaN, with a warning that says how to make it known.
+        """
+        experiment = self._experiment(experiment_name)
+        if experiment is None:
+            return []
+        metrics = _Metrics(evaluation_name)
+        return [
+            Record(
+                item_id=value["item_id"],
+                dataset_row=value["dataset_row"],
+                prompt=value["prompt"],
+                model_response=value["model_response"],
+                scores=[
+                    Score(
+                        name=score["name"],
+                        value=score["value"],
+                        metrics=[metrics[score["name"], metric] for metric in score["metrics"]],
+                        metadata=score["metadata"],
+                    )
+                    for score in value["scores"]
+                ],
+                error=value["error"],
+                timestamp=value["timestamp"],
+                dataset_name=value["dataset_name"],
+                dataset_class=value["dataset_class"],
+            )
+            for _, value in self._data.scan(results_prefix(experiment["id"], evaluation_name))
+        ]
+
+    def completed_items(self, experiment_name: str, evaluation_name: str) -> list[int]:
+        """The ids of the items that have a result without an error. Reads keys alone."""
+        return [item for item, is_ok in map(item_of, self._keys(experiment_name, evaluation_name)) if is_ok]
+
+    def remove_error_result(self, experiment_name: str, evaluation_name: str, item_id: int) -> None:
+        """Remove the errors of an item."""
+        self.remove_error_results_batch(experiment_name, evaluation_name, [item_id])
+
+    def remove_error_results_batch(self, experiment_name: str, evaluation_name: str, item_ids: Iterable[int]) -> None:
+        """Remove the errors of these items, in one step. Reads keys alone."""
+        failed = {(item_id, False) for item_id in item_ids}
+        self._data.remove_many([key for key in self._keys(experiment_name, evaluation_name) if item_of(key) in failed])
+
+    def _keys(self, experiment_name: str, evaluation_name: str) -> Iterable[str]:
+        experiment = self._experiment(experiment_name)
+        return () if experiment is None else self._data.scan_keys(results_prefix(experiment["id"], evaluation_name))
+
+
+# --- the engine schemes themselves ---
+
+
+class _EngineStorage(HutchStorage):
+    """``--storage lmdb:///srv/evals``. It gives way to another package that has a storage of that name for dotevals."""
+
+    _scheme: str
+
+    def __new__(cls, storage_path: str | None = None) -> Any:
+        other = _others_storage(cls._scheme)
+        return super().__new__(cls) if other is None else other(storage_path)
+
+    def __init__(self, storage_path: str | None = None) -> None:
+        super().__init__(f"{self._scheme}://{storage_path or ''}")
+
+
+@cache
+def _others_storage(scheme: str) -> Any:
+    # dotevals takes the entry point that comes last, which may be ours; theirs was installed for this very name.
+    for found in entry_points(group="dotevals.storage", name=scheme):
+        if found.module != __name__:
+            return found.load()
+    return None
+
+
+class LmdbStorage(_EngineStorage):
+    _scheme = "lmdb"
+
+
+class SqliteStorage(_EngineStorage):
+    _scheme = "sqlite"
+
+
+class RedisStorage(_EngineStorage):
+    _scheme = "redis"
+
+
+class RedissStorage(_EngineStorage):
+    _scheme = "rediss"
+
+
+# --- values ---
+
+
+def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
+    return {
+        "item_id": int(record.item_id),
+        "dataset_row": record.dataset_row,
+        "prompt": record.prompt,
+        "model_response": record.model_response,
+        "scores": [
+            {
+                "name": score.name,
+                "value": score.value,
+                "metrics": [_described(metric, evaluation, score.name) for metric in score.metrics],
+                "metadata": score.metadata,
+            }
+            for score in record.scores
+        ],
+        "error": record.error,
+        "timestamp": record.timestamp,
+        "dataset_name": record.dataset_name,
+        "dataset_class": record.dataset_class,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """`value` with instances of subclasses as what they are based on, as JSON would have it: numpy's floats, enums."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+# --- metrics ---
+
+# What the scores of this process came with, by evaluation, score and name. A few for each evaluation.
+_seen: dict[tuple[str, str, str], _Metric] = {}
+
+
+def _described(metric: _Metric, evaluation: str, score: str) -> str:
+    """What is stored of a metric: ``module:name``, with "(...)" behind it if it was made with values of its own."""
+    if isinstance(metric, _Unknown):
+        return metric.described
+    name: str = metric.__name__
+    _seen[evaluation, score, name] = metric
+    parts = ("__closure__", "__defaults__", "__kwdefaults__")
+    made_with = "(...)" if any(getattr(metric, part, None) for part in parts) else ""
+    return f"{getattr(metric, '__module__', None) or ''}:{name}{made_with}"
+
+
+def _found(evaluation: str, score: str, described: str) -> _Metric | None:
+    """The metric, if this process has it. Runs nothing but what `metric` of dotevals made, and imports nothing."""
+    module, name = described.partition(":")[0], metric_name(described)
+    if (seen := _seen.get((evaluation, score, name))) is not None:
+        return seen
+    known: _Metric | None = known_metrics.get(name)
+    if known is not None and module in ("", known.__module__):
+        return known
+    if described.endswith("(...)"):
+        return None  # with which values is not known
+    factories = [getattr(sys.modules.get(module), name, None), metric_plugins.get(name)]
+    for factory in factories:
+        # All that the decorator made share its code. What is stored must not be able to call anything else.
+        if getattr(factory, "__code__", None) is accuracy.__code__:
+            with suppress(TypeError):  # it wants values
+                made: _Metric = factory()
+                if module in ("", made.__module__):
+                    return made
+    return None
+
+
+class _Unknown:
+    """Stands for a metric that was not known when results were read. It may be when its value is asked for."""
+
+    def __init__(self, evaluation: str, score: str, described: str) -> None:
+        self._evaluation, self._score, self.described = evaluation, score, described
+        self.__name__ = metric_name(described)
+
+    def __call__(self, scores: list[Any]) -> float:
+        metric = _found(self._evaluation, self._score, self.described)
+        if metric is not None:
+            return metric(scores)
+        module = self.described.partition(":")[0]
+        warnings.warn(
+            f"metric {self.__name__!r} is not known here, so its value is nan; import {module or 'its module'} first, "
+            f"or set dotevals.metrics.registry[{self.__name__!r}]",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return math.nan
+
+
+class _Metrics(dict[tuple[str, str], _Metric]):
+    """The metrics of one evaluation, by score and description, each looked for once."""
+
+    def __init__(self, evaluation: str) -> None:
+        super().__init__()
+        self._evaluation = evaluation
+
+    def __missing__(self, key: tuple[str, str]) -> _Metric:
+        score, described = key
+        metric = _found(self._evaluation, score, described) or _Unknown(self._evaluation, score, described)
+        self[key] = metric
+        return metric

@@ -1,0 +1,295 @@
+"""Where dotevals' results lie in hutch, and in the folder of its JSON storage (``.dotevals``).
+
+All is in the namespace `NAMESPACE`. docs/bridges/dotevals.md describes the keys and values.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import hutch
+
+NAMESPACE = "dotevals"
+EXPERIMENTS = "experiment/"
+
+# "/" parts a key, "%" and "~" mark what is not as it was; the rest would look bad in a terminal or is no text.
+_NOT_IN_A_KEY = re.compile("[/%~\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LONGEST_NAME_BYTES = 240
+
+
+@lru_cache(maxsize=1024)
+def _in_key(name: str) -> str:
+    """`name` as a part of a key: without "/", and different for each name. The name itself is in the value."""
+    text = _NOT_IN_A_KEY.sub(lambda found: "".join(f"%{byte:02X}" for byte in _encoded(found[0])), name)
+    if len(text.encode()) <= _LONGEST_NAME_BYTES:
+        return text
+    return text.encode()[:160].decode(errors="ignore") + "~" + hashlib.sha256(_encoded(name)).hexdigest()[:32]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def experiment_key(name: str) -> str:
+    return EXPERIMENTS + _in_key(name)
+
+
+def evaluations_prefix(experiment_id: str) -> str:
+    return f"evaluation/{experiment_id}/"
+
+
+def evaluation_key(experiment_id: str, name: str) -> str:
+    return f"evaluation/{experiment_id}/{_in_key(name)}"
+
+
+def results_prefix(experiment_id: str, evaluation: str | None = None) -> str:
+    """What the keys of an evaluation's results begin with; those of all of them without `evaluation`."""
+    of_experiment = f"result/{experiment_id}/"
+    return of_experiment if evaluation is None else f"{of_experiment}{_in_key(evaluation)}/"
+
+
+def result_suffix(sequence: int, turn: int, salt: str, item_id: int, error: str | None) -> str:
+    """What follows the prefix: the order, what tells it from others of the same moment, and all that resuming asks."""
+    return f"{sequence:016x}-{turn & 0xFFFF:04x}{salt}/{item_id}/{'ok' if error is None else 'error'}"
+
+
+def item_of(key: str) -> tuple[int, bool]:
+    """The item that a result's key is about, and whether it went well. Reads no value."""
+    _, item, state = key.rsplit("/", 2)
+    return int(item), state == "ok"
+
+
+# --- from the framework's files ---
+
+
+def read(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Every item of the folder of a JSON storage, a line at a time, as (namespace, key, value).
+
+    The same files give the same keys each time. Raises ConfigError if `path` is no folder, CorruptValueError, which
+    names file and line, for what the framework did not write or did not write to its end.
+    """
+    for name, folder in _experiments(path):
+        record = _imported(name)
+        yield NAMESPACE, experiment_key(name), record
+        seen: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.jsonl")):
+            yield from _evaluation(file, record["id"], seen)
+
+
+def check(store: hutch.Store, path: Path) -> None:
+    """Raise ConfigError if importing `path` would mix its experiments with others that the store has by those names."""
+    with store.open(NAMESPACE) as data:
+        names = {record["id"]: record["name"] for _, record in data.scan(EXPERIMENTS)}
+        for name, _ in _experiments(path):
+            new, old = _imported(name), data.get(experiment_key(name))
+            if old is None and new["id"] not in names:
+                continue
+            if old is None:
+                raise hutch.ConfigError(
+                    f"experiment {name!r} was imported before and is called {names[new['id']]!r} now; delete that one "
+                    "to import it again"
+                )
+            if old["id"] != new["id"] or old.keys() != new.keys():
+                raise hutch.ConfigError(
+                    f"the store has an experiment {name!r} that did not come from these files; rename or delete it "
+                    "with the dotevals command, then import"
+                )
+
+
+def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
+    """Each folder that stands for an experiment: it has evaluations, or nothing at all. "a/b" is a folder in "a"."""
+    if not path.is_dir():
+        raise hutch.ConfigError(f"{path} is not a folder; expected the one of dotevals' JSON storage, .dotevals")
+    for folder in sorted([path, *(found for found in path.rglob("*") if found.is_dir())]):
+        empty = folder != path and not any(folder.iterdir())
+        if empty or next(folder.glob("*.jsonl"), None) is not None:
+            yield "/".join(folder.relative_to(path).parts), folder
+
+
+def _imported(name: str) -> dict[str, Any]:
+    # An id that follows from the name, so that an import can be run again; the bridge's own are random.
+    experiment_id = "json-" + hashlib.sha256(_encoded(name)).hexdigest()[:24]
+    return {"id": experiment_id, "name": name, "moves": 0}
+
+
+def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterator[tuple[str, str, Any]]:
+    prefix = None
+    with file.open("rb") as lines:
+        # The number of the line is the order. It is less than any time, so what is added later comes after it.
+        for number, line in enumerate(lines, 1):
+            if prefix is not None and not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+                if prefix is None:
+                    name, evaluation = _read_evaluation(found)
+                    if name in seen:
+                        raise ValueError(f"evaluation {name!r} is in {seen[name].name!r} too")
+                    seen[name] = file
+                    prefix = results_prefix(experiment_id, name)
+                    yield NAMESPACE, evaluation_key(experiment_id, name), evaluation
+                else:
+                    result = _read_result(found)
+                    suffix = result_suffix(number, 0, "00000000", result["item_id"], result["error"])
+                    yield NAMESPACE, prefix + suffix, result
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                # What json says of a line holds none of it; what a KeyError says is the name that is missing.
+                told = f"{error} is missing" if isinstance(error, KeyError) else error
+                raise hutch.CorruptValueError(f"{file}, line {number}: not what dotevals writes: {told}") from error
+    if prefix is None:
+        raise hutch.CorruptValueError(f"{file}, line 1: not what dotevals writes: the file is empty")
+
+
+def _read_evaluation(found: Any) -> tuple[str, dict[str, Any]]:
+    name: str = _typed(found["evaluation_name"], str, "evaluation_name")
+    return name, {
+        "name": name,
+        "status": _typed(found["status"], str, "status"),
+        "started_at": found["started_at"],
+        "completed_at": found.get("completed_at"),
+        "metadata": found["metadata"],
+    }
+
+
+def _read_result(found: Any) -> dict[str, Any]:
+    return {
+        "item_id": _typed(found["item_id"], int, "item_id"),
+        "dataset_row": found.get("dataset_row", {}),
+        "prompt": found.get("prompt"),
+        "model_response": found.get("model_response"),
+        "scores": [
+            {
+                "name": score["name"],
+                "value": score["value"],
+                # The file says nothing of where a metric is from.
+                "metrics": [f":{_typed(name, str, 'metrics')}" for name in score["metrics"]],
+                "metadata": score.get("metadata", {}),
+            }
+            for score in found.get("scores", [])
+        ],
+        "error": found.get("error"),
+        "timestamp": found.get("timestamp", 0),
+        "dataset_name": found.get("dataset_name"),
+        "dataset_class": found.get("dataset_class"),
+    }
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+# --- to the framework's files ---
+
+
+def write(store: hutch.Store, path: Path) -> int:
+    """Write all experiments below `path` as dotevals' JSON storage does; how many items: evaluations and results.
+
+    Each file appears whole or not at all. One that is there already must be the same. Raises ConfigError for a name
+    that no file can have, or a file that is there and differs, ValueTypeError for a value that JSON would change.
+    """
+    written = 0
+    with store.open(NAMESPACE) as data:
+        # What a rename or a deletion that was killed left behind, the bridge clears up; here it is only not shown.
+        names = {
+            record["id"]: record.get("to", record["name"])
+            for _, record in data.scan(EXPERIMENTS)
+            if "from" not in record and "deleted" not in record
+        }
+        for experiment_id, name in names.items():
+            folder = path / _folder_name(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            files: dict[str, str] = {}
+            for _, evaluation in data.scan(evaluations_prefix(experiment_id)):
+                file = _file_name(evaluation["name"])
+                other = files.setdefault(file.casefold(), evaluation["name"])
+                if other != evaluation["name"]:
+                    raise hutch.ConfigError(
+                        f"evaluations {other!r} and {evaluation['name']!r} of experiment {name!r} would be the same "
+                        "file; delete or leave out one of them"
+                    )
+                written += _write_evaluation(data, experiment_id, evaluation, folder / file)
+    return written
+
+
+def _folder_name(experiment: str) -> PurePosixPath:
+    parts = experiment.split("/")
+    if {"", ".", ".."} & set(parts) or re.search(r'[\x00-\x1f\\:*?"<>|\ud800-\udfff]', experiment):
+        raise hutch.ConfigError(f"experiment {experiment!r} cannot be the name of a folder; rename it")
+    return PurePosixPath(*parts)
+
+
+def _file_name(evaluation: str) -> str:
+    if re.search("[\x00\ud800-\udfff]", evaluation):
+        raise hutch.ConfigError(f"evaluation {evaluation!r} cannot be the name of a file")
+    return evaluation.replace("/", "@") + ".jsonl"
+
+
+def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dict[str, Any], file: Path) -> int:
+    head = {"evaluation_name": evaluation["name"], **{key: evaluation[key] for key in evaluation if key != "name"}}
+    count = 1
+    # The name may be as long as a file's can be, and a temporary one is longer: it has none of it.
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".export-", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(_json(head, evaluation_key(experiment_id, evaluation["name"])))
+            for key, result in data.scan(results_prefix(experiment_id, evaluation["name"])):
+                scores = [
+                    {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]}
+                    for score in result["scores"]
+                ]
+                out.write("\n" + _json({**result, "scores": scores}, key))
+                count += 1
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            if file.exists():
+                if not filecmp.cmp(temporary, file, shallow=False):
+                    raise hutch.ConfigError(f"{file} is there already, and differs; export to an empty folder")
+            else:
+                os.replace(temporary, file)  # noqa: PTH105
+        except OSError as error:
+            raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108
+    return count
+
+
+def metric_name(metric: str) -> str:
+    """The name in what a score says of a metric: ``module:name``, with "(...)" behind it if it was made with values."""
+    return metric.partition(":")[2].removesuffix("(...)")
+
+
+def _json(value: dict[str, Any], key: str) -> str:
+    _must_be_json(value, key, "")
+    return json.dumps(value)
+
+
+def _must_be_json(value: Any, key: str, where: str) -> None:
+    if type(value) is dict:
+        for name, item in value.items():
+            if type(name) is not str:
+                raise hutch.ValueTypeError(
+                    f"the value of key {key!r} cannot be JSON: a name{where} is of type {type(name).__name__}, not str"
+                )
+            _must_be_json(item, key, f"{where}[{name!r}]")
+    elif type(value) is list:
+        for number, item in enumerate(value):
+            _must_be_json(item, key, f"{where}[{number}]")
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise hutch.ValueTypeError(
+            f"the value of key {key!r} cannot be JSON: {where.lstrip()} is of type {type(value).__name__}, which JSON "
+            "does not give back"
+        )
