@@ -58,7 +58,7 @@ class Bench(BotPlugin):
     def do(self, msg, args):
         number, expression = args.split(" ", 1)
         try:
-            told = repr(eval(expression))
+            told = repr(eval(expression, {**globals(), "self": self, "msg": msg}))
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
         print(f"<<{number}|{told}>>", flush=True)

@@ -43,16 +43,17 @@ def pytest_report_header() -> str:
 @pytest.fixture(params=["memory", "lmdb", "sqlite", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty storage of each engine."""
-    return _url_of(request, tmp_path)
+    return url_of(request, tmp_path)
 
 
 @pytest.fixture(params=["lmdb", "sqlite", "redis"])
 def lasting_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty storage of each engine that other processes can use too, and that outlives them."""
-    return _url_of(request, tmp_path)
+    return url_of(request, tmp_path)
 
 
-def _url_of(request: pytest.FixtureRequest, folder: Path) -> str:
+def url_of(request: pytest.FixtureRequest, folder: Path) -> str:
+    """A new, empty storage of the engine that `request` is for."""
     engine: str = request.param
     if engine == "memory":
         return "memory://"

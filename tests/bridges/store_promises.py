@@ -237,6 +237,16 @@ def two_openings_of_one_namespace_share_it(world: World) -> None:
     other.close_storage()
 
 
+def two_plugins_of_one_config_share_one_connection(world: World) -> None:
+    store = world.open("one connection")
+    store["k"] = 1
+    again = type(world.plugin)(world.plugin._bot_config).open("one connection")
+    assert again._namespace is store._store._namespace
+    again.close()
+    store["k"] = 2  # closed there, open here
+    assert store["k"] == 2
+
+
 def a_storage_is_true_also_when_it_is_empty(world: World) -> None:
     storage = world.plugin.open("true")
     assert storage
@@ -263,6 +273,7 @@ def a_closed_storage_says_so_to_a_thread_that_is_late(world: World) -> None:
 #: They are the bridge's own.
 BRIDGE_PROMISES = [
     two_openings_of_one_namespace_share_it,
+    two_plugins_of_one_config_share_one_connection,
     a_storage_is_true_also_when_it_is_empty,
     what_msgpack_refuses_is_pickled,
     a_closed_storage_says_so_to_a_thread_that_is_late,

@@ -20,6 +20,7 @@ import pytest
 import hutch
 from hutch.bridges.errbot import plugin_dir
 from tests.bridges.bot import ROOT, Bot, BotFolder, environment, errbot, errbot_python, hutch_command
+from tests.bridges.conftest import url_of
 from tests.bridges.store_promises import BRIDGE_PROMISES, PROMISES, World
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("errbot")]
@@ -88,6 +89,40 @@ def test_the_example_bot_keeps_its_state_through_kill_9_and_is_changed_from_outs
         bot.say("!karma up eve", "eve has 100 karma")
         bot.say("!karma top", "eve: 100")
         assert stored(url, "Karma") == {"eve": 100}
+
+
+def test_a_bot_runs_on_every_engine(tmp_path: Path, url: str) -> None:
+    folder = with_hutch(tmp_path, {"url": url})
+    with Bot(folder.config) as bot:
+        bot.do("self.update(a={1}, b=OrderedDict(k=1), who=msg.frm)")
+        assert bot.do("sorted(self), self['a'], self['b']['k'], self['who'] == msg.frm, 'c' in self") == (
+            "(['a', 'b', 'who'], {1}, 1, True, False)"
+        )
+        # Stopped and started, a plugin opens its storage again, and closes it less often than that.
+        plugins = "self._bot.plugin_manager"
+        bot.do(f"({plugins}.deactivate_plugin('Test Bench'), {plugins}.activate_plugin('Test Bench'))")
+        assert bot.do("len(self), self['a']") == "(3, {1})"
+        bot.do("self.clear()")
+        assert bot.do("len(self), list(self)") == "(0, [])"
+
+
+def test_what_a_bot_was_told_is_stored_is_there_after_kill_9_in_the_middle_and_it_goes_on(
+    tmp_path: Path, lasting_url: str
+) -> None:
+    folder = with_hutch(tmp_path, {"url": lasting_url})
+    counting = "[(self.__setitem__(f'n{i}', {'n': {i}}), print(f'[stored {i}]', flush=True)) for i in range(1000000)]"
+    with Bot(folder.config) as bot:
+        bot.say(f"!do 1 {counting}", r"\[stored 150\]")
+        bot.kill()
+        acknowledged = max(map(int, re.findall(r"\[stored (\d+)\]", bot.output)))
+    with Bot(folder.config) as bot:
+        found = int(bot.do("len(self)"))
+        assert acknowledged + 1 <= found <= acknowledged + 2  # the last one may have been stored and not told
+        assert bot.do(f"all(self[f'n{{i}}'] == {{'n': {{i}}}} for i in range({found}))") == "True"
+        bot.do("self.__setitem__('more', 1)")
+        seen = stored(lasting_url)
+        assert len(seen) == found + 1
+        assert seen[f"n{acknowledged}"] == {"n": {acknowledged}}
 
 
 def test_a_bot_s_values_are_typed_for_everybody_where_msgpack_takes_them_and_pickled_where_not(tmp_path: Path) -> None:
@@ -200,7 +235,7 @@ def test_identifiers_in_a_shelf_stop_the_command_are_used_in_place_and_moved_by_
     assert len(done.stderr.splitlines()) <= 2, done.stderr
 
     (folder.plugins / "move").mkdir()
-    for name, text in snippets_of(ROOT / "docs" / "howto" / "errbot.md", "movestate.plug", "movestate.py").items():
+    for name, text in snippets_of(ROOT / "docs" / "bridges" / "errbot.md", "movestate.plug", "movestate.py").items():
         (folder.plugins / "move" / name).write_text(text)
     with_hutch(tmp_path, {"url": shelf})
     with Bot(folder.config) as bot:
@@ -282,13 +317,13 @@ def test_a_config_that_does_not_fit_stops_the_bot_with_a_reason_and_shows_no_sec
 # --- what plugins of a bot rely on ---
 
 
-@pytest.fixture(scope="module", params=["lmdb", "sqlite", "memory"])
+@pytest.fixture(scope="module", params=["memory", "lmdb", "sqlite", "redis"])
 def told_by_errbot(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, str], str]:
     """What became of each promise in Errbot's Python, with Errbot's StoreMixin, and what was printed beside it."""
     folder = tmp_path_factory.mktemp("promises")
-    url = "memory://" if request.param == "memory" else f"{request.param}://{(folder / 'state').as_posix()}"
+    url = url_of(request, folder)
     with_hutch(folder, {"url": url})
     script = Path(__file__).with_name("store_promises.py")
     done = subprocess.run(

@@ -18,7 +18,7 @@ import hutch
 SCHEME = "hutch://"
 
 _lock = threading.RLock()
-_stores: dict[tuple[str | None, ...], hutch.Store] = {}
+_stores: dict[tuple[str | int | None, ...], hutch.Store] = {}
 _handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
 
 
@@ -27,26 +27,28 @@ def storage_url(text: str | None) -> str | None:
     return (text or "").removeprefix(SCHEME) or None
 
 
-def shared_store(url: str | None = None) -> hutch.Store:
+def shared_store(url: str | object | None = None) -> hutch.Store:
     """The store of `url`, connected once in this process. Never close it: others have it too.
 
     `url` is a storage's URL or the path of a config file, with or without ``hutch://`` before it; ``${NAME}`` and
     ``${NAME:-default}`` in a URL stand for environment variables, so that a password need not be written where a
     framework would record it. None, "" and ``hutch://`` alone stand for what ``hutch.connect()`` takes:
-    `$HUTCH_STORAGE` and so on. Raises what `hutch.connect` raises.
+    `$HUTCH_STORAGE` and so on. A Python module or object, such as a bot's config.py, is a config as for
+    `hutch.connect`, and stands for itself: for the same object it is the same store. Raises what `hutch.connect`
+    raises.
     """
-    text = storage_url(url)
+    config = storage_url(url) if url is None or isinstance(url, str) else url
     with _lock:
-        key = _key(text)
+        key = _key(config)
         store = _stores.get(key)
         if store is None:
             # A URL within a mapping has its variables expanded, one by itself has not.
-            store = hutch.connect({"STORAGE": text} if text is not None and "://" in text else text)
+            store = hutch.connect({"STORAGE": config} if isinstance(config, str) and "://" in config else config)
             _stores[key] = store
         return store
 
 
-def shared_namespace(url: str | None, namespace: str) -> hutch.Namespace:
+def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespace:
     """The one handle of this process on `namespace` of `shared_store(url)`. Any thread may use it, nobody closes it.
 
     Raises what `hutch.connect` and `hutch.Store.open` raise.
@@ -75,11 +77,13 @@ def _close(handle: hutch.Namespace) -> None:
         handle.close()
 
 
-def _key(text: str | None) -> tuple[str | None, ...]:
+def _key(config: object) -> tuple[str | int | None, ...]:
     """What tells one connection from another: a relative path leads elsewhere from another working folder."""
-    if text is None:
+    if config is None:
         return None, os.environ.get("HUTCH_STORAGE"), os.environ.get("HUTCH_CONFIG"), _working_folder()
-    return text, _working_folder()
+    if isinstance(config, str):
+        return config, _working_folder()
+    return (id(config),)  # no other object can have it meanwhile: the store's config holds this one
 
 
 def _working_folder() -> str | None:

@@ -1,4 +1,4 @@
-"""The state of an Errbot bot in hutch: ``STORAGE = "Hutch"`` in the bot's config.py. See docs/howto/errbot.md.
+"""The state of an Errbot bot in hutch: ``STORAGE = "Hutch"`` in the bot's config.py. See docs/bridges/errbot.md.
 
 Nothing here imports Errbot, so that a config.py can name `plugin_dir`.
 """
