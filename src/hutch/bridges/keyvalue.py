@@ -1,0 +1,430 @@
+"""A store for py-key-value, and so for FastMCP, on any engine of hutch.
+
+    from hutch.bridges.keyvalue import HutchStore
+    server = FastMCP("notes", session_state_store=HutchStore("lmdb:///srv/notes"))
+
+All collections lie in one namespace, an entry at ``collection:key``. In the collection ``%`` and ``:`` are written
+``%25`` and ``%3A``, so that a prefix belongs to one collection alone, and what tells it is the first ``:``. A ``%`` that
+a key begins with is doubled. A name that would be too long for hutch stands as ``%#`` and its SHA-256, and is kept whole
+in the entry. An entry is a dict: `value`; `expires_at`, a datetime, where it has a ttl; `collection` and `key` where one
+of them stands hashed.
+
+What expires is also listed by the minute, at ``%expires:minute:collection:key``, written in one step with the entry. So
+keys can be listed, and expired entries found, without reading values. A line of the list may be out of date, since the
+entry was put again: the entry decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self, SupportsFloat, TypeVar
+
+import hutch
+
+from .shared import shared_namespace
+
+try:
+    from key_value.aio.errors import DeserializationError, InvalidKeyError, InvalidTTLError, SerializationError
+except ImportError as error:
+    raise ImportError(
+        "hutch.bridges.keyvalue needs py-key-value-aio, 0.4.6 or later and below 0.5; "
+        "pip install 'py-key-value-aio>=0.4.6,<0.5', or FastMCP, which brings it"
+    ) from error
+
+T = TypeVar("T")
+
+_HASHED: Final = "%#"
+# A collection cannot be called so: a `%` in its name is escaped.
+_EXPIRES: Final = "%expires"
+_LONGEST_COLLECTION_BYTES: Final = 255
+# What is left of the 1,024 of a key for `_EXPIRES` and a minute before it.
+_LONGEST_NAME_BYTES: Final = 1024 - 24
+
+# An expired entry's line in the list is kept for so long, for it may be written again by a process whose clock is behind,
+# or that was held up between looking at its clock and writing.
+_GRACE_MINUTES: Final = 5
+# After so many writes with a ttl, up to twice as many entries are removed that have expired.
+_WRITES_A_SWEEP: Final = 16
+
+
+class HutchStore:
+    """An `AsyncKeyValue` of py-key-value that also lists its keys and collections, culls, and can be destroyed.
+
+    `url` names the storage as for `hutch.connect`, ``hutch://`` may stand before it, and ``${NAME}`` in it is taken from
+    the environment; None stands for `$HUTCH_STORAGE` and so on. Stores of one process with one URL share a connection.
+    `namespace` is where it all lies: stores with different ones know nothing of each other.
+
+    A value comes back as from the other stores of py-key-value: as JSON would give it. With `exact_types` it comes back
+    as it was put, with its types, a datetime as a datetime; what hutch's codec does not take is refused.
+
+    Every call is made in a thread of the event loop's own executor, so the loop never waits for a disk or a server. With
+    `inline` all but listing, culling and destroying is done on the loop itself, as DiskStore does, which is some 40 us
+    faster a call. It is meant for data in memory; with any other, all that runs on the loop waits for the disk too.
+
+    Any loop, thread and process may use it. What a call wrote is stored when it returns, as durable as the engine is;
+    `put_many`, `delete_many`, `destroy_collection` and `destroy` happen whole or not at all where the engine has
+    `atomic-batch`, as all have that processes can share. A cancelled write is over before its CancelledError is raised:
+    it happened or not, nothing of it comes later.
+
+    Raises SerializationError, DeserializationError, InvalidKeyError and InvalidTTLError as other stores do, TypeError
+    for a key or value of a wrong type, and else what hutch raises: a server that is away is a
+    `hutch.StorageUnavailableError`, which is a ConnectionError. Making one raises what `hutch.connect` raises.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "keyvalue",
+        default_collection: str = "default_collection",
+        exact_types: bool = False,
+        inline: bool = False,
+    ) -> None:
+        self.default_collection = default_collection
+        self._exact_types = exact_types
+        self._inline = inline
+        self._entries = shared_namespace(url, namespace)
+        # So that the first write of a process sweeps: there may be many short ones.
+        self._unswept = _WRITES_A_SWEEP
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} in {self._entries!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Nothing: all is stored, and the connection is the process's. For code that closes the store it was given."""
+
+    # --- reading ---
+
+    async def get(self, key: str, *, collection: str | None = None) -> dict[str, Any] | None:
+        """The value of `key`, fresh; None if there is none, or no longer."""
+        return (await self.ttl(key, collection=collection))[0]
+
+    async def ttl(self, key: str, *, collection: str | None = None) -> tuple[dict[str, Any] | None, float | None]:
+        """The value of `key` and the seconds that it has left, None without end; (None, None) if there is none."""
+        return _value_and_ttl(await self._read(self._entries.get, self._name(collection, key)))
+
+    async def get_many(self, keys: Sequence[str], *, collection: str | None = None) -> list[dict[str, Any] | None]:
+        """What `get` would give for each of `keys`, in one read where the engine can."""
+        return [value for value, _ in await self.ttl_many(keys, collection=collection)]
+
+    async def ttl_many(
+        self, keys: Sequence[str], *, collection: str | None = None
+    ) -> list[tuple[dict[str, Any] | None, float | None]]:
+        """What `ttl` would give for each of `keys`, in one read where the engine can."""
+        names = [self._name(collection, key) for key in keys]
+        found = await self._read(self._entries.get_many, names)
+        return [_value_and_ttl(found.get(name)) for name in names]
+
+    async def keys(self, collection: str | None = None, *, limit: int | None = None) -> list[str]:
+        """The keys of a collection, all of them or the first `limit`, none that has expired."""
+        return await _in_thread(self._keys, self._prefix(collection), limit)
+
+    async def collections(self, *, limit: int | None = None) -> list[str]:
+        """The collections that hold a key, all of them or the first `limit`."""
+        return await _in_thread(self._collections, limit)
+
+    # --- writing ---
+
+    async def put(
+        self, key: str, value: Mapping[str, Any], *, collection: str | None = None, ttl: SupportsFloat | None = None
+    ) -> None:
+        """Set `key` to `value`, for `ttl` seconds or without end. Atomic.
+
+        Raises SerializationError for what cannot be stored, InvalidTTLError for a ttl that is no number above 0.
+        """
+        await self.put_many([key], [value], collection=collection, ttl=ttl)
+
+    async def put_many(
+        self,
+        keys: Sequence[str],
+        values: Sequence[Mapping[str, Any]],
+        *,
+        collection: str | None = None,
+        ttl: SupportsFloat | None = None,
+    ) -> None:
+        """Set each of `keys` to the value at its place, as one batch: all or none. The last of equal keys counts.
+
+        Raises what `put` raises, and ValueError if there are more of the ones than of the others; then nothing is set.
+        """
+        if len(keys) != len(values):
+            raise ValueError(f"put_many was called with {len(keys)} keys and {len(values)} values")
+        expires_at = _expiry(ttl)
+        items: dict[str, Any] = {}
+        for key, value in zip(keys, values, strict=True):
+            name = self._name(collection, key)
+            entry = {"value": self._storable(value)}
+            if expires_at is not None:
+                entry["expires_at"] = expires_at
+                items[f"{_EXPIRES}:{_minute(expires_at)}:{name}"] = None
+            if _HASHED in name:
+                entry |= {"collection": collection or self.default_collection, "key": key}
+            items[name] = entry
+        if items:
+            await self._change(self._set_expiring if expires_at else self._set, items)
+
+    async def delete(self, key: str, *, collection: str | None = None) -> bool:
+        """Remove `key`; whether it was there. Of several who delete one entry, one hears that it was."""
+        return bool(await self.delete_many([key], collection=collection))
+
+    async def delete_many(self, keys: Sequence[str], *, collection: str | None = None) -> int:
+        """Remove those of `keys` that are there, as one batch; how many that were."""
+        return await self._change(self._remove, [self._name(collection, key) for key in keys])
+
+    async def cull(self) -> None:
+        """Remove all entries that have expired. One that is put again meanwhile stays."""
+        await _finished(_in_thread(self._sweep))
+
+    async def destroy_collection(self, collection: str) -> bool:
+        """Remove all of a collection, as one batch; whether it held anything."""
+        return await _finished(_in_thread(self._destroy_collection, self._prefix(collection)))
+
+    async def destroy(self) -> bool:
+        """Remove all collections, in one step. True."""
+        await _finished(_in_thread(self._entries.clear))
+        return True
+
+    # --- names and values ---
+
+    def _prefix(self, collection: str | None) -> str:
+        name = collection or self.default_collection
+        if not isinstance(name, str):
+            raise TypeError(f"a collection is a str, not {type(name).__name__}")
+        return _prefix_of(name)
+
+    def _name(self, collection: str | None, key: str) -> str:
+        """Where the entry lies."""
+        if not isinstance(key, str):
+            raise TypeError(f"a key is a str, not {type(key).__name__}")
+        prefix = self._prefix(collection)
+        name = f"{prefix}%{key}" if key.startswith("%") else prefix + key
+        return name if len(_utf8(name)) <= _LONGEST_NAME_BYTES else prefix + _hashed(key)
+
+    def _storable(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"a value is a mapping from str to what JSON can hold, not {type(value).__name__}")
+        plain = dict(value)
+        if not all(isinstance(field, str) for field in plain):
+            raise TypeError("a value is a mapping from str, and this one has a key of another type")
+        if self._exact_types:
+            return plain
+        try:
+            text = json.dumps(plain)
+            stored: dict[str, Any] = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SerializationError(f"the value is not what JSON can hold: {error}") from error
+        if stored != plain and json.dumps(stored) != text:
+            raise SerializationError("two keys of a dict in the value, such as 1 and '1', would be the same in JSON")
+        return stored
+
+    # --- in the thread ---
+
+    def _set(self, items: dict[str, Any]) -> None:
+        if len(items) == 1:
+            ((name, entry),) = items.items()
+            self._entries[name] = entry
+        else:
+            self._entries.set_many(items)
+
+    def _set_expiring(self, items: dict[str, Any]) -> None:
+        self._entries.set_many(items)
+        self._unswept += len(items) // 2
+        if self._unswept >= _WRITES_A_SWEEP:
+            most, self._unswept = 2 * self._unswept, 0
+            # What was asked for is done. If this goes wrong, what is left is found the next time.
+            with suppress(hutch.StoreError):
+                self._sweep(most)
+
+    def _remove(self, names: list[str]) -> int:
+        found = self._entries.get_many(names)
+        alive = [name for name, entry in found.items() if not _has_expired(entry)]
+        for name in found.keys() - alive:
+            self._remove_expired(name)
+        return self._entries.remove_many(alive)
+
+    def _remove_expired(self, name: str) -> None:
+        """Unless it was put again, by whoever, until the moment it is removed."""
+        with suppress(KeyError, _StillAliveError):
+            self._entries.modify(name, _expired_is_missing)
+
+    def _sweep(self, most: int | None = None) -> None:
+        """Remove what has expired: all of it, or up to `most` of what has for some minutes."""
+        over = _minute(datetime.now(UTC) - timedelta(minutes=_GRACE_MINUTES))
+        until = f"{_EXPIRES}:{over}" if most else None
+        lines = list(itertools.islice(self._due(until), most))
+        for line in lines:
+            self._remove_expired(_listed_name(line))
+        self._entries.remove_many(line for line in lines if line < f"{_EXPIRES}:{over}")
+
+    def _due(self, until: str | None = None) -> Iterator[str]:
+        """The lines of those that may have expired by now, or before `until`."""
+        next_minute = _minute(datetime.now(UTC) + timedelta(minutes=1))
+        return self._entries.scan_keys(f"{_EXPIRES}:", stop=until or f"{_EXPIRES}:{next_minute}")
+
+    def _expired(self, prefix: str = "") -> set[str]:
+        """The names of the entries that have expired and are still there."""
+        due = {name for name in map(_listed_name, self._due()) if name.startswith(prefix)}
+        # One by one: a value may be big.
+        return {name for name in due if (entry := self._entries.get(name)) is not None and _has_expired(entry)}
+
+    def _keys(self, prefix: str, limit: int | None) -> list[str]:
+        expired = self._expired(prefix)
+        names = (name for name in self._entries.scan_keys(prefix) if name not in expired)
+        return list(itertools.islice(self._real_keys(prefix, names), limit))
+
+    def _real_keys(self, prefix: str, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            key = name.removeprefix(prefix)
+            if not key.startswith(_HASHED):
+                yield key[1:] if key.startswith("%") else key
+            elif (entry := self._entries.get(name)) is not None:
+                yield entry["key"]
+
+    def _collections(self, limit: int | None) -> list[str]:
+        expired = self._expired()
+        found: list[str] = []
+        start = ""
+        while limit is None or len(found) < limit:
+            name = next((name for name in self._entries.scan_keys(start=start) if name not in expired), None)
+            if name is None:
+                break
+            collection = name.partition(":")[0]
+            if collection.startswith(_HASHED):
+                entry = self._entries.get(name)
+                if entry is None:
+                    continue  # removed just now; there may be others
+                found.append(entry["collection"])
+            elif collection != _EXPIRES:
+                found.append(collection.replace("%3A", ":").replace("%25", "%"))
+            # Past all that begins with "collection:", without reading it.
+            start = f"{collection};"
+        return found
+
+    def _destroy_collection(self, prefix: str) -> bool:
+        expired = self._expired(prefix)
+        names = list(self._entries.scan_keys(prefix))
+        lines = [line for line in self._entries.scan_keys(f"{_EXPIRES}:") if _listed_name(line).startswith(prefix)]
+        self._entries.remove_many([*names, *lines])
+        return not expired.issuperset(names)
+
+    # --- on the loop ---
+
+    async def _read(self, verb: Callable[[Any], T], argument: Any) -> T:
+        if self._inline:
+            return _called(verb, argument)
+        return await _in_thread(verb, argument)
+
+    async def _change(self, verb: Callable[[Any], T], argument: Any) -> T:
+        if self._inline:
+            return _called(verb, argument)
+        return await _finished(_in_thread(verb, argument))
+
+
+class _StillAliveError(Exception):
+    """Ends a `modify` that shall change nothing."""
+
+
+def _in_thread(verb: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+    return asyncio.get_running_loop().run_in_executor(None, _called, verb, *arguments)
+
+
+async def _finished(call: asyncio.Future[T]) -> T:
+    """The result of `call`. A thread cannot be stopped: being cancelled is put off until it is done, so that nothing it
+    writes comes after what its caller does next."""
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        while not call.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([call])
+        if not call.cancelled():
+            call.exception()  # looked at, so that asyncio does not complain
+        raise
+
+
+def _called(verb: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return verb(*arguments)
+    except (hutch.ValueTypeError, hutch.ValueLimitError) as error:
+        raise SerializationError(str(error)) from error
+    except hutch.CorruptValueError as error:
+        raise DeserializationError(str(error)) from error
+
+
+def _expired_is_missing(entry: Any) -> Any:
+    if _has_expired(entry):
+        return hutch.MISSING
+    raise _StillAliveError
+
+
+def _has_expired(entry: Any) -> bool:
+    return _value_and_ttl(entry)[0] is None
+
+
+def _value_and_ttl(entry: Any) -> tuple[dict[str, Any] | None, float | None]:
+    if entry is None:
+        return None, None
+    try:
+        value, expires_at = entry["value"], entry.get("expires_at")
+        if expires_at is None:
+            return value, None
+        left_s = (expires_at - datetime.now(UTC)).total_seconds()
+    except (TypeError, LookupError, AttributeError) as error:
+        raise DeserializationError("what is stored there was not written by this store") from error
+    return (value, left_s) if left_s > 0 else (None, None)
+
+
+def _expiry(ttl: SupportsFloat | None) -> datetime | None:
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool | str):
+        raise InvalidTTLError(ttl)
+    try:
+        ttl_s = float(ttl)
+        if not ttl_s > 0:
+            raise InvalidTTLError(ttl)
+        return datetime.now(UTC) + timedelta(seconds=ttl_s)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidTTLError(ttl) from error
+
+
+def _minute(moment: datetime) -> str:
+    return f"{int(moment.timestamp() // 60):010d}"
+
+
+def _listed_name(line: str) -> str:
+    return line.split(":", 2)[2]
+
+
+@functools.lru_cache(maxsize=1024)
+def _prefix_of(collection: str) -> str:
+    escaped = collection.replace("%", "%25").replace(":", "%3A")
+    if len(_utf8(escaped)) > _LONGEST_COLLECTION_BYTES:
+        escaped = _hashed(collection)
+    return f"{escaped}:"
+
+
+def _hashed(name: str) -> str:
+    return _HASHED + hashlib.sha256(_utf8(name)).hexdigest()
+
+
+def _utf8(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKeyError("a key or collection has half a surrogate pair, which UTF-8 cannot hold") from error
