@@ -341,7 +341,8 @@ def test_bytes_that_can_change_are_refused_wherever_they_are(kind: Callable[[byt
     """The encoder packs them as bytes, of any length, without a word."""
     for size in (0, 1, 255, 256, 70_000):
         part = kind(b"x" * size)
-        for value in (part, [part], {"a": part}, {1: part}, (part,), [[{"a": ({"b": part},)}]], [b"x", part]):
+        nested = ([[{"a": ({"b": part},)}]], [b"x", part], [[0.1] * 100, {"a": [[]], "b": (part,)}])
+        for value in (part, [part], {"a": part}, {1: part}, (part,), *nested):
             told = refusal(value)
             assert kind.__name__ in told
             assert "Convert it with bytes()" in told

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import date, datetime, time, timedelta
 from operator import add
 from typing import Any, NoReturn
+from uuid import UUID
 from zlib import crc32
 
 import ormsgpack
@@ -22,6 +24,9 @@ _U32 = 0xFFFFFFFF
 # How many values of a batch are packed in one call, and the length of the header of an array of that many. For large
 # values, of which it takes three copies at once, it is few enough.
 _TOGETHER, _TOGETHER_HEADER = 64, 3
+# Exact types that have no parts, and those whose parts are looked at by their types.
+_SINGLE = frozenset({*(type(None), bool, int, float, complex, str, bytes), *(date, datetime, time, timedelta, UUID)})
+_NESTED = frozenset({list, tuple, dict})
 # The header of an array of two, and of bytes of this many or more, whose length follows in four bytes.
 _LARGE_BYTES, _LARGE_HEADER = 1 << 16, b"\x92\xc6"
 
@@ -47,7 +52,7 @@ class TypedCodec:
             # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a
             # number; then the walk finds nothing and the packed bytes stand.
             # (Looking for an int is eight times as fast as looking for bytes of length one.)
-            if 0xC4 in packed or 0xC5 in packed or 0xC6 in packed:
+            if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and not _is_plain(value):
                 tag_exactly(value)
         except ValueTypeError:
             raise
@@ -132,7 +137,7 @@ class TypedCodec:
         del pieces[-1]
         if 0xC4 in packed or 0xC5 in packed or 0xC6 in packed:
             for piece, value in zip(pieces, values, strict=True):
-                if 0xC4 in piece or 0xC5 in piece or 0xC6 in piece:
+                if (0xC4 in piece or 0xC5 in piece or 0xC6 in piece) and not _is_plain(value):
                     tag_exactly(value)
         return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces, seeds))))
 
@@ -162,6 +167,21 @@ def _large_frame(value: bytes, seed: int) -> bytes:
     check = crc32(b"\xce", crc32(value, crc32(header, seed)))
     # _packb says 0xce before a number of four bytes.
     return b"".join((header, value, b"\xce", _pack_checksum(check)))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether `value` is certainly made of `_SINGLE` and `_NESTED` alone, in a fifth of the time of `tag_exactly`."""
+    if type(value) in _SINGLE:
+        return True
+    parts: list[Any] = [[value]]
+    for part in parts:  # which grows meanwhile
+        items = part.values() if type(part) is dict else part
+        kinds = set(map(type, items)) - _SINGLE
+        if kinds:
+            if not kinds <= _NESTED:
+                return False
+            parts += [item for item in items if type(item) in _NESTED]
+    return True
 
 
 def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
