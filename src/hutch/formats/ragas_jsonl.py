@@ -1,0 +1,358 @@
+"""ragas: where its datasets and experiments lie in a store, and the files of its local/jsonl backend.
+
+A table, which is a dataset or an experiment, is a list of rows, which are dicts. It lies in the namespace `DATASETS` or
+`EXPERIMENTS`:
+
+    table:NAME                 {"name": ..., "version": ..., "rows": ..., "chunks": ...}: which rows are the table's now
+    rows:NAME:VERSION:NUMBER   a list of at most 256 rows; NUMBER counts from 00000000
+    saving:VERSION             the name of a table whose rows of that version are being written
+
+NAME is the table's name with ``%`` and ``:`` escaped, or a hash of it where it cannot be part of a key. Each save has a
+VERSION of its own, which begins with the time, and sets ``table:NAME`` last: a reader sees a table as it was before or
+as it is afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hutch
+
+DATASETS, EXPERIMENTS = "ragas.datasets", "ragas.experiments"
+#: The most rows that one chunk holds.
+CHUNK_ROWS = 256
+#: Whose rows were written this long ago, and have no table, was killed before it set one.
+ABANDONED_S = 7 * 24 * 3600
+
+Row = dict[str, Any]
+#: What `table:NAME` holds.
+Table = dict[str, Any]
+
+_FOLDERS = {"datasets": DATASETS, "experiments": EXPERIMENTS}
+_TABLE, _SAVING = "table:", "saving:"
+# So that a key has room for what else is in it.
+_LONGEST_LABEL_BYTES = 900
+# Never the beginning of an escaped name.
+_HASHED = "%%"
+# Rows of a file are chunks of this many bytes at most, unless one row is larger.
+_CHUNK_BYTES = 4 * 1024 * 1024
+# How many chunks are read at once.
+_READ_CHUNKS = 16
+# What common file systems allow.
+_LONGEST_FILE_NAME_BYTES = 255
+
+
+class TableReplacedError(LookupError):
+    """The rows of a table were gone when they were read: another version of it has taken their place."""
+
+
+# --- the layout ---
+
+
+def label(name: str) -> str:
+    """`name` as part of a key: without ``:``, of at most 900 bytes, and no other name's."""
+    escaped = name.replace("%", "%25").replace(":", "%3A")
+    with suppress(UnicodeEncodeError):  # a lone surrogate, which no key may have
+        if 0 < len(escaped.encode()) <= _LONGEST_LABEL_BYTES:
+            return escaped
+    return _HASHED + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def table_key(name: str) -> str:
+    """The key of the table called `name`."""
+    return _TABLE + label(name)
+
+
+def saving_key(version: str) -> str:
+    """The key that is there while `version` of a table is being written."""
+    return _SAVING + version
+
+
+def new_version() -> str:
+    """A version that sorts by the time and is nobody else's."""
+    return _version_at(time.time()) + f"-{secrets.token_hex(8)}"
+
+
+def _version_at(seconds: float) -> str:
+    return f"{max(0, int(seconds * 1e9)):016x}"
+
+
+def chunk_key(name: str, version: str, number: int) -> str:
+    """The key of one chunk of rows."""
+    return f"{_prefix(name)}{version}:{number:08}"
+
+
+def _prefix(name: str) -> str:
+    return f"rows:{label(name)}:"
+
+
+def table_of(name: str, version: str, rows: int, chunks: int) -> Table:
+    """What `table_key(name)` holds for a table of so many rows in so many chunks."""
+    return {"name": name, "version": version, "rows": rows, "chunks": chunks}
+
+
+def read_table(namespace: hutch.Namespace, name: str) -> Table:
+    """What `namespace` has of the table called `name`. Raises KeyError if there is none."""
+    table = namespace[table_key(name)]
+    if not (isinstance(table, dict) and {"name", "version", "rows", "chunks"} <= table.keys()):
+        raise hutch.CorruptValueError(f"key {table_key(name)!r} of {namespace.namespace!r} is no table of ragas")
+    return table
+
+
+def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
+    """The rows of `table`, some chunks at a time.
+
+    Raises TableReplacedError if it was replaced meanwhile, CorruptValueError if it was not and rows are missing.
+    """
+    name, count = table["name"], 0
+    keys = [chunk_key(name, table["version"], number) for number in range(table["chunks"])]
+    for start in range(0, len(keys), _READ_CHUNKS):
+        wanted = keys[start : start + _READ_CHUNKS]
+        found = namespace.get_many(wanted)
+        if len(found) < len(wanted):
+            if namespace.get(table_key(name)) != table:
+                raise TableReplacedError(name)
+            missing = next(key for key in wanted if key not in found)
+            raise hutch.CorruptValueError(
+                f"{table_key(name)!r} of {namespace.namespace!r} lacks its rows at {missing!r}"
+            )
+        for rows in found.values():
+            count += len(rows)
+            yield rows
+    if count != table["rows"]:
+        raise hutch.CorruptValueError(
+            f"{table_key(name)!r} of {namespace.namespace!r} should have {table['rows']:,} rows and has {count:,}"
+        )
+
+
+def table_names(namespace: hutch.Namespace) -> list[str]:
+    """The names of all tables, sorted."""
+    labels = [key.removeprefix(_TABLE) for key in namespace.scan_keys(_TABLE)]
+    hashed = namespace.get_many(_TABLE + label for label in labels if label.startswith(_HASHED))
+    names = [label.replace("%3A", ":").replace("%25", "%") for label in labels if not label.startswith(_HASHED)]
+    return sorted(names + [table["name"] for table in hashed.values()])
+
+
+def remove_stale(namespace: hutch.Namespace, name: str, *versions: str) -> None:
+    """Remove those `versions` of the table called `name` that are not its rows now, and what was abandoned.
+
+    With them goes the note that they were being written.
+    """
+    table = namespace.get(table_key(name))
+    current = table["version"] if table is not None else None
+    horizon = _version_at(time.time() - ABANDONED_S)
+    prefix = _prefix(name)
+    stale = [saving_key(version) for version in versions]
+    for key in namespace.scan_keys(prefix):
+        version = key.removeprefix(prefix).partition(":")[0]
+        if version != current and (version in versions or version < horizon):
+            stale.append(key)
+    namespace.remove_many(stale)
+
+
+def remove_abandoned(namespace: hutch.Namespace) -> None:
+    """Remove the rows whose writers were killed, `ABANDONED_S` ago, before they set the table."""
+    horizon = saving_key(_version_at(time.time() - ABANDONED_S))
+    for key, name in list(namespace.scan(_SAVING, stop=horizon)):
+        remove_stale(namespace, name, key.removeprefix(_SAVING))
+
+
+# --- from files ---
+
+
+def read(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """(namespace, key, value) of every table below `path`, the root folder of a local/jsonl backend.
+
+    Values are what JSON has: a text that looks like a date stays a text. The same file gives the same keys; of a file
+    with other contents the rows have other keys. Blank lines are passed over, as ragas does. Raises ConfigError if
+    there is neither of the two folders, CorruptValueError that names file and line for what is no row. Holds one
+    chunk at a time.
+    """
+    folders = [name for name in _FOLDERS if (path / name).is_dir()]
+    if not folders:
+        raise hutch.ConfigError(
+            f"{str(path)!r} holds no folder 'datasets' and none 'experiments'; name the root_dir of the local/jsonl "
+            "backend"
+        )
+    for folder in folders:
+        for file in sorted((path / folder).glob("*.jsonl")):
+            for key, value in _read_file(file):
+                yield _FOLDERS[folder], key, value
+
+
+def _read_file(file: Path) -> Iterator[tuple[str, Any]]:
+    name = file.stem
+    with file.open("rb") as lines:
+        # Older than any save: whatever replaces it may remove it.
+        version = f"{_version_at(0)}-{hashlib.file_digest(lines, 'sha256').hexdigest()[:16]}"
+        lines.seek(0)
+        rows = chunks = 0
+        for chunk in _chunks(_read_lines(file, lines)):
+            yield chunk_key(name, version, chunks), chunk
+            rows += len(chunk)
+            chunks += 1
+    yield table_key(name), table_of(name, version, rows, chunks)
+
+
+def _read_lines(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[Row, int]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            _refuse_line(file, number, f"not UTF-8: byte {error.start} cannot be read", error)
+        except json.JSONDecodeError as error:
+            _refuse_line(file, number, f"not JSON: {error.msg} at character {error.pos + 1}", error)
+        except RecursionError as error:
+            _refuse_line(file, number, "nested too deep", error)
+        except ValueError as error:  # a number of more digits than Python reads
+            _refuse_line(file, number, "not JSON that Python can read", error)
+        if not isinstance(row, dict):
+            _refuse_line(file, number, f"a row is an object, and this is a {type(row).__name__}", None)
+        yield row, len(line)
+
+
+def _refuse_line(file: Path, number: int, reason: str, cause: BaseException | None) -> NoReturn:
+    raise hutch.CorruptValueError(f"{str(file)!r}, line {number}: {reason}") from cause
+
+
+def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    size = 0
+    for row, length in rows:
+        if chunk and (len(chunk) == CHUNK_ROWS or size + length > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += length
+    if chunk:
+        yield chunk
+
+
+# --- to files ---
+
+
+def write(store: hutch.Store, path: Path) -> int:
+    """Write every table of `store` as a file that ragas's local/jsonl backend with the root folder `path` reads.
+
+    Gives the number of tables. A file appears when it is whole, and replaces what has its name. Dates and datetimes
+    are written as ragas writes them, as texts, which it turns into dates again. Raises ValueTypeError that names table,
+    row and column for a value that JSON cannot hold, ConfigError for a table whose name cannot be that of a file. What
+    was written before stays.
+    """
+    written = 0
+    for folder, namespace in _FOLDERS.items():
+        made: set[tuple[int, int]] = set()
+        with store.open(namespace) as tables:
+            for name in table_names(tables):
+                target = path / folder / f"{name}.jsonl"
+                where = f"table {name!r} of {namespace!r}"
+                _check_name(target, name, where, made)
+                while not _write_table(tables, name, target, where):
+                    pass
+                made.add(_identity(target))
+                written += 1
+    return written
+
+
+def _check_name(target: Path, name: str, where: str, made: set[tuple[int, int]]) -> None:
+    """Refuse a name that ragas would not list, or that leads elsewhere, before anything is written for it."""
+    reason = None
+    if not name or not name.isprintable() or set(name) & set("/\\" + ('<>:"|?*' if os.name == "nt" else "")):
+        reason = "no file can be called so"
+    elif len(os.fsencode(target.name)) > _LONGEST_FILE_NAME_BYTES:
+        reason = f"its file would have a name of more than {_LONGEST_FILE_NAME_BYTES} bytes"
+    elif target.exists() and _identity(target) in made:
+        reason = "it and one that was written already are one name for this file system"
+    if reason is not None:
+        raise hutch.ConfigError(f"{where} cannot become a file: {reason}. Save it in ragas by another name")
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
+def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> bool:
+    """Whether it could be written; not so if it was replaced meanwhile."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, made = tempfile.mkstemp(suffix=".tmp", dir=target.parent)
+    temporary = Path(made)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
+            number = 0
+            for rows in read_rows(tables, read_table(tables, name)):
+                for row in rows:
+                    out.write(_line(row, f"{where}, row {number}") + "\n")
+                    number += 1
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(target)
+    except TableReplacedError:
+        temporary.unlink()
+        return False
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _line(row: Row, where: str) -> str:
+    plain = {_json_key(key, where): _json_value(value, f"{where}, column {key!r}") for key, value in row.items()}
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def _json_key(key: object, where: str) -> str:
+    if type(key) is not str:
+        raise _not_json(where, f"a key that is a {type(key).__name__}")
+    return _json_text(key, where)
+
+
+def _json_text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _not_json(where, "a text with a lone surrogate") from None
+    return text
+
+
+def _json_value(value: Any, where: str) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is float:
+        return value
+    if kind is str:
+        return _json_text(value, where)
+    if kind is int:
+        # Python reads no longer number back.
+        if value.bit_length() > 14_000:
+            raise _not_json(where, "an int of more than 4,000 digits")
+        return value
+    if kind is list:
+        return [_json_value(item, where) for item in value]
+    if kind is dict:
+        return {_json_key(key, where): _json_value(item, where) for key, item in value.items()}
+    if kind is date:
+        return value.isoformat()
+    if kind is datetime:
+        # As ragas reads it again, with the same type of zone.
+        if value.fold or type(value.tzinfo) not in (type(None), timezone):
+            raise _not_json(where, "a datetime with a zone that is not a fixed offset")
+        return value.isoformat()
+    raise _not_json(where, f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", ""))
+
+
+def _not_json(where: str, what: str) -> hutch.ValueTypeError:
+    return hutch.ValueTypeError(
+        f"{where}: it is or holds {what}, which local/jsonl cannot hold; convert it and save again"
+    )
