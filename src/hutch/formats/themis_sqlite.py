@@ -1,0 +1,266 @@
+"""Where the data of Themis 4 lies in hutch, and in the file of Themis's own SQLite store.
+
+Three namespaces. A name that Themis gives (a run, a stage, a cache key) stands in a key with its unusual characters
+percent-encoded; an empty or a long one as ``=`` and its SHA-256. The value has the name in full.
+
+==================== =============================== ==========================================
+namespace            key                             value
+==================== =============================== ==========================================
+themis/runs          RUN/events/SEQUENCE             the event, a dict with ``run_id``
+themis/runs          RUN/snapshot                    the snapshot, a dict with ``run_id``
+themis/blobs         sha256:DIGEST                   ``{"media_type": str, "payload": bytes}``
+themis/stage_cache   STAGE/CACHE_KEY                 ``{"stage": str, "key": str, "payload": ...}``
+==================== =============================== ==========================================
+
+SEQUENCE has twelve digits and rises within a run. What Themis calls projections is not stored: it is made of a run's
+snapshot and events when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import hutch
+
+RUNS = "themis/runs"
+BLOBS = "themis/blobs"
+STAGE_CACHE = "themis/stage_cache"
+
+_LONGEST_NAME = 400  # two of them and what stands between them fit into a key
+
+_TABLES = """
+CREATE TABLE run_snapshots (run_id TEXT PRIMARY KEY, snapshot_json TEXT NOT NULL);
+CREATE TABLE run_events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, event_type TEXT NOT NULL, event_json TEXT NOT NULL
+);
+CREATE TABLE run_blobs (blob_ref TEXT PRIMARY KEY, media_type TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE run_projections (
+    run_id TEXT NOT NULL, projection_name TEXT NOT NULL, projection_json TEXT NOT NULL,
+    PRIMARY KEY (run_id, projection_name)
+);
+CREATE TABLE stage_cache (
+    stage_name TEXT NOT NULL, cache_key TEXT NOT NULL, payload_json TEXT NOT NULL, PRIMARY KEY (stage_name, cache_key)
+);
+"""
+
+
+def run_prefix(run_id: str) -> str:
+    """What the keys of a run begin with, and those of no other run."""
+    return _name(run_id) + "/"
+
+
+def snapshot_key(run_id: str) -> str:
+    """The key of a run's snapshot."""
+    return run_prefix(run_id) + "snapshot"
+
+
+def events_prefix(run_id: str) -> str:
+    """What the keys of a run's events begin with."""
+    return run_prefix(run_id) + "events/"
+
+
+def event_key(run_id: str, sequence: int) -> str:
+    """The key of one event; `sequence` is 1 or more."""
+    return f"{events_prefix(run_id)}{sequence:012d}"
+
+
+def sequence_of(key: str) -> int:
+    """The sequence number in the key of an event."""
+    return int(key.rpartition("/")[2])
+
+
+def stage_key(stage: str, cache_key: str) -> str:
+    """The key of one entry of the stage cache."""
+    return f"{_name(stage)}/{_name(cache_key)}"
+
+
+def _name(text: str) -> str:
+    encoded = quote(text, safe="", errors="surrogatepass")
+    if 0 < len(encoded) <= _LONGEST_NAME:
+        return encoded
+    return "=" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+# --- in ---
+
+
+def read(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """The items of the SQLite store in the file `path`: namespace, key, value. The file is not changed.
+
+    One row at a time is held, however large the file. The order is that of the rows, so the same file gives the same
+    keys. Raises hutch.ConfigError if the file cannot be opened, CorruptValueError if it is no such store, or for a row
+    that cannot be read, with file, table and row.
+    """
+    if not path.is_file():
+        raise hutch.ConfigError(f"{str(path)!r} is no file; what is wanted is the file of Themis's SQLite store")
+    try:
+        # A path can have any character; `as_uri` quotes it. Read only, so the source stays as it is.
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
+            yield from _runs(file, path)
+            for row, ref, media_type, payload in _rows(file, "run_blobs", "blob_ref", "media_type", "payload"):
+                if not isinstance(payload, bytes):
+                    _refuse(path, "run_blobs", row, "its payload is no bytes")
+                yield BLOBS, ref, {"media_type": media_type, "payload": payload}
+            for row, stage, key, payload in _rows(file, "stage_cache", "stage_name", "cache_key", "payload_json"):
+                value = {"stage": stage, "key": key, "payload": _parsed(payload, path, "stage_cache", row)}
+                yield STAGE_CACHE, stage_key(stage, key), value
+    except sqlite3.DatabaseError as error:
+        told = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
+        if "readonly" in str(error) or "unable to open" in str(error):
+            # It was killed within a write. Rolling that back would change the file.
+            told += ". If its program was killed, let it open the file once more, which repairs it"
+        raise hutch.CorruptValueError(told) from error
+
+
+def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]]:
+    for row, run_id, text in _rows(file, "run_snapshots", "run_id", "snapshot_json"):
+        yield RUNS, snapshot_key(run_id), _of_run(run_id, text, path, "run_snapshots", row)
+    events: dict[str, int] = {}
+    for row, run_id, text in _rows(file, "run_events", "run_id", "event_json"):
+        events[run_id] = events.get(run_id, 0) + 1
+        yield RUNS, event_key(run_id, events[run_id]), _of_run(run_id, text, path, "run_events", row)
+
+
+def _rows(file: sqlite3.Connection, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Each row behind its number. Each is a query of its own, so that no lock keeps a writer waiting meanwhile."""
+    query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
+    last = 0
+    while row := file.execute(query, (last,)).fetchone():
+        yield row
+        last = row[0]
+
+
+def _of_run(run_id: str, text: Any, path: Path, table: str, row: int) -> dict[str, Any]:
+    value = _parsed(text, path, table, row)
+    if not isinstance(value, dict) or value.get("run_id") != run_id:
+        _refuse(path, table, row, "it is no JSON object with the run_id of its row")
+    return value
+
+
+def _parsed(text: Any, path: Path, table: str, row: int) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        # The message of a JSON error says where, and shows nothing of the text.
+        _refuse(path, table, row, f"it is no JSON: {error}")
+
+
+def _refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
+    raise hutch.CorruptValueError(f"{str(path)!r}, table {table}, row {row} cannot be read: {reason}")
+
+
+# --- out ---
+
+
+def write(store: hutch.Store, path: Path) -> int:
+    """Write what `store` holds of Themis 4 as a new file `path` that Themis's SQLite store opens; how many items.
+
+    The file appears when it is whole, and not at all if there is nothing to write. Projections are left out: Themis
+    makes them when it first reads them. Raises hutch.ConfigError if `path` exists, or for a key that no bridge wrote;
+    ValueTypeError for a value that is not what JSON can hold. Both name the key.
+    """
+    if path.exists():
+        raise hutch.ConfigError(f"{str(path)!r} exists; it is not replaced: name a new file")
+    count = 0
+    # In a folder of its own, so that nothing of it is left if this fails.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as folder:
+        whole = Path(folder) / path.name
+        with closing(sqlite3.connect(whole, isolation_level=None)) as file:
+            file.executescript(_TABLES)
+            file.execute("BEGIN")
+            for namespace, insert in ((RUNS, _insert_run), (BLOBS, _insert_blob), (STAGE_CACHE, _insert_stage)):
+                with store.open(namespace) as items:
+                    for key, value in items.scan():
+                        insert(file, key, value)
+                        count += 1
+            file.execute("COMMIT")  # and flushed to the disk
+        if count:
+            whole.replace(path)
+    return count
+
+
+def _insert_run(file: sqlite3.Connection, key: str, value: Any) -> None:
+    run_id = _text_of(RUNS, key, value, "run_id")
+    text = _json(RUNS, key, value)
+    if key == snapshot_key(run_id):
+        file.execute("INSERT INTO run_snapshots VALUES (?, ?)", (run_id, text))
+        return
+    prefix, _, digits = key.rpartition("/")
+    if prefix + "/" != events_prefix(run_id) or not digits.isdecimal():
+        _refuse_key(RUNS, key)
+    event_type = _text_of(RUNS, key, value, "event_type")
+    row = (run_id, event_type, text)
+    file.execute("INSERT INTO run_events (run_id, event_type, event_json) VALUES (?, ?, ?)", row)
+
+
+def _insert_blob(file: sqlite3.Connection, key: str, value: Any) -> None:
+    media_type = _text_of(BLOBS, key, value, "media_type")
+    payload = value.get("payload")
+    if type(payload) is not bytes:
+        _refuse_value(BLOBS, key, "its payload is no bytes")
+    file.execute("INSERT INTO run_blobs VALUES (?, ?, ?)", (key, media_type, payload))
+
+
+def _insert_stage(file: sqlite3.Connection, key: str, value: Any) -> None:
+    stage, cache_key = _text_of(STAGE_CACHE, key, value, "stage"), _text_of(STAGE_CACHE, key, value, "key")
+    if key != stage_key(stage, cache_key) or "payload" not in value:
+        _refuse_key(STAGE_CACHE, key)
+    file.execute(
+        "INSERT INTO stage_cache VALUES (?, ?, ?)", (stage, cache_key, _json(STAGE_CACHE, key, value["payload"]))
+    )
+
+
+def _text_of(namespace: str, key: str, value: Any, field: str) -> str:
+    text = value.get(field) if type(value) is dict else None
+    if type(text) is not str:
+        _refuse_value(namespace, key, f"it is no dict with the text {field!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _refuse_value(namespace, key, f"its {field!r} is no Unicode text")
+    return text
+
+
+def _json(namespace: str, key: str, value: Any) -> str:
+    """As Themis writes it."""
+    if reason := _unlike_json(value):
+        _refuse_value(namespace, key, reason)
+    return json.dumps(value, sort_keys=True)
+
+
+def _unlike_json(value: Any) -> str | None:
+    """What in `value` would be another after a way through JSON."""
+    if type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                return f"it has a key of type {type(key).__name__}"
+            if reason := _unlike_json(item):
+                return reason
+    elif type(value) is list:
+        for item in value:
+            if reason := _unlike_json(item):
+                return reason
+    elif value is not None and type(value) not in (bool, int, float, str):
+        return f"it holds a value of type {type(value).__name__}"
+    return None
+
+
+def _refuse_key(namespace: str, key: str) -> NoReturn:
+    raise hutch.ConfigError(
+        f"key {key!r} of namespace {namespace!r} is none that the bridge to Themis writes; remove it, or move it "
+        "elsewhere, to export the rest"
+    )
+
+
+def _refuse_value(namespace: str, key: str, reason: str) -> NoReturn:
+    raise hutch.ValueTypeError(
+        f"key {key!r} of namespace {namespace!r} cannot be written to a file of Themis's SQLite store: {reason}"
+    )
