@@ -131,11 +131,15 @@ def decode_zone(zone: Any) -> tzinfo | None:
 
 
 def _encode_datetime(value: datetime) -> Ext:
+    if value.tzinfo is timezone.utc:  # most are: half the time
+        return Ext(DATETIME, _packb([value.isoformat()[: -len("+00:00")], value.fold, 0]))
     return Ext(DATETIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, encode_zone(value.tzinfo)]))
 
 
 def _decode_datetime(data: bytes) -> datetime:
     text, fold, zone = _unpackb(data)
+    if not fold and (zone is None or zone == 0):
+        return datetime.fromisoformat(text if zone is None else text + "+00:00")
     return datetime.fromisoformat(text).replace(fold=fold, tzinfo=decode_zone(zone))
 
 
