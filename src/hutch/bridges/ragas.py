@@ -134,7 +134,7 @@ def _write_rows(tables: hutch.Namespace, name: str, version: str, data: Sequence
         chunks = _chunks(name, version, data, chunk_rows)
         try:
             while batch := dict(islice(chunks, _BATCH_CHUNKS)):
-                tables.set_many({saving_key(version): name, **batch})
+                tables.set_many({**batch, saving_key(version): name})
             return -(-len(data) // chunk_rows)
         except hutch.ValueLimitError:
             # Rows of megabytes each. Those of a smaller chunk take the place of what was written.
