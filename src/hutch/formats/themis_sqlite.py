@@ -230,10 +230,9 @@ def _text_of(namespace: str, key: str, value: Any, field: str) -> str:
 
 
 def _json(namespace: str, key: str, value: Any) -> str:
-    """As Themis writes it."""
     if reason := _unlike_json(value):
         _refuse_value(namespace, key, reason)
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value)  # in the order that it has; Themis sorts the names, and reads any order
 
 
 def _unlike_json(value: Any) -> str | None:
