@@ -4,10 +4,9 @@
     server = FastMCP("notes", session_state_store=HutchStore("lmdb:///srv/notes"))
 
 All collections lie in one namespace, an entry at ``collection:key``. In the collection ``%`` and ``:`` are written
-``%25`` and ``%3A``, so that a prefix belongs to one collection alone, and what tells it is the first ``:``. A ``%`` that
-a key begins with is doubled. A name that would be too long for hutch stands as ``%#`` and its SHA-256, and is kept whole
-in the entry. An entry is a dict: `value`; `expires_at`, a datetime, where it has a ttl; `collection` and `key` where one
-of them stands hashed.
+``%25`` and ``%3A``, so that a prefix belongs to one collection alone. A ``%`` that a key begins with is doubled. A name
+that would be too long for hutch stands as ``%#`` and its SHA-256, and is kept whole in the entry. An entry is a dict:
+`value`; `expires_at`, a datetime, where it has a ttl; `collection` and `key` where one of them stands hashed.
 
 What expires is also listed by the minute, at ``%expires:minute:collection:key``, written in one step with the entry. So
 keys can be listed, and expired entries found, without reading values. A line of the list may be out of date, since the
@@ -48,8 +47,8 @@ _LONGEST_COLLECTION_BYTES: Final = 255
 # What is left of the 1,024 of a key for `_EXPIRES` and a minute before it.
 _LONGEST_NAME_BYTES: Final = 1024 - 24
 
-# An expired entry's line in the list is kept for so long, for it may be written again by a process whose clock is behind,
-# or that was held up between looking at its clock and writing.
+# The line of an expired entry is kept for so long: it may be written again by a process whose clock is behind, or that
+# was held up between looking at its clock and writing.
 _GRACE_MINUTES: Final = 5
 # After so many writes with a ttl, up to twice as many entries are removed that have expired.
 _WRITES_A_SWEEP: Final = 16
@@ -58,16 +57,16 @@ _WRITES_A_SWEEP: Final = 16
 class HutchStore:
     """An `AsyncKeyValue` of py-key-value that also lists its keys and collections, culls, and can be destroyed.
 
-    `url` names the storage as for `hutch.connect`, ``hutch://`` may stand before it, and ``${NAME}`` in it is taken from
-    the environment; None stands for `$HUTCH_STORAGE` and so on. Stores of one process with one URL share a connection.
-    `namespace` is where it all lies: stores with different ones know nothing of each other.
+    `url` names the storage as for `hutch.connect`; ``hutch://`` may stand before it, and ``${NAME}`` in it is taken
+    from the environment; None stands for `$HUTCH_STORAGE` and so on. Stores of one process with one URL share a
+    connection. `namespace` is where it all lies: stores with different ones know nothing of each other.
 
     A value comes back as from the other stores of py-key-value: as JSON would give it. With `exact_types` it comes back
     as it was put, with its types, a datetime as a datetime; what hutch's codec does not take is refused.
 
-    Every call is made in a thread of the event loop's own executor, so the loop never waits for a disk or a server. With
-    `inline` all but listing, culling and destroying is done on the loop itself, as DiskStore does, which is some 40 us
-    faster a call. It is meant for data in memory; with any other, all that runs on the loop waits for the disk too.
+    Every call is made in a thread of the event loop's own executor, so the loop never waits for a disk or a server.
+    With `inline` all but listing, culling and destroying is done on the loop itself, as DiskStore does, which is some
+    40 us faster a call. It is meant for data in memory; with any other, all that runs on the loop waits with it.
 
     Any loop, thread and process may use it. What a call wrote is stored when it returns, as durable as the engine is;
     `put_many`, `delete_many`, `destroy_collection` and `destroy` happen whole or not at all where the engine has
@@ -96,7 +95,7 @@ class HutchStore:
         self._unswept = _WRITES_A_SWEEP
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} in {self._entries!r}>"
+        return f"<{type(self).__name__} in namespace {self._entries.namespace!r}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,7 +167,7 @@ class HutchStore:
         items: dict[str, Any] = {}
         for key, value in zip(keys, values, strict=True):
             name = self._name(collection, key)
-            entry = {"value": self._storable(value)}
+            entry: dict[str, Any] = {"value": self._storable(value)}
             if expires_at is not None:
                 entry["expires_at"] = expires_at
                 items[f"{_EXPIRES}:{_minute(expires_at)}:{name}"] = None
