@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 import hutch
 from hutch.codec import frame, registered
+from hutch.codec.carried import Pickled
 from hutch.codec.choose import make_codec
 from hutch.codec.jsontext import JsonCodec
 from hutch.codec.pickled import PickleCodec
@@ -1125,3 +1126,47 @@ def test_a_key_keeps_foreign_pickles_out_also_where_msgpack_is_preferred(canary:
     with pytest.raises(hutch.CorruptValueError):
         codec.decode(bytes(damaged))
     assert Canary.marks == []
+
+
+# --- pickles that are carried ---
+
+
+@pytest.mark.parametrize("options", [{}, {"key": KEY}])
+def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded(
+    canary: bytes, options: dict[str, Any]
+) -> None:
+    carry, loads = make_codec("carry", options), make_codec("pickle", {"prefer": "msgpack", **options})
+    written = loads.encode(OrderedDict(a=1))
+    value = carry.decode(written)
+    assert value == Pickled(pickle.dumps(OrderedDict(a=1), 5))
+    assert carry.encode(value) == written
+    assert carry.decode(carry.encode(Pickled(canary))).body == canary
+    assert Canary.marks == []
+    for plain in ({1: {2}}, None, "text"):  # what needs no pickle is what it was
+        assert identical(carry.decode(loads.encode(plain)), plain)
+        assert identical(loads.decode(carry.encode(plain)), plain)
+    assert identical(carry.decode(JSON.encode([1])), [1])
+
+
+def test_a_key_keeps_pickles_out_that_others_signed_also_where_they_are_carried() -> None:
+    carry = make_codec("carry", {"key": KEY})
+    for foreign in (PICKLE.encode({1}), PickleCodec(b"another key of its own").encode({1})):
+        with pytest.raises(hutch.CorruptValueError, match="sign"):
+            carry.decode(foreign)
+    with pytest.raises(hutch.CorruptValueError, match="it is a signed pickle"):
+        make_codec("carry", {}).decode(SIGNED.encode({1}))
+
+
+def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried() -> None:
+    carry = make_codec("carry", {})
+    assert refusal(OrderedDict(), carry).startswith("the value is a collections.OrderedDict")
+    assert refusal(Pickled(b"hush-hush"), JSON).startswith("the value is a Pickled")
+    for codec in (TYPED, PICKLE, SIGNED):
+        assert "CODEC: carry" in refusal(Pickled(b"hush-hush"), codec)
+    for codec in (carry, TYPED):
+        told = refusal([1, Pickled(b"hush-hush")], codec)
+        assert told.startswith("the value[1] is an object that is carried as its pickle")
+        assert "hush" not in told
+    assert repr(Pickled(b"hush-hush")) == "<a pickle of 9 bytes>"
+    assert repr(carry) == "CarryCodec(unsigned)"
+    assert repr(make_codec("carry", {"key": KEY})) == "CarryCodec(signed)"

@@ -186,6 +186,19 @@ class ShelfStorage(StorageBase):
     def lock_scope(self) -> Hashable:
         return ("shelf", self._shelf.place)
 
+    def pickles(self) -> Iterator[tuple[str, bytes]]:
+        """Each key with its pickle, which is not loaded; under the same terms as `keys`."""
+        for key in self.keys():
+            data = self._read(key)
+            if data is not None:
+                yield key, data
+
+    def set_pickles(self, pickles: Mapping[str, bytes]) -> None:
+        """Set each key to what its pickle will be when it is loaded; all or none."""
+        for key, data in pickles.items():
+            check_value_size(check_key(key), len(data))
+        self._write(pickles)
+
     def _read(self, key: str) -> bytes | None:
         # Errbot may have stored a key that hutch would not; so the limits are checked where there is none.
         data = None

@@ -41,7 +41,7 @@ Version = 3
 # Does what it is told, and answers past Errbot's rendering of Markdown.
 BENCH = """\
 from collections import OrderedDict
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import hutch

@@ -8,12 +8,12 @@ from typing import Any
 from ..base import Codec
 from ..errors import ConfigError, nearest
 
-_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer")}
+_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer"), "carry": ("key",)}
 _SHORTEST_KEY_BYTES = 16
 
 
 def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
-    """The codec called `name` (msgpack, json, pickle). Raises ConfigError for another name or a bad option."""
+    """The codec called `name` (msgpack, json, pickle, carry). Raises ConfigError for another name or a bad option."""
     if name not in _OPTIONS:
         raise ConfigError(f"CODEC: no codec is called {name!r}.{nearest(name, _OPTIONS)} Choose {', '.join(_OPTIONS)}")
     unknown = [option for option in options if option not in _OPTIONS[name]]
@@ -30,19 +30,25 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
         return JsonCodec()
     from .pickled import PickleCodec
 
+    key = _key(options.get("key"))
+    if name == "carry":
+        from .carried import CarryCodec
+
+        return CarryCodec(key)
     prefer = options.get("prefer")
     if prefer not in (None, "msgpack"):
         raise ConfigError(
             "CODEC: the option 'prefer' of pickle can only be msgpack: pickle is for what msgpack refuses"
         )
-    key = options.get("key")
-    if key is None:
-        return PickleCodec(prefer_typed=prefer is not None)
+    return PickleCodec(key, prefer_typed=prefer is not None)
+
+
+def _key(key: object) -> bytes | None:
     if isinstance(key, str):
         key = key.encode()
-    if not isinstance(key, bytes) or len(key) < _SHORTEST_KEY_BYTES:
-        raise ConfigError(
-            f"CODEC: the key of a signed pickle must be text or bytes of at least {_SHORTEST_KEY_BYTES} bytes; "
-            'make one with python -c "import secrets; print(secrets.token_hex())"'
-        )
-    return PickleCodec(key, prefer_typed=prefer is not None)
+    if key is None or (isinstance(key, bytes) and len(key) >= _SHORTEST_KEY_BYTES):
+        return key
+    raise ConfigError(
+        f"CODEC: the key of a signed pickle must be text or bytes of at least {_SHORTEST_KEY_BYTES} bytes; "
+        'make one with python -c "import secrets; print(secrets.token_hex())"'
+    )

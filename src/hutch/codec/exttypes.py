@@ -332,6 +332,13 @@ def _item(key: Any) -> str:
 def _refusal(kind: type, where: str) -> ValueTypeError:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     bases = [base.__name__ for base in kind.__mro__[1:] if base in _ENCODERS or base in (*_ATOMS, str, list, dict)]
+    from .carried import Pickled  # it imports this
+
+    if kind is Pickled:
+        return ValueTypeError(
+            f"{where} is an object that is carried as its pickle, which this codec does not take. Choose CODEC: carry, "
+            "or add codec=carry to the query of the store's URL"
+        )
     if kind in (bytearray, memoryview):
         way_out = "Convert it with bytes()."
     else:

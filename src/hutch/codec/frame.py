@@ -52,7 +52,8 @@ def check(frame: bytes, seed: int = 0) -> int:
 
 def wrong_codec(header: int, reader: str) -> CorruptValueError:
     """The error for a frame that the configured codec must not read."""
+    carry = ", or to carry, which moves a pickle and does not load it" if header in (PICKLE, SIGNED_PICKLE) else ""
     return CorruptValueError(
         f"it was written with the {_NAMES[header]} codec, which the configured {reader} codec does not read; "
-        f"set CODEC to the codec that wrote it"
+        f"set CODEC to the codec that wrote it{carry}"
     )

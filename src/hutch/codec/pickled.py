@@ -53,6 +53,9 @@ class PickleCodec:
             body = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
             raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {error}") from error
+        return self._sealed(body, seed)
+
+    def _sealed(self, body: bytes, seed: int) -> bytes:
         if self._key is None:
             return frame.seal(bytes([frame.PICKLE]) + body, seed)
         return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body, seed)
@@ -68,20 +71,21 @@ class PickleCodec:
             tag, body = data[1 : 1 + _TAG_BYTES], data[1 + _TAG_BYTES : -4]
             if not hmac.compare_digest(tag, hmac.digest(self._key, body, "sha256")):
                 raise CorruptValueError("its signature does not fit: it was forged, or signed with another key")
-            return _unpickle(body)
+            return self._load(body)
         if header == frame.PICKLE:
-            return _unpickle(data[1:-4])
+            return self._load(data[1:-4])
         if header == frame.TYPED:
             return TypedCodec().decode(data, seed)
         if header == frame.JSON:
             return decode_body(data)
         raise CorruptValueError("it is a signed pickle; configure CODEC: {name: pickle, key: ...} with its key")
 
-
-def _unpickle(body: bytes) -> Any:
-    try:
-        return pickle.loads(body)
-    except Exception as error:
-        # A class that is not here is named; what else an error says may quote the value, and is in the cause.
-        told = str(error) if isinstance(error, ImportError | AttributeError) else type(error).__name__
-        raise CorruptValueError(f"it cannot be unpickled here: {told}") from error
+    def _load(self, body: bytes) -> Any:
+        try:
+            return pickle.loads(body)
+        except Exception as error:
+            # A class that is not here is named; what else an error says may quote the value, and is in the cause.
+            told = str(error) if isinstance(error, ImportError | AttributeError) else type(error).__name__
+            raise CorruptValueError(
+                f"it cannot be unpickled here: {told}. To copy it all the same, choose CODEC: carry"
+            ) from error

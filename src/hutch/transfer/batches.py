@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from .. import CapabilityError, CorruptValueError, Namespace, Store, ValueTypeError
+from ..codec.carried import Pickled
 from ..codec.tagged import to_json
 from ..codec.typed import TypedCodec
 
@@ -161,6 +162,8 @@ def _write(handle: Namespace, items: dict[str, Any]) -> None:
 
 def mark_of(value: Any) -> bytes | None:
     """Bytes that are equal for equal values of identical types, with few exceptions the other way round."""
+    if type(value) is Pickled:
+        return value.body
     try:
         return _codec.encode(value)
     except ValueTypeError:

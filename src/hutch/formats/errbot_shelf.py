@@ -1,0 +1,189 @@
+"""The shelves of Errbot's own storage: `hutch import errbot-shelf DIR`, and out again.
+
+A shelf is a namespace, under its name and with its keys. Nothing is unpickled in the way that runs code: a pickle is
+read here only as far as it is made of the types that hutch stores, and every other is carried as it is, for the bot
+that will load it. So it makes no difference what is installed here, and which bot runs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import hutch
+from hutch import ConfigError, CorruptValueError, NamespaceError, Store
+
+from ..codec.carried import Pickled
+from ..codec.typed import TypedCodec
+
+_BATCH_ITEMS: Final = 1000
+# What the file of a shelf has behind the name of its namespace: one of these, or two, by the kind of database.
+_SUFFIXES: Final = (".db", ".db.dat", ".db.dir", ".db.bak", ".db.pag", ".db.db")
+_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+
+
+def read(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Each item of the shelves in the folder `path`, as (namespace, key, value).
+
+    The value is what was stored if the default codec takes it, else its pickle (`Pickled`), which a store takes whose
+    codec is ``carry``. Nothing is held but the keys of one shelf and one value. The files stay as they are, but for
+    those in the place where Errbot 3 had them: they move to where Errbot would move them. A lock beside them keeps out
+    others that open them with hutch.
+
+    Raises CorruptValueError for a value or a file that is damaged, StoreLockedError if another process uses a shelf,
+    StorageUnavailableError for a kind of database that this Python lacks.
+    """
+    with _shelves(path) as shelves:
+        namespaces = shelves.namespaces()
+        for namespace in _unlisted(path, namespaces):
+            shelves.open(namespace).close()  # empty, or damaged: then it says so
+        for namespace in namespaces:
+            with shelves.open(namespace) as shelf:
+                for key, pickled in shelf.pickles():
+                    yield namespace, key, _value(path, namespace, key, pickled)
+
+
+def write(store: Store, path: Path) -> int:
+    """Write every namespace of `store` as a shelf in the folder `path`, for Errbot; the number of items.
+
+    The shelves are those that `shelve` makes in this Python, with values pickled as Errbot does, and pickles as they
+    are. They are built beside and take their places when all are whole, with their bytes on the disk. A store whose
+    codec is ``carry`` gives pickles that cannot be loaded here.
+
+    Raises ConfigError if `path` has a shelf of that name already, NamespaceError for a name that cannot be that of a
+    file, CorruptValueError for a value that the store's codec does not read.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with tempfile.TemporaryDirectory(prefix=".hutch-export-", dir=path) as folder:
+        new = Path(folder)
+        with _shelves(new) as shelves:
+            for namespace in store.namespaces():
+                _refuse_name(namespace, path)
+                with store.open(namespace) as handle, shelves.open(namespace) as shelf:
+                    count += _fill(shelf, handle.items())
+                if not any(os.path.lexists(new / (namespace + suffix)) for suffix in _SUFFIXES):
+                    raise NamespaceError(
+                        f"namespace {namespace!r} cannot be a shelf of Errbot: its name cannot be that of a file here"
+                    )
+        for file in sorted(new.iterdir()):
+            if file.is_file():
+                file.replace(path / file.name)
+    return count
+
+
+def _shelves(path: Path) -> Any:
+    return hutch.load_plugin("shelf", {"basedir": str(path.absolute())})
+
+
+def _unlisted(path: Path, namespaces: list[str]) -> Iterator[str]:
+    """The namespaces that files here are named for and that hold nothing, as far as can be seen."""
+    found = set()
+    for name in os.listdir(path):  # noqa: PTH208 - names is what is wanted
+        for suffix in (".db", ".db.dat", ".db.dir", ".db.pag"):
+            if name.endswith(suffix) and name != suffix and (path / name).is_file():
+                with (path / name).open("rb") as file:
+                    if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:  # a database of the bot, and no shelf
+                        found.add(name.removesuffix(suffix))
+    return iter(sorted(found.difference(namespaces)))
+
+
+def _refuse_name(namespace: str, path: Path) -> None:
+    for suffix in _SUFFIXES:
+        if os.path.lexists(path / (namespace + suffix)):
+            raise ConfigError(
+                f"{path / (namespace + suffix)} is there already, and is never replaced: move it away, or export to an "
+                "empty folder"
+            )
+
+
+def _fill(shelf: Any, items: Iterable[tuple[str, Any]]) -> int:
+    count, rest = 0, iter(items)
+    while batch := dict(islice(rest, _BATCH_ITEMS)):
+        carried = {key: value.body for key, value in batch.items() if type(value) is Pickled}
+        if carried:
+            shelf.set_pickles(carried)
+        if len(carried) < len(batch):
+            shelf.set_many({key: value for key, value in batch.items() if key not in carried})
+        count += len(batch)
+    return count
+
+
+# --- pickles ---
+
+_codec = TypedCodec()
+
+
+def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:
+    """What is pickled, if it is made of what hutch stores; else the pickle."""
+    try:
+        value = _PlainUnpickler(io.BytesIO(pickled)).load()
+        _codec.encode(value)
+        return value
+    except Exception:  # noqa: S110 - whatever is the matter with it, the bot may be able to load it
+        pass
+    try:
+        for _ in pickletools.genops(pickled):
+            pass
+    except Exception as error:
+        raise CorruptValueError(
+            f"{path}: the value of key {key!r} in the shelf {namespace!r} is no whole pickle ({type(error).__name__}); "
+            "the file was damaged, restore it from a backup"
+        ) from error
+    return Pickled(pickled)
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _latin_1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError
+    return text.encode("latin-1")
+
+
+def _zone_maker(owner: Any, name: str) -> Any:
+    from zoneinfo import ZoneInfo
+
+    if owner is not ZoneInfo or name != "_unpickle":
+        raise pickle.UnpicklingError
+    return owner._unpickle  # type: ignore[attr-defined]  # what its pickles name
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Knows the types of the default codec, and imports, calls and makes nothing else."""
+
+    _TYPES: Final = {
+        "builtins": ("set", "frozenset", "complex", "range"),
+        "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
+        "decimal": ("Decimal",),
+        "fractions": ("Fraction",),
+        "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+        "uuid": ("UUID", "SafeUUID"),
+        "zoneinfo": ("ZoneInfo",),
+    }
+    # What pickles of protocol 2 make bytes of, and all pickles time zones.
+    _STAND_INS: Final = {
+        ("builtins", "bytes"): _no_bytes,
+        ("_codecs", "encode"): _latin_1,
+        ("builtins", "getattr"): _zone_maker,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        # The names of Python 2, in which protocol 2 is written, and of Python 3.13.
+        module = {"__builtin__": "builtins", "pathlib._local": "pathlib"}.get(module, module)
+        name = "range" if (module, name) == ("builtins", "xrange") else name
+        if stand_in := self._STAND_INS.get((module, name)):
+            return stand_in
+        if name not in self._TYPES.get(module, ()):
+            raise pickle.UnpicklingError
+        return getattr(import_module(module), name)
