@@ -1,0 +1,117 @@
+"""Frames put and read through ExEngine's DataStorage, beside its NDTiff backend."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from exengine.kernel.data_coords import DataCoordinates
+from exengine.storage_backends.ndtiff_and_ndram import NDTiffStorage
+
+from hutch.bridges.exengine import HutchStorage
+from hutch.bridges.shared import close_shared
+
+from .side_by_side import compare
+
+_FRAMES = 200
+_CAMERA = [np.random.default_rng(seed).integers(0, 4096, (512, 512), dtype=np.uint16) for seed in range(8)]
+# What Micro-Manager's cameras say of a frame.
+_METADATA = {
+    "Camera": "DemoCamera",
+    "PixelType": "GRAY16",
+    "TimeReceivedByCore": "2024-02-29 12:00:00.123456",
+    "Binning": "1",
+    "BitDepth": "12",
+    "ElapsedTime-ms": "123.45",
+    "Height": "512",
+    "Width": "512",
+    "ROI-X-start": "0",
+    "ROI-Y-start": "0",
+    "ImageNumber": "0",
+    "StartTime-ms": "0.1",
+}
+_COORDINATES = [DataCoordinates({"time": number, "channel": "DAPI"}) for number in range(_FRAMES)]
+
+
+def main() -> None:
+    _check_once()
+    compare(
+        "ExEngine",
+        f"put {_FRAMES} frames of 512x512 uint16 on lmdb, each on the disk when put returns",
+        "NDTiff, on the disk at the end",
+        lambda folder: _seconds(lambda: _put(HutchStorage(_url(folder), "x"))),
+        lambda folder: _seconds(lambda: _put_on_disk(folder)),
+        limit=1.2,
+    )
+    compare(
+        "ExEngine",
+        f"put {_FRAMES} frames of 512x512 uint16 on lmdb with durability=relaxed",
+        "NDTiff, in the system's cache",
+        lambda folder: _seconds(lambda: _put(HutchStorage(_url(folder, "?durability=relaxed"), "x"))),
+        lambda folder: _seconds(lambda: _put(NDTiffStorage(str(folder), "x"))),
+        limit=1.2,
+    )
+    compare(
+        "ExEngine",
+        f"get_data of {_FRAMES} frames, on lmdb, checksums checked",
+        "NDTiff",
+        lambda folder: _read(HutchStorage(_url(folder, "?durability=relaxed"), "x"), "get_data"),
+        lambda folder: _read(NDTiffStorage(str(folder), "x"), "get_data"),
+        limit=5,
+    )
+    compare(
+        "ExEngine",
+        f"get_metadata of {_FRAMES} frames, on lmdb",
+        "NDTiff",
+        lambda folder: _read(HutchStorage(_url(folder, "?durability=relaxed"), "x"), "get_metadata"),
+        lambda folder: _read(NDTiffStorage(str(folder), "x"), "get_metadata"),
+        limit=2,
+    )
+
+
+def _url(folder: Path, options: str = "") -> str:
+    return f"lmdb://{folder.as_posix()}/store{options}"
+
+
+def _put(storage: Any) -> Any:
+    for number, coordinates in enumerate(_COORDINATES):
+        storage.put(coordinates, _CAMERA[number % len(_CAMERA)], _METADATA)
+    return storage
+
+
+def _put_on_disk(folder: Path) -> None:
+    _put(NDTiffStorage(str(folder), "x")).finish()
+    for file in (folder / "x_1").iterdir():
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def _read(storage: Any, verb: str) -> float:
+    _put(storage)
+    read = getattr(storage, verb)
+    return _seconds(lambda: [read(coordinates) for coordinates in _COORDINATES])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    took = time.perf_counter() - start
+    close_shared()
+    return took
+
+
+def _check_once() -> None:
+    """What is measured gives back what was put."""
+    storage = _put(HutchStorage("memory://", "check"))
+    for number, coordinates in enumerate(_COORDINATES):
+        assert np.array_equal(storage.get_data(coordinates), _CAMERA[number % len(_CAMERA)])
+        assert storage.get_metadata(coordinates) == _METADATA
+    close_shared()
+
+
+if __name__ == "__main__":
+    main()

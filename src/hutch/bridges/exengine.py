@@ -1,0 +1,319 @@
+"""Frames of ExEngine in hutch: ``DataHandler(storage=HutchStorage("lmdb:///srv/scope", "cells"))``.
+
+One dataset is one namespace, ``exengine:NAME``. In it are, with coordinates as JSON in a canonical form:
+
+    dataset                     what is true of all of it: a dict
+    frame {"time":1}            of one frame: a dict of its coordinates, dtype, shape and metadata
+    pixels {"time":1}           the bytes of its array, in C order; of a frame larger than 256 MiB the first part
+    pixels {"time":1} 1         the second part, and so on
+
+A frame and its pixels are written as one batch. Metadata can be read, and frames listed, without reading a pixel.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import hutch
+
+from .shared import shared_namespace, shared_store
+
+try:
+    import numpy as np
+    from exengine.base_classes import DataStorage
+except ImportError as missing:
+    raise ImportError(
+        'hutch.bridges.exengine needs ExEngine 0.4, which cannot be imported here: pip install "exengine>=0.4,<0.5"'
+    ) from missing
+
+log = logging.getLogger(__name__)
+
+_NAMESPACE = "exengine:"
+_DATASET, _FRAME, _PIXELS = "dataset", "frame ", "pixels "
+# Half of what one value may hold.
+_PART_BYTES = 1 << 28
+# Coordinates that are longer than this in UTF-8 are named by their hash: a key has at most 1,024 bytes.
+_LONGEST_COORDINATES = 900
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+# A frame that is read while others write over it again and again is not waited for any longer.
+_READS = 100
+_PASSING = (hutch.StorageUnavailableError, hutch.StorageTimeoutError, hutch.StorageFullError)
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+Coordinates = Mapping[str, int | str]
+
+
+class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
+    """One dataset of a hutch store. Any thread may use it; several processes may write and read one dataset.
+
+    `url` is a storage's URL (or config file; None for hutch's default), `name` the dataset's, 1 to 246 bytes of UTF-8.
+    `mode` is "x" to make it (FileExistsError if there is one of that name: frames are never mixed up or replaced
+    unasked), "a" to go on with it, or to make it, and "r" to read it (FileNotFoundError if there is none).
+    `summary_metadata` says what is true of the whole dataset; with "a" it replaces what was stored, if it is given.
+
+    While the storage cannot be reached, is busy or full, `put` and `finish` try again for `patience_s` seconds (0: not
+    at all), since an exception ends the thread of ExEngine's DataHandler, and no later frame is stored. What `put`
+    returned from is stored as durably as the engine is configured, and needs no `finish` or `close`.
+
+    Raises what `hutch.connect` and `hutch.Store.open` raise.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        name: str,
+        summary_metadata: Any = None,
+        *,
+        mode: Literal["x", "a", "r"] = "x",
+        patience_s: float = 60.0,
+    ) -> None:
+        if mode not in ("x", "a", "r"):
+            raise ValueError(f"mode must be 'x' (make), 'a' (make or go on) or 'r' (read), not {mode!r}")
+        if not isinstance(name, str) or not name:
+            raise ValueError("a dataset needs a name of at least one character")
+        self.name = name
+        self._patience_s = patience_s
+        self._items = shared_namespace(url, _NAMESPACE + name)
+        self._is_writable = mode != "r"
+        if mode == "r":
+            self._dataset()
+        elif not self._make(summary_metadata):
+            if mode == "x":
+                raise FileExistsError(f"there is a dataset {name!r} already; mode='a' goes on with it, 'r' reads it")
+            self._change(lambda dataset: {**dataset, "finished": None}, summary_metadata)
+
+    @staticmethod
+    def datasets(url: str | None = None) -> list[str]:
+        """The names of the datasets in a store, sorted. Raises what `hutch.connect` and the engine raise."""
+        names = (name for name in shared_store(url).namespaces() if name.startswith(_NAMESPACE) and name != _NAMESPACE)
+        return sorted(name.removeprefix(_NAMESPACE) for name in names if _DATASET in shared_namespace(url, name))
+
+    # --- DataStorage ---
+
+    def __contains__(self, data_coordinates: object) -> bool:
+        """Whether a frame with these coordinates is stored. Reads no value."""
+        return isinstance(data_coordinates, Mapping) and _FRAME + _named(data_coordinates) in self._items
+
+    def __getitem__(self, data_coordinates: Coordinates) -> np.ndarray[Any, Any]:
+        """The same as `get_data`."""
+        return self.get_data(data_coordinates)
+
+    def get_data(self, data_coordinates: Coordinates) -> np.ndarray[Any, Any]:
+        """The array of a frame, with the dtype and the shape it had. It is read-only: `.copy()` is not.
+
+        Raises KeyError if there is no such frame, hutch.CorruptValueError if it is damaged.
+        """
+        named = _named(data_coordinates)
+        keys = [_FRAME + named, _PIXELS + named]
+        for _ in range(_READS):
+            found = self._items.get_many(keys)
+            if keys[0] not in found:
+                raise self._missing(data_coordinates)
+            dtype = np.lib.format.descr_to_dtype(found[keys[0]]["dtype"])
+            shape = found[keys[0]]["shape"]
+            wanted = [keys[0], *_pixel_keys(named, dtype.itemsize * math.prod(shape))]
+            if wanted == keys and len(found) == len(keys):
+                parts = [found[key] for key in keys[1:]]
+                pixels = parts[0] if len(parts) == 1 else b"".join(parts)
+                if len(pixels) == dtype.itemsize * math.prod(shape):
+                    return np.ndarray(shape, dtype, pixels)
+            # There are more parts, or another frame took its place on an engine without snapshots.
+            keys = wanted
+        raise hutch.CorruptValueError(
+            f"the pixels of the frame {_told(data_coordinates)} of dataset {self.name!r} do not fit its shape"
+        )
+
+    def get_metadata(self, data_coordinates: Coordinates) -> Any:
+        """The metadata of a frame, fresh. Reads no pixel. Raises KeyError if there is no such frame."""
+        return self._frame(data_coordinates)["metadata"]
+
+    def put(self, data_coordinates: Coordinates, data: np.ndarray[Any, Any], metadata: Any) -> None:
+        """Store a frame: all of it, or nothing if this raises. One with the same coordinates is replaced.
+
+        Raises, before anything is written, hutch.ValueTypeError for an array of objects or metadata that hutch cannot
+        give back, TypeError and ValueError for coordinates that are no text or number, hutch.StoreNotOpenError if the
+        dataset is finished or open for reading; and after `patience_s` what the storage raised.
+        """
+        if not self._is_writable:
+            raise hutch.StoreNotOpenError(
+                f"dataset {self.name!r} is finished, or was opened for reading; "
+                f"open it again with mode='a' to store the frame {_told(data_coordinates)}"
+            )
+        axes = _axes(data_coordinates)
+        named = _text(axes)
+        array = np.asarray(data)
+        if isinstance(data, np.ma.MaskedArray):
+            raise hutch.ValueTypeError("a masked array would lose its mask; store .filled(), or the mask as a frame")
+        pixels = array.tobytes()
+        items: dict[str, Any] = {_PIXELS + named: pixels}
+        if len(pixels) > _PART_BYTES:
+            starts = range(0, len(pixels), _PART_BYTES)
+            parts = [pixels[start : start + _PART_BYTES] for start in starts]
+            items = dict(zip(_pixel_keys(named, len(pixels)), parts, strict=True))
+        # Last, for engines that do not write a batch as one: a frame that is there has its pixels.
+        items[_FRAME + named] = {
+            "coordinates": axes,
+            "dtype": _described(array.dtype),
+            "shape": array.shape,
+            "metadata": _plain(metadata),
+        }
+        self._patiently(lambda: self._items.set_many(items))
+
+    def finish(self) -> None:
+        """Note that the dataset is complete, and refuse what is put through this object from now on."""
+        if self._is_writable:
+            self._patiently(lambda: self._change(lambda dataset: {**dataset, "finished": datetime.now(UTC)}))
+            self._is_writable = False
+
+    def close(self) -> None:
+        """Nothing: what was put is stored, and the process's connection is not this object's."""
+
+    # --- beyond it, under the names that NDStorage has ---
+
+    @property
+    def summary_metadata(self) -> Any:
+        """What was said of the whole dataset."""
+        return self._dataset()["summary_metadata"]
+
+    def is_finished(self) -> bool:
+        """Whether `finish` was called and nobody opened it with mode "a" since; in whatever process."""
+        return self._dataset()["finished"] is not None
+
+    def get_image_coordinates_list(self) -> list[dict[str, int | str]]:
+        """The coordinates of all frames, by their values, numbers before text. Reads no pixel."""
+        return sorted(self._coordinates(), key=lambda axes: [(axis, _rank(axes[axis])) for axis in sorted(axes)])
+
+    # --- inside ---
+
+    def _coordinates(self) -> Iterator[dict[str, int | str]]:
+        for key in self._items.scan_keys(_FRAME):
+            text = key.removeprefix(_FRAME)
+            if text.startswith("{"):
+                yield json.loads(text)
+            elif frame := self._items.get(key):
+                yield frame["coordinates"]
+
+    def _dataset(self) -> dict[str, Any]:
+        dataset: dict[str, Any] | None = self._items.get(_DATASET)
+        if dataset is None:
+            raise self._no_dataset()
+        return dataset
+
+    def _no_dataset(self) -> FileNotFoundError:
+        return FileNotFoundError(f"there is no dataset {self.name!r} in this store")
+
+    def _frame(self, coordinates: Coordinates) -> dict[str, Any]:
+        try:
+            frame: dict[str, Any] = self._items[_FRAME + _named(coordinates)]
+        except KeyError:
+            raise self._missing(coordinates) from None
+        return frame
+
+    def _missing(self, coordinates: Coordinates) -> KeyError:
+        return KeyError(f"dataset {self.name!r} has no frame {_told(coordinates)}")
+
+    def _make(self, summary_metadata: Any) -> bool:
+        """Whether it was made by this call. Of several processes that try, one makes it."""
+        dataset = {"format": 1, "created": datetime.now(UTC), "finished": None}
+        return self._items.compare_and_set(
+            _DATASET, hutch.MISSING, {**dataset, "summary_metadata": _plain(summary_metadata)}
+        )
+
+    def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]], summary_metadata: Any = None) -> None:
+        more = {} if summary_metadata is None else {"summary_metadata": _plain(summary_metadata)}
+        try:
+            self._items.modify(_DATASET, lambda dataset: change(dataset) | more)
+        except KeyError:  # removed meanwhile
+            raise self._no_dataset() from None
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """`write`, again and again while what hinders it may pass. Doing it twice does no harm."""
+        until_s = time.monotonic() + self._patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return write()
+            except _PASSING as error:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    raise
+                if pause_s == _FIRST_PAUSE_S:
+                    log.warning("dataset %r: %s; trying again for %.0f s", self.name, error, left_s)
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _named(coordinates: Coordinates) -> str:
+    """The same text for equal coordinates, whatever their order; another for others."""
+    return _text(_axes(coordinates))
+
+
+def _axes(coordinates: Coordinates) -> dict[str, int | float | str]:
+    if not all(isinstance(axis, str) for axis in coordinates):
+        raise TypeError(f"the name of an axis must be a str; these are {list(coordinates)}")
+    return {str(axis): _position(coordinates[axis]) for axis in sorted(coordinates)}
+
+
+def _text(axes: dict[str, int | float | str]) -> str:
+    text = _as_json(axes)
+    if len(text) * 4 > _LONGEST_COORDINATES and len(encoded := text.encode()) > _LONGEST_COORDINATES:
+        return hashlib.sha256(encoded).hexdigest()
+    return text
+
+
+def _position(position: Any) -> int | float | str:
+    # Numbers that are equal are one position, as they are in a dict: 1, numpy's 1, 1.0 and True.
+    if isinstance(position, str):
+        return str(position)
+    if isinstance(position, np.generic):
+        position = position.item()
+    if isinstance(position, float):
+        return int(position) if position.is_integer() else position
+    if isinstance(position, int):
+        return int(position)
+    raise TypeError(f"the position on an axis must be an int or a str, not {type(position).__name__}")
+
+
+def _rank(position: float | str) -> tuple[bool, float | str]:
+    return isinstance(position, str), position
+
+
+def _pixel_keys(named: str, size_bytes: int) -> list[str]:
+    more = range(1, -(-size_bytes // _PART_BYTES))
+    return [_PIXELS + named, *(f"{_PIXELS}{named} {part}" for part in more)]
+
+
+@functools.lru_cache
+def _described(dtype: np.dtype[Any]) -> Any:
+    """What numpy's own files hold of `dtype`. Raises ValueTypeError if that is not all of it."""
+    if not dtype.hasobject:
+        descr = np.lib.format.dtype_to_descr(dtype)
+        if np.lib.format.descr_to_dtype(descr) == dtype:
+            return descr
+    raise hutch.ValueTypeError(f"an array of dtype {dtype} has no bytes of its own that could be read back; convert it")
+
+
+def _plain(value: Any) -> Any:
+    """`value` with numpy's scalars as Python's, its arrays as lists, and mappings as dicts; all else as it is."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in "mM":  # whose items lose their unit
+        return value.tolist()
+    return value
+
+
+def _told(coordinates: Coordinates) -> str:
+    return str(dict(coordinates))
