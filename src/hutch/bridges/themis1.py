@@ -12,6 +12,7 @@ import os
 import pickle
 import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -331,6 +332,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         self._executor = executor
         self._owned = owned
         self._is_shut_down = False
+        self._lock = threading.Lock()
         self._submitted: set[Future[Any]] = set()
         # Dask takes calls with equal arguments for one, and would ask a model once where it was asked twice.
         self._options = {"pure": False} if type(executor).__module__.partition(".")[0] == "distributed" else {}
@@ -373,9 +375,13 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         return self._results(func, iter(items), self._ahead(max_workers, timeout), timeout)
 
     def shutdown(self) -> None:
-        """Cancel the calls that have not started, and wait for the others; shut the executor down too if `owned`."""
-        self._is_shut_down = True
-        submitted = list(self._submitted)
+        """Cancel the calls that have not started, and wait for the others; shut the executor down too if `owned`.
+
+        Whoever still iterates over results meets CancelledError.
+        """
+        with self._lock:
+            self._is_shut_down = True
+            submitted = list(self._submitted)
         for future in submitted:
             future.cancel()
         wait_for(submitted)
@@ -421,10 +427,12 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
             raise failed
 
     def _submit(self, func: Callable[[T], R], item: T) -> Future[R]:
-        if self._is_shut_down:
-            raise RuntimeError("this ExecutorBackend was shut down")
         try:
-            future: Future[R] = self._executor.submit(func, item, **self._options)
+            with self._lock:  # so that `shutdown` sees all that was submitted
+                if self._is_shut_down:
+                    raise RuntimeError("this ExecutorBackend was shut down")
+                future: Future[R] = self._executor.submit(func, item, **self._options)
+                self._submitted.add(future)
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             # What Dask ships is cloudpickle's, which takes more than pickle does.
             dumps = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
@@ -432,7 +440,6 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
                 if not _is_shippable(thing, dumps):
                     raise _not_shippable(thing, dumps) from error
             raise
-        self._submitted.add(future)
         future.add_done_callback(self._submitted.discard)
         return future
 
@@ -497,11 +504,10 @@ def _parts(thing: Any, dumps: _Dumps) -> Iterator[tuple[str, Any]]:
         yield from (("its function", thing.func), ("an argument", thing.args), ("an argument", thing.keywords))
     elif isinstance(thing, FunctionType):
         if dumps is not pickle.dumps:  # which finds a function by its name, and never looks inside
-            names = thing.__code__.co_freevars
-            yield from (
-                (f"variable {name}", cell.cell_contents)
-                for name, cell in zip(names, thing.__closure__ or (), strict=False)
-            )
+            used = {name: thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__}
+            inside = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=False)
+            used |= {name: cell.cell_contents for name, cell in inside}
+            yield from ((f"variable {name}", value) for name, value in used.items())
     elif isinstance(thing, dict):
         yield from (("an item", value) for value in thing.values())
     elif isinstance(thing, (list, tuple, set, frozenset)):
@@ -664,7 +670,7 @@ def _report_out(report: entities.ExperimentReport) -> tuple[dict[str, Any], Call
         return out
 
     head: dict[str, Any] = {
-        "metadata": report.metadata,
+        "metadata": _without_secrets(report.metadata),
         "failures": [_taken(failure, EvaluationFailure) for failure in report.failures],
         "generations": len(report.generation_results),
         "evaluation": evaluation
@@ -718,7 +724,15 @@ def _run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
     )
     metadata: dict[str, Any] = _reduced({**asdict(fresh), **known, "run_id": run_id})
     metadata["status"] = RunStatus(metadata["status"]).value
-    return metadata
+    kept: dict[str, Any] = _without_secrets(metadata)
+    return kept
+
+
+def _without_secrets(value: Any) -> Any:
+    """Themis puts the API key that `evaluate` was given into its manifest; there it stops."""
+    if not isinstance(value, dict):
+        return value
+    return {key: "***" if key == "api_key" and item else _without_secrets(item) for key, item in value.items()}
 
 
 def _reduced(value: Any) -> Any:

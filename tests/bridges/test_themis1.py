@@ -1,0 +1,858 @@
+"""The bridge to Themis 1.4, from `themis.evaluate` with a provider of its own, and method by method.
+
+The promises of the methods are those of Themis's StorageBackend and ExecutionBackend, and of its ExperimentStorage.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import logging
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict, namedtuple
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import themis
+from themis.backends.execution import SequentialExecutionBackend
+from themis.core import entities
+from themis.evaluation.reports import EvaluationFailure, EvaluationReport, MetricAggregate
+from themis.exceptions import ConfigurationError, StorageError
+from themis.experiment.comparison.engine import ComparisonEngine
+from themis.generation.runner import GenerationRunner
+from themis.generation.strategies import RepeatedSamplingStrategy
+from themis.interfaces import StatelessTaskExecutor
+from themis.storage import ExperimentStorage, RunStatus, task_cache_key
+
+import hutch
+from hutch.bridges.shared import close_shared, shared_namespace
+from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend, copy_runs
+
+from ..pages import run as run_page
+from .processes import run, run_until
+
+PAGE = Path(__file__).parents[2] / "docs" / "bridges" / "themis1.md"
+DATA = [{"id": str(number), "question": f"what is {number} + 1", "answer": str(number + 1)} for number in range(12)]
+
+
+class Adder(StatelessTaskExecutor):  # type: ignore[misc]  # Themis is not installed where mypy runs
+    """A model that counts how often it is asked, and whose answers are right."""
+
+    asked: ClassVar[list[str]] = []
+
+    def execute(self, task: entities.GenerationTask) -> entities.GenerationRecord:
+        question = task.prompt.text
+        self.asked.append(question)
+        answer = str(int(question.split()[2]) + 1)
+        output = entities.ModelOutput(text=answer, raw={"said": (answer,)}, usage={"prompt_tokens": 3})
+        return entities.GenerationRecord(task=task, output=output, error=None)
+
+
+@pytest.fixture(autouse=True)
+def a_model_and_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder without git: Themis makes the commit it finds a part of its cache keys."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Adder, "asked", [])
+    themis.register_provider("adder", Adder)
+
+
+def evaluate(storage: object, run_id: str = "run", **options: Any) -> entities.ExperimentReport:
+    options = {"dataset": DATA, "metrics": ["exact_match"], "workers": 1, **options}
+    dataset = options.pop("dataset")
+    return themis.evaluate(
+        dataset, model="adder:m", prompt="{question}", storage_backend=storage, run_id=run_id, **options
+    )
+
+
+def make_record(number: int = 0, **more: Any) -> entities.GenerationRecord:
+    spec = entities.PromptSpec(name="plain", template="{q}", metadata={"v": (1, 2)})
+    task = entities.GenerationTask(
+        prompt=entities.PromptRender(spec=spec, text=f"what is {number}", context={"q": number}, metadata={}),
+        model=entities.ModelSpec("m", "adder", default_sampling=entities.SamplingConfig(0.5, 1.0, 8)),
+        sampling=entities.SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=8),
+        metadata={"dataset_id": str(number)},
+        reference=entities.Reference(kind="answer", value=number),
+    )
+    known: dict[str, Any] = {
+        "task": task,
+        "output": entities.ModelOutput(text=f"it is {number}"),
+        "error": None,
+        **more,
+    }
+    return entities.GenerationRecord(**known)
+
+
+def make_evaluation(number: int = 0, value: float = 1.0) -> entities.EvaluationRecord:
+    return entities.EvaluationRecord(sample_id=str(number), scores=[entities.MetricScore("ExactMatch", value)])
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """A process that was spawned and is ready: what it imports takes seconds."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(double, 1).result() == 2
+        yield pool
+
+
+def raw_values(url: str) -> hutch.Namespace:
+    return shared_namespace(url, "themis1")
+
+
+# --- from the front door ---
+
+
+def test_what_was_evaluated_is_not_generated_again(url: str) -> None:
+    first = evaluate(HutchStorageBackend(url))
+    assert len(Adder.asked) == len(DATA)
+    assert first.metric("exact_match").mean == 1.0
+    again = evaluate(HutchStorageBackend("hutch://" + url))
+    assert len(Adder.asked) == len(DATA)
+    assert again.metric("exact_match").mean == 1.0
+    assert again.generation_results == first.generation_results
+    assert again.evaluation_report.records == first.evaluation_report.records
+    assert HutchStorageBackend(url).load_run_metadata("run")["status"] == "completed"
+
+
+def test_only_what_is_new_is_generated_and_a_new_metric_generates_nothing(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    evaluate(storage, dataset=DATA[:5], workers=3)
+    keys = set(storage.load_cached_records("run"))
+    assert len(keys) == 5
+    # Whatever changes the manifest of a run changes the keys; the dataset is part of that.
+    evaluate(storage, dataset=DATA, workers=3)
+    assert len(Adder.asked) == 5 + len(DATA)
+    assert len(storage.load_cached_records("run")) == 5 + len(DATA)
+    # A run without its dataset takes the one that was stored.
+    report = evaluate(storage, dataset=[], workers=3)
+    assert len(Adder.asked) == 5 + len(DATA)
+    assert len(report.generation_results) == len(DATA)
+
+
+def test_nothing_is_written_beside_the_store(url: str, tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if "-store" not in path.name}
+    evaluate(HutchStorageBackend(url))
+    assert {path for path in tmp_path.rglob("*") if "-store" not in str(path)} == before
+
+
+def test_an_error_of_the_model_is_stored_and_a_broken_run_is_recorded_as_failed() -> None:
+    class Broken(Adder):
+        def execute(self, task: entities.GenerationTask) -> entities.GenerationRecord:
+            if task.metadata["dataset_id"] == "3":
+                return entities.GenerationRecord(
+                    task=task, output=None, error=entities.ModelError("no permission", details={"code": 403})
+                )
+            return super().execute(task)
+
+    themis.register_provider("adder", Broken)
+    storage = HutchStorageBackend("memory://")
+    report = evaluate(storage)
+    assert [failure.message for failure in report.failures] == ["no permission"]
+    failed = [record for record in storage.load_generation_records("run") if record.error]
+    assert [(record.output, record.error) for record in failed] == [
+        (None, entities.ModelError("no permission", details={"code": 403}))
+    ]
+    assert [record.error for record in failed[0].attempts] == [failed[0].error]
+
+    def on_result(record: object) -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        evaluate(storage, "broken", on_result=on_result)
+    metadata = storage.load_run_metadata("broken")
+    assert (metadata["status"], metadata["error_message"]) == ("failed", "full")
+
+
+def test_attempts_come_back_each_with_its_own_task_and_what_they_share_is_stored_once(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    report = evaluate(storage, num_samples=3)
+    assert len(Adder.asked) == 3 * len(DATA)
+    assert storage.load_generation_records("run") == report.generation_results
+    record = storage.load_generation_records("run")[0]
+    assert [attempt.task.metadata["attempts"] for attempt in record.attempts] == [0, 1, 2]
+    assert all(attempt.task.prompt is record.task.prompt for attempt in record.attempts)
+    _, stored = next(raw_values(url).scan(prefix="gen/"))
+    assert [set(attempt["task"]) for attempt in stored["record"]["attempts"]] == [{"metadata"}] * 3
+    assert "output" not in stored["record"]["attempts"][0]
+
+
+def test_themis_compares_runs_that_are_in_hutch(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    for run_id in ("one", "two"):
+        evaluate(storage, run_id)
+    compared = ComparisonEngine(storage=storage).compare_runs(["one", "two"])
+    assert compared.metrics == ["ExactMatch"]
+    assert compared.pairwise_results[0].delta == 0.0
+
+
+def test_an_api_key_is_not_stored() -> None:
+    themis.register_provider("adder", lambda **options: Adder())
+    storage = HutchStorageBackend("memory://")
+    report = evaluate(storage, api_key="sk-secret")
+    storage.save_report("run", report)
+    values = raw_values("memory://")
+    assert "sk-secret" in str(report)
+    assert "sk-secret" not in str(dict(values))
+    assert storage.load_run_metadata("run")["config_snapshot"]["manifest_hash"] == report.metadata["manifest_hash"]
+
+
+SCRIPT = """
+import sys
+import themis
+from themis.core import entities
+from themis.interfaces import StatelessTaskExecutor
+from hutch.bridges.themis1 import HutchStorageBackend
+
+class Adder(StatelessTaskExecutor):
+    def execute(self, task):
+        answer = str(int(task.prompt.text.split()[2]) + 1)
+        return entities.GenerationRecord(task=task, output=entities.ModelOutput(text=answer), error=None)
+
+themis.register_provider("adder", Adder)
+data = [{"id": str(n), "question": f"what is {n} + 1", "answer": str(n + 1)} for n in range(12)]
+report = themis.evaluate(
+    data, model="adder:m", prompt="{question}", metrics=["exact_match"], workers=1, run_id="run",
+    storage_backend=HutchStorageBackend(sys.argv[1]), on_result=lambda record: print("stored", flush=True),
+)
+print("mean", report.metric("exact_match").mean)
+"""
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(lasting_url: str, tmp_path: Path) -> None:
+    slow = SCRIPT.replace("import sys\n", "import sys, time\n", 1).replace(
+        'print("stored"', 'time.sleep(0.02) or print("stored"'
+    )
+    told = run_until("stored", slow, lasting_url, folder=tmp_path)
+    acknowledged = told.count("stored")
+    assert 1 <= acknowledged < len(DATA)
+    assert len(HutchStorageBackend(lasting_url).load_cached_records("run")) >= acknowledged
+    report = evaluate(HutchStorageBackend(lasting_url))
+    assert len(Adder.asked) <= len(DATA) - acknowledged
+    assert len(report.generation_results) == len(DATA)
+    assert report.metric("exact_match").mean == 1.0
+    assert len(HutchStorageBackend(lasting_url).load_evaluation_records("run")) == len(DATA)
+
+
+def test_processes_that_start_one_run_at_once_share_it(tmp_path: Path) -> None:
+    url = f"lmdb://{(tmp_path / 'state').as_posix()}"
+    told: list[list[str]] = []
+    workers = [threading.Thread(target=lambda: told.append(run(SCRIPT, url, folder=tmp_path))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [lines[-1] for lines in told] == ["mean 1.0"] * 2
+    storage = HutchStorageBackend(url)
+    assert storage.list_run_ids() == ["run"]
+    assert len(storage.load_cached_records("run")) == len(DATA)
+    evaluate(storage)
+    assert Adder.asked == []
+
+
+# --- records ---
+
+
+def test_a_record_comes_back_equal_and_with_identical_types(url: str) -> None:
+    details = {"at": datetime(2026, 1, 2, tzinfo=UTC), 3: {"a"}, "pair": (1, b"x"), "exact": 2**70, "none": None}
+    record = make_record(
+        output=entities.ModelOutput(text="text\n\U0001f430", raw=[details], usage={"total_tokens": 5}),
+        error=entities.ModelError("but", kind="odd", details=details),
+        metrics={"seconds": 0.1, **details},
+        attempts=[make_record(1, attempts=[make_record(2)]), make_record(3, output=None)],
+    )
+    record.task.metadata["more"] = details
+    record.attempts[0].task.reference = None
+    storage = HutchStorageBackend(url)
+    storage.save_generation_record("run", record)
+    (found,) = storage.load_generation_records("run")
+    assert found == record
+    assert repr(found) == repr(record)
+    assert storage.load_cached_records("run") == {task_cache_key(record.task): record}
+
+
+@pytest.mark.parametrize("schema", [str, dict, tuple])
+def test_a_reference_keeps_its_schema_where_that_is_a_type_of_python(schema: type) -> None:
+    record = make_record()
+    record.task.reference = entities.Reference("answer", value=("a", "b"), schema=schema)
+    storage = HutchStorageBackend("memory://")
+    storage.save_generation_record("run", record)
+    assert storage.load_generation_records("run")[0].task.reference == record.task.reference
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Name(enum.StrEnum):
+    ADA = "ada"
+
+
+class Measured(float):
+    """As numpy's float64 is."""
+
+
+@dataclass
+class Judge:
+    name: str
+    seen: list[int]
+
+
+Pair = namedtuple("Pair", ["a", "b"])
+
+
+def test_what_json_takes_for_a_plain_value_is_stored_as_one(url: str) -> None:
+    record = make_record()
+    details = OrderedDict(level=Level.HIGH, name=Name.ADA, judge=Judge("j", [1]), pair=Pair(1, [Measured(2)]), ok=True)
+    evaluation = entities.EvaluationRecord("0", [entities.MetricScore("M", Measured(0.5), details=details)])
+    storage = HutchStorageBackend(url)
+    storage.append_evaluation_record("run", record, evaluation)
+    (found,) = storage.load_cached_evaluations("run").values()
+    plain = {"level": 3, "name": "ada", "judge": {"name": "j", "seen": [1]}, "pair": (1, [2.0]), "ok": True}
+    assert repr(found.scores) == repr([entities.MetricScore("M", 0.5, details=plain)])
+
+
+def test_a_raw_response_that_cannot_be_stored_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Response:
+        text = "very private"
+
+    record = make_record(output=entities.ModelOutput(text="it is", raw=Response(), usage={"n": 1}))
+    record.attempts = [make_record(output=record.output)]
+    storage = HutchStorageBackend("memory://")
+    with caplog.at_level(logging.WARNING):
+        storage.save_generation_record("run", record)
+    assert "Response" in caplog.text
+    assert "private" not in caplog.text
+    (found,) = storage.load_generation_records("run")
+    assert found.output == entities.ModelOutput(text="it is", raw=None, usage={"n": 1})
+    assert found.attempts[0].output == found.output
+
+
+def test_raw_responses_are_left_out_where_that_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    storage = HutchStorageBackend("memory://", save_raw_responses=False)
+    for raw in ({"a": 1}, object()):
+        storage.save_generation_record("run", make_record(output=entities.ModelOutput(text="it is", raw=raw)))
+    assert [record.output.raw for record in storage.load_generation_records("run")] == [None, None]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("save_raw_responses", [True, False])
+def test_any_other_value_that_cannot_be_stored_is_refused_and_named_by_its_type(save_raw_responses: bool) -> None:
+    storage = HutchStorageBackend("memory://", save_raw_responses=save_raw_responses)
+    with pytest.raises(hutch.ValueTypeError, match="Thread"):
+        storage.save_generation_record("run", make_record(metrics={"private": threading.Thread()}))
+    assert storage.load_generation_records("run") == []
+
+
+def test_records_keep_their_order_and_the_last_of_a_cache_key_counts(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    numbers = [3, 1, 2, 1]
+    for at, number in enumerate(numbers):
+        storage.append_generation_record("run", make_record(number, metrics={"at": at}), cache_key=f"key {number}")
+        storage.save_evaluation_record("run", make_record(number), make_evaluation(number, float(at)))
+    found = storage.load_generation_records("run")
+    assert [record.metrics["at"] for record in found] == [0, 1, 2, 3]
+    assert {key: record.metrics["at"] for key, record in storage.load_cached_records("run").items()} == {
+        "key 3": 0, "key 1": 3, "key 2": 2,
+    }  # fmt: skip
+    assert [evaluation.scores[0].value for evaluation in storage.load_evaluation_records("run").values()] == [0, 3, 2]
+
+
+def test_evaluations_under_two_configs_are_two() -> None:
+    storage, record = HutchStorageBackend("memory://"), make_record()
+    for metric in ("a", "b"):
+        config = {"metrics": [metric], "extractor": "x"}
+        storage.append_evaluation_record("run", record, make_evaluation(), evaluation_config=config)
+    assert len(storage.load_cached_evaluations("run", evaluation_config={"metrics": ["a"]})) == 2
+
+
+def test_a_record_that_is_not_one_is_an_error_that_names_its_key(url: str) -> None:
+    HutchStorageBackend(url).save_generation_record("run", make_record())
+    values = raw_values(url)
+    (key,) = values.scan_keys(prefix="gen/run/")
+    values[key] = {"cache_key": "k", "record": {"task": {"private": 1}}}
+    with pytest.raises(hutch.CorruptValueError, match=key) as caught:
+        HutchStorageBackend(url).load_generation_records("run")
+    assert "private" not in str(caught.value)
+
+
+def append_some(storage: HutchStorageBackend, worker: int) -> None:
+    for number in range(20):
+        storage.save_generation_record("run", make_record(100 * worker + number))
+        storage.save_evaluation_record("run", make_record(100 * worker + number), make_evaluation(number))
+
+
+def test_threads_lose_nothing_of_each_others_records(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(append_some, [storage] * 6, range(6)))
+    assert len(storage.load_generation_records("run")) == 120
+    assert len(storage.load_cached_evaluations("run")) == 120
+
+
+@pytest.mark.xdist_group("processes")
+def test_processes_that_are_handed_the_backend_lose_nothing_either(
+    lasting_url: str, processes: ProcessPoolExecutor
+) -> None:
+    storage = HutchStorageBackend(lasting_url)
+    theirs = processes.map(append_some, [storage] * 3, range(3))
+    append_some(storage, 9)
+    list(theirs)
+    assert len(storage.load_cached_records("run")) == 80
+
+
+# --- runs, datasets, reports ---
+
+RUN_IDS = ["run", "", "a", "a/b", "a%2Fb", "a/", "line\nbreak", "\U0001f430", "x" * 5000, "x" * 5001, "run/1", "*", "."]
+
+
+def test_any_text_is_the_name_of_a_run_and_none_sees_anything_of_another(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    for at, run_id in enumerate(RUN_IDS):
+        storage.start_run(run_id, experiment_id="e", config={"at": at})
+        storage.save_generation_record(run_id, make_record(at))
+        storage.save_evaluation_record(run_id, make_record(at), make_evaluation(at))
+        storage.cache_dataset(run_id, [{"at": at}])
+    assert sorted(storage.list_run_ids()) == sorted(RUN_IDS)
+    for at, run_id in enumerate(RUN_IDS):
+        assert storage.load_run_metadata(run_id)["run_id"] == run_id
+        assert storage.load_generation_records(run_id) == [make_record(at)]
+        assert list(storage.load_evaluation_records(run_id).values()) == [make_evaluation(at)]
+        assert storage.load_dataset(run_id) == [{"at": at}]
+        storage.delete_run(run_id)
+        assert not storage.run_exists(run_id)
+        assert storage.load_generation_records(run_id) == []
+        assert storage.load_dataset(run_id) is None
+    assert len(raw_values(url)) == 0
+
+
+def test_a_run_is_started_completed_failed_and_listed_with_the_newest_first(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    assert not storage.run_exists("one")
+    storage.start_run("one", "experiment", {"a": (1,)})
+    storage.start_run("two")
+    assert storage.run_exists("one")
+    assert storage.run_metadata_exists("one")
+    assert storage.list_run_ids() == ["two", "one"]
+    metadata = storage.load_run_metadata("one")
+    assert (metadata["status"], metadata["experiment_id"], metadata["completed_at"]) == (
+        "in_progress",
+        "experiment",
+        None,
+    )
+    assert metadata["config_snapshot"] == {"a": (1,)}
+    storage.complete_run("one")
+    storage.fail_run("two", "boom")
+    done, failed = storage.load_run_metadata("one"), storage.load_run_metadata("two")
+    assert done["status"] == RunStatus.COMPLETED
+    assert datetime.fromisoformat(done["completed_at"]).tzinfo is not None
+    assert done["created_at"] == metadata["created_at"] < done["updated_at"]
+    assert (failed["status"], failed["error_message"]) == ("failed", "boom")
+
+
+def test_metadata_keeps_what_it_is_given_and_gets_what_it_lacks() -> None:
+    storage = HutchStorageBackend("memory://")
+    storage.save_run_metadata("run", {"status": RunStatus.CANCELLED, "owner": "ada", "run_id": "another"})
+    found = storage.load_run_metadata("run")
+    assert (found["run_id"], found["status"], found["owner"], found["total_samples"]) == ("run", "cancelled", "ada", 0)
+    assert type(found["status"]) is str
+    with pytest.raises(ValueError, match="tired"):
+        storage.save_run_metadata("run", {"status": "tired"})
+
+
+def test_a_run_is_not_started_over_another_but_joined_where_it_is_the_same() -> None:
+    storage = HutchStorageBackend("memory://")
+    storage.start_run("run", config={"a": 1})
+    storage.start_run("run", config={"a": 1})
+    with pytest.raises(StorageError, match="'run' already exists"):
+        storage.start_run("run", config={"a": 2})
+    storage.complete_run("run")
+    with pytest.raises(StorageError, match="'run' already exists"):
+        storage.start_run("run", config={"a": 1})
+
+
+def test_a_run_that_is_not_there_is_told_as_themis_tells_it(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    for use in (storage.load_run_metadata, storage.complete_run, storage.delete_run):
+        with pytest.raises(FileNotFoundError, match="'none'"):
+            use("none")
+    with pytest.raises(FileNotFoundError, match="'none'") as caught:
+        storage.fail_run("none", "boom")
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert storage.load_generation_records("none") == []
+    assert storage.load_cached_records("none") == {}
+    assert storage.load_cached_evaluations("none") == {}
+    assert storage.load_dataset("none") is None
+    assert storage.load_report("none") is None
+    assert storage.list_run_ids() == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 256, 257, 700])
+def test_a_dataset_is_replaced_as_a_whole_and_leaves_nothing_of_the_former(url: str, rows: int) -> None:
+    storage = HutchStorageBackend(url)
+    storage.cache_dataset("run", [{"old": number} for number in range(300)])
+    storage.cache_dataset("run", iter([{"id": number, "tags": {"a"}, "at": (number,)} for number in range(rows)]))
+    assert storage.load_dataset("run") == [{"id": number, "tags": {"a"}, "at": (number,)} for number in range(rows)]
+    assert len(list(raw_values(url).scan_keys(prefix="data/"))) == 1 + -(-rows // 256)
+
+
+def test_a_dataset_that_lost_a_part_is_an_error_that_names_it(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    storage.cache_dataset("run", [{}] * 300)
+    values = raw_values(url)
+    *_, last = values.scan_keys(prefix="data/run/")
+    del values[last]
+    with pytest.raises(hutch.CorruptValueError, match="data/run"):
+        storage.load_dataset("run")
+
+
+def test_a_report_comes_back_equal(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    report = evaluate(storage)
+    evaluation = report.evaluation_report
+    evaluation.slices = {
+        "even": {"ExactMatch": MetricAggregate("ExactMatch", 1, 0.5, [entities.MetricScore("E", 0.5)])}
+    }
+    evaluation.failures = [EvaluationFailure("1", "no")]
+    report.failures = [entities.ExperimentFailure(None, "why")]
+    for _ in range(2):
+        storage.save_report("run", report)
+    found = storage.load_report("run")
+    assert found == report
+    assert type(found.evaluation_report) is EvaluationReport
+    storage.save_report("run", entities.ExperimentReport([], None, [], {"test": True}))
+    assert storage.load_report("run") == entities.ExperimentReport([], None, [], {"test": True})
+    assert list(raw_values(url).scan_keys(prefix="report/")) == ["report/run"]
+
+
+def test_runs_of_themis_s_own_storage_are_copied_and_go_on_here(url: str, tmp_path: Path) -> None:
+    theirs = ExperimentStorage(tmp_path / "cache")
+    evaluate(theirs)
+    evaluate(theirs, "other/run".replace("/", "-"), dataset=DATA[:3])
+    theirs.start_run("empty", experiment_id="none")
+    asked = len(Adder.asked)
+    ours = HutchStorageBackend(url)
+    for _ in range(2):  # an import that was cut off is run again
+        assert copy_runs(theirs, ours) == 3
+    assert sorted(ours.list_run_ids()) == ["empty", "other-run", "run"]
+    assert ours.load_cached_records("run") == theirs.load_cached_records("run")
+    assert len(ours.load_generation_records("run")) == len(DATA)
+    assert ours.load_cached_evaluations("run") == theirs.load_cached_evaluations("run")
+    assert ours.load_dataset("run") == theirs.load_dataset("run")
+    assert ours.load_run_metadata("run") == theirs.load_run_metadata("run")
+    evaluate(ours)
+    assert len(Adder.asked) == asked
+
+
+# --- connections ---
+
+
+def test_what_was_stored_is_there_for_the_next_process_and_namespaces_are_apart(lasting_url: str) -> None:
+    HutchStorageBackend(lasting_url).save_generation_record("run", make_record())
+    HutchStorageBackend(lasting_url, namespace="other").close()
+    close_shared()
+    again = pickle.loads(pickle.dumps(HutchStorageBackend(lasting_url)))
+    assert again.load_generation_records("run") == [make_record()]
+    assert HutchStorageBackend(lasting_url, namespace="other").load_generation_records("run") == []
+
+
+@pytest.mark.parametrize("url", ["nosuch://x", "lmdb://x?wrong=1"])
+def test_a_url_that_does_not_fit_is_refused_at_once(url: str) -> None:
+    with pytest.raises((hutch.ConfigError, hutch.PluginNotFoundError)):
+        HutchStorageBackend(url)
+
+
+def test_no_url_is_the_default_of_hutch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUTCH_STORAGE", "memory://")
+    HutchStorageBackend().start_run("run")
+    assert HutchStorageBackend("hutch://").list_run_ids() == ["run"]
+
+
+@pytest.mark.parametrize("missing", ["themis", "themis.backends.execution", "sympy"])
+def test_a_missing_framework_is_told_with_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import hutch.bridges; import hutch.bridges.themis1"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: hutch.bridges.themis1 needs Themis 1.4: pip install")
+    assert missing in last
+
+
+# --- executors ---
+
+
+def divide_by(number: int) -> float:
+    return 1 / number
+
+
+def test_results_come_as_they_are_done() -> None:
+    release = threading.Event()
+
+    def wait_for_the_others(number: int) -> int:
+        if number == 0:
+            assert release.wait(30)
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = ExecutorBackend(pool).map(wait_for_the_others, range(5))
+        assert sorted(itertools.islice(results, 4)) == [1, 2, 3, 4]
+        release.set()
+        assert list(results) == [0]
+
+
+class Counted(Executor):
+    """An executor that tells how many calls ran at once; threads are all it says of itself."""
+
+    def __init__(self, workers: int) -> None:
+        self._pool = ThreadPoolExecutor(workers)
+        self._lock = threading.Lock()
+        self.running = self.most = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self._pool.submit(self._run, fn, *args, **kwargs)
+
+    def _run(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.01)
+        with self._lock:
+            self.running -= 1
+        return fn(*args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+
+def test_no_more_calls_run_at_once_than_are_allowed() -> None:
+    for allowed in (1, 3):
+        with Counted(8) as pool:
+            assert sorted(ExecutorBackend(pool).map(double, range(20), max_workers=allowed)) == list(range(0, 40, 2))
+        assert pool.most == allowed
+    with Counted(8) as pool:
+        assert len(list(ExecutorBackend(pool).map(double, range(20)))) == 20
+    assert pool.most > 3
+
+
+def test_items_are_taken_as_they_are_needed() -> None:
+    taken = itertools.count()
+    with ThreadPoolExecutor(2) as pool:
+        results = ExecutorBackend(pool).map(double, taken)
+        for _ in range(10):
+            next(results)
+        del results  # given up
+    assert 10 <= next(taken) <= 10 + 4
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_number_of_workers_that_cannot_be_is_refused(workers: int) -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigurationError, match="max_workers"):
+        list(ExecutorBackend(pool).map(double, [1], max_workers=workers))
+
+
+def test_what_a_call_raises_is_raised_and_calls_that_have_not_started_are_cancelled() -> None:
+    begun = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        raise ValueError(f"number {number}")
+
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ValueError, match="number 0"):
+            list(ExecutorBackend(pool).map(fail, range(100)))
+        # The executor is the caller's, and goes on.
+        assert list(ExecutorBackend(pool).map(double, [4])) == [8]
+    assert len(begun) <= 2
+
+
+def test_what_was_begun_is_yielded_before_the_items_error_is_raised() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("disk")
+
+    with ThreadPoolExecutor(2) as pool:
+        results = ExecutorBackend(pool).map(double, items())
+        assert sorted(itertools.islice(results, 3)) == [0, 2, 4]
+        with pytest.raises(OSError, match="disk"):
+            next(results)
+
+
+def test_a_call_that_takes_too_long_is_told() -> None:
+    release = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        results = ExecutorBackend(pool).map(lambda number: number or release.wait(30), range(4), timeout=0.3)
+        with pytest.raises(TimeoutError, match=r"0\.3 s"):
+            list(results)
+        release.set()
+    with ThreadPoolExecutor(1) as pool:
+        # Waiting for its turn is not part of it.
+        slow = ExecutorBackend(pool).map(lambda number: time.sleep(0.1), range(5), timeout=0.4)
+        assert len(list(slow)) == 5
+
+
+def test_shutdown_waits_for_what_runs_and_ends_only_what_it_owns() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def work(number: int) -> int:
+        begun.set()
+        assert release.wait(30)
+        return number
+
+    def consume() -> None:
+        with pytest.raises((CancelledError, RuntimeError)):
+            list(results)
+
+    pool = ThreadPoolExecutor(1)
+    with ExecutorBackend(pool) as backend:
+        results = backend.map(work, range(5))
+        consumer = threading.Thread(target=consume)
+        consumer.start()
+        assert begun.wait(30)
+        threading.Timer(0.1, release.set).start()
+    consumer.join()
+    assert release.is_set()
+    with pytest.raises(RuntimeError, match="shut down"):
+        list(backend.map(double, [1]))
+    assert pool.submit(double, 1).result() == 2
+    with ExecutorBackend(pool, owned=True) as backend:
+        assert list(backend.map(double, [1])) == [2]
+    with pytest.raises(RuntimeError):
+        pool.submit(double, 1)
+
+
+def test_what_is_no_executor_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="not int"):
+        ExecutorBackend(4)
+
+
+def test_evaluate_runs_on_threads_of_an_executor_and_resumes(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    with ThreadPoolExecutor(3) as pool:
+        backend = ExecutorBackend(pool)
+        report = evaluate(storage, workers=3, num_samples=2, execution_backend=backend)
+        assert len(report.generation_results) == len(DATA)
+        assert len(Adder.asked) == 2 * len(DATA)
+        evaluate(storage, workers=3, num_samples=2, execution_backend=backend)
+    assert len(Adder.asked) == 2 * len(DATA)
+
+
+def twice(task: entities.GenerationTask) -> RepeatedSamplingStrategy:
+    return RepeatedSamplingStrategy(attempts=2)
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_runner_whose_functions_have_names_runs_in_processes(processes: ProcessPoolExecutor) -> None:
+    backend = ExecutorBackend(processes)
+    runner = GenerationRunner(executor=Adder(), strategy_resolver=twice, execution_backend=backend, max_parallel=2)
+    tasks = [make_record(number).task for number in range(5)]
+    for number, task in enumerate(tasks):
+        task.prompt = entities.PromptRender(spec=task.prompt.spec, text=f"what is {number} + 1")
+    records = list(runner.run(iter(tasks)))
+    assert sorted(record.output.text for record in records) == ["1", "2", "3", "4", "5"]
+    assert all(len(record.attempts) == 2 for record in records)
+    assert Adder.asked == []
+    # It was sent along with the runner, as one of Themis's own, for a worker may have no hutch.
+    assert type(pickle.loads(pickle.dumps(backend))) is SequentialExecutionBackend
+
+
+class Locked:
+    def __init__(self) -> None:
+        self.secret = {"lock": threading.Lock()}
+
+    def work(self, number: int) -> int:
+        return number
+
+
+def test_what_cannot_be_sent_to_a_process_is_told_with_what_to_do() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        backend = ExecutorBackend(pool)
+        cases: list[tuple[Any, str]] = [
+            (lambda number: number, r"<lambda>.* cannot be sent to a worker"),
+            (Locked().work, r"Locked\.work .*attribute secret: a dict, an item: a _thread\.lock cannot be pickled"),
+            (partial(print, threading.Lock()), r"an argument: a tuple, an item: a _thread\.lock cannot be pickled"),
+        ]
+        for function, told in cases:
+            with pytest.raises(ConfigurationError, match=told) as caught:
+                list(backend.map(function, [1]))
+            assert "ThreadPoolExecutor" in str(caught.value)
+            assert caught.value.__cause__ is not None
+        with pytest.raises(ConfigurationError, match=r"_strategy_resolver: .*lambda"):
+            evaluate(HutchStorageBackend("memory://"), execution_backend=backend)
+        assert HutchStorageBackend("memory://").load_run_metadata("run")["status"] == "failed"
+
+
+@pytest.mark.xdist_group("processes")
+def test_an_item_that_cannot_be_sent_to_a_process_is_told_too(processes: ProcessPoolExecutor) -> None:
+    backend = ExecutorBackend(processes)
+    with pytest.raises(ConfigurationError, match=r"a dict .*an item: a _thread\.lock cannot be pickled"):
+        list(backend.map(len, [{"private": threading.Lock()}]))
+    with pytest.raises(ZeroDivisionError):
+        list(backend.map(divide_by, [0]))
+
+
+DASK = """
+import sys, threading
+import themis
+from distributed import Client, LocalCluster
+from themis.core import entities
+from themis.exceptions import ConfigurationError
+from themis.interfaces import StatelessTaskExecutor
+from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend
+
+class Adder(StatelessTaskExecutor):
+    def execute(self, task):
+        answer = str(int(task.prompt.text.split()[2]) + 1)
+        return entities.GenerationRecord(task=task, output=entities.ModelOutput(text=answer), error=None)
+
+if __name__ == "__main__":
+    themis.register_provider("adder", Adder)
+    data = [{"id": str(n), "question": f"what is {n} + 1", "answer": str(n + 1)} for n in range(12)]
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster) as client:
+        import os
+        mine = os.getpid()
+        backend = ExecutorBackend(client)
+        # Two calls that look the same are two.
+        assert len(set(backend.map(lambda _: os.urandom(8), ["same"] * 10, max_workers=2))) == 10
+        executor = ExecutorBackend(client.get_executor())
+        assert mine not in set(executor.map(lambda _: os.getpid(), range(3)))
+        storage = HutchStorageBackend(sys.argv[1])
+        for _ in range(2):
+            report = themis.evaluate(
+                data, model="adder:m", prompt="{question}", metrics=["exact_match"], run_id="run", num_samples=2,
+                storage_backend=storage, execution_backend=executor,
+            )
+            print("mean", report.metric("exact_match").mean, len(storage.load_generation_records("run")))
+        lock = threading.Lock()
+        try:
+            list(executor.map(lambda number: lock, [1]))
+        except ConfigurationError as error:
+            print("told", error)
+        executor.shutdown()
+        assert client.submit(len, "abc").result() == 3
+"""
+
+
+def test_evaluate_runs_on_a_dask_cluster_and_what_cannot_be_sent_there_is_told(tmp_path: Path) -> None:
+    told = run(DASK, f"lmdb://{(tmp_path / 'state').as_posix()}", folder=tmp_path)
+    assert [line for line in told if line.startswith("mean")] == ["mean 1.0 12"] * 2
+    (error,) = (line for line in told if line.startswith("told"))
+    assert "variable lock: a _thread.lock cannot be pickled" in error
+
+
+# --- the page ---
+
+
+def test_what_the_page_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_page(PAGE, tmp_path, monkeypatch)
