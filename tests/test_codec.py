@@ -1161,10 +1161,9 @@ def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried()
     carry = make_codec("carry", {})
     assert refusal(OrderedDict(), carry).startswith("the value is a collections.OrderedDict")
     assert refusal(Pickled(b"hush-hush"), JSON).startswith("the value is a Pickled")
-    for codec in (TYPED, PICKLE, SIGNED):
-        assert "CODEC: carry" in refusal(Pickled(b"hush-hush"), codec)
-    for codec in (carry, TYPED):
-        told = refusal([1, Pickled(b"hush-hush")], codec)
+    assert all("CODEC: carry" in refusal(Pickled(b"hush-hush"), codec) for codec in (TYPED, PICKLE, SIGNED))
+    for refusing in (carry, TYPED):
+        told = refusal([1, Pickled(b"hush-hush")], refusing)
         assert told.startswith("the value[1] is an object that is carried as its pickle")
         assert "hush" not in told
     assert repr(Pickled(b"hush-hush")) == "<a pickle of 9 bytes>"

@@ -102,10 +102,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name != "log"}
 
 
+def opened(folder: Path, namespace: str, protocol: int = 2) -> shelve.Shelf[Any]:
+    return shelve.DbfilenameShelf(str(folder / f"{namespace}.db"), protocol=protocol)
+
+
 def shelf(folder: Path, namespace: str, items: dict[str, Any]) -> None:
     """Written as Errbot does, by whichever kind of database this Python has."""
-    with shelve.DbfilenameShelf(str(folder / f"{namespace}.db"), protocol=2) as shelf:
-        shelf.update(items)
+    with opened(folder, namespace) as file:
+        file.update(items)
 
 
 class Trap:
@@ -198,7 +202,7 @@ def test_nothing_is_run_and_nothing_but_the_shelf_s_own_types_is_made(tmp_path: 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_every_type_of_the_default_codec_is_read_from_a_pickle_of_any_protocol(tmp_path: Path, protocol: int) -> None:
-    with shelve.DbfilenameShelf(str(tmp_path / "types.db"), protocol=protocol) as file:
+    with opened(tmp_path, "types", protocol) as file:
         file.update({str(number): value for number, value in enumerate(EVERY_TYPE)})
     found = {key: value for _, key, value in read(tmp_path)}
     for number, value in enumerate(EVERY_TYPE):
@@ -254,7 +258,7 @@ def test_every_kind_of_database_that_errbot_may_have_used_is_read(tmp_path: Path
 
 
 def test_a_damaged_pickle_is_an_error_with_its_key_and_what_came_before_it_is_imported(tmp_path: Path) -> None:
-    with shelve.DbfilenameShelf(str(tmp_path / "n.db"), protocol=2) as file:
+    with opened(tmp_path, "n") as file:
         file["good"] = {1}
         file.dict[b"bad"] = pickle.dumps(OrderedDict(a="secret" * 9), 2)[:-20]  # type: ignore[attr-defined]
     with pytest.raises(
