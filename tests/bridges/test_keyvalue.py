@@ -285,7 +285,9 @@ def test_lists_are_complete_or_as_long_as_asked(store: HutchStore) -> None:
     run(work)
 
 
-def test_collections_are_listed_without_going_through_their_keys(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collections_are_listed_without_going_through_all_keys_of_each(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = HutchStore(url)
     seen = 0
     scan_keys = hutch.Namespace.scan_keys
@@ -301,7 +303,8 @@ def test_collections_are_listed_without_going_through_their_keys(url: str, monke
             await store.put_many([str(key) for key in range(100)], [{}] * 100, collection=collection, ttl=100)
         monkeypatch.setattr(hutch.Namespace, "scan_keys", counted)
         assert await store.collections() == list("abcdefgh")
-        assert seen < 20
+        # An engine without order goes through all of them, but once.
+        assert seen < (20 if "ordered" in shared_namespace(url, "keyvalue").capabilities else 1700)
 
     run(work)
 

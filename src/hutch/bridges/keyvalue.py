@@ -91,8 +91,9 @@ class HutchStore:
         self._exact_types = exact_types
         self._inline = inline
         self._entries = shared_namespace(url, namespace)
-        # So that the first write of a process sweeps: there may be many short ones.
-        self._unswept = _WRITES_A_SWEEP
+        self._is_ordered = "ordered" in self._entries.capabilities
+        # The first write of a process sweeps: there may be many short ones.
+        self._unswept = self._writes_a_sweep = _WRITES_A_SWEEP
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} in namespace {self._entries.namespace!r}>"
@@ -243,8 +244,11 @@ class HutchStore:
     def _set_expiring(self, items: dict[str, Any]) -> None:
         self._entries.set_many(items)
         self._unswept += len(items) // 2
-        if self._unswept >= _WRITES_A_SWEEP:
+        if self._unswept >= self._writes_a_sweep:
             most, self._unswept = 2 * self._unswept, 0
+            if not self._is_ordered:
+                # There, looking for what is due goes through all keys.
+                self._writes_a_sweep = max(_WRITES_A_SWEEP, len(self._entries) // 4)
             # What was asked for is done. If this goes wrong, what is left is found the next time.
             with suppress(hutch.StoreError):
                 self._sweep(most)
@@ -297,27 +301,30 @@ class HutchStore:
     def _collections(self, limit: int | None) -> list[str]:
         expired = self._expired()
         found: list[str] = []
-        start = ""
+        names, start = self._entries.scan_keys(), ""
         while limit is None or len(found) < limit:
-            name = next((name for name in self._entries.scan_keys(start=start) if name not in expired), None)
+            name = next((name for name in names if name >= start and name not in expired), None)
             if name is None:
                 break
             collection = name.partition(":")[0]
             if collection.startswith(_HASHED):
                 entry = self._entries.get(name)
                 if entry is None:
-                    continue  # removed just now; there may be others
+                    continue  # removed just now; the collection may have others
                 found.append(entry["collection"])
             elif collection != _EXPIRES:
                 found.append(collection.replace("%3A", ":").replace("%25", "%"))
-            # Past all that begins with "collection:", without reading it.
+            # Past all that begins with "collection:", without reading it if the engine can.
             start = f"{collection};"
+            if self._is_ordered:
+                names = self._entries.scan_keys(start=start)
         return found
 
     def _destroy_collection(self, prefix: str) -> bool:
         expired = self._expired(prefix)
-        names = list(self._entries.scan_keys(prefix))
-        lines = [line for line in self._entries.scan_keys(f"{_EXPIRES}:") if _listed_name(line).startswith(prefix)]
+        names = set(self._entries.scan_keys(prefix))
+        # Only of what goes with them: a line without its entry does no harm, an entry without its line would stay.
+        lines = [line for line in self._entries.scan_keys(f"{_EXPIRES}:") if _listed_name(line) in names]
         self._entries.remove_many([*names, *lines])
         return not expired.issuperset(names)
 
