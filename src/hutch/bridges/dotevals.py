@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import secrets
 import sys
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -46,6 +46,17 @@ _Metric = Callable[[list[Any]], float]
 # The order of results is that of a clock which is never set back, and of a count where two have one reading.
 _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
 _turns = itertools.count()
+# What tells this process from others that add a result at the same moment.
+_salt = os.urandom(4).hex()
+
+
+def _fresh_salt_after_fork() -> None:
+    global _salt  # noqa: PLW0603
+    _salt = os.urandom(4).hex()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_salt_after_fork)
 
 
 class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for mypy
@@ -70,7 +81,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         names = []
         for _, record in self._data.scan(EXPERIMENTS):
             # What a rename or a deletion that was killed left behind is settled here.
-            if record.keys() == {"id", "name", "moves"} or self._experiment(record["name"]) is not None:
+            if len(record) == 3 or self._experiment(record["name"]) is not None:
                 names.append(record["name"])
         return names
 
@@ -114,7 +125,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
             record = self._experiment(name)
             if record is not None:
                 return record
-            record = {"id": uuid.uuid4().hex, "name": name, "moves": 0}
+            record = {"id": secrets.token_hex(8), "name": name, "moves": 0}
             if self._data.compare_and_set(experiment_key(name), hutch.MISSING, record):
                 return record
 
@@ -122,19 +133,19 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         """The record of an experiment, None if there is none; any change under way is brought to its end first."""
         key, data = experiment_key(name), self._data
         while (record := data.get(key)) is not None:
+            if len(record) == 3:  # id, name and moves; nothing is under way
+                break
             if "deleted" in record:
                 for prefix in (evaluations_prefix(record["id"]), results_prefix(record["id"])):
                     data.remove_many(list(data.scan_keys(prefix)))
                 data.compare_and_set(key, record, hutch.MISSING)
             elif "from" in record:
                 self._end_rename(key, record)
-            elif "to" in record:
+            else:
                 self._experiment(record["to"])
                 data.compare_and_set(key, record, hutch.MISSING)
-            else:
-                found: dict[str, Any] = record
-                return found
-        return None
+        found: dict[str, Any] | None = record
+        return found
 
     def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
         """Bring about what `claim`, the record at `key`, announces. Any number may do so at the same time, or die.
@@ -181,9 +192,9 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
         """What is known of an evaluation; None if there is none."""
-        try:
-            _, value = self._evaluation(experiment_name, evaluation_name)
-        except EvaluationNotFoundError:
+        experiment = self._experiment(experiment_name)
+        value = None if experiment is None else self._data.get(evaluation_key(experiment["id"], evaluation_name))
+        if value is None:
             return None
         return EvaluationMetadata(
             evaluation_name=value["name"],
@@ -195,7 +206,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def update_evaluation_status(self, experiment_name: str, evaluation_name: str, status: EvaluationStatus) -> None:
         """Set the status, atomically, and when it was completed. Raises EvaluationNotFoundError."""
-        experiment_id, _ = self._evaluation(experiment_name, evaluation_name)
+        experiment_id = self._experiment_of(experiment_name, evaluation_name)
         completed_at = time.time() if status == EvaluationStatus.COMPLETED else None
         try:
             self._data.modify(
@@ -205,15 +216,16 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         except KeyError as error:  # deleted just now
             raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
 
-    def _evaluation(self, experiment_name: str, evaluation_name: str) -> tuple[str, dict[str, Any]]:
-        """The experiment's id, and the evaluation's value."""
-        try:
-            experiment = self._data[experiment_key(experiment_name)]
-            if experiment.keys() != {"id", "name", "moves"}:
-                experiment = self._existing(experiment_name)
-            return experiment["id"], self._data[evaluation_key(experiment["id"], evaluation_name)]
-        except (KeyError, ExperimentNotFoundError) as error:
-            raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
+    def _experiment_of(self, experiment_name: str, evaluation_name: str) -> str:
+        """The id of the experiment, if it has such an evaluation. Raises EvaluationNotFoundError."""
+        experiment = self._experiment(experiment_name)
+        missing = experiment_key(experiment_name)
+        if experiment is not None:
+            missing = evaluation_key(experiment["id"], evaluation_name)
+            if missing in self._data:
+                experiment_id: str = experiment["id"]
+                return experiment_id
+        raise EvaluationNotFoundError(experiment_name, evaluation_name) from KeyError(missing)
 
     # --- results ---
 
@@ -223,20 +235,19 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         Values keep their types. A subclass of str, int, float, list, tuple or dict is stored as what it is a subclass
         of. Raises hutch.ValueTypeError, which says where it is, for what is none of hutch's types.
         """
-        experiment_id, _ = self._evaluation(experiment_name, evaluation_name)
-        prefix = results_prefix(experiment_id, evaluation_name)
+        prefix = results_prefix(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
         items = {}
         for record in results:
             now_ns = time.monotonic_ns() + _CLOCK_OFFSET_NS
-            suffix = result_suffix(now_ns, next(_turns), os.urandom(4).hex(), int(record.item_id), record.error)
-            items[prefix + suffix] = _value_of(record, evaluation_name)
+            value = _value_of(record, evaluation_name)
+            items[prefix + result_suffix(now_ns, next(_turns), _salt, value["item_id"], record.error)] = value
         try:
             self._set(items)
         except hutch.ValueTypeError:
             self._set(_plain(items))
 
     def _set(self, items: dict[str, Any]) -> None:
-        if len(items) == 1:
+        if len(items) == 1:  # as dotevals has it; a batch of one costs a third more
             [(key, value)] = items.items()
             self._data[key] = value
         else:
@@ -378,8 +389,9 @@ def _plain(value: Any) -> Any:
 
 # --- metrics ---
 
-# What the scores of this process came with, by evaluation, score and name. A few for each evaluation.
-_seen: dict[tuple[str, str, str], _Metric] = {}
+# What the scores of this process came with, and how it is described, by evaluation, score and name: a few for each
+# evaluation.
+_seen: dict[tuple[str, str, str], tuple[_Metric, str]] = {}
 
 
 def _described(metric: _Metric, evaluation: str, score: str) -> str:
@@ -387,17 +399,21 @@ def _described(metric: _Metric, evaluation: str, score: str) -> str:
     if isinstance(metric, _Unknown):
         return metric.described
     name: str = metric.__name__
-    _seen[evaluation, score, name] = metric
+    seen = _seen.get((evaluation, score, name))
+    if seen is not None and seen[0] is metric:
+        return seen[1]
     parts = ("__closure__", "__defaults__", "__kwdefaults__")
     made_with = "(...)" if any(getattr(metric, part, None) for part in parts) else ""
-    return f"{getattr(metric, '__module__', None) or ''}:{name}{made_with}"
+    described = f"{getattr(metric, '__module__', None) or ''}:{name}{made_with}"
+    _seen[evaluation, score, name] = metric, described
+    return described
 
 
 def _found(evaluation: str, score: str, described: str) -> _Metric | None:
     """The metric, if this process has it. Runs nothing but what `metric` of dotevals made, and imports nothing."""
     module, name = described.partition(":")[0], metric_name(described)
     if (seen := _seen.get((evaluation, score, name))) is not None:
-        return seen
+        return seen[0]
     known: _Metric | None = known_metrics.get(name)
     if known is not None and module in ("", known.__module__):
         return known

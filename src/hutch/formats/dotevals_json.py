@@ -118,7 +118,7 @@ def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _imported(name: str) -> dict[str, Any]:
     # An id that follows from the name, so that an import can be run again; the bridge's own are random.
-    experiment_id = "json-" + hashlib.sha256(_encoded(name)).hexdigest()[:24]
+    experiment_id = "json-" + hashlib.sha256(_encoded(name)).hexdigest()[:16]
     return {"id": experiment_id, "name": name, "moves": 0}
 
 
