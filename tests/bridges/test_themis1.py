@@ -834,6 +834,8 @@ if __name__ == "__main__":
                 storage_backend=storage, execution_backend=executor,
             )
             print("mean", report.metric("exact_match").mean, len(storage.load_generation_records("run")))
+        # Workers need Themis alone.
+        assert list(client.run(lambda: ("themis" in sys.modules, "hutch" in sys.modules)).values()) == [(True, False)]
         lock = threading.Lock()
         try:
             list(executor.map(lambda number: lock, [1]))
