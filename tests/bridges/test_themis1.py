@@ -271,8 +271,12 @@ def test_a_record_comes_back_equal_and_with_identical_types(url: str) -> None:
     record = make_record(
         output=entities.ModelOutput(text="text\n\U0001f430", raw=[details], usage={"total_tokens": 5}),
         error=entities.ModelError("but", kind="odd", details=details),
-        metrics={"seconds": 0.1, **details},
-        attempts=[make_record(1, attempts=[make_record(2)]), make_record(3, output=None)],
+        metrics={"seconds": 0.1, **details, "n": True},
+        # What is equal need not be the same: True is 1.
+        attempts=[
+            make_record(1, attempts=[make_record(2)]),
+            make_record(output=None, metrics={"seconds": 0.1, **details, "n": 1}),
+        ],
     )
     record.task.metadata["more"] = details
     record.attempts[0].task.reference = None
@@ -369,6 +373,15 @@ def test_records_keep_their_order_and_the_last_of_a_cache_key_counts(url: str) -
         "key 3": 0, "key 1": 3, "key 2": 2,
     }  # fmt: skip
     assert [evaluation.scores[0].value for evaluation in storage.load_evaluation_records("run").values()] == [0, 3, 2]
+
+
+def test_records_of_one_tick_of_the_clock_keep_their_order_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    storage = HutchStorageBackend("memory://")
+    append_some(storage, 0)
+    assert [record.output.text for record in storage.load_generation_records("run")] == [
+        f"it is {n}" for n in range(20)
+    ]
 
 
 def test_evaluations_under_two_configs_are_two() -> None:
@@ -613,10 +626,12 @@ def test_results_come_as_they_are_done() -> None:
 
 
 class Counted(Executor):
-    """An executor that tells how many calls ran at once; threads are all it says of itself."""
+    """An executor that counts how many calls ran at once; it says how many workers it has, or not."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, says: bool) -> None:
         self._pool = ThreadPoolExecutor(workers)
+        if says:
+            self._max_workers = workers  # as the executors of Python do
         self._lock = threading.Lock()
         self.running = self.most = 0
 
@@ -636,12 +651,13 @@ class Counted(Executor):
         self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
 
-def test_no_more_calls_run_at_once_than_are_allowed() -> None:
+@pytest.mark.parametrize("says", [True, False])
+def test_no_more_calls_run_at_once_than_are_allowed(says: bool) -> None:
     for allowed in (1, 3):
-        with Counted(8) as pool:
+        with Counted(8, says) as pool:
             assert sorted(ExecutorBackend(pool).map(double, range(20), max_workers=allowed)) == list(range(0, 40, 2))
         assert pool.most == allowed
-    with Counted(8) as pool:
+    with Counted(8, says) as pool:
         assert len(list(ExecutorBackend(pool).map(double, range(20)))) == 20
     assert pool.most > 3
 
@@ -698,8 +714,8 @@ def test_a_call_that_takes_too_long_is_told() -> None:
         release.set()
     with ThreadPoolExecutor(1) as pool:
         # Waiting for its turn is not part of it.
-        slow = ExecutorBackend(pool).map(lambda number: time.sleep(0.1), range(5), timeout=0.4)
-        assert len(list(slow)) == 5
+        slow = ExecutorBackend(pool).map(lambda number: time.sleep(0.4), range(3), timeout=0.7)
+        assert len(list(slow)) == 3
 
 
 def test_shutdown_waits_for_what_runs_and_ends_only_what_it_owns() -> None:
