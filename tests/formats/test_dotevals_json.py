@@ -273,7 +273,14 @@ def test_a_file_that_is_there_and_differs_is_not_touched(tmp_path: Path) -> None
 
 
 def test_numbers_and_text_that_are_rare_come_back(tmp_path: Path) -> None:
-    row = {"nan": float("inf"), "big": 10**30, "float": 0.1, "none": None, "text": "\ud800 ☃\n\x00", "deep": [[{}]]}
+    row: dict[str, Any] = {
+        "nan": float("inf"),
+        "big": 10**30,
+        "float": 0.1,
+        "none": None,
+        "text": "\ud800 ☃\n\x00",
+        "deep": [[{}]],
+    }
     with hutch.connect("memory://") as store:
         stored(store, dataset_row=row)
         write(store, tmp_path)

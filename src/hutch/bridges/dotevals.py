@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
 import secrets
 import sys
@@ -350,7 +351,7 @@ class RedissStorage(_EngineStorage):
 
 def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
     return {
-        "item_id": int(record.item_id),
+        "item_id": int(operator.index(record.item_id)),
         "dataset_row": record.dataset_row,
         "prompt": record.prompt,
         "model_response": record.model_response,
@@ -442,9 +443,11 @@ class _Unknown:
         if metric is not None:
             return metric(scores)
         module = self.described.partition(":")[0]
+        could_be_made = not self.described.endswith("(...)") and module not in sys.modules
+        hint = f"import {module or 'its module'}, or " if could_be_made else ""
         warnings.warn(
-            f"metric {self.__name__!r} is not known here, so its value is nan; import {module or 'its module'} first, "
-            f"or set dotevals.metrics.registry[{self.__name__!r}]",
+            f"metric {self.__name__!r} is not known here, so its value is nan; {hint}set "
+            f"dotevals.metrics.registry[{self.__name__!r}]",
             RuntimeWarning,
             stacklevel=2,
         )
