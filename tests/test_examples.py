@@ -13,10 +13,11 @@ import hutch
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_host(folder: Path) -> list[str]:
+def run_host(folder: Path, name: str = "plugin_host.py") -> list[str]:
     result = subprocess.run(
-        [sys.executable, "-W", "error", str(folder / "plugin_host.py")],
+        [sys.executable, "-W", "error", str(folder / name)],
         check=False,
+        cwd=folder,
         env={**os.environ, "USER": "ada"},
         capture_output=True,
         text=True,
@@ -49,3 +50,13 @@ def test_what_the_plugin_host_stored_is_open_to_others_with_its_types(tmp_path: 
             assert settings["admins"] == frozenset({"root"})
         with store.open("Greeter") as greeter:
             assert greeter["users"] == {"ada": 1}
+
+
+def test_the_thirty_lines_are_thirty_and_go_on_counting(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "thirty_lines.py", tmp_path)
+    code = (EXAMPLES / "thirty_lines.py").read_text(encoding="utf-8")
+    assert len(code.splitlines()) <= 30
+    told = [run_host(tmp_path, "thirty_lines.py") for _ in range(2)]
+    assert told[0] == ["Greeter: hello ada, message 1", "Words: 2 words so far"]
+    assert told[1] == ["Greeter: hello ada, message 2", "Words: 2 words so far"]
+    assert f"```python\n{code}```" in (EXAMPLES.parent / "docs" / "howto" / "host.md").read_text(encoding="utf-8")
