@@ -871,3 +871,86 @@ def test_a_copy_on_a_terminal_shows_its_progress_and_leaves_no_trace_of_it(tmp_p
     assert "/30000" in seen
     assert "copied 30,000 items" in seen
     assert "\x1b[?25h" in seen, "the cursor is visible again"
+
+
+# --- data of other frameworks ---
+
+SAMPLES = Path(__file__).parent / "formats"
+
+
+@pytest.fixture(params=["dotevals-json", "errbot-shelf", "ragas-jsonl", "themis-sqlite"])
+def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """The name of a format, and the path of files in it."""
+    paths = {"dotevals-json": "dotevals", "ragas-jsonl": "ragas", "themis-sqlite": "themis/runs.sqlite3"}
+    name: str = request.param
+    if name != "errbot-shelf":
+        return name, str(SAMPLES / paths[name])
+    with hutch.connect(f"shelf://{tmp_path}/bot") as store, store.open("core") as core:
+        core["plugins"] = {"Help", "Health"}
+    return name, f"{tmp_path}/bot"
+
+
+def test_import_sets_what_the_files_hold_and_verifies_it_and_can_be_run_again(
+    sample: tuple[str, str], url: str
+) -> None:
+    first = hutch_("-s", url, "import", *sample)
+    assert (first.code, first.err) == (0, "")
+    written = int(first.out.split()[1].replace(",", ""))
+    assert written > 0
+    assert first.out.splitlines()[1] == f"verified {written:,} items: all equal"
+    again = hutch_("import", *sample, "-s", url).out.splitlines()
+    assert again[0].startswith(f"imported 0 items, {written:,} were there already; namespaces: ")
+    assert again[1:] == [f"verified {written:,} items: all equal"]
+
+
+def test_what_is_exported_and_imported_elsewhere_is_the_same_data(
+    sample: tuple[str, str], url: str, tmp_path: Path
+) -> None:
+    name, path = sample
+    assert hutch_("-s", url, "import", name, path).code == 0
+    out = hutch_("-s", url, "export", name, str(tmp_path / "out"))
+    assert (out.code, out.err) == (0, "")
+    assert int(out.out.split()[1].replace(",", "")) > 0
+    assert hutch_("-s", f"sqlite://{tmp_path}/other.db", "import", name, str(tmp_path / "out")).code == 0
+    one, other = (hutch_("-s", store, "dump").out for store in (url, f"sqlite://{tmp_path}/other.db"))
+    assert len(one.splitlines()) == len(other.splitlines()) > 2
+    if name in ("errbot-shelf", "themis-sqlite"):  # the keys of the others have a mark of their files
+        assert one == other
+
+
+def test_import_and_export_say_what_was_wrong_and_where(sample: tuple[str, str], url: str, tmp_path: Path) -> None:
+    name, _ = sample
+    nowhere = hutch_("-s", url, "import", name, "nowhere")
+    assert nowhere.code == 2
+    assert "'nowhere' does not exist" in nowhere.err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    nothing = hutch_("-s", url, "import", name, "empty")
+    assert nothing.code in (1, 2, 4)
+    assert nothing.err.startswith("hutch: ")
+    assert "empty" in nothing.err
+    assert "\n" not in nothing.err.strip()
+    assert not Path("store").exists()
+    assert hutch_("-s", url, "export", name, "out").code == 1
+    unknown = hutch_("-s", url, "import", "dotevals", "empty")
+    assert unknown.code == 2
+    assert "dotevals-json" in unknown.err
+
+
+def test_a_store_that_holds_something_else_than_was_imported_fails_the_verification(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hutch import transfer
+
+    def copy_and_spoil(items: Any, target: hutch.Store, **more: Any) -> transfer.Transferred:
+        done = real(items, target, **more)
+        with target.open("ragas") as tables:
+            tables[next(iter(tables))] = "something else"
+        return done
+
+    real = transfer.copy_items
+    monkeypatch.setattr(transfer, "copy_items", copy_and_spoil)
+    spoilt = hutch_("-s", url, "import", "ragas-jsonl", str(SAMPLES / "ragas"))
+    assert spoilt.code == 1
+    assert "1 are different" in spoilt.err
+    assert "different: key " in spoilt.out
