@@ -1,0 +1,98 @@
+"""The journal engine, as hutch sees it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from hutch import EncodedStorage, Option, StoragePluginBase
+
+from .journal_file import Journal, View, errors_of, namespace_of
+
+_SUFFIX = ".journal"
+
+
+class JournalPlugin(StoragePluginBase):
+    """Stage 1: a folder of journals. A journal is called by the hash of its namespace, and holds the name itself."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "path": Option(Path, required=True, help="the folder of the journals; made when something is stored")
+    }
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
+
+    def open(self, namespace: str) -> JournalStorage:
+        journal = self._journal(namespace)
+        journal.read(len)  # what is wrong with it is said now
+        return JournalStorage(self, namespace, journal)
+
+    def namespaces(self) -> list[str]:
+        with errors_of(self._path):
+            names = [namespace_of(file) for file in self._path.glob(f"*{_SUFFIX}")]
+        return [name for name in names if name is not None and self._journal(name).read(len)]
+
+    def _journal(self, namespace: str) -> Journal:
+        return Journal(self._path / (hashlib.sha256(namespace.encode()).hexdigest() + _SUFFIX), namespace)
+
+    @property
+    def _path(self) -> Path:
+        path: Path = self._storage_config["path"]
+        return path
+
+
+class JournalStorage(EncodedStorage):
+    """Stage 2: one journal. The codec is above this; here are names and bytes."""
+
+    def __init__(self, plugin: JournalPlugin, namespace: str, journal: Journal) -> None:
+        super().__init__(plugin, namespace)
+        self._journal = journal
+
+    # --- the six verbs ---
+
+    def read(self, key: str) -> bytes | None:
+        return self._journal.read(lambda view: view.value(key))
+
+    def write(self, key: str, data: bytes) -> None:
+        self.write_many({key: data})
+
+    def delete(self, key: str) -> bool:
+        return self.delete_many([key]) == 1
+
+    def len(self) -> int:
+        return self._journal.read(len)
+
+    def keys(self) -> Iterator[str]:
+        return iter(self._journal.read(list))
+
+    def close(self) -> None:
+        pass  # every write was complete
+
+    # --- what this engine does better than their defaults ---
+
+    def exists(self, key: str) -> bool:
+        return self._journal.read(lambda view: key in view)
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        self._journal.change(lambda _: items)
+
+    def delete_many(self, keys: list[str]) -> int:
+        return self._journal.change(lambda view: dict.fromkeys(key for key in keys if key in view))
+
+    def clear(self) -> None:
+        self._journal.change(dict.fromkeys)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        swapped = False
+
+        def decide(view: View) -> Mapping[str, bytes | None]:
+            nonlocal swapped
+            swapped = view.value(key) == old
+            return {key: new} if swapped and new != old else {}
+
+        self._journal.change(decide)
+        return swapped
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return ("journal", str(self._journal.path.resolve()))  # the same for all who have the same data
