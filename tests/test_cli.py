@@ -944,7 +944,7 @@ def test_a_store_that_holds_something_else_than_was_imported_fails_the_verificat
 
     def copy_and_spoil(items: Any, target: hutch.Store, **more: Any) -> transfer.Transferred:
         done = real(items, target, **more)
-        with target.open("ragas") as tables:
+        with target.open("ragas.datasets") as tables:
             tables[next(iter(tables))] = "something else"
         return done
 
