@@ -26,18 +26,14 @@ _EXPERIMENT, _EVALUATION = "bench", "eval_math[None-None]"
 _METRIC = metrics["accuracy"]
 
 
-def _record(item: int) -> Record:
-    """As long as a grade-school problem with its reasoning, one shot, and two scores."""
+def _record(item: int, shots: int = 0) -> Record:
+    """A sentence asked and a sentence answered; each shot before it adds 400 characters."""
     total = item + item % 7
-    question = f"A farmer has {item} sheep and buys {item % 7} more. " + "The barn is far from the house. " * 4
-    reasoning = f"The farmer had {item} sheep. After buying {item % 7}, the sum of both is {total}. " * 3
-    scores = [
-        Score(name, item % 3 > 0, [_METRIC], {"result": str(total), "expected": str(total)})
-        for name in ("exact_match", "numeric_match")
-    ]
-    row = {"question": question, "reasoning": reasoning, "answer": str(total)}
-    prompt = f"Q: {question}\nA: {reasoning}#### {total}\n\nQ: {question}\nA:"
-    return Record(item, row, prompt, f"{reasoning}#### {total}", scores)
+    question = f"A farmer has {item} sheep and buys {item % 7} more. How many sheep does the farmer have in the end?"
+    shot = f"Q: {question}\nA: The farmer had {item} sheep. ".ljust(400, ".")
+    scores = [Score("exact_match", item % 3 > 0, [_METRIC], {"result": str(item), "expected": str(total)})]
+    row = {"question": question, "answer": str(total)}
+    return Record(item, row, shot * shots + question, f"The farmer has {total} sheep.", scores)
 
 
 def _hutch(scheme: str, options: str, folder: Path) -> Storage:
@@ -75,8 +71,8 @@ def _filled(storage: Storage, records: list[Record]) -> float:
     return time.perf_counter() - start
 
 
-def _adding(made: Callable[[Path], Storage], count: int, folder: Path) -> float:
-    records = [_record(item) for item in range(count)]
+def _adding(made: Callable[[Path], Storage], count: int, folder: Path, shots: int = 0) -> float:
+    records = [_record(item, shots) for item in range(count)]
     storage = made(folder)
     taken_s = _filled(storage, records)
     assert storage.get_results(_EXPERIMENT, _EVALUATION) == records
@@ -99,43 +95,25 @@ def _reading(made: Callable[[Path], Storage], count: int, method: str, folder: P
 
 
 def main() -> None:
-    lmdb = partial(_hutch, "lmdb", "?durability=relaxed")
+    relaxed = partial(_hutch, "lmdb", "?durability=relaxed")
     sqlite = partial(_hutch, "sqlite", "")
-    for count in (500, 2_000):
-        for name, made, limit in (("lmdb, relaxed", lmdb, 0.5), ("sqlite", sqlite, 2.0)):
-            adding = f"add_results of {count:,} results one by one, {name}"
-            compare(
-                "dotevals",
-                adding,
-                "JSON storage",
-                partial(_adding, made, count),
-                partial(_adding, _json, count),
-                limit=limit,
-            )
-    for name, made in (
-        ("lmdb", partial(_hutch, "lmdb", "")),
-        ("lmdb, strict", partial(_hutch, "lmdb", "?durability=strict")),
-        ("sqlite, strict", partial(_hutch, "sqlite", "?durability=strict")),
-    ):
-        adding = f"add_results of 500 results one by one, {name}"
-        compare(
-            "dotevals",
-            adding,
-            "JSON storage, flushed",
-            partial(_adding, made, 500),
-            partial(_adding, _flushed, 500),
-            limit=2.0,
-            rounds=5,
-        )
-    for method, told in (("get_results", "load"), ("completed_items", "find the completed of")):
-        compare(
-            "dotevals",
-            f"{told} 2,000 results, lmdb",
-            "JSON storage",
-            partial(_reading, lmdb, 2_000, method),
-            partial(_reading, _json, 2_000, method),
-            limit=0.5,
-        )
+
+    def adding(told: str, ours: Callable[[Path], Storage], count: int, limit: float, shots: int = 0) -> None:
+        operation = f"add_results of {count:,} results one by one, {told}"
+        both = (partial(_adding, made, count, shots=shots) for made in (ours, _json))
+        compare("dotevals", operation, "JSON storage", *both, limit=limit)
+
+    adding("lmdb relaxed", relaxed, 500, 0.5)
+    adding("lmdb relaxed", relaxed, 2_000, 0.5)
+    adding("1.5 KB each, lmdb relaxed", relaxed, 500, 1.0, shots=3)
+    adding("sqlite", sqlite, 500, 2.0)
+    for told, options, limit in (("lmdb", "", 2.0), ("lmdb strict", "?durability=strict", 2.0)):
+        ours = partial(_adding, partial(_hutch, "lmdb", options), 200)
+        operation = f"add_results of 200 results one by one, {told}"
+        compare("dotevals", operation, "JSON storage, flushed", ours, partial(_adding, _flushed, 200), limit=limit)
+    for method, told, limit in (("get_results", "load", 1.0), ("completed_items", "find the completed of", 0.5)):
+        both = (partial(_reading, made, 2_000, method) for made in (relaxed, _json))
+        compare("dotevals", f"{told} 2,000 results, lmdb", "JSON storage", *both, limit=limit)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def stored(store: hutch.Store, *, experiment: str = "x", evaluations: tuple[str,
             data[results_prefix("01", name) + suffix] = result(3, **more)
 
 
-@pytest.mark.parametrize("experiment", ["", ".", "..", "a/../b", "/a", "a/", "a\\b", "C:x", "a\nb", "\ud800"])
+@pytest.mark.parametrize("experiment", ["", ".", "..", "a/../b", "/a", "a/", "a\0b", "\ud800"])
 def test_an_experiment_that_can_be_no_folder_is_refused_by_name(tmp_path: Path, experiment: str) -> None:
     with hutch.connect("memory://") as store:
         stored(store, experiment=experiment)

@@ -25,6 +25,7 @@ EXPERIMENTS = "experiment/"
 # "/" parts a key, "%" and "~" mark what is not as it was; the rest would look bad in a terminal or is no text.
 _NOT_IN_A_KEY = re.compile("[/%~\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_NAME_BYTES = 240
+_NOT_IN_A_FILE_NAME = re.compile('[\x00-\x1f\\\\:*?"<>|\ud800-\udfff]' if os.name == "nt" else "[\x00\ud800-\udfff]")
 
 
 @lru_cache(maxsize=1024)
@@ -225,15 +226,16 @@ def write(store: hutch.Store, path: Path) -> int:
 
 def _folder_name(experiment: str) -> PurePosixPath:
     parts = experiment.split("/")
-    if {"", ".", ".."} & set(parts) or re.search(r'[\x00-\x1f\\:*?"<>|\ud800-\udfff]', experiment):
+    if {"", ".", ".."} & set(parts) or _NOT_IN_A_FILE_NAME.search(experiment):
         raise hutch.ConfigError(f"experiment {experiment!r} cannot be the name of a folder; rename it")
     return PurePosixPath(*parts)
 
 
 def _file_name(evaluation: str) -> str:
-    if re.search("[\x00\ud800-\udfff]", evaluation):
+    name = evaluation.replace("/", "@") + ".jsonl"
+    if _NOT_IN_A_FILE_NAME.search(name):
         raise hutch.ConfigError(f"evaluation {evaluation!r} cannot be the name of a file")
-    return evaluation.replace("/", "@") + ".jsonl"
+    return name
 
 
 def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dict[str, Any], file: Path) -> int:
