@@ -200,9 +200,10 @@ class HutchCache:
             return hutch.MISSING
 
 
-# --- models and enums as plain values ---
+# --- models, enums and kinds of text as plain values ---
 
-_MODEL, _ENUM, _DICT = "$model", "$enum", "$dict"
+_MODEL, _ENUM, _TEXT, _DICT = "$model", "$enum", "$text", "$dict"
+_MARKS = frozenset({_MODEL, _ENUM, _TEXT, _DICT})
 
 
 class _UnknownClassError(LookupError):
@@ -210,13 +211,13 @@ class _UnknownClassError(LookupError):
 
 
 def _pack(value: Any) -> Any:
-    """`value` with a dict in the place of each model and enum."""
+    """`value` with a dict in the place of each model, enum, and text of a type of its own."""
     kind = type(value)
     if kind is list or kind is tuple:
         return kind(map(_pack, value))
     if kind is dict:
         packed = {key: _pack(item) for key, item in value.items()}
-        return {_DICT: packed} if packed.keys() & {_MODEL, _ENUM, _DICT} else packed
+        return {_DICT: packed} if packed.keys() & _MARKS else packed
     if isinstance(value, BaseModel):
         return {
             _MODEL: _reference(kind),
@@ -227,6 +228,9 @@ def _pack(value: Any) -> Any:
         }
     if isinstance(value, enum.Enum):
         return {_ENUM: _reference(kind), "value": _pack(value.value)}
+    if kind is not str and isinstance(value, str) and not isinstance(value, numpy.generic):
+        # LangChain's answers have a type of text.
+        return {_TEXT: _reference(kind), "value": str.__str__(value)}
     return value
 
 
@@ -244,6 +248,8 @@ def _unpack(packed: Any) -> Any:
             return cls(_unpack(packed["value"]))
         except ValueError as error:  # it has lost this member
             raise _UnknownClassError from error
+    if _TEXT in packed:
+        return str.__new__(_find_class(packed[_TEXT], str), packed["value"])
     return {key: _unpack(item) for key, item in packed.get(_DICT, packed).items()}
 
 
