@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -492,6 +492,70 @@ def test_a_rename_that_was_killed_has_happened_or_has_not(looker: str) -> None:
     assert steps == 4
     assert outcomes == sorted(outcomes)
     assert outcomes[-1]
+
+
+def announced(storage: Storage, old: str, new: str) -> None:
+    """A rename of which no more than the announcement was written when its process was killed."""
+    data = storage._data
+    storage._data = Mortal(data, 1)
+    with pytest.raises(Killed):
+        storage.rename_experiment(old, new)
+    storage._data = data
+
+
+def test_of_two_renames_that_were_killed_one_happens() -> None:
+    storage = begun(get_storage("hutch://memory://"), "old")
+    storage.add_results("old", "e", [record(7)])
+    announced(storage, "old", "a")
+    announced(storage, "old", "b")
+    assert list(settled(storage).values()) == [[7]]
+
+
+def test_what_was_deleted_does_not_come_back_by_a_rename_that_was_killed() -> None:
+    storage = begun(get_storage("hutch://memory://"), "old")
+    announced(storage, "old", "new")
+    storage.delete_experiment("old")
+    assert settled(storage) == {}
+    assert keys(storage) == []
+
+
+class Late:
+    """A namespace whose thread is held up before its n-th change, while others do something."""
+
+    def __init__(self, data: hutch.Namespace, changes: int, meanwhile: Callable[[], object]) -> None:
+        self._data, self._left, self._meanwhile = data, changes, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "compare_and_set":
+            if self._left == 0:
+                self._meanwhile()
+            self._left -= 1
+        return getattr(self._data, name)
+
+
+@pytest.mark.parametrize("steps", range(3))
+@pytest.mark.parametrize("others", ["end it", "end it and rename back", "end it and begin anew", "delete"])
+def test_who_is_late_to_end_a_rename_changes_nothing(steps: int, others: str) -> None:
+    storage = begun(get_storage("hutch://memory://"), "old")
+    storage.add_results("old", "e", [record(7)])
+    announced(storage, "old", "new")
+    fast, late = get_storage("hutch://memory://"), get_storage("hutch://memory://")
+    expected: dict[str, list[int]] = {}
+
+    def meanwhile() -> None:
+        fast.list_experiments()
+        if others == "end it and rename back":
+            fast.rename_experiment("new", "old")
+        elif others == "end it and begin anew":
+            begun(fast, "old").add_results("old", "e", [record(8)])
+        elif others == "delete":
+            fast.delete_experiment("new")
+        expected.update(settled(fast))
+
+    late._data = Late(late._data, steps, meanwhile)
+    late.list_experiments()
+    assert expected or others == "delete"
+    assert settled(fast) == expected
 
 
 @pytest.mark.parametrize("looker", ["list", "create", "again"])
