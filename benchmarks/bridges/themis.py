@@ -1,0 +1,152 @@
+"""Themis 4 on hutch beside Themis on its own SQLite store: ``python -m benchmarks.bridges.themis``.
+
+An experiment of 160 cases is run on each, from compiling to its result and its report. Themis's store takes a minute or
+two for it and so has one turn. Whether hutch's part grows with the cases is measured by the time that Themis spends in
+the store: what it does itself at the end of a run grows with their square.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from themis import Experiment
+from themis.core.config import EvaluationConfig, GenerationConfig, StorageConfig
+from themis.core.models import Case, Dataset
+from themis.core.store import RunStore
+from themis.core.stores import sqlite_store
+
+from hutch.bridges.shared import close_shared
+from hutch.bridges.themis import HutchRunStore
+
+from .side_by_side import compare
+
+CASES = 160
+MANY = 8
+
+_METHODS = (
+    "initialize",
+    "persist_snapshot",
+    "persist_event",
+    "query_events",
+    "get_projection",
+    "store_blob",
+    "load_blob",
+    "resume",
+    "load_stage_cache",
+    "store_stage_cache",
+    "clear_run",
+)
+
+
+def main() -> None:
+    yardstick = _once(theirs)
+    for engine in ("lmdb", "sqlite"):
+        compare(
+            "Themis 4",
+            f"a run of {CASES} cases on {engine}",
+            "its SQLite store",
+            on_hutch(engine, CASES, whole),
+            yardstick,
+            limit=0.02,
+            rounds=3,
+        )
+    for engine in ("lmdb", "sqlite"):
+        compare(
+            "Themis 4",
+            f"the store's part of a run of {MANY * CASES:,} cases on {engine}",
+            f"{MANY} times its own {CASES} cases",
+            on_hutch(engine, MANY * CASES, within),
+            lambda folder, engine=engine: MANY * on_hutch(engine, CASES, within)(folder),  # type: ignore[misc]
+            limit=1.3,
+            rounds=3,
+        )
+
+
+def on_hutch(engine: str, cases: int, measured: Callable[[RunStore, int], float]) -> Callable[[Path], float]:
+    def work(folder: Path) -> float:
+        try:
+            return measured(HutchRunStore(f"{engine}://{(folder / 'store').as_posix()}"), cases)
+        finally:
+            close_shared()
+
+    return work
+
+
+def theirs(folder: Path) -> float:
+    return whole(sqlite_store(folder / "store.sqlite3"), CASES)
+
+
+def whole(store: RunStore, cases: int) -> float:
+    """The seconds of the whole run, and of reading its result."""
+    begun = time.perf_counter()
+    run(store, cases)
+    return time.perf_counter() - begun
+
+
+def within(store: RunStore, cases: int) -> float:
+    """The seconds of them that were spent in the store."""
+    timed = Timed(store)
+    run(timed, cases)
+    return timed.seconds
+
+
+def run(store: RunStore, cases: int) -> None:
+    experiment = Experiment(
+        generation=GenerationConfig(generator="builtin/demo_generator", reducer="builtin/majority_vote"),
+        evaluation=EvaluationConfig(metrics=["builtin/exact_match"], parsers=["builtin/json_identity"]),
+        storage=StorageConfig(store="memory"),
+        datasets=[
+            Dataset(
+                dataset_id="sums",
+                cases=[
+                    Case(case_id=f"case-{n}", input={"question": f"{n}+{n}"}, expected_output={"answer": str(2 * n)})
+                    for n in range(cases)
+                ],
+            )
+        ],
+        seeds=[7],
+    )
+    store.initialize()
+    result = experiment.run(store=store)
+    report = store.get_projection(result.run_id, "benchmark_result")
+    assert result.progress.completed_cases == len(report["score_rows"]) == cases
+    assert len(store.query_events(result.run_id)) == 4 * cases + 2
+    assert store.load_blob(next(iter(result.cases[-1].generated_candidate_blob_refs.values()))) is not None
+
+
+class Timed:
+    """A store, and the seconds spent in it."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.seconds = 0.0
+        for name in _METHODS:
+            setattr(self, name, self._timed(getattr(store, name)))
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return method(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return call
+
+
+def _once(work: Callable[[Path], float]) -> Callable[[Path], float]:
+    """`work`, done the first time only; its seconds are given again after that."""
+    seconds: list[float] = []
+
+    def first(folder: Path) -> float:
+        if not seconds:
+            seconds.append(work(folder))
+        return seconds[0]
+
+    return first
+
+
+if __name__ == "__main__":
+    main()
