@@ -151,8 +151,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
         """Bring about what `claim`, the record at `key`, announces. Any number may do so at the same time, or die.
 
-        The one step that counts is the second line of four: the old record says where it went. `moves` grows with each
-        rename, so no record comes back: who is late finds another, and changes nothing.
+        The first change is the one that counts: the old record says where it went. `moves` grows with each rename, so
+        that no record comes back: who is late finds another, and changes nothing.
         """
         old_key = experiment_key(claim["from"])
         old = {"id": claim["id"], "name": claim["from"], "moves": claim["moves"]}
