@@ -217,7 +217,7 @@ def test_what_is_not_there_is_a_file_not_found_error_as_in_ragas(url: str) -> No
     backend = HutchBackend(url)
     backend.save_experiment("here", [])
     for load in (backend.load_dataset, lambda name: backend.load_experiment(f"not {name}")):
-        with pytest.raises(FileNotFoundError, match=r"'(not )?here'") as missing:
+        with pytest.raises(FileNotFoundError, match=r"'(not )?here' not found") as missing:
             load("here")
         assert isinstance(missing.value.__cause__, KeyError)
     with pytest.raises(FileNotFoundError):
@@ -274,7 +274,7 @@ def test_a_value_that_cannot_be_kept_is_named_by_row_and_column_and_changes_noth
     keys = keys_of(url)
     bad = [{"n": n} for n in range(before)] + [{"fine": 1, "not fine": {"x": [Own()]}}]
     with pytest.raises(
-        hutch.ValueTypeError, match=f"dataset 't' was not saved: row {before}, column 'not fine'"
+        hutch.ValueTypeError, match=f"Dataset 't' was not saved: row {before}, column 'not fine'"
     ) as told:
         backend.save_dataset("t", bad)
     assert "hutch.register_type(Own)" in str(told.value)
@@ -299,7 +299,7 @@ def test_rows_of_megabytes_become_smaller_chunks(here: str, monkeypatch: pytest.
     assert len(keys_of(here)) == 301
     backend.save_dataset("large", rows[:1])
     assert len(keys_of(here)) == 2
-    with pytest.raises(hutch.ValueLimitError, match="dataset 'large' was not saved: row 1, column 'text'"):
+    with pytest.raises(hutch.ValueLimitError, match="Dataset 'large' was not saved: row 1, column 'text'"):
         backend.save_dataset("large", [{"text": ""}, {"text": "x" * 6_000}])
     assert backend.load_dataset("large") == rows[:1]
     assert len(keys_of(here)) == 2

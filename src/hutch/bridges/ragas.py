@@ -100,7 +100,7 @@ class HutchBackend:
             try:
                 table = read_table(tables, name)
             except KeyError as error:
-                raise FileNotFoundError(f"no {_shown(kind, name)} is stored in hutch") from error
+                raise FileNotFoundError(f"{_shown(kind, name)} not found: hutch has none of that name") from error
             with suppress(TableReplacedError):
                 return [row for rows in read_rows(tables, table) for row in rows]
 
@@ -149,7 +149,7 @@ def _chunks(name: str, version: str, data: Sequence[Row], chunk_rows: int) -> It
 
 
 def _shown(kind: str, name: str) -> str:
-    return f"{'dataset' if kind == DATASETS else 'experiment'} {name!r}"
+    return f"{'Dataset' if kind == DATASETS else 'Experiment'} {name!r}"
 
 
 def _explain(error: hutch.StoreError, shown: str, data: Sequence[Row]) -> NoReturn:
