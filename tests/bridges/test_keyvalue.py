@@ -181,6 +181,9 @@ def test_none_and_nothing_are_the_default_collection(url: str) -> None:
         other = HutchStore(url, default_collection="mine")
         assert await other.get("k") is None
         assert await other.get("k", collection="default_collection") == {"n": 1}
+        long = HutchStore(url, default_collection="d" * 300)
+        await long.put("k", {"n": 2})
+        assert sorted(await long.collections()) == ["d" * 300, "default_collection"]
 
     run(work)
 
@@ -592,6 +595,16 @@ def test_writing_removes_what_has_expired_without_being_asked(url: str, clock: C
             most = max(most, len(entries))
         # 3 are alive, some 40 are waited for or shall go next, and each has an entry and a line.
         assert most < 150
+
+    run(work)
+
+
+def test_writers_that_write_but_once_remove_what_has_expired(url: str, clock: Callable[[timedelta], None]) -> None:
+    async def work() -> None:
+        for number in range(30):
+            await HutchStore(url).put(f"{number}", {}, ttl=30)
+            clock(timedelta(minutes=1))
+        assert len(shared_namespace(url, "keyvalue")) < 20
 
     run(work)
 

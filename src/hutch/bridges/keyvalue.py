@@ -402,7 +402,7 @@ def _expiry(ttl: SupportsFloat | None) -> datetime | None:
         raise InvalidTTLError(ttl)
     try:
         ttl_s = float(ttl)
-        if not ttl_s > 0:
+        if ttl_s <= 0:
             raise InvalidTTLError(ttl)
         return datetime.now(UTC) + timedelta(seconds=ttl_s)
     except (TypeError, ValueError, OverflowError) as error:
