@@ -255,6 +255,14 @@ def test_a_handle_that_is_forgotten_together_with_its_store_warns_once() -> None
     assert len(warned) == 1
 
 
+def test_a_handle_that_outlives_the_modules_at_the_end_of_the_interpreter_goes_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with hutch.connect("memory://") as store, store.open("core") as core, monkeypatch.context() as end:
+        end.setattr("hutch.mixin._Closed", None)  # the interpreter sets the names of modules to None
+        core.__del__()
+
+
 def test_a_store_is_used_no_more_once_it_is_closed() -> None:
     store = hutch.connect("memory://")
     store.close()

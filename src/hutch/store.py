@@ -43,7 +43,11 @@ class Namespace(StoreMixin):
             owner._closed(self)
 
     def __del__(self) -> None:
-        if self.is_open_storage():
+        try:
+            is_open = self.is_open_storage()
+        except TypeError:
+            return  # the interpreter is ending, and has taken the modules apart
+        if is_open:
             warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
             self.close_storage()
 
