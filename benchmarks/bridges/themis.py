@@ -26,20 +26,6 @@ from .side_by_side import compare
 CASES = 160
 MANY = 8
 
-_METHODS = (
-    "initialize",
-    "persist_snapshot",
-    "persist_event",
-    "query_events",
-    "get_projection",
-    "store_blob",
-    "load_blob",
-    "resume",
-    "load_stage_cache",
-    "store_stage_cache",
-    "clear_run",
-)
-
 
 def main() -> None:
     yardstick = _once(theirs)
@@ -122,7 +108,9 @@ class Timed:
 
     def __init__(self, store: RunStore) -> None:
         self.seconds = 0.0
-        for name in _METHODS:
+        for name in RunStore.__dict__:
+            if name.startswith("_"):
+                continue
             setattr(self, name, self._timed(getattr(store, name)))
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
