@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,21 @@ def main() -> None:
     _check_once()
     compare(
         "ExEngine",
-        f"put {_FRAMES} frames of 512x512 uint16 on lmdb, each on the disk when put returns",
-        "NDTiff, on the disk at the end",
-        lambda folder: _seconds(lambda: _put(HutchStorage(_url(folder), "x"))),
-        lambda folder: _seconds(lambda: _put_on_disk(folder)),
+        f"put {_FRAMES} frames of 512x512 uint16 on lmdb, each flushed to the disk",
+        "NDTiff, each frame flushed to the disk",
+        lambda folder: _seconds(_put, HutchStorage(_url(folder), "x")),
+        lambda folder: _seconds(_put_and_flush, NDTiffStorage(str(folder), "x")),
         limit=1.2,
     )
+    # Neither flushes. Here each frame outlives a killed process and has a checksum, whose computation is what the limit
+    # makes room for; NDTiff loses what its index buffers, and has none.
     compare(
         "ExEngine",
         f"put {_FRAMES} frames of 512x512 uint16 on lmdb with durability=relaxed",
-        "NDTiff, in the system's cache",
-        lambda folder: _seconds(lambda: _put(HutchStorage(_url(folder, "?durability=relaxed"), "x"))),
-        lambda folder: _seconds(lambda: _put(NDTiffStorage(str(folder), "x"))),
-        limit=1.2,
+        "NDTiff",
+        lambda folder: _seconds(_put, HutchStorage(_url(folder, "?durability=relaxed"), "x")),
+        lambda folder: _seconds(_put, NDTiffStorage(str(folder), "x")),
+        limit=2,
     )
     compare(
         "ExEngine",
@@ -69,7 +72,7 @@ def main() -> None:
         "NDTiff",
         lambda folder: _read(HutchStorage(_url(folder, "?durability=relaxed"), "x"), "get_metadata"),
         lambda folder: _read(NDTiffStorage(str(folder), "x"), "get_metadata"),
-        limit=2,
+        limit=1,
     )
 
 
@@ -83,22 +86,25 @@ def _put(storage: Any) -> Any:
     return storage
 
 
-def _put_on_disk(folder: Path) -> None:
-    _put(NDTiffStorage(str(folder), "x")).finish()
-    for file in (folder / "x_1").iterdir():
-        with file.open("rb+") as opened:
-            os.fsync(opened.fileno())
+def _put_and_flush(storage: Any) -> None:
+    dataset = storage._storage
+    flush = getattr(os, "fdatasync", os.fsync)
+    for number, coordinates in enumerate(_COORDINATES):
+        storage.put(coordinates, _CAMERA[number % len(_CAMERA)], _METADATA)
+        flush(dataset.current_writer.file.fileno())
+        dataset._index_file.flush()
+        flush(dataset._index_file.fileno())
 
 
 def _read(storage: Any, verb: str) -> float:
     _put(storage)
-    read = getattr(storage, verb)
-    return _seconds(lambda: [read(coordinates) for coordinates in _COORDINATES])
+    return _seconds(lambda read: deque(map(read, _COORDINATES), maxlen=0), getattr(storage, verb))
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[Any], object], what: Any) -> float:
+    """Of ``work(what)`` alone, without what it takes to make and to close the storage."""
     start = time.perf_counter()
-    work()
+    work(what)
     took = time.perf_counter() - start
     close_shared()
     return took
