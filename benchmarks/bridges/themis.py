@@ -47,7 +47,7 @@ def main() -> None:
             on_hutch(engine, MANY * CASES, within),
             lambda folder, engine=engine: MANY * on_hutch(engine, CASES, within)(folder),  # type: ignore[misc]
             limit=1.3,
-            rounds=3,
+            rounds=5,
         )
 
 
