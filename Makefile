@@ -91,7 +91,7 @@ clean: ## remove everything that was built or installed here
 # The real Errbot has an environment of its own: it brings dozens of packages. It finds a copy of the bridge there.
 .venvs/errbot/ready: .venv/uv pyproject.toml $(wildcard src/hutch/bridges/errbot/*.p*)
 	$(BIN)/uv venv --quiet --clear --python "$$(scripts/find-python 3.11 || echo $(BIN)/python)" .venvs/errbot
-	$(BIN)/uv pip install --quiet --python .venvs/errbot/bin/python --editable '.[cli]' --group errbot
+	$(BIN)/uv pip install --quiet --python .venvs/errbot/bin/python --editable '.[cli,redis]' --group errbot
 	@touch $@
 
 .venvs/bench/ready: .venv/uv pyproject.toml
