@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
@@ -131,7 +131,7 @@ def decode_zone(zone: Any) -> tzinfo | None:
 
 
 def _encode_datetime(value: datetime) -> Ext:
-    if value.tzinfo is timezone.utc:  # most are: half the time
+    if value.tzinfo is UTC:  # most are: half the time
         return Ext(DATETIME, _packb([value.isoformat()[: -len("+00:00")], value.fold, 0]))
     return Ext(DATETIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, encode_zone(value.tzinfo)]))
 
