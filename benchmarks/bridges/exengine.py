@@ -48,15 +48,15 @@ def main() -> None:
         lambda folder: _seconds(_put_and_flush, NDTiffStorage(str(folder), "x")),
         limit=1.2,
     )
-    # Neither flushes. Here each frame outlives a killed process and has a checksum, whose computation is what the limit
-    # makes room for; NDTiff loses what its index buffers, and has none.
+    # Neither flushes. Here each frame outlives a killed process and has a checksum, which takes half as long as all that
+    # NDTiff does: that is why the limit is missed. NDTiff loses what its index buffers, and has none.
     compare(
         "ExEngine",
         f"put {_FRAMES} frames of 512x512 uint16 on lmdb with durability=relaxed",
         "NDTiff",
         lambda folder: _seconds(_put, HutchStorage(_url(folder, "?durability=relaxed"), "x")),
         lambda folder: _seconds(_put, NDTiffStorage(str(folder), "x")),
-        limit=2,
+        limit=1.2,
     )
     compare(
         "ExEngine",
