@@ -91,6 +91,25 @@ def test_the_example_bot_keeps_its_state_through_kill_9_and_is_changed_from_outs
         assert stored(url, "Karma") == {"eve": 100}
 
 
+def test_the_bot_of_the_page_works_and_is_looked_into_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "bridges" / "errbot.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"^```\w+\n[#;] ([\w./]+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    config = (tmp_path / "config.py").read_text(encoding="utf-8")
+    (tmp_path / "config.py").write_text(f"{config}{FROM_HERE}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with Bot(tmp_path / "config.py") as bot:
+        bot.say("!vote tea", "1 for tea")
+        shown = re.findall(r"^hutch (-s lmdb://data/.*)$", page, re.MULTILINE)
+        listed, got = [hutch_command(*line.split()) for line in shown]
+        assert "Votes\t1\n" in listed
+        assert "@admin" in got
+        assert "@admin" in errbot(tmp_path / "config.py", "--storage-get", "Votes").stdout
+
+
 def test_a_bot_runs_on_every_engine(tmp_path: Path, url: str) -> None:
     folder = with_hutch(tmp_path, {"url": url})
     with Bot(folder.config) as bot:
@@ -222,36 +241,20 @@ def test_a_bot_s_shelf_is_copied_to_lmdb_by_the_command(tmp_path: Path) -> None:
         assert bot.do("sorted(self['a']['on']), self['b']") == "([1, 2], [(1, 'x')])"
 
 
-def test_identifiers_in_a_shelf_stop_the_command_are_used_in_place_and_moved_by_the_bot(tmp_path: Path) -> None:
+def test_identifiers_in_a_shelf_stop_a_copy_and_are_used_in_place(tmp_path: Path) -> None:
     folder = BotFolder(tmp_path)
     with Bot(folder.config) as bot:
         bot.do("self.update(who=msg.frm, plain=1)")
-    shelf, url = f"shelf://{folder.data.as_posix()}", state_of(tmp_path)
-    command = [sys.executable, "-m", "hutch", "copy", shelf, url]
+    shelf = f"shelf://{folder.data.as_posix()}"
+    command = [sys.executable, "-m", "hutch", "copy", shelf, state_of(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "'who'" in done.stderr
     assert f"'{BENCH}'" in done.stderr
     assert len(done.stderr.splitlines()) <= 2, done.stderr
-
-    (folder.plugins / "move").mkdir()
-    for name, text in snippets_of(ROOT / "docs" / "bridges" / "errbot.md", "movestate.plug", "movestate.py").items():
-        (folder.plugins / "move" / name).write_text(text)
     with_hutch(tmp_path, {"url": shelf})
     with Bot(folder.config) as bot:
         assert bot.do("self['who'] == msg.frm, self['plain']") == "(True, 1)"
-        bot.say(f"!move state {url}", r"Moved \d+ items of \d+ namespaces")
-    on_lmdb(tmp_path)
-    with Bot(folder.config) as bot:
-        assert bot.do("self['who'] == msg.frm, self['plain']") == "(True, 1)"
-
-
-def snippets_of(page: Path, *names: str) -> dict[str, str]:
-    """The blocks of `page` whose first line is a comment with the name of a file."""
-    found = re.findall(
-        r"^```\w+\n[#;] ([\w.]+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    return {name: dict(found)[name] for name in names}
 
 
 # --- Errbot's loader ---
