@@ -48,8 +48,8 @@ def main() -> None:
         lambda folder: _seconds(_put_and_flush, NDTiffStorage(str(folder), "x")),
         limit=1.2,
     )
-    # Neither flushes. Here each frame outlives a killed process and has a checksum, which takes half as long as all that
-    # NDTiff does: that is why the limit is missed. NDTiff loses what its index buffers, and has none.
+    # Neither flushes. Here each frame outlives a killed process and has a checksum, which takes half as long as all
+    # that NDTiff does: that is why the limit is missed. NDTiff loses what its index buffers, and has none.
     compare(
         "ExEngine",
         f"put {_FRAMES} frames of 512x512 uint16 on lmdb with durability=relaxed",
