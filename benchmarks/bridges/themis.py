@@ -29,7 +29,7 @@ MANY = 8
 
 def main() -> None:
     yardstick = _once(theirs)
-    # The first flushes the disk 1,443 times. Where a flush takes long, or the processor is fast, that alone is too much.
+    # The first flushes the disk 1,443 times. Where a flush takes long, or the processor is fast, that alone is much.
     for engine in ("lmdb", "lmdb relaxed", "sqlite"):
         compare(
             "Themis 4",
