@@ -35,6 +35,18 @@ def open_database(place: Place, scratch: Path) -> Database:
     return CopiedDatabase(place, scratch)
 
 
+def open_to_read(place: Place) -> Database | None:
+    """The same for reading: changes no file and makes none in that folder. None for another program's database."""
+    _need(place)
+    if place.dialect == "dumb":
+        return DumbDatabase(place, place.base, to_read=True)
+    if place.dialect == "sqlite3":
+        from .shelf_sqlite import open_copy
+
+        return open_copy(place)
+    return CopiedDatabase(place, place.base)
+
+
 def create_database(place: Place, scratch: Path) -> None:
     """Make the empty files of a new database at `place`."""
     _need(place)

@@ -31,14 +31,14 @@ class DumbDatabase(Database):
     step, put a new index in the place of the old one.
     """
 
-    def __init__(self, place: Place, scratch: Path) -> None:
+    def __init__(self, place: Place, scratch: Path, *, to_read: bool = False) -> None:
         self._dat, self._dir, self._bak = (place.file(suffix) for suffix in (".dat", ".dir", ".bak"))
         self._scratch = scratch
         self._index: dict[bytes, tuple[int, int]] = {}
         self._lines = 0
         self._wrote = False
         with storage_errors(self._dat):
-            self._file = open(self._dat, "r+b", buffering=0)  # noqa: SIM115, PTH123 - closed in close()
+            self._file = open(self._dat, "rb" if to_read else "r+b", buffering=0)  # noqa: SIM115, PTH123 - closed in close()
         try:
             with storage_errors(self._dir):
                 self._load()

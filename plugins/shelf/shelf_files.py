@@ -247,6 +247,19 @@ class Folder:
                 if place is not None and place.base.parent == folder and namespace not in seen:
                     yield namespace, place
 
+    def damaged_places(self) -> Iterator[str]:
+        """The namespaces that files here are named for and that `places` passes over, but for databases of SQLite."""
+        listed = {namespace for namespace, _ in self.places()}
+        found = set()
+        for name in _names_in(self.path):
+            for suffix in (".db", ".db.dat", ".db.dir", ".db.pag"):
+                namespace = name.removesuffix(suffix)
+                if namespace in {*listed, "", name} or not _is_name(namespace):
+                    continue
+                if (self.path / name).is_file() and _head(self.path / name) != _SQLITE_MAGIC:
+                    found.add(namespace)
+        return iter(sorted(found))
+
     @staticmethod
     def _check_own(folder: Path, namespace: str) -> None:
         file = folder / "name"
@@ -378,17 +391,7 @@ class ProcessLock:
         with storage_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            _lock(self._descriptor)
-        except OSError as error:
-            holder = _read_pid(self._descriptor)
-            os.close(self._descriptor)
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                raise storage_error(error, file) from error
-            raise StoreLockedError(
-                f"namespace {namespace!r} in {file.parent.parent} is open in another process{holder} (lock {file}); "
-                "the shelf engine serves one process at a time. Close it there, or choose lmdb or sqlite to share data"
-            ) from error
+        _lock_or_close(self._descriptor, file, namespace, to_read=False)
         with contextlib.suppress(OSError):  # a full disk: the number is a courtesy
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, str(os.getpid()).encode())
@@ -405,6 +408,41 @@ class ProcessLock:
         os.close(self._descriptor)
 
 
+@contextlib.contextmanager
+def kept_out(file: Path, namespace: str) -> Iterator[None]:
+    """While the block reads, no process that would write has the lock `file`. Where there is none, none is made.
+
+    Raises StoreLockedError, as `ProcessLock` does. Several may read at a time.
+    """
+    with storage_errors(file):
+        try:
+            descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            descriptor = -1
+    if descriptor < 0:
+        yield
+        return
+    _lock_or_close(descriptor, file, namespace, to_read=True)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_or_close(descriptor: int, file: Path, namespace: str, *, to_read: bool) -> None:
+    try:
+        _lock(descriptor, to_read)
+    except OSError as error:
+        holder = _read_pid(descriptor)
+        os.close(descriptor)
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            raise storage_error(error, file) from error
+        raise StoreLockedError(
+            f"namespace {namespace!r} in {file.parent.parent} is open in another process{holder} (lock {file}); "
+            "the shelf engine serves one process at a time. Close it there, or choose lmdb or sqlite to share data"
+        ) from error
+
+
 def _read_pid(descriptor: int) -> str:
     with contextlib.suppress(OSError, ValueError):
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -416,12 +454,12 @@ if sys.platform == "win32":
     # Far behind the number, which others must be able to read.
     _LOCKED_BYTE = 1 << 20
 
-    def _lock(descriptor: int) -> None:
+    def _lock(descriptor: int, _to_read: bool) -> None:  # there it is for one in either case
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
 
 else:
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _lock(descriptor: int, to_read: bool) -> None:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if to_read else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +21,14 @@ _BUSY_PATIENCE_S: Final = 5.0
 class SqliteDatabase(Database):
     """The file of Python 3.13's `dbm.sqlite3`, through sqlite3 itself, so that older Pythons read and write it too."""
 
-    def __init__(self, place: Place) -> None:
-        self._base = place.base
-        with storage_errors(self._base), self._base.open("r+b"):
+    def __init__(self, place: Place, called: Path | None = None) -> None:
+        """Errors name `called`, if that is given, and not `place`."""
+        self._base = called or place.base
+        with storage_errors(self._base), place.base.open("r+b"):
             pass  # sqlite3 would not say what is wrong
         with self._errors():
             self._connection = sqlite3.connect(
-                f"{self._base.as_uri()}?mode=rw",
+                f"{place.base.as_uri()}?mode=rw",
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
@@ -92,6 +95,42 @@ class SqliteDatabase(Database):
         return _sqlite_errors(self._base)
 
 
+class SqliteCopy(SqliteDatabase):
+    """A copy, elsewhere, of what is there: SQLite cannot read what a killed process left without making files there."""
+
+    def __init__(self, place: Place) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hutch-shelf-", ignore_cleanup_errors=True)
+        try:
+            copy = Place(Path(self._folder.name, "copy.db"), place.dialect)
+            for suffix in ("", "-journal", "-wal"):
+                with storage_errors(place.file(suffix)), contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(place.file(suffix), copy.file(suffix))
+            super().__init__(copy, place.base)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._folder.cleanup()
+
+
+def open_copy(place: Place) -> SqliteCopy | None:
+    """What is at `place`, to be read; None if it is no shelf."""
+    try:
+        return SqliteCopy(place)
+    except CorruptValueError as error:
+        if _is_of_another(error.__cause__):
+            return None
+        raise
+
+
+def _is_of_another(error: BaseException | None) -> bool:
+    return "no such table" in str(error)
+
+
 @contextlib.contextmanager
 def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
@@ -137,4 +176,4 @@ def holds_data(place: Place) -> bool:
         with contextlib.closing(sqlite3.connect(f"{place.base.as_uri()}?{mode}", uri=True)) as connection:
             return connection.execute("SELECT 1 FROM Dict LIMIT 1").fetchone() is not None
     except sqlite3.Error as error:
-        return "no such table" not in str(error)  # another program's database
+        return not _is_of_another(error)

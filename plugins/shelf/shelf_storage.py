@@ -41,8 +41,8 @@ from hutch import (
 from hutch.limits import check_key, check_namespace, check_value_size
 
 from .shelf_database import Database
-from .shelf_dialects import create_database, holds_data, open_database
-from .shelf_files import Folder, Place, ProcessLock, creating, default_dialect, storage_errors
+from .shelf_dialects import create_database, holds_data, open_database, open_to_read
+from .shelf_files import Folder, Place, ProcessLock, creating, default_dialect, kept_out, storage_errors
 
 log = logging.getLogger("hutch.shelf")
 
@@ -93,6 +93,30 @@ class ShelfPlugin(StoragePluginBase):
         finally:
             shelf.leave()
 
+    def pickles(self) -> Iterator[tuple[str, str, bytes]]:
+        """Each namespace and key with its pickle, which is not loaded.
+
+        The files are read as they are: none is changed, moved or made, and the folder may be read-only. So whoever
+        would open a namespace with hutch is kept out only if that was ever done there before. The keys of one
+        namespace are held, and one pickle.
+
+        Raises StoreLockedError if another process has a namespace open, CorruptValueError for files that are damaged,
+        StorageUnavailableError for those that cannot be used.
+        """
+        with storage_errors(self._folder.path):
+            namespaces = sorted({*(name for name, _ in self._folder.places()), *self._folder.damaged_places()})
+        for namespace in namespaces:
+            with kept_out(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
+                place = self._folder.find(namespace) or self._folder.old_spot(namespace)
+                database = None if place is None else open_to_read(place)
+                if database is None:
+                    continue
+                with contextlib.closing(database):
+                    for key in database.keys():  # noqa: SIM118 - it is no dict
+                        data = database.get(key)
+                        if data is not None:
+                            yield namespace, _decoded_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
+
     def _holds(self, namespace: str, place: Place) -> bool:
         shelf = _open_shelf((str(self._folder.path), namespace))
         if shelf is not None:
@@ -134,7 +158,7 @@ class ShelfStorage(StorageBase):
         with self._shelf.lock:
             database = self._shelf.database()
             found = [] if database is None else database.keys()
-        return [self._decoded_key(key) for key in found]
+        return [_decoded_key(key, self._where) for key in found]
 
     def close(self) -> None:
         self._shelf.leave()
@@ -185,13 +209,6 @@ class ShelfStorage(StorageBase):
     @property
     def lock_scope(self) -> Hashable:
         return ("shelf", self._shelf.place)
-
-    def pickles(self) -> Iterator[tuple[str, bytes]]:
-        """Each key with its pickle, which is not loaded; under the same terms as `keys`."""
-        for key in self.keys():
-            data = self._read(key)
-            if data is not None:
-                yield key, data
 
     def set_pickles(self, pickles: Mapping[str, bytes]) -> None:
         """Set each key to what its pickle will be when it is loaded; all or none."""
@@ -249,14 +266,15 @@ class ShelfStorage(StorageBase):
                 "damaged, or not written by shelve"
             ) from error
 
-    def _decoded_key(self, key: bytes) -> str:
-        try:
-            return key.decode()
-        except UnicodeDecodeError:
-            raise CorruptValueError(
-                f"{self._where} has a key that is not UTF-8, {key[:60]!a}: neither Errbot nor hutch wrote it. "
-                "Remove it with dbm.open"
-            ) from None
+
+def _decoded_key(key: bytes, where: str) -> str:
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        raise CorruptValueError(
+            f"{where} has a key that is not UTF-8, {key[:60]!a}: neither Errbot nor hutch wrote it. "
+            "Remove it with dbm.open"
+        ) from None
 
 
 class _Pickler(pickle.Pickler):

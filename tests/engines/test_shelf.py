@@ -896,6 +896,93 @@ def test_a_private_file_stays_private(tmp_path: Path, dialect: str) -> None:
     assert {oct(file.stat().st_mode & 0o777) for file in private if file.exists()} == {"0o600"}
 
 
+# --- read as they are, for an import ---
+
+
+def left_by_errbot(folder: Path, dialect: str) -> dict[tuple[str, str], Any]:
+    """Shelves as bots left them: closed, killed while they were open, of Errbot 3, empty; and what is none."""
+    items = {"plain": VALUES["plain"], "Ü": None}
+    places = {"core": folder}
+    if dialect in ("gnu", "sqlite3"):  # those of two files Errbot never moved from there
+        places["old"] = folder / "plugins"
+    for name, base in places.items():
+        with closing(errbot_open(base, name, dialect)) as shelf:
+            shelf.update(items)
+    errbot_open(folder, "empty", dialect).close()
+    live = errbot_open(folder / "killed", "killed", dialect)
+    live["k"] = 1
+    if dialect == "gnu":
+        live.sync()
+    elif dialect != "sqlite3":  # which alone leaves more than its own files behind
+        live.close()
+    for file in (folder / "killed").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    live.close()
+    shutil.rmtree(folder / "killed")
+    with closing(sqlite3.connect(folder / "karma.db")) as other:
+        other.execute("CREATE TABLE karma (name)")
+    (folder / "errbot.log").write_text("")
+    wanted: dict[tuple[str, str], Any] = {(name, key): items[key] for name in places for key in items}
+    return {**wanted, ("killed", "k"): 1}
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        str(file.relative_to(folder)): (
+            file.stat().st_mtime_ns,
+            file.stat().st_mode,
+            file.read_bytes() if file.is_file() else b"",
+        )
+        for file in (folder, *folder.rglob("*"))
+    }
+
+
+def pickles_in(folder: Path) -> dict[tuple[str, str], Any]:
+    with hutch.load_plugin("shelf", {"basedir": str(folder)}) as shelves:
+        return {(namespace, key): pickle.loads(data) for namespace, key, data in shelves.pickles()}
+
+
+def test_pickles_are_read_and_nothing_in_the_folder_is_changed_moved_or_made(tmp_path: Path, dialect: str) -> None:
+    wanted = left_by_errbot(tmp_path, dialect)
+    before = tree(tmp_path)
+    assert pickles_in(tmp_path) == wanted
+    assert tree(tmp_path) == before
+
+
+def test_pickles_are_read_from_a_disk_that_is_read_only(small_disk: Path, dialect: str) -> None:
+    wanted = left_by_errbot(small_disk, dialect)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert pickles_in(small_disk) == wanted
+
+
+def test_pickles_of_a_namespace_that_another_process_has_open_are_not_read(tmp_path: Path, dialect: str) -> None:
+    with closing(errbot_open(tmp_path, "core", dialect)) as shelf:
+        shelf["k"] = 1
+    with connect(tmp_path) as store, store.open("core"):
+        told = python(
+            "import sys, hutch; list(hutch.load_plugin('shelf', {'basedir': sys.argv[1]}).pickles())", str(tmp_path)
+        )
+        assert f"StoreLockedError: namespace 'core' in {tmp_path} is open in another process, pid {os.getpid()}" in (
+            told.stderr
+        )
+    assert pickles_in(tmp_path) == {("core", "k"): 1}
+
+
+def test_pickles_can_be_read_by_two_at_a_time_and_keep_out_who_would_write(tmp_path: Path) -> None:
+    with connect(tmp_path) as store, store.open("core") as core:
+        core["k"] = 1
+    shelves = hutch.load_plugin("shelf", {"basedir": str(tmp_path)})
+    reading = shelves.pickles()
+    assert next(reading)[:2] == ("core", "k")
+    assert pickles_in(tmp_path) == {("core", "k"): 1}
+    with connect(tmp_path) as store:
+        with pytest.raises(hutch.StoreLockedError):
+            store.open("core")
+        reading.close()
+        with store.open("core") as core:
+            assert core["k"] == 1
+
+
 # --- the dialects that this Python lacks ---
 
 

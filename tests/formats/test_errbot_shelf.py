@@ -99,7 +99,8 @@ HOLDS_ITSELF.append(HOLDS_ITSELF)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name != "log"}
+    """Every file below it, by name."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def opened(folder: Path, namespace: str, protocol: int = 2) -> shelve.Shelf[Any]:
@@ -301,7 +302,7 @@ def test_a_folder_that_is_none_or_holds_nothing_is_told(tmp_path: Path) -> None:
     url = f"lmdb://{tmp_path / 'state'}"
     assert "does not exist" in failed("import", "errbot-shelf", str(tmp_path / "none"), "-s", url)
     assert "nothing was found" in failed("import", "errbot-shelf", str(tmp_path / "empty"), "-s", url)
-    assert "Not a directory" in failed("import", "errbot-shelf", str(tmp_path / "file"), "-s", url)
+    assert "is no folder" in failed("import", "errbot-shelf", str(tmp_path / "file"), "-s", url)
 
 
 # --- out ---

@@ -27,28 +27,24 @@ from ..codec.typed import TypedCodec
 _BATCH_ITEMS: Final = 1000
 # What the file of a shelf has behind the name of its namespace: one of these, or two, by the kind of database.
 _SUFFIXES: Final = (".db", ".db.dat", ".db.dir", ".db.bak", ".db.pag", ".db.db")
-_SQLITE_MAGIC: Final = b"SQLite format 3\0"
 
 
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     """Each item of the shelves in the folder `path`, as (namespace, key, value).
 
     The value is what was stored if the default codec takes it, else its pickle (`Pickled`), which a store takes whose
-    codec is ``carry``. Nothing is held but the keys of one shelf and one value. The files stay as they are, but for
-    those in the place where Errbot 3 had them: they move to where Errbot would move them. A lock beside them keeps out
-    others that open them with hutch.
+    codec is ``carry``. Nothing is held but the keys of one shelf and one value. Nothing is changed or made in the
+    folder, which may be read-only; shelves that are where Errbot 3 had them, in ``plugins``, are read there.
 
-    Raises CorruptValueError for a value or a file that is damaged, StoreLockedError if another process uses a shelf,
-    StorageUnavailableError for a kind of database that this Python lacks.
+    Raises ConfigError if `path` is no folder, CorruptValueError for a value or a file that is damaged,
+    StoreLockedError if another process uses a shelf, StorageUnavailableError for a kind of database that this Python
+    lacks.
     """
+    if not path.is_dir():
+        raise ConfigError(f"{str(path)!r} is no folder; what is wanted is that of the bot's shelves, its BOT_DATA_DIR")
     with _shelves(path) as shelves:
-        namespaces = shelves.namespaces()
-        for namespace in _unlisted(path, namespaces):
-            shelves.open(namespace).close()  # empty, or damaged: then it says so
-        for namespace in namespaces:
-            with shelves.open(namespace) as shelf:
-                for key, pickled in shelf.pickles():
-                    yield namespace, key, _value(path, namespace, key, pickled)
+        for namespace, key, pickled in shelves.pickles():
+            yield namespace, key, _value(path, namespace, key, pickled)
 
 
 def write(store: Store, path: Path) -> int:
@@ -82,18 +78,6 @@ def write(store: Store, path: Path) -> int:
 
 def _shelves(path: Path) -> Any:
     return hutch.load_plugin("shelf", {"basedir": str(path.absolute())})
-
-
-def _unlisted(path: Path, namespaces: list[str]) -> Iterator[str]:
-    """The namespaces that files here are named for and that hold nothing, as far as can be seen."""
-    found = set()
-    for name in os.listdir(path):  # noqa: PTH208 - names is what is wanted
-        for suffix in (".db", ".db.dat", ".db.dir", ".db.pag"):
-            if name.endswith(suffix) and name != suffix and (path / name).is_file():
-                with (path / name).open("rb") as file:
-                    if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:  # a database of the bot, and no shelf
-                        found.add(name.removesuffix(suffix))
-    return iter(sorted(found.difference(namespaces)))
 
 
 def _refuse_name(namespace: str, path: Path) -> None:
