@@ -321,6 +321,19 @@ def test_an_event_persisted_again_after_its_run_was_cleared_elsewhere_is_stored_
     assert store.query_events("r") == events[1:]
 
 
+def test_a_run_that_was_cleared_and_begun_anew_elsewhere_goes_on_behind_what_is_there_now(url: str) -> None:
+    store, other = HutchRunStore(url), HutchRunStore(url)
+    for number in range(5):
+        store.persist_event(failed("r", f"old-{number}"))
+    other.clear_run("r")
+    events = [failed("r", f"new-{number}") for number in range(8)]
+    for number, event in enumerate(events):
+        (other if number % 3 < 2 else store).persist_event(event)
+    assert store.query_events("r") == events
+    keys = list(shared_namespace(url, RUNS).scan_keys(events_prefix("r")))
+    assert keys == [event_key("r", number) for number in range(1, 9)]
+
+
 class FailsOnce(HutchRunStore):
     """Loses its connection once for each event and each blob, before or after it was stored."""
 
