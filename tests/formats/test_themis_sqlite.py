@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import sqlite3
 import tracemalloc
@@ -143,6 +144,16 @@ def test_nobody_who_writes_the_file_has_to_wait_for_a_reader_that_pauses(file: P
         ("run_events, row 3", "UPDATE run_events SET event_json = '[]' WHERE id = 3", ()),
         ("run_events, row 3", "UPDATE run_events SET run_id = 'other' WHERE id = 3", ()),
         ("run_events, row 3", "UPDATE run_events SET event_json = ? WHERE id = 3", (b"\xff",)),
+        ("run_events, row 3", "UPDATE run_events SET run_id = ? WHERE id = 3", (b"\xff",)),
+        ("run_events, row -3", "UPDATE run_events SET id = -3, event_json = '' WHERE id = 3", ()),
+        ("run_snapshots, row 1", "UPDATE run_snapshots SET run_id = NULL", ()),
+        ("run_blobs, row 2", "UPDATE run_blobs SET blob_ref = ? WHERE rowid = 2", (b"\xff",)),
+        ("stage_cache, row 5", "UPDATE stage_cache SET cache_key = ? WHERE rowid = 5", (b"\xff",)),
+        (
+            "stage_cache, row 5",
+            "UPDATE stage_cache SET payload_json = CAST(? AS TEXT) WHERE rowid = 5",
+            (b'"secret\xff"',),
+        ),
         ("run_snapshots, row 1", "UPDATE run_snapshots SET snapshot_json = '' WHERE rowid = 1", ()),
         ("run_blobs, row 2", "UPDATE run_blobs SET payload = 'text' WHERE rowid = 2", ()),
         ("stage_cache, row 5", "UPDATE stage_cache SET payload_json = 'secret' WHERE rowid = 5", ()),
@@ -170,6 +181,22 @@ def test_what_is_no_such_file_is_an_error_that_names_it(tmp_path: Path, file: Pa
         connection.execute("DROP TABLE stage_cache")
     with pytest.raises(hutch.CorruptValueError, match="no such table: stage_cache"):
         list(read(file))
+
+
+def test_no_damage_of_the_file_is_any_other_error(file: Path) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng, whole, told = random.Random(seed), SAMPLE.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 5, 50))):
+            damaged[rng.randrange(len(whole))] = rng.randrange(256)
+        file.write_bytes(damaged[: rng.choice((len(whole), rng.randrange(len(whole))))])
+        try:
+            list(read(file))
+        except hutch.CorruptValueError:
+            told += 1
+    assert told > 50
 
 
 def test_a_file_left_in_the_middle_of_a_write_is_not_repaired_behind_its_owner_s_back(tmp_path: Path) -> None:
@@ -238,6 +265,16 @@ def test_nothing_to_write_writes_nothing_and_a_file_that_is_there_stays(store: h
     assert out.read_bytes() == b"mine"
 
 
+def test_where_the_file_cannot_be_written_nothing_of_it_is_left(store: hutch.Store, small_disk: Path) -> None:
+    transfer.copy_items(read(SAMPLE), store)
+    with pytest.raises(hutch.ConfigError, match="no_folder' is no folder; make it first"):
+        write(store, small_disk / "no_folder" / "out.sqlite3")
+    put(store, BLOBS, "sha256:0", {"media_type": "m", "payload": bytes(3 << 20)})
+    with pytest.raises(hutch.StorageFullError, match=r"out\.sqlite3' cannot be written: .*full"):
+        write(store, small_disk / "out.sqlite3")
+    assert list(small_disk.iterdir()) == []
+
+
 EVENT = {"run_id": "r", "event_type": "run_started"}
 STAGE = {"stage": "s", "key": "k", "payload": 1}
 
@@ -257,6 +294,7 @@ STAGE = {"stage": "s", "key": "k", "payload": 1}
         (BLOBS, "sha256:0", b"x", hutch.ValueTypeError, "no dict with the text 'media_type'"),
         (STAGE_CACHE, "s/other", STAGE, hutch.ConfigError, "is none that the bridge to Themis writes"),
         (STAGE_CACHE, "s/k", {"stage": "s", "key": "k"}, hutch.ConfigError, "is none that the bridge"),
+        (STAGE_CACHE, "s/k", STAGE | {"payload": 10**5000}, hutch.ValueTypeError, "a number of more than 4,300 digits"),
         (STAGE_CACHE, "s/k", STAGE | {"payload": {"s3cret"}}, hutch.ValueTypeError, "a value of type set"),
     ],
 )

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -104,15 +105,16 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     try:
         # A path can have any character; `as_uri` quotes it. Read only, so the source stays as it is.
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
+            file.text_factory = _decoded
             yield from _runs(file, path)
-            for row, ref, media_type, payload in _rows(file, "run_blobs", "blob_ref", "media_type", "payload"):
+            for row, ref, media_type, payload in _rows(file, path, "run_blobs", "blob_ref", "media_type", "payload"):
                 if not isinstance(payload, bytes):
                     _refuse(path, "run_blobs", row, "its payload is no bytes")
                 yield BLOBS, ref, {"media_type": media_type, "payload": payload}
-            for row, stage, key, payload in _rows(file, "stage_cache", "stage_name", "cache_key", "payload_json"):
+            for row, stage, key, payload in _rows(file, path, "stage_cache", "stage_name", "cache_key", "payload_json"):
                 value = {"stage": stage, "key": key, "payload": _parsed(payload, path, "stage_cache", row)}
                 yield STAGE_CACHE, stage_key(stage, key), value
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for damaged names of tables
         told = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
         if "readonly" in str(error) or "unable to open" in str(error):
             # It was killed within a write. Rolling that back would change the file.
@@ -121,21 +123,35 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]]:
-    for row, run_id, text in _rows(file, "run_snapshots", "run_id", "snapshot_json"):
+    for row, run_id, text in _rows(file, path, "run_snapshots", "run_id", "snapshot_json"):
         yield RUNS, snapshot_key(run_id), _of_run(run_id, text, path, "run_snapshots", row)
     events: dict[str, int] = {}
-    for row, run_id, text in _rows(file, "run_events", "run_id", "event_json"):
+    for row, run_id, text in _rows(file, path, "run_events", "run_id", "event_json"):
         events[run_id] = events.get(run_id, 0) + 1
         yield RUNS, event_key(run_id, events[run_id]), _of_run(run_id, text, path, "run_events", row)
 
 
-def _rows(file: sqlite3.Connection, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """Each row behind its number. Each is a query of its own, so that no lock keeps a writer waiting meanwhile."""
+def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Each row behind its number; all but the last of its columns are names.
+
+    Each is a query of its own, so that no lock keeps a writer waiting meanwhile.
+    """
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
-    last = 0
+    last = -(2**63)
     while row := file.execute(query, (last,)).fetchone():
+        last, *names, _ = row
+        for column, name in zip(columns, names, strict=False):
+            if not isinstance(name, str):
+                _refuse(path, table, last, f"its {column} is no text")
         yield row
-        last = row[0]
+
+
+def _decoded(text: bytes) -> str | None:
+    # The error of sqlite3 would show the text, and no row.
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _of_run(run_id: str, text: Any, path: Path, table: str, row: int) -> dict[str, Any]:
@@ -150,7 +166,7 @@ def _parsed(text: Any, path: Path, table: str, row: int) -> Any:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         # The message of a JSON error says where, and shows nothing of the text.
-        _refuse(path, table, row, f"it is no JSON: {error}")
+        _refuse(path, table, row, f"it is no JSON: {error}" if isinstance(text, str) else "it is no text")
 
 
 def _refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
@@ -165,10 +181,21 @@ def write(store: hutch.Store, path: Path) -> int:
 
     The file appears when it is whole, and not at all if there is nothing to write. Projections are left out: Themis
     makes them when it first reads them. Raises hutch.ConfigError if `path` exists, or for a key that no bridge wrote;
-    ValueTypeError for a value that is not what JSON can hold. Both name the key.
+    ValueTypeError for a value that is not what JSON can hold; both name the key. StorageFullError where the disk is
+    full, StorageUnavailableError where the file cannot be written.
     """
     if path.exists():
         raise hutch.ConfigError(f"{str(path)!r} exists; it is not replaced: name a new file")
+    if not path.parent.is_dir():
+        raise hutch.ConfigError(f"{str(path.parent)!r} is no folder; make it first, or name a file elsewhere")
+    try:
+        return _written(store, path)
+    except sqlite3.Error as error:
+        kind = hutch.StorageFullError if "full" in str(error) else hutch.StorageUnavailableError
+        raise kind(f"{str(path)!r} cannot be written: {error}. Nothing of it is left") from error
+
+
+def _written(store: hutch.Store, path: Path) -> int:
     count = 0
     # In a folder of its own, so that nothing of it is left if this fails.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as folder:
@@ -232,7 +259,10 @@ def _text_of(namespace: str, key: str, value: Any, field: str) -> str:
 def _json(namespace: str, key: str, value: Any) -> str:
     if reason := _unlike_json(value):
         _refuse_value(namespace, key, reason)
-    return json.dumps(value)  # in the order that it has; Themis sorts the names, and reads any order
+    try:
+        return json.dumps(value)  # in the order that it has; Themis sorts the names, and reads any order
+    except ValueError:
+        _refuse_value(namespace, key, f"it holds a number of more than {sys.get_int_max_str_digits():,} digits")
 
 
 def _unlike_json(value: Any) -> str | None:
