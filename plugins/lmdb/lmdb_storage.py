@@ -272,8 +272,9 @@ class LmdbStorage(EncodedStorage):
     def _put(self, txn: Txn, name: bytes, data: bytes) -> None:
         id_ = self._id or self._own_id(txn)
         name = id_ + name
-        # Told apart by the first put: only a new key changes the count.
-        if txn.put(name, data, True, False):
+        # Only a new key changes the count. One that comes after all others is appended: then LMDB fills its pages, where
+        # it would leave each half empty for values of 1 to 2 KB. It tells at once if the key is not the last.
+        if txn.put(name, data, True, False, True) or txn.put(name, data, True, False):
             _add(txn, id_, 1)
         else:
             txn.put(name, data)

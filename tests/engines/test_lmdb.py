@@ -134,6 +134,22 @@ def test_a_dropped_namespace_is_empty_for_those_who_have_it_open_and_its_data_is
             assert (dict(space), dict(b)) == ({"k": "of a"}, {"k": "of b"})
 
 
+def test_values_that_come_in_the_order_of_their_keys_fill_the_pages(path: Path) -> None:
+    value = os.urandom(1500)
+    with connect(path, durability="relaxed") as store, store.open("core") as space:
+        for number in range(300):
+            space[f"{number:08}"] = value
+        # Two of them are a page of 4 KiB.
+        assert figures(store)["file_bytes"] < 1.7 * 300 * len(value)
+        for number in range(0, 300, 7):
+            space[f"{number:08}"] = number
+        assert len(space) == 300
+        del space["00000299"]
+        space["00000298+"] = value
+        assert list(space)[-2:] == ["00000298", "00000298+"]
+        assert len(space) == 300
+
+
 def test_keys_of_the_longest_length_and_values_of_100_mib_fit(path: Path) -> None:
     longest = ["k" * 1024, "\U0001f430" * 256, "\U0010ffff" * 256, "\0" * 1024]
     with connect(path, durability="relaxed", map_size_bytes=MIB) as store, store.open("n" * 255) as space:
