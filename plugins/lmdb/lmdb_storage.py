@@ -272,8 +272,8 @@ class LmdbStorage(EncodedStorage):
     def _put(self, txn: Txn, name: bytes, data: bytes) -> None:
         id_ = self._id or self._own_id(txn)
         name = id_ + name
-        # Only a new key changes the count. One that comes after all others is appended: then LMDB fills its pages, where
-        # it would leave each half empty for values of 1 to 2 KB. It tells at once if the key is not the last.
+        # Only a new key changes the count. One that comes after all others is appended: LMDB then fills its pages, and
+        # would leave half of each empty for values of 1 to 2 KB. It tells at once if the key is not the last.
         if txn.put(name, data, True, False, True) or txn.put(name, data, True, False):
             _add(txn, id_, 1)
         else:
