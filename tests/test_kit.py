@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hutch.testing import StorageSuite
 from hutch.testing.check import PromiseResult, run_check
 
 ENGINES = Path(__file__).parent / "kit_engines"
+JOURNAL = Path(__file__).parents[1] / "examples" / "engine_package" / "src" / "hutch_journal"
 # Slow to say what the others said: it looks for the shortest sequence that fails.
 STATE_MACHINE = "test_it_behaves_as_dicts_would"
 
@@ -87,6 +89,29 @@ def test_a_broken_engine_fails_the_promise_that_it_breaks(fault: str) -> None:
     [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
     assert result.promise.startswith(FAULTS[fault])
     assert (result.outcome, bool(result.detail)) == ("failed", True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the example locks with flock, which Windows has not")
+@pytest.mark.parametrize(
+    ("file", "sound", "broken"),
+    [
+        # Writers that keep out readers only, and a comparison that is not of one step with the write.
+        ("journal_file.py", "os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX", "os.O_RDWR | os.O_CREAT, fcntl.LOCK_SH"),
+        ("journal_storage.py", "swapped = view.value(key) == old", "swapped = before == old"),
+    ],
+    ids=["a shared lock", "a late write"],
+)
+def test_processes_that_do_not_keep_each_other_out_are_noticed(
+    file: str, sound: str, broken: str, tmp_path: Path
+) -> None:
+    package = Path(shutil.copytree(JOURNAL, tmp_path / "journal"))
+    text = (package / file).read_text()
+    assert text.count(sound) == 1
+    text = text.replace(sound, broken).replace("swapped = False\n", "swapped, before = False, self.read(key)\n")
+    (package / file).write_text(text)
+    name = "test_modify_by_many_processes_loses_nothing"
+    [result] = check(str(package / "journal.plug"), None, name).values()
+    assert result.outcome == "failed"
 
 
 def test_the_state_machine_finds_a_broken_engine_by_itself_and_shows_how() -> None:

@@ -48,18 +48,26 @@ def namespaces(store: hutch.Store) -> list[str]:
     return store.namespaces()
 
 
-def count(store: hutch.Store, namespace: str, times: int) -> None:
-    """Raise a counter by modify."""
+def count(store: hutch.Store, namespace: str, seconds: float) -> int:
+    """Raise a counter by modify for so long; how often."""
+    times = 0
     with store.open(namespace) as ns:
-        for _ in range(times):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             ns.modify("n", lambda n: n + 1, default=0)
+            times += 1
+    return times
 
 
-def race(store: hutch.Store, namespace: str, rounds: int, me: int) -> list[int]:
-    """The rounds in which this process was the one that created the key, took the token, and set the default."""
+def race(store: hutch.Store, namespace: str, rounds: int, me: int, start: float) -> list[int]:
+    """The rounds in which this process was the one that created the key, took the token, and set the default.
+
+    All begin the first round at the time `start`, and each later one together if they are in time for it.
+    """
     won = []
     with store.open(namespace) as ns:
         for number in range(rounds):
+            time.sleep(max(0.0, start + number * 0.003 - time.time()))
             if ns.compare_and_set(f"cas {number}", hutch.MISSING, me):
                 won.append(number)
             if ns.pop(f"token {number}", None) is not None:
