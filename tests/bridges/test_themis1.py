@@ -36,6 +36,7 @@ from themis.interfaces import StatelessTaskExecutor
 from themis.storage import ExperimentStorage, RunStatus, task_cache_key
 
 import hutch
+from hutch.bridges import themis1
 from hutch.bridges.shared import close_shared, shared_namespace
 from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend, copy_runs
 
@@ -375,8 +376,12 @@ def test_records_keep_their_order_and_the_last_of_a_cache_key_counts(url: str) -
     assert [evaluation.scores[0].value for evaluation in storage.load_evaluation_records("run").values()] == [0, 3, 2]
 
 
-def test_records_of_one_tick_of_the_clock_keep_their_order_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time_ns", lambda: 1)
+@pytest.mark.parametrize("step", [0, -1])
+def test_records_of_one_tick_of_the_clock_or_of_one_set_back_keep_their_order_too(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time_ns", itertools.count(time.time_ns() + 10**9, step).__next__)
+    monkeypatch.setattr(themis1, "_newest_ns", 0)
     storage = HutchStorageBackend("memory://")
     append_some(storage, 0)
     assert [record.output.text for record in storage.load_generation_records("run")] == [
@@ -522,6 +527,22 @@ def test_a_dataset_is_replaced_as_a_whole_and_leaves_nothing_of_the_former(url: 
     assert len(list(raw_values(url).scan_keys(prefix="data/"))) == 1 + -(-rows // 256)
 
 
+def test_datasets_stored_at_once_leave_one_of_them_and_nothing_of_the_others(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    together = threading.Barrier(4)
+
+    def store(worker: int) -> None:
+        for _ in range(10):
+            together.wait(30)
+            storage.cache_dataset("run", [{"worker": worker}] * 300)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(store, range(4)))
+    found = storage.load_dataset("run")
+    assert found == [found[0]] * 300
+    assert len(list(raw_values(url).scan_keys(prefix="data/"))) == 1 + 2
+
+
 def test_a_dataset_that_lost_a_part_is_an_error_that_names_it(url: str) -> None:
     storage = HutchStorageBackend(url)
     storage.cache_dataset("run", [{}] * 300)
@@ -573,11 +594,16 @@ def test_runs_of_themis_s_own_storage_are_copied_and_go_on_here(url: str, tmp_pa
 # --- connections ---
 
 
+class Derived(HutchStorageBackend):
+    pass
+
+
 def test_what_was_stored_is_there_for_the_next_process_and_namespaces_are_apart(lasting_url: str) -> None:
     HutchStorageBackend(lasting_url).save_generation_record("run", make_record())
     HutchStorageBackend(lasting_url, namespace="other").close()
     close_shared()
-    again = pickle.loads(pickle.dumps(HutchStorageBackend(lasting_url)))
+    again = pickle.loads(pickle.dumps(Derived(lasting_url)))
+    assert type(again) is Derived
     assert again.load_generation_records("run") == [make_record()]
     assert HutchStorageBackend(lasting_url, namespace="other").load_generation_records("run") == []
 
@@ -825,6 +851,7 @@ from distributed import Client, LocalCluster
 from themis.core import entities
 from themis.exceptions import ConfigurationError
 from themis.interfaces import StatelessTaskExecutor
+from hutch.bridges import themis1
 from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend
 
 class Adder(StatelessTaskExecutor):

@@ -55,6 +55,7 @@ _LONGEST_RUN = 512
 # Calls given at once to an executor that does not tell how many workers it has.
 _AHEAD = 64
 _counter = itertools.count()
+_newest_ns = 0
 
 
 class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is not installed where mypy runs
@@ -72,7 +73,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
     """
 
     def __init__(self, url: str | None = None, *, namespace: str = "themis1", save_raw_responses: bool = True) -> None:
-        self._arguments = url, namespace, save_raw_responses
+        self._url = url
         self._data = shared_namespace(url, namespace)
         self._save_raw = save_raw_responses
 
@@ -80,7 +81,8 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         return f"<HutchStorageBackend in {self._data!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _backend, self._arguments
+        namespace = self._data.namespace
+        return partial(type(self), self._url, namespace=namespace, save_raw_responses=self._save_raw), ()
 
     # --- runs ---
 
@@ -278,10 +280,10 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
                 place: {**head, "part": part, "rows": len(them)}
             }
 
-        former = self._data.get(place)
         self._store(chunks)
-        if former is not None:
-            self._data.remove_many(_chunk_keys(place, former))
+        # What the head does not name is of no use. Listed before the head is read, so that nothing later is among it.
+        found, head = list(self._data.scan_keys(f"{place}/")), self._data.get(place)
+        self._data.remove_many(key for key in found if not head or not key.startswith(f"{place}/{head['part']}/"))
 
     def _load_rows(self, kind: str, run_id: str) -> tuple[dict[str, Any], list[Any]] | None:
         place = f"{kind}/{_name_of(run_id)}"
@@ -525,10 +527,6 @@ def _shown(thing: Any) -> str:
 # --- names and keys ---
 
 
-def _backend(url: str | None, namespace: str, save_raw_responses: bool) -> HutchStorageBackend:
-    return HutchStorageBackend(url, namespace=namespace, save_raw_responses=save_raw_responses)
-
-
 def _name_of(run_id: str) -> str:
     """`run_id` as a part of a key: no slash, never the same for two; the id itself is in the metadata."""
     name = quote(run_id, safe="", errors="surrogatepass")
@@ -541,7 +539,9 @@ def _run_key(run_id: str) -> str:
 
 def _next_key(kind: str, run_id: str) -> str:
     """Keys in the order they were made: by the clock, within its tick by a counter; never one twice."""
-    return f"{kind}/{_name_of(run_id)}/{time.time_ns():016x}-{next(_counter):08x}-{os.urandom(4).hex()}"
+    global _newest_ns  # noqa: PLW0603
+    _newest_ns = now_ns = max(time.time_ns(), _newest_ns)  # for a clock may be set back
+    return f"{kind}/{_name_of(run_id)}/{now_ns:016x}-{next(_counter):08x}-{os.urandom(4).hex()}"
 
 
 def _chunk_keys(place: str, head: dict[str, Any]) -> list[str]:
