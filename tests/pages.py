@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,14 +51,14 @@ def commands(block: Block) -> list[str]:
     return [line[2:] for line in lines if line.startswith("$ ") and line[2:].startswith("hutch ")]
 
 
-def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run all that `page` shows, in `folder`."""
+def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run all that `page` shows, in `folder`; the names its Python leaves."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.delenv("HUTCH_PLUGIN_PATH", raising=False)
     # What names no store must not reach that of whoever runs the tests.
     monkeypatch.setenv("HUTCH_STORAGE", f"lmdb://{folder}/unnamed")
-    names: dict[str, object] = {"__name__": "__main__"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.file:
             block.write(folder)
@@ -67,3 +68,4 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for command in commands(block):
             done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, f"{page.name}: $ {command}\n{done.stdout}{done.stderr}"
+    return names

@@ -539,6 +539,7 @@ def test_datasets_stored_at_once_leave_one_of_them_and_nothing_of_the_others(url
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(store, range(4)))
     found = storage.load_dataset("run")
+    assert found is not None
     assert found == [found[0]] * 300
     assert len(list(raw_values(url).scan_keys(prefix="data/"))) == 1 + 2
 
@@ -900,4 +901,8 @@ def test_evaluate_runs_on_a_dask_cluster_and_what_cannot_be_sent_there_is_told(t
 
 
 def test_what_the_page_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_page(PAGE, tmp_path, monkeypatch)
+    names = run_page(PAGE, tmp_path, monkeypatch)
+    asked = len(names["asked"])
+    names["storage"] = names["theirs"]
+    assert names["evaluate"]().metric("exact_match").mean == 1.0
+    assert len(names["asked"]) == asked, "what the page wrote out is resumed by Themis's own storage"

@@ -73,7 +73,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
     """
 
     def __init__(self, url: str | None = None, *, namespace: str = "themis1", save_raw_responses: bool = True) -> None:
-        self._url = url
+        self._named = url, namespace
         self._data = shared_namespace(url, namespace)
         self._save_raw = save_raw_responses
 
@@ -81,8 +81,8 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         return f"<HutchStorageBackend in {self._data!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        namespace = self._data.namespace
-        return partial(type(self), self._url, namespace=namespace, save_raw_responses=self._save_raw), ()
+        url, namespace = self._named
+        return partial(type(self), url, namespace=namespace, save_raw_responses=self._save_raw), ()
 
     # --- runs ---
 
