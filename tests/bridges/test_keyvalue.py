@@ -475,6 +475,72 @@ def test_damaged_data_is_a_deserialization_error_and_hutchs_is_its_cause(tmp_pat
     run(read)
 
 
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["damaged", "of somebody else"])
+def test_an_entry_that_cannot_be_read_stands_in_the_way_of_no_other(
+    tmp_path: Path, clock: Callable[[timedelta], None], is_foreign: bool
+) -> None:
+    file = tmp_path / "store"
+    url = f"sqlite://{file.as_posix()}"
+
+    async def put() -> None:
+        await HutchStore(url).put_many(["k", "other"], [{"n": 12345678}, {"n": 1}], collection="c", ttl=30)
+
+    async def work() -> None:
+        store = HutchStore(url)
+        assert await store.keys("c") == ["k", "other"]
+        clock(timedelta(minutes=10))
+        # The other one has expired; of this one nobody knows.
+        assert await store.keys("c") == ["k"]
+        assert await store.collections() == ["c"]
+        for number in range(40):
+            await store.put(f"{number}", {}, ttl=30)
+        await store.cull()
+        assert "c:other" not in shared_namespace(url, "keyvalue")
+        assert not any(":c:" in name for name in shared_namespace(url, "keyvalue"))
+        with pytest.raises(DeserializationError):
+            await store.get("k", collection="c")
+        assert await store.delete_many(["k", "no"], collection="c") == 1
+        assert await store.collections() == ["default_collection"]
+
+    run(put)
+    if is_foreign:
+        shared_namespace(url, "keyvalue")["c:k"] = ["foreign"]
+    close_shared()
+    if not is_foreign:
+        data = file.read_bytes()
+        assert b"\xce\x00\xbc\x61\x4e" in data
+        file.write_bytes(data.replace(b"\xce\x00\xbc\x61\x4e", b"\xce\x00\xbc\x61\x4f"))
+    run(work)
+
+
+def test_a_collection_with_an_entry_that_cannot_be_read_is_destroyed(url: str) -> None:
+    async def work() -> None:
+        store = HutchStore(url)
+        await store.put_many(["k", "x" * 2000], [{}, {}], collection="c", ttl=0.01)
+        shared_namespace(url, "keyvalue")["c:k"] = ["foreign"]
+        await asyncio.sleep(0.02)
+        assert await store.destroy_collection("c") is True
+        assert len(shared_namespace(url, "keyvalue")) == 0
+
+    run(work)
+
+
+def test_a_list_that_lacks_a_name_is_an_error(url: str) -> None:
+    async def work() -> None:
+        store = HutchStore(url)
+        await store.put("x" * 2000, {}, collection="c" * 300)
+        (name,) = shared_namespace(url, "keyvalue")
+        for foreign in (["foreign"], {"value": {}}):
+            shared_namespace(url, "keyvalue")[name] = foreign
+            for listing in (store.collections(), store.keys("c" * 300)):
+                with pytest.raises(DeserializationError):
+                    await listing
+        await store.put("x" * 2000, {}, collection="c" * 300)
+        assert await store.collections() == ["c" * 300]
+
+    run(work)
+
+
 # --- time ---
 
 

@@ -53,6 +53,8 @@ _GRACE_MINUTES: Final = 5
 # After so many writes with a ttl, up to twice as many entries are removed that have expired.
 _WRITES_A_SWEEP: Final = 16
 
+_NOT_OURS: Final = "what is stored there was not written by this store"
+
 
 class HutchStore:
     """An `AsyncKeyValue` of py-key-value that also lists its keys and collections, culls, and can be destroyed.
@@ -254,15 +256,26 @@ class HutchStore:
                 self._sweep(most)
 
     def _remove(self, names: list[str]) -> int:
-        found = self._entries.get_many(names)
-        alive = [name for name, entry in found.items() if not _has_expired(entry)]
-        for name in found.keys() - alive:
+        try:
+            found = self._entries.get_many(names)
+            expired = {name for name, entry in found.items() if _has_expired(entry)}
+        except hutch.CorruptValueError:
+            found = dict.fromkeys(names)
+            expired = set(filter(self._is_expired, names))
+        for name in expired:
             self._remove_expired(name)
-        return self._entries.remove_many(alive)
+        return self._entries.remove_many(found.keys() - expired)
+
+    def _is_expired(self, name: str) -> bool:
+        try:
+            entry = self._entries.get(name)
+        except hutch.CorruptValueError:
+            return False  # that is told to who gets it; it can be put again, and deleted
+        return entry is not None and _has_expired(entry)
 
     def _remove_expired(self, name: str) -> None:
-        """Unless it was put again, by whoever, until the moment it is removed."""
-        with suppress(KeyError, _StillAliveError):
+        """Unless it was put again, by whoever, until the moment it is removed; or cannot be read."""
+        with suppress(KeyError, _StillAliveError, hutch.CorruptValueError):
             self._entries.modify(name, _expired_is_missing)
 
     def _sweep(self, most: int | None = None) -> None:
@@ -283,7 +296,7 @@ class HutchStore:
         """The names of the entries that have expired and are still there."""
         due = {name for name in map(_listed_name, self._due()) if name.startswith(prefix)}
         # One by one: a value may be big.
-        return {name for name in due if (entry := self._entries.get(name)) is not None and _has_expired(entry)}
+        return set(filter(self._is_expired, due))
 
     def _keys(self, prefix: str, limit: int | None) -> list[str]:
         expired = self._expired(prefix)
@@ -296,7 +309,7 @@ class HutchStore:
             if not key.startswith(_HASHED):
                 yield key[1:] if key.startswith("%") else key
             elif (entry := self._entries.get(name)) is not None:
-                yield entry["key"]
+                yield _name_in(entry, "key")
 
     def _collections(self, limit: int | None) -> list[str]:
         expired = self._expired()
@@ -311,7 +324,7 @@ class HutchStore:
                 entry = self._entries.get(name)
                 if entry is None:
                     continue  # removed just now; the collection may have others
-                found.append(entry["collection"])
+                found.append(_name_in(entry, "collection"))
             elif collection != _EXPIRES:
                 found.append(collection.replace("%3A", ":").replace("%25", "%"))
             # Past all that begins with "collection:", without reading it if the engine can.
@@ -379,7 +392,10 @@ def _expired_is_missing(entry: Any) -> Any:
 
 
 def _has_expired(entry: Any) -> bool:
-    return _value_and_ttl(entry)[0] is None
+    try:
+        return _value_and_ttl(entry)[0] is None
+    except DeserializationError:
+        return False  # of somebody else, who did not say when
 
 
 def _value_and_ttl(entry: Any) -> tuple[dict[str, Any] | None, float | None]:
@@ -391,8 +407,17 @@ def _value_and_ttl(entry: Any) -> tuple[dict[str, Any] | None, float | None]:
             return value, None
         left_s = (expires_at - datetime.now(UTC)).total_seconds()
     except (TypeError, LookupError, AttributeError) as error:
-        raise DeserializationError("what is stored there was not written by this store") from error
+        raise DeserializationError(_NOT_OURS) from error
     return (value, left_s) if left_s > 0 else (None, None)
+
+
+def _name_in(entry: Any, which: str) -> str:
+    """The collection or key of an entry whose own stands hashed."""
+    try:
+        name: str = entry[which]
+    except (TypeError, LookupError) as error:
+        raise DeserializationError(_NOT_OURS) from error
+    return name
 
 
 def _expiry(ttl: SupportsFloat | None) -> datetime | None:
