@@ -689,6 +689,23 @@ def test_no_more_calls_run_at_once_than_are_allowed(says: bool) -> None:
     assert pool.most > 3
 
 
+class AtOnce(Executor):
+    """An executor without workers."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.mark.timeout(20)
+def test_a_call_may_use_the_backend_that_calls_it() -> None:
+    for executor in (AtOnce(), ThreadPoolExecutor(8)):
+        with ExecutorBackend(executor, owned=True) as backend:
+            sums = backend.map(lambda number, backend=backend: sum(backend.map(double, range(number))), range(4))
+            assert sorted(sums) == [0, 0, 2, 6]
+
+
 def test_items_are_taken_as_they_are_needed() -> None:
     taken = itertools.count()
     with ThreadPoolExecutor(2) as pool:

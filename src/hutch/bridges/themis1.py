@@ -334,7 +334,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         self._executor = executor
         self._owned = owned
         self._is_shut_down = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an executor may call at once, and that call use this again
         self._submitted: set[Future[Any]] = set()
         # Dask takes calls with equal arguments for one, and would ask a model once where it was asked twice.
         self._options = {"pure": False} if type(executor).__module__.partition(".")[0] == "distributed" else {}
