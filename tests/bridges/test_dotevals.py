@@ -37,7 +37,7 @@ from hutch.bridges import dotevals as bridge
 from hutch.bridges.dotevals import HutchStorage
 from hutch.bridges.shared import close_shared, shared_namespace
 from hutch.formats import dotevals_json
-from hutch.formats.dotevals_json import EXPERIMENTS, NAMESPACE, results_prefix
+from hutch.formats.dotevals_json import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
 from tests import pages
 from tests.bridges.processes import run, run_until
 
@@ -255,6 +255,54 @@ def test_a_value_of_no_known_type_is_refused_and_nothing_of_the_batch_is_stored(
     with pytest.raises(hutch.ValueTypeError, match="object"):
         storage.add_results("x", "e", [record(1), record(2, dataset_row={"secret": object()})])
     assert storage.get_results("x", "e") == []
+
+
+@pytest.mark.parametrize("depth", [300, 100_000, None])
+def test_a_value_that_is_too_deep_or_holds_itself_is_refused(depth: int | None, storage: Storage) -> None:
+    value: list[Any] = []
+    for _ in range(depth or 0):
+        value = [value]
+    if depth is None:
+        value.append(value)
+    begun(storage)
+    with pytest.raises(hutch.ValueTypeError, match="nested more than 200 deep, or holds itself"):
+        storage.add_results("x", "e", [record(1, dataset_row={"deep": value})])
+    assert storage.get_results("x", "e") == []
+
+
+@pytest.mark.parametrize("value", [None, 5, "abc", [1, 2, 3], {}, {"id": "i", "name": "x", "moves": 0, "more": 1}])
+def test_what_hutch_did_not_write_is_an_error_with_its_key(value: Any, storage: Storage) -> None:
+    begun(storage).add_results("x", "e", [record(1)])
+    data, experiment_id = storage._data, storage._experiment("x")["id"]
+    ways: dict[str, list[Callable[[], object]]] = {
+        results_prefix(experiment_id, "e") + "0": [
+            lambda: storage.get_results("x", "e"),
+            lambda: storage.completed_items("x", "e"),
+        ],
+        evaluation_key(experiment_id, "e"): [
+            lambda: storage.load_evaluation("x", "e"),
+            lambda: storage.list_evaluations("x"),
+            lambda: storage.update_evaluation_status("x", "e", EvaluationStatus.COMPLETED),
+        ],
+        experiment_key("x"): [
+            storage.list_experiments,
+            lambda: storage.create_experiment("x"),
+            lambda: storage.add_results("x", "e", [record(2)]),
+            lambda: storage.delete_experiment("x"),
+        ],
+    }
+    for key, calls in ways.items():
+        good = data.get(key, hutch.MISSING)
+        data[key] = value
+        for call in calls:
+            with pytest.raises(hutch.CorruptValueError, match=f"{key!r} of 'dotevals' is not what hutch writes"):
+                call()
+        assert data[key] == value
+        if good is hutch.MISSING:
+            del data[key]
+        else:
+            data[key] = good
+    assert storage.completed_items("x", "e") == [1]
 
 
 def test_an_item_is_a_number(storage: Storage) -> None:
@@ -921,14 +969,6 @@ def test_a_url_that_leads_nowhere_is_hutchs_error(tmp_path: Path) -> None:
         get_storage("hutch://lmbd:///x")
     with pytest.raises(hutch.ConfigError, match="durabilty"):
         get_storage(f"lmdb://{tmp_path.as_posix()}/x?durabilty=strict")
-
-
-def test_a_value_that_cannot_be_read_is_not_left_out() -> None:
-    storage = begun(get_storage("hutch://memory://"))
-    storage.add_results("x", "e", [record(1)])
-    storage._data[results_prefix(storage._experiment("x")["id"], "e") + "0/1/ok"] = "no result"
-    with pytest.raises(TypeError):
-        storage.get_results("x", "e")
 
 
 OTHERS = """

@@ -301,3 +301,18 @@ def test_no_two_names_have_one_key() -> None:
         for other in names:
             if other != name:
                 assert not results_prefix("01", other).startswith(results_prefix("01", name))
+
+
+@pytest.mark.parametrize("prefix", ["experiment/", "evaluation/{}/", "result/{}/e/"])
+def test_what_hutch_did_not_write_is_an_error_with_its_key(prefix: str, tmp_path: Path) -> None:
+    with hutch.connect("memory://") as store:
+        stored(store)
+        with store.open(NAMESPACE) as data:
+            experiment = next(value for _, value in data.scan("experiment/"))
+            key = prefix.format(experiment["id"]) + "0"
+            data[key] = {"mine": 1}
+        with pytest.raises(hutch.CorruptValueError, match=f"key '{key}' of 'dotevals' is not what"):
+            write(store, tmp_path)
+        if prefix == "experiment/":
+            with pytest.raises(hutch.CorruptValueError, match=f"key '{key}' of 'dotevals' is not what"):
+                check(store, SAMPLE)

@@ -19,11 +19,15 @@ from typing import Any
 import hutch
 from hutch.bridges.shared import shared_namespace
 from hutch.formats.dotevals_json import (
+    EVALUATION_FIELDS,
+    EXPERIMENT_FIELDS,
     EXPERIMENTS,
     NAMESPACE,
+    checked,
     evaluation_key,
     evaluations_prefix,
     experiment_key,
+    foreign,
     item_of,
     metric_name,
     result_suffix,
@@ -80,7 +84,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     def list_experiments(self) -> list[str]:
         """The names of all experiments."""
         names = []
-        for _, record in self._data.scan(EXPERIMENTS):
+        for key, found in self._data.scan(EXPERIMENTS):
+            record = checked(key, found, EXPERIMENT_FIELDS)
             # What a rename or a deletion that was killed left behind is settled here.
             if len(record) == 3 or self._experiment(record["name"]) is not None:
                 names.append(record["name"])
@@ -133,20 +138,22 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     def _experiment(self, name: str) -> dict[str, Any] | None:
         """The record of an experiment, None if there is none; any change under way is brought to its end first."""
         key, data = experiment_key(name), self._data
-        while (record := data.get(key)) is not None:
-            if len(record) == 3:  # id, name and moves; nothing is under way
-                break
+        while (found := data.get(key, hutch.MISSING)) is not hutch.MISSING:
+            record = checked(key, found, EXPERIMENT_FIELDS)
+            if len(record) == 3:  # nothing is under way
+                return record
             if "deleted" in record:
                 for prefix in (evaluations_prefix(record["id"]), results_prefix(record["id"])):
                     data.remove_many(list(data.scan_keys(prefix)))
                 data.compare_and_set(key, record, hutch.MISSING)
             elif "from" in record:
                 self._end_rename(key, record)
-            else:
+            elif "to" in record:
                 self._experiment(record["to"])
                 data.compare_and_set(key, record, hutch.MISSING)
-        found: dict[str, Any] | None = record
-        return found
+            else:
+                raise foreign(key)
+        return None
 
     def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
         """Bring about what `claim`, the record at `key`, announces. Any number may do so at the same time, or die.
@@ -181,22 +188,27 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         key = evaluation_key(experiment["id"], name)
         try:
             self._data.compare_and_set(key, hutch.MISSING, value)
-        except hutch.ValueTypeError:
-            self._data.compare_and_set(key, hutch.MISSING, _plain(value))
+        except hutch.ValueTypeError as error:
+            self._data.compare_and_set(key, hutch.MISSING, _plain_or(error, value))
 
     def list_evaluations(self, experiment_name: str) -> list[str]:
         """The names of an experiment's evaluations, as they were given; none if there is no such experiment."""
         experiment = self._experiment(experiment_name)
         if experiment is None:
             return []
-        return [value["name"] for _, value in self._data.scan(evaluations_prefix(experiment["id"]))]
+        found = self._data.scan(evaluations_prefix(experiment["id"]))
+        return [checked(key, value, EVALUATION_FIELDS)["name"] for key, value in found]
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
         """What is known of an evaluation; None if there is none."""
         experiment = self._experiment(experiment_name)
-        value = None if experiment is None else self._data.get(evaluation_key(experiment["id"], evaluation_name))
-        if value is None:
+        if experiment is None:
             return None
+        key = evaluation_key(experiment["id"], evaluation_name)
+        found = self._data.get(key, hutch.MISSING)
+        if found is hutch.MISSING:
+            return None
+        value = checked(key, found, EVALUATION_FIELDS)
         return EvaluationMetadata(
             evaluation_name=value["name"],
             status=EvaluationStatus(value["status"]),
@@ -207,13 +219,10 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def update_evaluation_status(self, experiment_name: str, evaluation_name: str, status: EvaluationStatus) -> None:
         """Set the status, atomically, and when it was completed. Raises EvaluationNotFoundError."""
-        experiment_id = self._experiment_of(experiment_name, evaluation_name)
-        completed_at = time.time() if status == EvaluationStatus.COMPLETED else None
+        key = evaluation_key(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
+        change = {"status": status.value, "completed_at": time.time() if status == EvaluationStatus.COMPLETED else None}
         try:
-            self._data.modify(
-                evaluation_key(experiment_id, evaluation_name),
-                lambda value: value | {"status": status.value, "completed_at": completed_at},
-            )
+            self._data.modify(key, lambda value: checked(key, value, EVALUATION_FIELDS) | change)
         except KeyError as error:  # deleted just now
             raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
 
@@ -244,8 +253,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
             items[prefix + result_suffix(now_ns, next(_turns), _salt, value["item_id"], record.error)] = value
         try:
             self._set(items)
-        except hutch.ValueTypeError:
-            self._set(_plain(items))
+        except hutch.ValueTypeError as error:
+            self._set(_plain_or(error, items))
 
     def _set(self, items: dict[str, Any]) -> None:
         if len(items) == 1:  # as dotevals has it; a batch of one costs a third more
@@ -264,14 +273,11 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         if experiment is None:
             return []
         metrics = _Metrics(evaluation_name)
-        # By position: by name they would take a fourth longer to make.
-        return [
-            Record(
-                value["item_id"],
-                value["dataset_row"],
-                value["prompt"],
-                value["model_response"],
-                [
+        records = []
+        for key, value in self._data.scan(results_prefix(experiment["id"], evaluation_name)):
+            try:
+                # By position: by name it would take a fourth longer.
+                scores = [
                     Score(
                         score["name"],
                         score["value"],
@@ -279,14 +285,22 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
                         score["metadata"],
                     )
                     for score in value["scores"]
-                ],
-                value["error"],
-                value["timestamp"],
-                value["dataset_name"],
-                value["dataset_class"],
-            )
-            for _, value in self._data.scan(results_prefix(experiment["id"], evaluation_name))
-        ]
+                ]
+                record = Record(
+                    value["item_id"],
+                    value["dataset_row"],
+                    value["prompt"],
+                    value["model_response"],
+                    scores,
+                    value["error"],
+                    value["timestamp"],
+                    value["dataset_name"],
+                    value["dataset_class"],
+                )
+            except (KeyError, TypeError, AttributeError) as error:
+                raise foreign(key) from error
+            records.append(record)
+        return records
 
     def completed_items(self, experiment_name: str, evaluation_name: str) -> list[int]:
         """The ids of the items that have a result without an error. Reads keys alone."""
@@ -370,6 +384,14 @@ def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
         "dataset_name": record.dataset_name,
         "dataset_class": record.dataset_class,
     }
+
+
+def _plain_or(error: hutch.ValueTypeError, value: Any) -> Any:
+    """`value` made of plain types, or `error` for one that holds itself, or is nested deeper than Python goes."""
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise error from None
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,8 @@ import hutch
 
 NAMESPACE = "dotevals"
 EXPERIMENTS = "experiment/"
+EXPERIMENT_FIELDS = frozenset({"id", "name", "moves"})
+EVALUATION_FIELDS = frozenset({"name", "status", "started_at", "completed_at", "metadata"})
 
 # "/" parts a key, "%" and "~" mark what is not as it was; the rest would look bad in a terminal or is no text.
 _NOT_IN_A_KEY = re.compile("[/%~\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -65,9 +67,26 @@ def result_suffix(sequence: int, turn: int, salt: str, item_id: int, error: str 
 
 
 def item_of(key: str) -> tuple[int, bool]:
-    """The item that a result's key is about, and whether it went well. Reads no value."""
-    _, item, state = key.rsplit("/", 2)
-    return int(item), state == "ok"
+    """The item that a result's key is about, and whether it went well. Reads no value. Raises CorruptValueError."""
+    try:
+        _, item, state = key.rsplit("/", 2)
+        return int(item), state == "ok"
+    except ValueError as error:
+        raise foreign(key) from error
+
+
+def checked(key: str, value: Any, fields: Set[str]) -> dict[str, Any]:
+    """`value`, the one of `key`, a dict with these `fields`. Raises CorruptValueError if it is anything else."""
+    if type(value) is not dict or not fields <= value.keys():
+        raise foreign(key)
+    return value
+
+
+def foreign(key: str) -> hutch.CorruptValueError:
+    """The error for what lies at `key`, and was not written here."""
+    return hutch.CorruptValueError(
+        f"key {key!r} of {NAMESPACE!r} is not what hutch writes for dotevals; remove it with hutch rm"
+    )
 
 
 # --- from the framework's files ---
@@ -90,7 +109,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
 def check(store: hutch.Store, path: Path) -> None:
     """Raise ConfigError if importing `path` would mix its experiments with others that the store has by those names."""
     with store.open(NAMESPACE) as data:
-        names = {record["id"]: record["name"] for _, record in data.scan(EXPERIMENTS)}
+        names = {record["id"]: record["name"] for record in _records(data)}
         for name, _ in _experiments(path):
             new, old = _imported(name), data.get(experiment_key(name))
             if old is None and new["id"] not in names:
@@ -115,6 +134,10 @@ def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
         empty = folder != path and not any(folder.iterdir())
         if empty or next(folder.glob("*.jsonl"), None) is not None:
             yield "/".join(folder.relative_to(path).parts), folder
+
+
+def _records(data: hutch.Namespace) -> Iterator[dict[str, Any]]:
+    return (checked(key, record, EXPERIMENT_FIELDS) for key, record in data.scan(EXPERIMENTS))
 
 
 def _imported(name: str) -> dict[str, Any]:
@@ -205,14 +228,15 @@ def write(store: hutch.Store, path: Path) -> int:
         # What a rename or a deletion that was killed left behind, the bridge clears up; here it is only not shown.
         names = {
             record["id"]: record.get("to", record["name"])
-            for _, record in data.scan(EXPERIMENTS)
+            for record in _records(data)
             if "from" not in record and "deleted" not in record
         }
         for experiment_id, name in names.items():
             folder = path / _folder_name(name)
             folder.mkdir(parents=True, exist_ok=True)
             files: dict[str, str] = {}
-            for _, evaluation in data.scan(evaluations_prefix(experiment_id)):
+            for key, found in data.scan(evaluations_prefix(experiment_id)):
+                evaluation = checked(key, found, EVALUATION_FIELDS)
                 file = _file_name(evaluation["name"])
                 other = files.setdefault(file.casefold(), evaluation["name"])
                 if other != evaluation["name"]:
@@ -247,10 +271,13 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(_json(head, evaluation_key(experiment_id, evaluation["name"])))
             for key, result in data.scan(results_prefix(experiment_id, evaluation["name"])):
-                scores = [
-                    {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]}
-                    for score in result["scores"]
-                ]
+                try:
+                    scores = [
+                        {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]}
+                        for score in result["scores"]
+                    ]
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise foreign(key) from error
                 out.write("\n" + _json({**result, "scores": scores}, key))
                 count += 1
             out.flush()
