@@ -313,6 +313,28 @@ def test_rows_that_are_missing_are_an_error_and_no_short_table(url: str) -> None
         backend.load_dataset("t")
 
 
+@pytest.mark.parametrize("value", [5, "abc", [1], {}, {"name": "t"}, "that of another"])
+@pytest.mark.parametrize("name", ["t", "x" * 1000])
+def test_what_is_no_table_is_an_error_and_disturbs_no_other(value: Any, name: str, url: str) -> None:
+    backend = HutchBackend(url)
+    tables = shared_namespace(url, ragas_jsonl.DATASETS)
+    backend.save_dataset("other", numbered(2))
+    key = ragas_jsonl.table_key(name)
+    tables[key] = tables["table:other"] if value == "that of another" else value
+    tables[ragas_jsonl.saving_key("0")] = value
+    for call in (backend.load_dataset, lambda name: backend.save_dataset(name, numbered(1))):
+        with pytest.raises(hutch.CorruptValueError, match="no table of ragas"):
+            call(name)
+    backend.save_dataset("other", numbered(3))
+    assert backend.load_dataset("other") == numbered(3)
+    del tables[key]
+    backend.save_dataset(name, numbered(1))
+    assert backend.load_dataset(name) == numbered(1)
+    tables[next(tables.scan_keys(f"rows:{ragas_jsonl.label(name)}:"))] = value
+    with pytest.raises(hutch.CorruptValueError, match=r"holds no rows of ragas|should have 600 rows"):
+        backend.load_dataset(name)
+
+
 # --- several at once ---
 
 
@@ -659,9 +681,12 @@ def test_a_value_that_could_not_come_back_is_refused(here: str) -> None:
     class Local(BaseModel):
         a: int = 1
 
+    endless: list[Any] = []
+    endless.append(endless)
     cache = HutchCache(here)
     for value, told in (
         (Local(), "define it at the top of a module"),
+        (endless, "holds itself"),
         (Own(), "register_type"),
         ([Own()], "register_type"),
     ):

@@ -325,3 +325,11 @@ def test_what_is_no_table_is_an_error(store: hutch.Store) -> None:
         tables["table:t"] = "mine"
     with pytest.raises(hutch.CorruptValueError, match="no table of ragas"):
         rows_of(store, ragas.DATASETS, "t")
+
+
+def test_a_row_that_is_none_is_refused_with_its_place(store: hutch.Store, tmp_path: Path) -> None:
+    rows: Any = [{"a": 1}, "text"]
+    save(store, "t", rows)
+    with pytest.raises(hutch.ValueTypeError, match=r"table 't' of 'ragas.datasets', row 1: .* a row of type str"):
+        ragas.write(store, tmp_path)
+    assert not list((tmp_path / "datasets").iterdir())

@@ -23,6 +23,7 @@ from ..formats.ragas_jsonl import (
     Row,
     Table,
     TableReplacedError,
+    checked_table,
     chunk_key,
     label,
     new_version,
@@ -111,7 +112,7 @@ class HutchBackend:
         replaced: list[str] = []
 
         def replace(old: Table | None) -> Table:
-            replaced[:] = [] if old is None else [old["version"]]
+            replaced[:] = [] if old is None else [checked_table(tables, name, old)["version"]]
             return table
 
         try:
@@ -186,7 +187,11 @@ class HutchCache:
 
     def set(self, key: str, value: Any) -> None:
         """Replace the value of `key`, atomically. Raises hutch.ValueTypeError for a value that cannot be stored."""
-        shared_namespace(self._url, self._name)[label(key)] = _pack(value)
+        try:
+            packed = _pack(value)
+        except RecursionError:
+            packed = value  # the codec refuses it, too, and says why
+        shared_namespace(self._url, self._name)[label(key)] = packed
 
     def has_key(self, key: str) -> bool:
         """Whether `get` can give the value of `key`."""

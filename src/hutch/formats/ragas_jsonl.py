@@ -37,6 +37,7 @@ ABANDONED_S = 7 * 24 * 3600
 Row = dict[str, Any]
 #: What `table:NAME` holds.
 Table = dict[str, Any]
+_TABLE_TYPES = {"name": str, "version": str, "rows": int, "chunks": int}
 
 _FOLDERS = {"datasets": DATASETS, "experiments": EXPERIMENTS}
 _TABLE, _SAVING = "table:", "saving:"
@@ -102,11 +103,25 @@ def table_of(name: str, version: str, rows: int, chunks: int) -> Table:
 
 
 def read_table(namespace: hutch.Namespace, name: str) -> Table:
-    """What `namespace` has of the table called `name`. Raises KeyError if there is none."""
-    table = namespace[table_key(name)]
-    if not (isinstance(table, dict) and {"name", "version", "rows", "chunks"} <= table.keys()):
-        raise hutch.CorruptValueError(f"key {table_key(name)!r} of {namespace.namespace!r} is no table of ragas")
+    """What `namespace` has of the table called `name`. Raises KeyError if there is none, CorruptValueError."""
+    return checked_table(namespace, name, namespace[table_key(name)])
+
+
+def checked_table(namespace: hutch.Namespace, name: str, found: Any) -> Table:
+    """`found`, which lies where the table called `name` does. Raises CorruptValueError if it is something else."""
+    if not _is_table(found, name):
+        raise hutch.CorruptValueError(
+            f"key {table_key(name)!r} of {namespace.namespace!r} is no table of ragas, or that of another name; remove "
+            "it with hutch rm"
+        )
+    table: Table = found
     return table
+
+
+def _is_table(found: Any, name: str) -> bool:
+    if type(found) is not dict or not _TABLE_TYPES.items() <= {key: type(found[key]) for key in found}.items():
+        return False
+    return bool(found["name"] == name)
 
 
 def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
@@ -126,7 +141,9 @@ def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
             raise hutch.CorruptValueError(
                 f"{table_key(name)!r} of {namespace.namespace!r} lacks its rows at {missing!r}"
             )
-        for rows in found.values():
+        for key, rows in found.items():
+            if type(rows) is not list:
+                raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} holds no rows of ragas")
             count += len(rows)
             yield rows
     if count != table["rows"]:
@@ -139,6 +156,9 @@ def table_names(namespace: hutch.Namespace) -> list[str]:
     """The names of all tables, sorted."""
     labels = [key.removeprefix(_TABLE) for key in namespace.scan_keys(_TABLE)]
     hashed = namespace.get_many(_TABLE + label for label in labels if label.startswith(_HASHED))
+    for key, table in hashed.items():
+        if type(table) is not dict or type(table.get("name")) is not str or table_key(table["name"]) != key:
+            raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} is no table of ragas")
     names = [label.replace("%3A", ":").replace("%25", "%") for label in labels if not label.startswith(_HASHED)]
     return sorted(names + [table["name"] for table in hashed.values()])
 
@@ -149,8 +169,10 @@ def remove_stale(namespace: hutch.Namespace, name: str, *versions: str) -> None:
     With them goes the note that they were being written.
     """
     table = namespace.get(table_key(name))
-    current = table["version"] if table is not None else None
-    horizon = _version_at(time.time() - ABANDONED_S)
+    # Of what somebody else put there the rows cannot be known: then only `versions` go.
+    is_known = table is None or _is_table(table, name)
+    current = table["version"] if table is not None and is_known else None
+    horizon = _version_at(time.time() - ABANDONED_S) if is_known else ""
     prefix = _prefix(name)
     stale = [saving_key(version) for version in versions]
     for key in namespace.scan_keys(prefix):
@@ -164,7 +186,8 @@ def remove_abandoned(namespace: hutch.Namespace) -> None:
     """Remove the rows whose writers were killed, `ABANDONED_S` ago, before they set the table."""
     horizon = saving_key(_version_at(time.time() - ABANDONED_S))
     for key, name in list(namespace.scan(_SAVING, stop=horizon)):
-        remove_stale(namespace, name, key.removeprefix(_SAVING))
+        if type(name) is str:
+            remove_stale(namespace, name, key.removeprefix(_SAVING))
 
 
 # --- from files ---
@@ -309,6 +332,8 @@ def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -
 
 
 def _line(row: Row, where: str) -> str:
+    if type(row) is not dict:
+        raise _not_json(where, f"a row of type {type(row).__name__}")
     plain = {_json_key(key, where): _json_value(value, f"{where}, column {key!r}") for key, value in row.items()}
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 
