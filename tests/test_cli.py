@@ -918,6 +918,45 @@ def test_what_is_exported_and_imported_elsewhere_is_the_same_data(
         assert one == other
 
 
+def test_an_import_changes_nothing_and_makes_nothing_where_the_files_are_which_may_be_read_only(
+    sample: tuple[str, str], url: str, small_disk: Path
+) -> None:
+    name, path = sample
+    files = small_disk / Path(path).name
+    shutil.copytree(Path(path).parent, small_disk, dirs_exist_ok=True, ignore=lambda *_: [".hutch-shelf"])
+    before = {file: (file.stat().st_mtime_ns, file.is_file() and file.read_bytes()) for file in small_disk.rglob("*")}
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    read_only = hutch_("-s", url, "import", name, str(files))
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert (read_only.code, read_only.err) == (0, "")
+    assert hutch_("-s", url, "import", name, str(files)).code == 0
+    after = {file: (file.stat().st_mtime_ns, file.is_file() and file.read_bytes()) for file in small_disk.rglob("*")}
+    assert after == before
+
+
+def test_an_export_to_a_full_disk_names_the_place_and_leaves_no_file(
+    sample: tuple[str, str], url: str, small_disk: Path
+) -> None:
+    name, path = sample
+    assert hutch_("-s", url, "import", name, path).code == 0
+    (small_disk / "filler").write_bytes(bytes(2 * 1024 * 1024 - 24 * 1024))
+    with contextlib.suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
+        while rest.write(bytes(4096)):
+            pass
+    full = hutch_("-s", url, "export", name, str(small_disk / "out"))
+    assert full.code == 3
+    assert str(small_disk) in full.err
+    assert "\n" not in full.err.strip()
+    assert {file.name for file in small_disk.rglob("*") if file.is_file()} == {"filler", "rest"}
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_help_says_what_path_is_and_which_option_carries_what_only_a_bot_can_load(command: str) -> None:
+    told = hutch_(command, "--help").out
+    assert "themis-sqlite  the file of its SQLite store" in told
+    assert "?codec=carry" in told
+
+
 def test_import_and_export_say_what_was_wrong_and_where(sample: tuple[str, str], url: str, tmp_path: Path) -> None:
     name, _ = sample
     nowhere = hutch_("-s", url, "import", name, "nowhere")

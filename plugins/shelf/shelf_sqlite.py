@@ -103,7 +103,7 @@ class SqliteCopy(SqliteDatabase):
         try:
             copy = Place(Path(self._folder.name, "copy.db"), place.dialect)
             for suffix in ("", "-journal", "-wal"):
-                with storage_errors(place.file(suffix)), contextlib.suppress(FileNotFoundError):
+                with storage_errors(copy.file(suffix)), contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(place.file(suffix), copy.file(suffix))
             super().__init__(copy, place.base)
         except BaseException:
@@ -135,6 +135,8 @@ def _is_of_another(error: BaseException | None) -> bool:
 def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
         yield
+    except UnicodeDecodeError as error:  # sqlite3 quotes a damaged schema in its own error, and stumbles
+        raise CorruptValueError(f"{file} is damaged; restore it from a backup, or move it away") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0)
         if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

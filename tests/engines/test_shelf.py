@@ -6,6 +6,7 @@ them, if one is found.
 
 from __future__ import annotations
 
+import contextlib
 import dbm
 import importlib.util
 import logging
@@ -953,6 +954,20 @@ def test_pickles_are_read_from_a_disk_that_is_read_only(small_disk: Path, dialec
     wanted = left_by_errbot(small_disk, dialect)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert pickles_in(small_disk) == wanted
+
+
+def test_any_damaged_schema_of_sqlite_is_a_damaged_file(tmp_path: Path) -> None:
+    with closing(errbot_open(tmp_path, "core", "sqlite3")) as shelf:
+        shelf["k"] = 1
+    file = tmp_path / "core.db"
+    whole = file.read_bytes()
+    schema = whole.index(b"CREATE TABLE")
+    for place in range(schema, schema + 60):
+        file.write_bytes(whole[:place] + b"\xea" + whole[place + 1 :])  # sqlite3 may quote it, and that is no UTF-8
+        with contextlib.suppress(hutch.CorruptValueError):
+            pickles_in(tmp_path)
+        with contextlib.suppress(hutch.CorruptValueError), connect(tmp_path) as store:
+            store.open("core").close()
 
 
 def test_pickles_of_a_namespace_that_another_process_has_open_are_not_read(tmp_path: Path, dialect: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import transfer
+from .. import StoreError, transfer
 from .app import Call, hutch, not_there, pass_call, storage_options
 from .move import report, show_progress, show_verified, told_to_run_again
 from .show import printable
@@ -21,10 +23,17 @@ _FORMATS = {
     "themis-sqlite": "the file of its SQLite store",
 }
 _HELP = "\n".join(["\b", "FORMAT and what PATH is:", *(f"  {name:14} {path}" for name, path in _FORMATS.items())])
+_CARRIED = """
+
+What only the bot can load, such as its identifiers, moves as the pickle it is where the store's codec is carry:
+
+\b
+  -s 'lmdb:///srv/bot/state?codec=carry'
+"""
 _format = click.argument("format_name", metavar="FORMAT", type=click.Choice(list(_FORMATS)))
 
 
-@hutch.command("import", epilog=_HELP)
+@hutch.command("import", epilog=_HELP + _CARRIED)
 @_format
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @storage_options
@@ -32,12 +41,13 @@ _format = click.argument("format_name", metavar="FORMAT", type=click.Choice(list
 def import_files(call: Call, format_name: str, path: Path) -> int:
     """Set in the store what a framework's own storage keeps in its files.
 
-    The files are read and never changed; end what writes to them first. What has the same key in the store is
+    The files are read as they are, and none is changed or made beside them, so their folder may be read-only; end what
+    writes to them first. What has the same key in the store is
     replaced, nothing is removed. Then all is read again and compared. Interrupted, it can be run again: what is there
     already is not written a second time.
     """
     files = _module(format_name)
-    with call.connect() as store:
+    with call.connect() as store, _with_a_name(path):
         if hasattr(files, "check"):
             # What must not be replaced: another thing by the same name.
             files.check(store, path)
@@ -51,7 +61,7 @@ def import_files(call: Call, format_name: str, path: Path) -> int:
     return show_verified(found, "the store", "the files changed meanwhile")
 
 
-@hutch.command("export", epilog=_HELP)
+@hutch.command("export", epilog=_HELP + _CARRIED)
 @_format
 @click.argument("path", type=click.Path(path_type=Path))
 @storage_options
@@ -61,12 +71,23 @@ def export_files(call: Call, format_name: str, path: Path) -> int:
 
     Each file appears when it is whole. What the format cannot hold is refused, with its key.
     """
-    with call.connect() as store:
+    with call.connect() as store, _with_a_name(path):
         written = _module(format_name).write(store, path)
     if not written:
         return not_there(f"the store holds nothing that {format_name} could hold")
     click.echo(printable(f"exported {written:,} items to {str(path)!r}"))
     return 0
+
+
+@contextmanager
+def _with_a_name(path: Path) -> Iterator[None]:
+    """Have `path` in an error of the operating system that names no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError) or error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _module(format_name: str) -> Any:

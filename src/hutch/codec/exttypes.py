@@ -337,7 +337,7 @@ def _refusal(kind: type, where: str) -> ValueTypeError:
     if kind is Pickled:
         return ValueTypeError(
             f"{where} is an object that is carried as its pickle, which this codec does not take. Choose CODEC: carry, "
-            "or add codec=carry to the query of the store's URL"
+            "or put ?codec=carry behind the store's URL (&codec=carry if it has options already)"
         )
     if kind in (bytearray, memoryview):
         way_out = "Convert it with bytes()."
