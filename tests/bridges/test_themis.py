@@ -278,13 +278,16 @@ def test_clearing_a_run_leaves_other_runs_blobs_and_the_stage_cache(url: str) ->
 def test_events_come_back_as_they_were_in_order_and_types_of_a_later_themis_are_passed_over(url: str) -> None:
     store = HutchRunStore(url)
     events = [RunStartedEvent(run_id="r", extra={"big": 2**70, "a": [None, 1.5, "🧀"]})]
-    events += [failed("r", f"case-{number}") for number in range(12)]
+    events += [failed("r", f"case-{number}") for number in range(11)]
+    odd = {"value": float("nan"), "details": {"most": float("inf"), "least": -0.0}}
+    events += [ScoreCompletedEvent(run_id="r", case_id="c", candidate_id="x", metric_id="m", score=odd)]
     for event in events:
+        store.persist_event(event)
         store.persist_event(event)
     later = {"schema_version": "2", "event_type": "of_a_later_themis", "run_id": "r"}
     shared_namespace(url, RUNS)[event_key("r", 14)] = later
     store.persist_event(RunCompletedEvent(run_id="r"))
-    assert store.query_events("r")[:-1] == events
+    assert repr(store.query_events("r")[:-1]) == repr(events)  # for NaN is not equal to itself
     assert store.query_events("r")[-1].event_type == "run_completed"
     assert store.resume("r") is None, "it has no snapshot yet"
     keys = list(shared_namespace(url, RUNS).scan_keys(events_prefix("r")))
