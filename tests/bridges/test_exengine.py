@@ -289,7 +289,18 @@ def test_any_coordinates_are_found_again(several: list[dict[str, int | str]]) ->
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"time": None}, {"time": (1, 2)}, {1: 1}, {"time": float("nan")}, {"time": float("inf")}, {"a": "\ud800"}]
+    "wrong",
+    [
+        None,
+        [("time", 1)],
+        "time",
+        {"time": None},
+        {"time": (1, 2)},
+        {1: 1},
+        {"time": float("nan")},
+        {"time": float("inf")},
+        {"a": "\ud800"},
+    ],
 )
 def test_coordinates_that_cannot_be_found_again_are_refused(wrong: Any) -> None:
     storage = HutchStorage("memory://", "cells")
@@ -375,6 +386,10 @@ def test_a_large_frame_lies_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) 
     storage.put({"time": 2}, np.arange(1000, dtype=">u2"), {})
     items = shared_namespace(url, "exengine:cells")
     assert [len(items[key]) for key in items.scan_keys('pixels {"time":2}')] == [100] * 20
+    # Nothing is left of a larger frame in whose place a smaller one is.
+    storage.put({"time": 2}, np.arange(150, dtype=np.uint8), {})
+    assert [len(items[key]) for key in items.scan_keys('pixels {"time":2}')] == [100, 50, *[0] * 18]
+    assert [len(items[key]) for key in items.scan_keys('pixels {"time":1}')] == [5, *[0] * 9]
     assert storage.get_image_coordinates_list() == [{"time": 1}, {"time": 2}]
 
 
@@ -442,6 +457,17 @@ def test_metadata_of_numpy_comes_back_as_plain_python() -> None:
     assert repr(storage.get_metadata({})) == repr(expected)
 
 
+def test_metadata_without_end_is_refused() -> None:
+    storage = HutchStorage("memory://", "cells")
+    endless: dict[str, Any] = {}
+    endless["self"] = endless
+    with pytest.raises(hutch.ValueTypeError, match="nested too deep"):
+        storage.put({"time": 1}, _FRAME, endless)
+    with pytest.raises(hutch.ValueTypeError, match="nested too deep"):
+        HutchStorage("memory://", "others", endless)
+    assert HutchStorage.datasets("memory://") == ["cells"]
+
+
 @pytest.mark.parametrize("wrong", [object(), np.datetime64("2024-02-29T12:00:00.000000001"), bytearray(b"x")])
 def test_metadata_that_would_not_come_back_is_refused_by_its_place(wrong: Any) -> None:
     storage = HutchStorage("memory://", "cells")
@@ -465,6 +491,41 @@ def test_a_frame_whose_pixels_are_gone_or_too_few_is_an_error_that_names_it(url:
     with pytest.raises(hutch.CorruptValueError, match=r"\{'time': 1\} of dataset 'cells' do not fit"):
         storage.get_data({"time": 1})
     assert storage.get_metadata({"time": 1}) == {}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        5,
+        None,
+        {},
+        {"dtype": "?!", "shape": (3, 4)},
+        {"dtype": "(", "shape": (3, 4)},
+        {"dtype": "<u2", "shape": 12},
+        {"dtype": "<u2", "shape": (-3, -4)},
+        # numpy would take the pixels for addresses in memory.
+        {"dtype": "|O", "shape": (3,)},
+        {"dtype": [("a", "|O")], "shape": (3,)},
+    ],
+)
+def test_what_is_no_frame_of_the_bridge_is_never_taken_for_one(foreign: Any) -> None:
+    storage = HutchStorage("memory://", "cells")
+    storage.put({"time": 1}, _FRAME, {})
+    shared_namespace("memory://", "exengine:cells")['frame {"time":1}'] = foreign
+    for read in (storage.get_data, storage.get_metadata):
+        with pytest.raises(hutch.CorruptValueError, match=r"\{'time': 1\} of dataset 'cells' is not a frame"):
+            read({"time": 1})
+    storage.put({"time": 1}, _FRAME, {"again": True})
+    _must_equal(storage.get_data({"time": 1}), _FRAME)
+
+
+@pytest.mark.parametrize("foreign", [5, None, "text of 24 characters...", [0] * 24])
+def test_what_are_no_pixels_is_never_taken_for_them(foreign: Any) -> None:
+    storage = HutchStorage("memory://", "cells")
+    storage.put({"time": 1}, _FRAME, {})
+    shared_namespace("memory://", "exengine:cells")['pixels {"time":1}'] = foreign
+    with pytest.raises(hutch.CorruptValueError, match="do not fit"):
+        storage.get_data({"time": 1})
 
 
 @contextlib.contextmanager

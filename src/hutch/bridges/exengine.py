@@ -5,7 +5,7 @@ One dataset is one namespace, ``exengine:NAME``. In it are, with coordinates as 
     dataset                     what is true of all of it: a dict
     frame {"time":1}            of one frame: a dict of its coordinates, dtype, shape and metadata
     pixels {"time":1}           the bytes of its array, in C order; of a frame larger than 256 MiB the first part
-    pixels {"time":1} 1         the second part, and so on
+    pixels {"time":1} 1         the second part, and so on; empty if a smaller frame took the place of the larger one
 
 A frame and its pixels are written as one batch. Metadata can be read, and frames listed, without reading a pixel.
 """
@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -46,6 +47,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 # A frame that is read while others write over it again and again is not waited for any longer.
 _READS = 100
 _PASSING = (hutch.StorageUnavailableError, hutch.StorageTimeoutError, hutch.StorageFullError)
+# What reading raises where another program wrote something else.
+_NOT_A_FRAME = (LookupError, TypeError, ValueError, SyntaxError)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -81,7 +84,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         if not isinstance(name, str) or not name:
             raise ValueError("a dataset needs a name of at least one character")
         self.name = name
-        self._patience_s = patience_s
+        self._patience_s = float(patience_s)
         self._items = shared_namespace(url, _NAMESPACE + name)
         self._is_writable = mode != "r"
         if mode == "r":
@@ -118,14 +121,17 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             found = self._items.get_many(keys)
             if keys[0] not in found:
                 raise self._missing(data_coordinates)
-            dtype = np.lib.format.descr_to_dtype(found[keys[0]]["dtype"])
-            shape = found[keys[0]]["shape"]
-            wanted = [keys[0], *_pixel_keys(named, dtype.itemsize * math.prod(shape))]
+            try:
+                dtype, shape, size_bytes = _form(found[keys[0]])
+            except _NOT_A_FRAME as error:
+                raise self._foreign(data_coordinates) from error
+            wanted = [keys[0], *_pixel_keys(named, size_bytes)]
             if wanted == keys and len(found) == len(keys):
                 parts = [found[key] for key in keys[1:]]
-                pixels = parts[0] if len(parts) == 1 else b"".join(parts)
-                if len(pixels) == dtype.itemsize * math.prod(shape):
-                    return np.ndarray(shape, dtype, pixels)
+                if all(type(part) is bytes for part in parts):
+                    pixels = parts[0] if len(parts) == 1 else b"".join(parts)
+                    if len(pixels) == size_bytes:
+                        return np.ndarray(shape, dtype, pixels)
             # There are more parts, or another frame took its place on an engine without snapshots.
             keys = wanted
         raise hutch.CorruptValueError(
@@ -134,7 +140,14 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
 
     def get_metadata(self, data_coordinates: Coordinates) -> Any:
         """The metadata of a frame, fresh. Reads no pixel. Raises KeyError if there is no such frame."""
-        return self._frame(data_coordinates)["metadata"]
+        try:
+            frame = self._items[_FRAME + _named(data_coordinates)]
+        except KeyError:
+            raise self._missing(data_coordinates) from None
+        try:
+            return frame["metadata"]
+        except _NOT_A_FRAME as error:
+            raise self._foreign(data_coordinates) from error
 
     def put(self, data_coordinates: Coordinates, data: np.ndarray[Any, Any], metadata: Any) -> None:
         """Store a frame: all of it, or nothing if this raises. One with the same coordinates is replaced.
@@ -164,9 +177,9 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             "coordinates": axes,
             "dtype": _described(array.dtype),
             "shape": array.shape,
-            "metadata": _plain(metadata),
+            "metadata": _plain_or_refused(metadata),
         }
-        self._patiently(lambda: self._items.set_many(items))
+        self._patiently(lambda: self._items.set_many(self._emptied(named, len(pixels)) | items))
 
     def finish(self) -> None:
         """Note that the dataset is complete, and refuse what is put through this object from now on."""
@@ -211,25 +224,35 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
     def _no_dataset(self) -> FileNotFoundError:
         return FileNotFoundError(f"there is no dataset {self.name!r} in this store")
 
-    def _frame(self, coordinates: Coordinates) -> dict[str, Any]:
-        try:
-            frame: dict[str, Any] = self._items[_FRAME + _named(coordinates)]
-        except KeyError:
-            raise self._missing(coordinates) from None
-        return frame
-
     def _missing(self, coordinates: Coordinates) -> KeyError:
         return KeyError(f"dataset {self.name!r} has no frame {_told(coordinates)}")
+
+    def _foreign(self, coordinates: Coordinates) -> hutch.CorruptValueError:
+        return hutch.CorruptValueError(
+            f"what is stored for the frame {_told(coordinates)} of dataset {self.name!r} is not a frame of this bridge"
+        )
+
+    def _emptied(self, named: str, size_bytes: int) -> dict[str, bytes]:
+        """The parts that a frame of `size_bytes` does not need and the one in its place has, without their bytes.
+
+        They are not removed: that could not be one step with writing the frame, and somebody else who puts a large one
+        at that moment would lose his.
+        """
+        try:
+            *_, old_bytes = _form(self._items[_FRAME + named])
+        except (hutch.CorruptValueError, *_NOT_A_FRAME):  # or none
+            return {}
+        return dict.fromkeys(_pixel_keys(named, old_bytes)[len(_pixel_keys(named, size_bytes)) :], b"")
 
     def _make(self, summary_metadata: Any) -> bool:
         """Whether it was made by this call. Of several processes that try, one makes it."""
         dataset = {"format": 1, "created": datetime.now(UTC), "finished": None}
         return self._items.compare_and_set(
-            _DATASET, hutch.MISSING, {**dataset, "summary_metadata": _plain(summary_metadata)}
+            _DATASET, hutch.MISSING, {**dataset, "summary_metadata": _plain_or_refused(summary_metadata)}
         )
 
     def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]], summary_metadata: Any = None) -> None:
-        more = {} if summary_metadata is None else {"summary_metadata": _plain(summary_metadata)}
+        more = {} if summary_metadata is None else {"summary_metadata": _plain_or_refused(summary_metadata)}
         try:
             self._items.modify(_DATASET, lambda dataset: change(dataset) | more)
         except KeyError:  # removed meanwhile
@@ -258,6 +281,8 @@ def _named(coordinates: Coordinates) -> str:
 
 
 def _axes(coordinates: Coordinates) -> dict[str, int | float | str]:
+    if not isinstance(coordinates, Mapping):
+        raise TypeError(f"coordinates are a mapping from axis to position, not {type(coordinates).__name__}")
     if not all(isinstance(axis, str) for axis in coordinates):
         raise TypeError(f"the name of an axis must be a str; these are {list(coordinates)}")
     return {str(axis): _position(coordinates[axis]) for axis in sorted(coordinates)}
@@ -300,6 +325,23 @@ def _described(dtype: np.dtype[Any]) -> Any:
         if np.lib.format.descr_to_dtype(descr) == dtype:
             return descr
     raise hutch.ValueTypeError(f"an array of dtype {dtype} has no bytes of its own that could be read back; convert it")
+
+
+def _form(frame: Any) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """The dtype and shape of what is stored of a frame, and its size in bytes. Raises _NOT_A_FRAME if it is none."""
+    dtype = np.lib.format.descr_to_dtype(frame["dtype"])
+    shape = tuple(map(operator.index, frame["shape"]))
+    # numpy would take the bytes for addresses of objects, and crash or worse.
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("its dtype or shape is impossible")
+    return dtype, shape, dtype.itemsize * math.prod(shape)
+
+
+def _plain_or_refused(metadata: Any) -> Any:
+    try:
+        return _plain(metadata)
+    except RecursionError:
+        raise hutch.ValueTypeError("the metadata is nested too deep, or holds itself; flatten it") from None
 
 
 def _plain(value: Any) -> Any:
