@@ -408,6 +408,17 @@ def test_pickle_refuses_what_cannot_be_pickled() -> None:
         assert "lambda" in told
 
 
+def test_what_a_class_says_of_a_value_when_it_is_pickled_is_in_the_cause_alone() -> None:
+    class Talks:
+        def __reduce__(self) -> str:
+            raise ValueError("hunter2")
+
+    for codec in (PICKLE, SIGNED):
+        with pytest.raises(hutch.ValueTypeError, match=r"^a Talks that cannot be pickled: ValueError$") as error:
+            codec.encode(Talks())
+        assert "hunter2" in str(error.value.__cause__)
+
+
 # --- depth ---
 
 

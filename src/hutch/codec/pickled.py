@@ -52,7 +52,10 @@ class PickleCodec:
         try:
             body = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
-            raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {error}") from error
+            # What Python itself says names types; what a class's own methods raise may quote the value.
+            told = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
+            told = told or type(error).__name__
+            raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {told}") from error
         return self._sealed(body, seed)
 
     def _sealed(self, body: bytes, seed: int) -> bytes:
