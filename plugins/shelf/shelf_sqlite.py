@@ -46,7 +46,7 @@ class SqliteDatabase(Database):
 
     def get(self, key: bytes) -> bytes | None:
         row = self._row("SELECT CAST(value AS BLOB) FROM Dict WHERE key = ?", key)
-        return None if row is None else bytes(row[0])
+        return None if row is None else self._not_null(row[0])
 
     def contains(self, key: bytes) -> bool:
         return self._row("SELECT 1 FROM Dict WHERE key = ?", key) is not None
@@ -56,7 +56,8 @@ class SqliteDatabase(Database):
 
     def keys(self) -> list[bytes]:
         with self._errors():
-            return [key for (key,) in self._connection.execute("SELECT CAST(key AS BLOB) FROM Dict")]
+            found = self._connection.execute("SELECT CAST(key AS BLOB) FROM Dict")
+            return [self._not_null(key) for (key,) in found]
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         with self._transaction():
@@ -73,6 +74,13 @@ class SqliteDatabase(Database):
     def close(self) -> None:
         with self._errors():
             self._connection.close()
+
+    def _not_null(self, blob: bytes | None) -> bytes:
+        if blob is None:  # its table does not allow that, but SQLite does not look when it reads
+            raise CorruptValueError(
+                f"{self._base} is damaged: it has a row without key or value; restore it from a backup"
+            )
+        return blob
 
     def _row(self, statement: str, *parameters: bytes) -> Any:
         with self._errors():

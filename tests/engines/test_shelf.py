@@ -970,6 +970,17 @@ def test_any_damaged_schema_of_sqlite_is_a_damaged_file(tmp_path: Path) -> None:
             store.open("core").close()
 
 
+@pytest.mark.parametrize("row", ["(NULL, x'00')", "(x'6b', NULL)"])
+def test_a_row_of_sqlite_without_key_or_value_is_a_damaged_file(tmp_path: Path, row: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "core.db")) as file, file:
+        file.execute("CREATE TABLE Dict (key BLOB, value BLOB)")
+        file.execute(f"INSERT INTO Dict VALUES {row}")
+    with pytest.raises(hutch.CorruptValueError, match=r"core\.db is damaged"):
+        pickles_in(tmp_path)
+    with connect(tmp_path) as store, store.open("core") as core, pytest.raises(hutch.CorruptValueError):
+        dict(core)
+
+
 def test_pickles_of_a_namespace_that_another_process_has_open_are_not_read(tmp_path: Path, dialect: str) -> None:
     with closing(errbot_open(tmp_path, "core", dialect)) as shelf:
         shelf["k"] = 1
