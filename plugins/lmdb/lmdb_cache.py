@@ -8,6 +8,7 @@ the next commit; where reads and writes alternate, nothing is kept and nothing i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 # So many reads in a row without a commit in between, and keeping begins.
@@ -40,11 +41,11 @@ class Kept:
         self.missed = 0
         self._room_bytes = max_bytes
 
-    def keep(self, key: str, body: bytes) -> bool:
-        """Keep `body` if there is room; whether to go on at all."""
-        size = len(key) + len(body) + _ENTRY_BYTES
+    def keep(self, key: str, data: bytes, body_of: Callable[[bytes], bytes | None]) -> bool:
+        """Keep the body of `data` if there is room, and only then copy it; whether to go on at all."""
+        size = len(key) + len(data) + _ENTRY_BYTES
         has_room = size <= self._room_bytes
-        if has_room:
+        if has_room and (body := body_of(data)) is not None:
             self._room_bytes -= size
             self.bodies[key] = body
         self.missed += 1

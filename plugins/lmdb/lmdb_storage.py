@@ -198,8 +198,7 @@ class LmdbStorage(EncodedStorage):
                     data = txn.get(self._id + name)  # type: ignore[operator]
                     if data is not None:
                         value = self._decode(data, crc32(name))
-                        body = self._body(data)
-                        if body is not None and not kept.keep(key, body):
+                        if not kept.keep(key, data, self._body):
                             keeper.end(in_vain=True)
                         return value
                 else:

@@ -138,6 +138,17 @@ def test_it_takes_no_more_memory_than_allowed(url: str) -> None:
         assert sum(sys.getsizeof(key) + sys.getsizeof(body) for key, body in held.items()) <= limit
 
 
+def test_a_value_for_which_there_is_no_room_is_not_copied(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hutch.connect(f"{url}&cache_bytes=100000") as store, store.open("core") as space:
+        space.update(k1=[1], large=b"x" * 200_000)
+        read_often(space)
+        copied: list[bytes] = []
+        monkeypatch.setattr(space._store, "_body", copied.append)
+        assert space["large"] == b"x" * 200_000
+        assert not copied
+        assert list(kept(space)) == ["k1"]
+
+
 @pytest.mark.parametrize(("cache_bytes", "again"), [(100_000, 3), (8 << 20, 100)])
 def test_it_ends_where_keeping_is_in_vain(url: str, cache_bytes: int, again: int) -> None:
     """Few are found among those that fit, or, with room for all, hardly one is read a second time."""
