@@ -530,6 +530,7 @@ def test_a_list_that_lacks_a_name_is_an_error(url: str) -> None:
         store = HutchStore(url)
         await store.put("x" * 2000, {}, collection="c" * 300)
         (name,) = shared_namespace(url, "keyvalue")
+        foreign: Any
         for foreign in (["foreign"], {"value": {}}):
             shared_namespace(url, "keyvalue")[name] = foreign
             for listing in (store.collections(), store.keys("c" * 300)):
