@@ -220,7 +220,7 @@ def test_a_file_left_in_the_middle_of_a_write_is_not_repaired_behind_its_owner_s
 
 def test_no_name_of_a_run_gets_into_the_keys_of_another() -> None:
     names = ["", "a", "a/", "a/events", "a/events/000000000001", "a%2F", "=", "é", "\n", "A", "x" * 401, "x" * 402, "~"]
-    names += ["=" + hashlib.sha256(b"").hexdigest(), "🧀" * 200, "\ud800"]
+    names += ["%%" + hashlib.sha256(b"").hexdigest(), "🧀" * 200, "\ud800"]
     prefixes = [run_prefix(name) for name in names]
     for prefix in prefixes:
         assert [other for other in prefixes if other.startswith(prefix)] == [prefix]

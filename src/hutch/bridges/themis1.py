@@ -21,13 +21,12 @@ from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
-from hashlib import sha256
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import hutch
 from hutch.bridges.shared import shared_namespace
+from hutch.formats.names import in_key
 
 try:
     from themis.backends.execution import ExecutionBackend, SequentialExecutionBackend
@@ -51,7 +50,7 @@ R = TypeVar("R")
 # Rows of a dataset or a report that are one value.
 _CHUNK_ROWS = 256
 # Longer names of runs are hashed: a key takes 1,024 bytes.
-_LONGEST_RUN = 512
+_LONGEST_RUN_BYTES = 512
 # Calls given at once to an executor that does not tell how many workers it has.
 _AHEAD = 64
 _counter = itertools.count()
@@ -528,9 +527,8 @@ def _shown(thing: Any) -> str:
 
 
 def _name_of(run_id: str) -> str:
-    """`run_id` as a part of a key: no slash, never the same for two; the id itself is in the metadata."""
-    name = quote(run_id, safe="", errors="surrogatepass")
-    return name if len(name) <= _LONGEST_RUN else "#" + sha256(name.encode()).hexdigest()
+    """`run_id` as a part of a key; the id itself is in the metadata."""
+    return in_key(run_id, _LONGEST_RUN_BYTES)
 
 
 def _run_key(run_id: str) -> str:

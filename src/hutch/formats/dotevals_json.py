@@ -13,30 +13,25 @@ import re
 import tempfile
 from collections.abc import Iterator, Set
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hutch
+
+from .names import in_key
 
 NAMESPACE = "dotevals"
 EXPERIMENTS = "experiment/"
 EXPERIMENT_FIELDS = frozenset({"id", "name", "moves"})
 EVALUATION_FIELDS = frozenset({"name", "status", "started_at", "completed_at", "metadata"})
 
-# "/" parts a key, "%" and "~" mark what is not as it was; the rest would look bad in a terminal or is no text.
-_NOT_IN_A_KEY = re.compile("[/%~\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_NAME_BYTES = 240
 _NOT_IN_A_FILE_NAME = re.compile('[\x00-\x1f\\\\:*?"<>|\ud800-\udfff]' if os.name == "nt" else "[\x00\ud800-\udfff]")
 
 
-@lru_cache(maxsize=1024)
 def _in_key(name: str) -> str:
-    """`name` as a part of a key: without "/", and different for each name. The name itself is in the value."""
-    text = _NOT_IN_A_KEY.sub(lambda found: "".join(f"%{byte:02X}" for byte in _encoded(found[0])), name)
-    if len(text.encode()) <= _LONGEST_NAME_BYTES:
-        return text
-    return text.encode()[:160].decode(errors="ignore") + "~" + hashlib.sha256(_encoded(name)).hexdigest()[:32]
+    """`name` as a part of a key; the name itself is in the value."""
+    return in_key(name, _LONGEST_NAME_BYTES)
 
 
 def _encoded(text: str) -> bytes:

@@ -7,7 +7,7 @@ A table, which is a dataset or an experiment, is a list of rows, which are dicts
     rows:NAME:VERSION:NUMBER   a list of at most 256 rows; NUMBER counts from 00000000
     saving:VERSION             the name of a table whose rows of that version are being written
 
-NAME is the table's name with ``%`` and ``:`` escaped, or a hash of it where it cannot be part of a key. Each save has a
+NAME is the table's name as `in_key` makes it part of a key. Each save has a
 VERSION of its own, which begins with the time, and sets ``table:NAME`` last: a reader sees a table as it was before or
 as it is afterwards.
 """
@@ -21,12 +21,13 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hutch
+
+from .names import HASHED, in_key, named
 
 DATASETS, EXPERIMENTS = "ragas.datasets", "ragas.experiments"
 #: The most rows that one chunk holds.
@@ -43,8 +44,6 @@ _FOLDERS = {"datasets": DATASETS, "experiments": EXPERIMENTS}
 _TABLE, _SAVING = "table:", "saving:"
 # So that a key has room for what else is in it.
 _LONGEST_LABEL_BYTES = 900
-# Never the beginning of an escaped name.
-_HASHED = "%%"
 # Rows of a file are chunks of this many bytes at most, unless one row is larger.
 _CHUNK_BYTES = 4 * 1024 * 1024
 # How many chunks are read at once.
@@ -61,12 +60,8 @@ class TableReplacedError(LookupError):
 
 
 def label(name: str) -> str:
-    """`name` as part of a key: without ``:``, of at most 900 bytes, and no other name's."""
-    escaped = name.replace("%", "%25").replace(":", "%3A")
-    with suppress(UnicodeEncodeError):  # a lone surrogate, which no key may have
-        if 0 < len(escaped.encode()) <= _LONGEST_LABEL_BYTES:
-            return escaped
-    return _HASHED + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    """`name` as a part of a key."""
+    return in_key(name, _LONGEST_LABEL_BYTES)
 
 
 def table_key(name: str) -> str:
@@ -155,11 +150,11 @@ def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
 def table_names(namespace: hutch.Namespace) -> list[str]:
     """The names of all tables, sorted."""
     labels = [key.removeprefix(_TABLE) for key in namespace.scan_keys(_TABLE)]
-    hashed = namespace.get_many(_TABLE + label for label in labels if label.startswith(_HASHED))
+    hashed = namespace.get_many(_TABLE + label for label in labels if label.startswith(HASHED))
     for key, table in hashed.items():
         if type(table) is not dict or type(table.get("name")) is not str or table_key(table["name"]) != key:
             raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} is no table of ragas")
-    names = [label.replace("%3A", ":").replace("%25", "%") for label in labels if not label.startswith(_HASHED)]
+    names = [named(label) for label in labels if not label.startswith(HASHED)]
     return sorted(names + [table["name"] for table in hashed.values()])
 
 

@@ -18,7 +18,6 @@ snapshot and events when it is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import sys
@@ -27,15 +26,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import quote
 
 import hutch
+
+from .names import in_key
 
 RUNS = "themis/runs"
 BLOBS = "themis/blobs"
 STAGE_CACHE = "themis/stage_cache"
 
-_LONGEST_NAME = 400  # two of them and what stands between them fit into a key
+_LONGEST_NAME_BYTES = 400  # two of them and what stands between them fit into a key
 
 _TABLES = """
 CREATE TABLE run_snapshots (run_id TEXT PRIMARY KEY, snapshot_json TEXT NOT NULL);
@@ -84,10 +84,7 @@ def stage_key(stage: str, cache_key: str) -> str:
 
 
 def _name(text: str) -> str:
-    encoded = quote(text, safe="", errors="surrogatepass")
-    if 0 < len(encoded) <= _LONGEST_NAME:
-        return encoded
-    return "=" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return in_key(text, _LONGEST_NAME_BYTES)
 
 
 # --- in ---
