@@ -18,8 +18,8 @@ _ESCAPED = re.compile("[/:%\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 def in_key(name: str, most_bytes: int) -> str:
     """`name` as a part of a key, of at most `most_bytes` (70 or more): no other name's, and without ``/`` and ``:``.
 
-    What a key cannot show is percent-encoded, as UTF-8. An empty name, or one that is too long then, is `HASHED` and its
-    SHA-256: the name itself is to be kept in a value.
+    What a key cannot show is percent-encoded, as UTF-8. An empty name, or one that is too long then, is `HASHED` and
+    its SHA-256: the name itself is to be kept in a value.
     """
     text = _ESCAPED.sub(lambda found: "".join(f"%{byte:02X}" for byte in _utf8(found[0])), name)
     if 0 < len(text.encode()) <= most_bytes:
