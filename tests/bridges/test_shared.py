@@ -28,6 +28,14 @@ def test_a_url_within_hutch_s_own_scheme_is_that_url(tmp_path: Path) -> None:
     assert shared_store(f"hutch://{url}") is shared_store(url)
 
 
+def test_a_config_stands_for_itself_and_is_never_taken_for_another_that_has_its_place_in_memory(tmp_path: Path) -> None:
+    for number in range(20):
+        config = {"STORAGE": f"lmdb://{(tmp_path / str(number)).as_posix()}"}
+        assert shared_store(config) is shared_store(config)
+        shared_namespace(config, "core")["number"] = number
+        assert (tmp_path / str(number)).is_dir()
+
+
 def test_a_config_file_is_named_as_a_url_is(tmp_path: Path) -> None:
     config = tmp_path / "hutch.yaml"
     config.write_text("STORAGE: lmdb\nSTORAGE_CONFIG: {path: state}\n")

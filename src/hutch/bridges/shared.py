@@ -18,7 +18,8 @@ import hutch
 SCHEME = "hutch://"
 
 _lock = threading.RLock()
-_stores: dict[tuple[str | int | None, ...], hutch.Store] = {}
+# With the config, so that no other object has its id meanwhile.
+_stores: dict[tuple[str | int | None, ...], tuple[object, hutch.Store]] = {}
 _handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
 
 
@@ -33,19 +34,18 @@ def shared_store(url: str | object | None = None) -> hutch.Store:
     `url` is a storage's URL or the path of a config file, with or without ``hutch://`` before it; ``${NAME}`` and
     ``${NAME:-default}`` in a URL stand for environment variables, so that a password need not be written where a
     framework would record it. None, "" and ``hutch://`` alone stand for what ``hutch.connect()`` takes:
-    `$HUTCH_STORAGE` and so on. A Python module or object, such as a bot's config.py, is a config as for
+    `$HUTCH_STORAGE` and so on. A mapping, Python module or object, such as a bot's config.py, is a config as for
     `hutch.connect`, and stands for itself: for the same object it is the same store. Raises what `hutch.connect`
     raises.
     """
     config = storage_url(url) if url is None or isinstance(url, str) else url
     with _lock:
         key = _key(config)
-        store = _stores.get(key)
-        if store is None:
+        if key not in _stores:
             # A URL within a mapping has its variables expanded, one by itself has not.
-            store = hutch.connect({"STORAGE": config} if isinstance(config, str) and "://" in config else config)
-            _stores[key] = store
-        return store
+            form = {"STORAGE": config} if isinstance(config, str) and "://" in config else config
+            _stores[key] = config, hutch.connect(form)
+        return _stores[key][1]
 
 
 def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespace:
@@ -64,7 +64,7 @@ def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespac
 def close_shared() -> None:
     """Close all of them; what is used afterwards is connected anew. For the end of the process, and for tests."""
     with _lock, ExitStack() as closing:
-        for store in _stores.values():
+        for _, store in _stores.values():
             closing.callback(store.close)
         for handle in _handles.values():
             closing.callback(_close, handle)
@@ -83,7 +83,7 @@ def _key(config: object) -> tuple[str | int | None, ...]:
         return None, os.environ.get("HUTCH_STORAGE"), os.environ.get("HUTCH_CONFIG"), _working_folder()
     if isinstance(config, str):
         return config, _working_folder()
-    return (id(config),)  # no other object can have it meanwhile: the store's config holds this one
+    return (id(config),)
 
 
 def _working_folder() -> str | None:
