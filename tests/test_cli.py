@@ -738,7 +738,7 @@ def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
 
 
 def not_measured() -> dict[str, str]:
-    """The environment, less what has coverage measure: Ctrl-C within its collector's lock leaves that locked for good."""
+    """The environment without coverage: Ctrl-C within its collector's lock leaves that locked for good."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
