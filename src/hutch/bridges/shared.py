@@ -14,18 +14,13 @@ from contextlib import ExitStack, suppress
 
 import hutch
 
-#: What a URL may begin with where a framework chooses its storage by a scheme: ``hutch://sqlite:///x.db``.
-SCHEME = "hutch://"
+# What a URL may begin with where a framework chooses its storage by a scheme: ``hutch://sqlite:///x.db``.
+_SCHEME = "hutch://"
 
 _lock = threading.RLock()
 # With the config, so that no other object has its id meanwhile.
 _stores: dict[tuple[str | int | None, ...], tuple[object, hutch.Store]] = {}
 _handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
-
-
-def storage_url(text: str | None) -> str | None:
-    """`text` without ``hutch://`` before it; None for nothing, which stands for the default of `hutch.connect`."""
-    return (text or "").removeprefix(SCHEME) or None
 
 
 def shared_store(url: str | object | None = None) -> hutch.Store:
@@ -38,7 +33,7 @@ def shared_store(url: str | object | None = None) -> hutch.Store:
     `hutch.connect`, and stands for itself: for the same object it is the same store. Raises what `hutch.connect`
     raises.
     """
-    config = storage_url(url) if url is None or isinstance(url, str) else url
+    config = (url or "").removeprefix(_SCHEME) or None if url is None or isinstance(url, str) else url
     with _lock:
         key = _key(config)
         if key not in _stores:
