@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Set
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hutch
 
+from .files import close_flushed, unfinished
 from .names import in_key
 
 NAMESPACE = "dotevals"
@@ -260,34 +259,27 @@ def _file_name(evaluation: str) -> str:
 def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dict[str, Any], file: Path) -> int:
     head = {"evaluation_name": evaluation["name"], **{key: evaluation[key] for key in evaluation if key != "name"}}
     count = 1
-    # The name may be as long as a file's can be, and a temporary one is longer: it has none of it.
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".export-", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(_json(head, evaluation_key(experiment_id, evaluation["name"])))
-            for key, result in data.scan(results_prefix(experiment_id, evaluation["name"])):
-                try:
-                    scores = [
-                        {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]}
-                        for score in result["scores"]
-                    ]
-                except (KeyError, TypeError, AttributeError) as error:
-                    raise foreign(key) from error
-                out.write("\n" + _json({**result, "scores": scores}, key))
-                count += 1
-            out.flush()
-            os.fsync(out.fileno())
+    with unfinished(file.parent) as out:
+        out.write(_json(head, evaluation_key(experiment_id, evaluation["name"])))
+        for key, result in data.scan(results_prefix(experiment_id, evaluation["name"])):
+            try:
+                scores = [
+                    {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]}
+                    for score in result["scores"]
+                ]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise foreign(key) from error
+            out.write("\n" + _json({**result, "scores": scores}, key))
+            count += 1
+        close_flushed(out)
         try:
             if file.exists():
-                if not filecmp.cmp(temporary, file, shallow=False):
+                if not filecmp.cmp(out.name, file, shallow=False):
                     raise hutch.ConfigError(f"{file} is there already, and differs; export to an empty folder")
             else:
-                os.replace(temporary, file)  # noqa: PTH105
+                os.replace(out.name, file)  # noqa: PTH105
         except OSError as error:
             raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)  # noqa: PTH108
     return count
 
 

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timezone
@@ -27,6 +26,7 @@ from typing import Any, NoReturn
 
 import hutch
 
+from .files import close_flushed, unfinished
 from .names import HASHED, in_key, named
 
 DATASETS, EXPERIMENTS = "ragas.datasets", "ragas.experiments"
@@ -305,24 +305,17 @@ def _identity(file: Path) -> tuple[int, int]:
 def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> bool:
     """Whether it could be written; not so if it was replaced meanwhile."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, made = tempfile.mkstemp(suffix=".tmp", dir=target.parent)
-    temporary = Path(made)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
-            number = 0
+    with unfinished(target.parent) as out:
+        number = 0
+        try:
             for rows in read_rows(tables, read_table(tables, name)):
                 for row in rows:
                     out.write(_line(row, f"{where}, row {number}") + "\n")
                     number += 1
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(target)
-    except TableReplacedError:
-        temporary.unlink()
-        return False
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        except TableReplacedError:
+            return False
+        close_flushed(out)
+        Path(out.name).replace(target)
     return True
 
 
