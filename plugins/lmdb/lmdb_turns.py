@@ -21,7 +21,7 @@ Work = Callable[..., Any]
 
 # A larger group would make one transaction of unlimited size, and gains nothing.
 _LARGEST_GROUP = 128
-# Those who were committed a moment ago are about to ask again: so long at most a leader waits for as many
+# Those who were committed a moment ago are about to ask again: so long at most a leader waits for as many.
 # Without it they miss each other, and every other turn is for one half of them. With eight threads and a flush of 1 ms
 # it made 5.5 times as many writes a second as a transaction each; waiting 60 us 4.4, and with a flush of 0.1 ms 2.4
 # instead of 1.7.
