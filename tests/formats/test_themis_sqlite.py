@@ -199,6 +199,14 @@ def test_no_damage_of_the_file_is_any_other_error(file: Path) -> None:
     assert told > 50
 
 
+def test_rows_whose_numbers_are_out_of_order_are_an_error_and_not_read_for_ever(file: Path) -> None:
+    damaged = bytearray(SAMPLE.read_bytes())
+    damaged[61459] = 36  # the number of a row
+    file.write_bytes(damaged)
+    with pytest.raises(hutch.CorruptValueError, match=r"table \w+, row -?\d+ cannot be read: it lies behind a row"):
+        list(read(file))
+
+
 def test_a_file_left_in_the_middle_of_a_write_is_not_repaired_behind_its_owner_s_back(tmp_path: Path) -> None:
     live, left = Path(shutil.copy(SAMPLE, tmp_path / "live")), tmp_path / "left"
     with closing(sqlite3.connect(live, isolation_level=None)) as connection:

@@ -136,6 +136,8 @@ def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> It
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
     last = -(2**63)
     while row := file.execute(query, (last,)).fetchone():
+        if row[0] <= last:  # in a damaged file; without end, for the same rows would come again and again
+            _refuse(path, table, row[0], "it lies behind a row with a greater number")
         last, *names, _ = row
         for column, name in zip(columns, names, strict=False):
             if not isinstance(name, str):
