@@ -42,7 +42,7 @@ tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
 bridges: $(FRAMEWORKS:%=bridge-%) ## the bridges, each with its real framework
 
 bridge-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest tests/bridges/test_$*.py -n $(JOBS) --dist loadgroup $(ARGS)
+	scripts/pytest-twice .venvs/$*/bin/python tests/bridges/test_$*.py -n $(JOBS) --dist loadgroup $(ARGS)
 
 bench: .venvs/bench/ready .venvs/errbot/ready ## measure hutch beside its peers, into docs/benchmarks.md and the baseline
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python .venvs/bench/bin/python -m benchmarks --update-baseline

@@ -33,6 +33,16 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
+def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No coverage in this test and the processes it starts: its tracer's lock, which all threads take, is left locked
+    for good in a child that is forked meanwhile, and by Ctrl-C."""
+    request.node.add_marker("no_cover")
+    for name in os.environ:
+        if name.startswith("COV"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB, in memory; `mount -o remount,...` makes it larger, or read-only. Linux only."""
     folder = tmp_path / "small"

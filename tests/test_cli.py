@@ -691,6 +691,7 @@ def test_output_that_cannot_be_written_is_an_error(arguments: list[str], url: st
 
 
 @_POSIX_ONLY
+@pytest.mark.usefixtures("unmeasured")
 def test_ctrl_c_in_the_middle_of_a_copy_ends_with_130_and_the_copy_goes_on_when_run_again(tmp_path: Path) -> None:
     count = 150_000
     fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(count)})
@@ -702,7 +703,6 @@ def test_ctrl_c_in_the_middle_of_a_copy_ends_with_130_and_the_copy_goes_on_when_
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=not_measured(),
         ) as process,
     ):
         wait_until(lambda: len(copied_so_far) >= 2000)
@@ -721,6 +721,7 @@ def test_ctrl_c_in_the_middle_of_a_copy_ends_with_130_and_the_copy_goes_on_when_
 
 
 @_POSIX_ONLY
+@pytest.mark.usefixtures("unmeasured")
 def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(60_000)})
     before = {path.name for path in tmp_path.iterdir()}
@@ -728,18 +729,12 @@ def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
         [sys.executable, "-m", "hutch", "-s", "lmdb://big", "dump", "-o", "dump"],
         stderr=subprocess.PIPE,
         text=True,
-        env=not_measured(),
     ) as process:
         wait_until(lambda: any(path.name.startswith(".dump") and path.stat().st_size for path in tmp_path.iterdir()))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=_TIMEOUT_S)
     assert (process.returncode, err) == (130, "hutch: interrupted\n")
     assert {path.name for path in tmp_path.iterdir()} == before
-
-
-def not_measured() -> dict[str, str]:
-    """The environment without coverage: Ctrl-C within its collector's lock leaves that locked for good."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -12,9 +12,9 @@ _PATIENCE_S = 120.0
 
 
 def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
-    """Run `script` until it prints a line that starts with `line`, and kill it then; the lines it printed.
+    """Run `script` until it prints a line that starts with `line`, and kill it then; the whole lines it printed.
 
-    It must not end by itself.
+    It must not end by itself. A line that the kill cut off, after a word of it, tells nothing and is left out.
     """
     process = _started(script, arguments, folder, env)
     lines = []
@@ -32,7 +32,7 @@ def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str)
         watchdog.cancel()
         watchdog.join()
         process.kill()
-        lines += process.stdout.read().splitlines()
+        lines += (told.rstrip("\n") for told in process.stdout if told.endswith("\n"))
         process.stdout.close()
         process.wait()
     return lines

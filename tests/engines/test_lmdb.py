@@ -605,6 +605,7 @@ print(len(worked))
 
 
 @needs_fork
+@pytest.mark.usefixtures("unmeasured")
 def test_a_process_may_fork_in_the_middle_of_its_threads_writes(path: Path) -> None:
     done = run_python(_FORKS, path)
     assert done.returncode == 0, done.stderr

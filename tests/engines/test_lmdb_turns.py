@@ -175,6 +175,7 @@ with hutch.connect(f"lmdb://{sys.argv[1]}?durability=relaxed") as store, store.o
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.usefixtures("unmeasured")
 def test_a_ctrl_c_while_waiting_withdraws_the_write_and_no_other(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED, str(tmp_path / "state")],
@@ -190,6 +191,7 @@ def test_a_ctrl_c_while_waiting_withdraws_the_write_and_no_other(tmp_path: Path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.usefixtures("unmeasured")
 def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, space: hutch.Namespace) -> None:
     """It has none of its parent's waiting threads, and their writes are made once. Nor does it take the slots of its
     parent's readers, so that pages would be written over that they read."""

@@ -628,6 +628,7 @@ def test_the_parent_may_close_while_a_child_writes(path: Path) -> None:
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("unmeasured")
 def test_a_process_may_fork_while_its_threads_read_and_write(path: Path) -> None:
     stop = threading.Event()
     wrong: list[BaseException] = []
@@ -667,6 +668,7 @@ def test_a_process_may_fork_while_its_threads_read_and_write(path: Path) -> None
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("unmeasured")
 def test_a_child_forked_from_the_middle_of_a_write_is_told_and_harms_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

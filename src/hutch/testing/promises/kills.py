@@ -289,7 +289,8 @@ def write(tell: Callable[[object], None], config: Any, lanes: list[Lane], stored
 
         for lane in lanes[1:]:
             threading.Thread(target=_or_die, args=(tell, work, lane), daemon=True).start()
-        work(lanes[0])
+        # Told before the store is closed: the threads that are left would stumble over that, and tell it first.
+        _or_die(tell, work, lanes[0])
 
 
 def read(
