@@ -612,8 +612,8 @@ def test_a_run_killed_with_9_goes_on_where_it_was_and_asks_for_no_finished_case_
     assert (status, completed) == ("completed", "30")
     acknowledged = [line for line in first if line.startswith("stored")]
     generated = {line.split()[2] for line in acknowledged if "generation_completed" in line}
-    # Three at a time: when case-8 is asked for, six or more have been answered.
-    assert len(generated) >= 6
+    # Of eight or more: three are under way at a time, and Themis lets the next begin before it stores an answer.
+    assert len(generated) >= 4
     asked_again = {line.split()[1] for line in second if line.startswith("asked")}
     assert not asked_again & generated
 
