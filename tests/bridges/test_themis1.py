@@ -235,7 +235,7 @@ print("mean", report.metric("exact_match").mean)
 
 def test_a_run_that_was_killed_goes_on_where_it_was(lasting_url: str, tmp_path: Path) -> None:
     slow = SCRIPT.replace("import sys\n", "import sys, time\n", 1).replace(
-        'print("stored"', 'time.sleep(0.02) or print("stored"'
+        'print("stored"', 'time.sleep(0.2) or print("stored"'
     )
     told = run_until("stored", slow, lasting_url, folder=tmp_path)
     acknowledged = told.count("stored")
