@@ -54,6 +54,8 @@ _SET_TOGETHER = _INSERT + _ROWS.format(", ".join(["(?, ?)"] * _TOGETHER)) + _OR_
 # Values shorter than that are copied in less time than an adapter takes to be not found.
 _COPIED_BYTES = 4096
 
+# Of decoding what is no key: other bytes, or no bytes at all, since one bit of a file makes a text, or NULL, of them.
+_NOT_A_KEY = (UnicodeDecodeError, AttributeError)
 # Larger than every key: no byte of UTF-8 is 0xFF.
 _AFTER_ALL_KEYS = b"\xff"
 # The first chunk of a range is small: whoever takes one item (popitem) does not pay for hundreds.
@@ -282,7 +284,7 @@ class SqliteStorage(EncodedStorage):
         for rows in self._range("key, value", start, stop, reverse):
             try:
                 keys = [name.decode() for name, _ in rows]
-            except UnicodeDecodeError:
+            except _NOT_A_KEY:
                 # What comes before the damaged key is given all the same.
                 for name, data in rows:
                     yield [self._text(name)], [data]
@@ -301,7 +303,7 @@ class SqliteStorage(EncodedStorage):
     def _keys(self, rows: list[Any]) -> Iterable[str]:
         try:
             return [name.decode() for name, _ in rows]
-        except UnicodeDecodeError:
+        except _NOT_A_KEY:
             return (self._text(name) for name, _ in rows)
 
     def _row(self, sql: str, key: str) -> Any:
@@ -353,10 +355,11 @@ class SqliteStorage(EncodedStorage):
     def _text(self, name: bytes) -> str:
         try:
             return name.decode()
-        except UnicodeDecodeError as error:
+        except _NOT_A_KEY as error:
+            shown = legible(name) if isinstance(name, bytes) else name
             raise CorruptValueError(
-                f"{self._path} holds a key in namespace {self.namespace!r} that is not UTF-8, {legible(name)!r}: "
-                "another program wrote it"
+                f"{self._path} holds a key in namespace {self.namespace!r} that is not bytes of UTF-8, {shown!r}: "
+                "another program wrote it, or it is damaged"
             ) from error
 
     # --- the namespace in the file ---
