@@ -915,6 +915,13 @@ def complaint(codec: hutch.Codec, data: bytes) -> str:
     return ""
 
 
+@pytest.mark.parametrize("stored", ["", "J text", 5, None, 1.5])
+def test_what_is_no_bytes_is_a_corrupt_value(stored: Any) -> None:
+    """One flipped bit of a SQLite file makes that of bytes."""
+    for codec in (*CODECS.values(), make_codec("carry", {})):
+        assert complaint(codec, stored)
+
+
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from([0x92, 0x4A, 0x53]), st.binary(max_size=60))
 def test_any_body_under_a_right_checksum_is_a_value_or_a_corrupt_value(header: int, body: bytes) -> None:

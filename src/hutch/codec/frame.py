@@ -22,6 +22,8 @@ RESIDUE = 0x2144DF1C
 TYPED, JSON, PICKLE, SIGNED_PICKLE = 0x92, 0x4A, 0x50, 0x53
 _NAMES = {TYPED: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
 _SHORTEST = 6
+# What an engine may give for bytes.
+BYTES = (bytes, bytearray, memoryview)
 
 pack_checksum = Struct("<I").pack
 
@@ -36,6 +38,8 @@ def check(frame: bytes, seed: int = 0) -> int:
 
     A frame that is bound to no key passes for any: hutch 0.1.0 wrote no others.
     """
+    if not isinstance(frame, BYTES):  # one bit of a SQLite file makes a text of bytes
+        raise CorruptValueError(f"a {type(frame).__name__} is stored, and no bytes; it was damaged or is foreign")
     if len(frame) < _SHORTEST:
         raise CorruptValueError(
             f"only {len(frame)} bytes are stored, fewer than any value has; it was cut off or is foreign"

@@ -65,7 +65,7 @@ class PickleCodec:
 
     def decode(self, data: bytes, seed: int = 0, /) -> Any:
         """Raises CorruptValueError for anything that this codec, with this key, did not write."""
-        if self._typed is not None and data[:1] in _RUNS_NOTHING:
+        if self._typed is not None and isinstance(data, frame.BYTES) and data[:1] in _RUNS_NOTHING:
             return self._typed.decode(data, seed)
         header = frame.check(data, seed)
         if self._key is not None:
