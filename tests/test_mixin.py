@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch import locks
+from hutch import keylocks
 from hutch.testing.promises.kit import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -253,13 +253,13 @@ def test_defaults_of_mutable_modify_and_setdefault_are_copied(plugin: Greeter) -
 
 
 def test_no_lock_is_left_of_keys_that_nobody_holds(plugin: Greeter) -> None:
-    before = len(locks._held)
+    before = len(keylocks._held)
     for number in range(50):
         plugin.modify(f"k{number}", lambda n: n + 1, 0)
         with pytest.raises(LookupError), plugin.mutable(f"k{number}"):
             raise LookupError
     together(*[lambda: [plugin.modify("k", lambda n: n + 1, 0) for _ in range(50)]] * 4)
-    assert len(locks._held) == before
+    assert len(keylocks._held) == before
     assert plugin["k"] == 200
 
 

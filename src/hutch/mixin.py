@@ -22,7 +22,7 @@ from .adapted import open_checked
 from .base import MISSING, StorageBase
 from .errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
 from .limits import check_key, check_keys, check_namespace
-from .locks import held
+from .keylocks import held
 
 T = TypeVar("T")
 
