@@ -21,8 +21,8 @@ from typing import Any, NoReturn, Self, TypeVar
 from .adapted import open_checked
 from .base import MISSING, StorageBase
 from .errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
-from .limits import check_key, check_keys, check_namespace
 from .keylocks import held
+from .limits import check_key, check_keys, check_namespace
 
 T = TypeVar("T")
 

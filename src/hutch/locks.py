@@ -1,0 +1,157 @@
+"""FairLock: a lock between the threads of one process that no signal handler and no finalizer can break."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from .errors import StorageTimeoutError
+
+T = TypeVar("T")
+
+# A waiting thread is woken by the one before it. Where a signal handler raised in place of the wake-up, the wait
+# ends after this.
+_LONGEST_NAP_S: Final = 0.05
+
+
+class Ticket:
+    """The place of one call in the queue of a `FairLock`."""
+
+    __slots__ = ("thread", "wake")
+
+    thread: int
+    #: Locked while the call sleeps; None as long as it never had to.
+    wake: threading.Lock | None
+
+
+class FairLock:
+    """A lock that threads get in the order in which they asked for it.
+
+    The queue is the lock: the thread of its first ticket holds it. So one atomic operation takes the lock and one
+    gives it back, and the `finally` that gives it back begins with that operation. CPython runs signal handlers after
+    any call, so ``acquire()`` before ``try`` would leave the lock taken when a handler raises between the two.
+
+    A call of a thread that holds the lock already runs at once: it comes from a signal handler or a finalizer, which
+    interrupted that thread in the middle of the outer call. `is_mine` tells them apart.
+    """
+
+    __slots__ = ("__weakref__", "_tickets", "_what")
+
+    def __init__(self, what: str) -> None:
+        """`what` names what the lock protects, for the message of a time-out."""
+        self._what = what
+        self._tickets: deque[Ticket] = deque()
+        _all.add(self)
+
+    def run(self, timeout_s: float, fn: Callable[..., T], *args: object) -> T:
+        """Return ``fn(*args)``, called while the lock is held.
+
+        Raises StorageTimeoutError if the lock cannot be had within `timeout_s` seconds, and what `fn` raises.
+        """
+        tickets = self._tickets
+        ticket = Ticket()
+        ticket.wake = None
+        ticket.thread = threading.get_ident()
+        try:
+            tickets.append(ticket)
+            if tickets[0] is not ticket:
+                self._wait(ticket, timeout_s)
+            return fn(*args)
+        finally:
+            # The removal comes first: whatever a handler raises after it, the lock is free.
+            try:  # noqa: SIM105 - suppress is Python code, in which a handler could raise before the removal
+                tickets.remove(ticket)
+            except ValueError:  # a handler raised before the ticket was in the queue
+                pass
+            if tickets:
+                self._wake_first()
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds the lock."""
+        try:
+            return self._tickets[0].thread == threading.get_ident()
+        except IndexError:
+            return False
+
+    def has_waiters(self) -> bool:
+        """Whether a call other than the one that holds the lock is in the queue."""
+        return len(self._tickets) > 1
+
+    def enter(self, ticket: Ticket, timeout_s: float) -> None:
+        """Take the lock until `leave` is called with the same `ticket`: for fork hooks, which span two calls.
+
+        Raises StorageTimeoutError as `run` does; `leave` is called in that case, too.
+        """
+        ticket.wake = None
+        ticket.thread = threading.get_ident()
+        self._tickets.append(ticket)
+        self._wait(ticket, timeout_s)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the lock back; does nothing where `ticket` is not in the queue."""
+        try:
+            self._tickets.remove(ticket)
+        except ValueError:
+            return
+        if self._tickets:
+            self._wake_first()
+
+    def _wait(self, ticket: Ticket, timeout_s: float) -> None:
+        """Return once the first ticket is one of this thread's."""
+        tickets, thread = self._tickets, ticket.thread
+        if tickets[0].thread == thread:
+            return
+        deadline_s = time.monotonic() + timeout_s
+        wake = threading.Lock()
+        # Nobody else knows it yet. A wake-up is a release, and each wait takes it again.
+        wake.acquire()
+        ticket.wake = wake
+        while (first := tickets[0]).thread != thread:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise StorageTimeoutError(
+                    f"{self._what}: {_name_of(first.thread)} has held its lock for {timeout_s:g} s; the call was given "
+                    "up and nothing was written. Try again, or allow a longer wait_s"
+                )
+            wake.acquire(timeout=min(left_s, _LONGEST_NAP_S))
+
+    def _wake_first(self) -> None:
+        try:
+            wake = self._tickets[0].wake
+        except IndexError:
+            return
+        if wake is not None and wake.locked():
+            with suppress(RuntimeError):  # another thread woke it meanwhile
+                wake.release()
+
+    def _after_fork_in_child(self) -> None:
+        """Forget the threads that the child does not have."""
+        thread = threading.get_ident()
+        left = [ticket for ticket in self._tickets if ticket.thread == thread]
+        self._tickets.clear()
+        self._tickets.extend(left)
+
+
+def _name_of(thread: int) -> str:
+    for one in threading.enumerate():
+        if one.ident == thread:
+            return f"thread {one.name!r}"
+    return "a thread that has ended"
+
+
+_all: weakref.WeakSet[FairLock] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for lock in list(_all):
+        lock._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
