@@ -9,7 +9,7 @@ from typing import cast
 
 import lmdb
 
-from hutch.folders import flush_folder
+from hutch.filesystem import flush_folder
 
 #: Device and inode of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]

@@ -26,7 +26,7 @@ from sqlite3 import Connection
 from typing import TypeVar
 
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError, StoreError
-from hutch.folders import flush_folder
+from hutch.filesystem import flush_folder
 
 T = TypeVar("T")
 #: Device and inode of each file.
