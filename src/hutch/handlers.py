@@ -1,0 +1,43 @@
+"""Tell what a signal handler raised from what the interrupted call raised itself.
+
+A signal handler runs in the middle of whatever the main thread is doing, so what it raises comes out of a driver or a
+decoder as if that had failed: a time limit could be taken for a damaged value. Where code must catch a class as wide as
+`Exception` or `OSError`, because the call below may raise nearly anything, it asks here first and passes on what is not
+that call's own::
+
+    try:
+        value = pickle.loads(data)
+    except Exception as error:
+        if raised_by_handler(error):
+            raise
+        raise CorruptValueError(...) from error
+"""
+
+from __future__ import annotations
+
+from types import FrameType, TracebackType
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Return whether a signal handler raised `error`, or called what raised it.
+
+    The interpreter calls a handler with the frame that it interrupted, and so does `sys.setprofile`: a function on the
+    way of `error` that got its caller's frame as an argument is one. A handler that is no Python function leaves no
+    trace and is not recognised; the one of the standard library raises KeyboardInterrupt, which is no `Exception`.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        if _has_argument(traceback.tb_next, traceback.tb_frame):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _has_argument(called: TracebackType, frame: FrameType) -> bool:
+    code, values = called.tb_frame.f_code, called.tb_frame.f_locals
+    variadic = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS; importing inspect costs more than opening a store
+    for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + variadic]:
+        value = values.get(name)
+        if value is frame or (type(value) is tuple and any(one is frame for one in value)):
+            return True
+    return False
