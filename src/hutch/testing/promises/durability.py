@@ -30,7 +30,7 @@ class Durability(Promises):
 
 def kill_at_random(config: Any, plan: Plan) -> dict[str, int]:
     """What was counted while the processes of `plan` were killed, and found to have lost nothing."""
-    print(f"{plan}\n{config}")  # noqa: T201 - pytest shows it if this fails
+    print(f"{plan}\n{config}")  # pytest shows it if this fails
     with Child(config, measured=False) as child:
         child.start("kill_at_random", config, plan)
         counted: dict[str, int] = child.result(3 * PATIENCE_S + plan.seconds)

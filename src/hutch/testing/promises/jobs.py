@@ -16,6 +16,7 @@ from typing import Any
 import hutch
 
 from .forks import fork, fork_amid_writes
+from .interrupt_jobs import interrupt_at_each_point, interrupt_at_random
 from .kills import Kills, Plan
 
 
@@ -153,7 +154,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     job.__name__: job
     for job in (
         *(get_all, update, remove, drop, namespaces, count, race, write_batches, grow, kill_at_random),
-        *(close_under_use, fork, fork_amid_writes),
+        *(close_under_use, fork, fork_amid_writes, interrupt_at_random, interrupt_at_each_point),
     )
 }
 _answers = sys.stdout.buffer
@@ -179,7 +180,7 @@ def main() -> None:
             break
         try:
             acknowledge(("done", JOBS[job](store, *arguments)))
-        except Exception:
+        except BaseException:
             acknowledge(("raised", traceback.format_exc()))
     try:
         store.close()

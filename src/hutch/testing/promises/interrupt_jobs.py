@@ -1,0 +1,273 @@
+"""Jobs of the other process whose main thread is interrupted: by signals at random, and at each point in turn."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hutch
+
+from ..signal_points import Visit, points
+from .verb_work import VERBS, Step, Work
+
+_HUTCH = str(Path(hutch.__file__).parent) + os.sep
+_TESTING = str(Path(__file__).parents[1]) + os.sep
+_CHECK_EVERY = 50
+#: Of the signals whose class a verb may catch itself, so many may be taken for the verb's own.
+_MOST_TAKEN = 0.1
+
+
+class Limit(Exception):
+    """As a task queue's soft time limit."""
+
+
+class OutOfTime(TimeoutError):
+    """As an alarm's time-out."""
+
+
+class NotFound(KeyError):
+    """As an application's own lookup error."""
+
+
+class Broken(OSError):
+    """As an application's own I/O error."""
+
+
+class Stop(BaseException):
+    """As an application's own request to end."""
+
+
+#: What no verb and no driver raises comes out as it is, always; MemoryError as well.
+STRICT: tuple[type[BaseException], ...] = (Limit, KeyboardInterrupt, Stop, MemoryError)
+#: What a verb or a driver catches itself comes out as it is, unless it arrives in the very call that may raise it.
+CAUGHT: tuple[type[BaseException], ...] = (NotFound, OutOfTime, Broken)
+
+
+class Landing:
+    """Tells where a handler ran: in hutch's or the engine's own code, or called by it."""
+
+    def __init__(self, store: hutch.Store) -> None:
+        module = sys.modules[type(store._factory).__module__]
+        engine = str(Path(module.__file__ or "").parent) + os.sep
+        self._own = (_HUTCH, engine)
+
+    def is_own(self, frame: FrameType) -> bool:
+        """Whether `frame` runs code of hutch or of the engine."""
+        name = frame.f_code.co_filename
+        return name.startswith(self._own) and not name.startswith(_TESTING)
+
+    def is_inside(self, frame: FrameType | None) -> bool:
+        """Whether `frame` was called by hutch or by the engine, or is theirs."""
+        while frame is not None:
+            if self.is_own(frame):
+                return True
+            frame = frame.f_back
+        return False
+
+
+class Shots:
+    """One signal, or two in quick succession, and what their handler raises."""
+
+    def __init__(self, errors: list[BaseException], landing: Landing) -> None:
+        self._errors = errors
+        self._landing = landing
+        self.fired = 0
+        self.landed = self.was_own = False
+        self.where = ""
+
+    def arm(self, delay_s: float) -> None:
+        """Let the first signal come after `delay_s` seconds."""
+        signal.signal(signal.SIGALRM, self._handle)
+        signal.setitimer(signal.ITIMER_REAL, max(delay_s, 1e-6))
+
+    def all_fired(self) -> bool:
+        """Whether every signal has been delivered."""
+        return self.fired == len(self._errors)
+
+    def _handle(self, _: int, frame: FrameType | None) -> None:
+        error = self._errors[self.fired]
+        if not self.fired and frame is not None:
+            self.landed, self.was_own = self._landing.is_inside(frame), self._landing.is_own(frame)
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}"
+        self.fired += 1
+        if not self.all_fired():
+            signal.setitimer(signal.ITIMER_REAL, 2e-5)
+        raise error
+
+
+def interrupt_at_random(_: hutch.Store, config: Any, verb: str, count: int, seed: int) -> dict[str, int]:
+    """Interrupt `verb` by `count` signals that land inside hutch: what was counted.
+
+    Raises AssertionError for an exception that was swallowed or changed, a lock that was left taken, an acknowledged
+    write that is lost, and where fewer than 30% of the signals landed.
+    """
+    figures: Counter[str] = Counter()
+    with _measured_leaks(config), _dropped_by_python() as dropped, Work(config, seed) as work:
+        landing = Landing(work.store)
+        plan = VERBS[verb]
+        duration_s = _duration(work, plan)
+        # What a notebook and a log keep: the frames of an exception live as long as its traceback.
+        kept: deque[BaseException] = deque(maxlen=20)
+        while figures["delivered"] < count:
+            number = figures["delivered"]
+            if number % _CHECK_EVERY == 0:
+                work.check_everything()
+                work.busy(number // _CHECK_EVERY % 2 == 1)
+            kinds = CAUGHT if number % 3 == 2 else STRICT
+            kind = kinds[number // 3 % len(kinds)]
+            errors = [kind(f"number {number}") for _ in range(2 if number % 5 == 4 else 1)]
+            shots = Shots(errors, landing)
+            caught = _shoot(work, plan, shots, work.rng.uniform(0, 2.5 * duration_s))
+            figures["delivered"] += 1
+            figures["landed inside"] += shots.landed
+            _judge(caught, errors[-1], shots, kind in STRICT, figures, dropped)
+            if caught is not None and verb != "open":
+                kept.append(caught)
+            del caught, errors
+            if verb == "open":
+                gc.collect(0)  # a handle that nobody has is closed with its last frame
+            work.settle()
+        work.finish()
+        figures["acknowledged and read back"] = work.read_back
+    _judge_figures(figures)
+    return dict(figures)
+
+
+def _shoot(work: Work, plan: Callable[[Work], Step], shots: Shots, delay_s: float) -> BaseException | None:
+    """Repeat the verb until all signals have come; what was raised."""
+    try:
+        try:
+            shots.arm(delay_s)
+            while not shots.fired:
+                work.run(plan(work))
+        finally:
+            while not shots.all_fired():
+                time.sleep(0)
+    except BaseException as error:
+        return error
+    return None
+
+
+def _judge(
+    caught: BaseException | None,
+    expected: BaseException,
+    shots: Shots,
+    is_strict: bool,
+    figures: Counter[str],
+    dropped: list[BaseException],
+) -> None:
+    if caught is expected:
+        figures["raised as they were"] += 1
+    elif any(one is expected for one in dropped):
+        figures["dropped by Python in a finalizer"] += 1
+    elif is_strict or isinstance(caught, AssertionError):
+        outcome = "was swallowed" if caught is None else "came out as\n" + "".join(traceback.format_exception(caught))
+        raise AssertionError(f"{expected!r}, raised by a signal handler at {shots.where}, {outcome}") from None
+    elif shots.was_own:
+        figures["taken for the verb's own"] += 1
+    else:
+        figures["taken for the driver's own"] += 1
+    dropped.clear()
+
+
+def _judge_figures(figures: Counter[str]) -> None:
+    share = figures["landed inside"] / figures["delivered"]
+    assert share >= 0.3, f"only {share:.0%} of the signals landed inside hutch: {dict(figures)}"
+    most = max(3, _MOST_TAKEN * figures["delivered"] / 3)
+    assert figures["taken for the verb's own"] <= most, (
+        f"an `except` stands around more than the call that may raise it: {dict(figures)}"
+    )
+
+
+def _duration(work: Work, plan: Callable[[Work], Step]) -> float:
+    """Return how long the verb takes, in seconds."""
+    work.run(plan(work))
+    start = time.perf_counter()
+    for _ in range(6):
+        work.run(plan(work))
+    return (time.perf_counter() - start) / 6
+
+
+def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int | None, seed: int) -> dict[str, int]:
+    """Raise at each point of `verb` at which a handler may run, or at `limit` of them: what was counted."""
+    figures: Counter[str] = Counter()
+    with _measured_leaks(config), _dropped_by_python() as dropped, Work(config, seed) as work:
+        plan = VERBS[verb]
+        kept: deque[BaseException] = deque(maxlen=20)
+        chosen = points(lambda: work.run(plan(work)), limit, seed)
+        for point in chosen:
+            error = STRICT[point % len(STRICT)](f"at point {point}")
+            step = plan(work)
+
+            def action(error: BaseException = error) -> None:
+                raise error
+
+            visit = Visit(point, action)
+            caught: BaseException | None = None
+            try:
+                visit.run(lambda: work.run(step))  # noqa: B023 - called at once
+            except BaseException as raised:
+                caught = raised
+            if visit.where is not None:
+                figures["points"] += 1
+                outcome = "was swallowed" if caught is None else f"came out as {caught!r}"
+                assert caught is error or error in dropped, f"{error!r}, raised at {visit.where}, {outcome}"
+            if caught is not None and verb != "open":
+                kept.append(caught)
+            del caught, error, action
+            if verb == "open":
+                gc.collect(0)
+            try:
+                work.settle()
+            except BaseException as failure:
+                failure.add_note(f"after an exception at {visit.where}")
+                raise
+            dropped.clear()
+        work.finish()
+        figures["acknowledged and read back"] = work.read_back
+    return dict(figures)
+
+
+@contextmanager
+def _dropped_by_python() -> Iterator[list[BaseException]]:
+    """Collect what Python cannot raise: the exceptions of finalizers."""
+    dropped: list[BaseException] = []
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda told: dropped.append(told.exc_value) if told.exc_value else None
+    try:
+        yield dropped
+    finally:
+        sys.unraisablehook = before
+
+
+@contextmanager
+def _measured_leaks(config: Any) -> Iterator[None]:
+    """Raise AssertionError if the block leaves files open."""
+    with hutch.connect(config) as store, store.open("core") as ns:
+        ns["first"] = 1  # what is made once is not a leak
+        del ns["first"]
+    before = open_files()
+    yield
+    deadline = time.monotonic() + 5
+    while (left := open_files() - before) > 0:
+        gc.collect()
+        assert time.monotonic() < deadline, f"{left} files or connections were left open"
+        time.sleep(0.01)
+
+
+def open_files() -> int:
+    """Return how many files and connections this process has open; 0 where the system does not tell."""
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with suppress(OSError):
+            return sum(1 for _ in Path(folder).iterdir())
+    return 0

@@ -1,0 +1,57 @@
+"""Signal handlers that raise, in the middle of any verb: Ctrl-C, a time limit, an alarm."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import hutch
+
+from .child import Child
+from .kit import PATIENCE_S, Promises
+from .verb_work import VERBS
+
+#: How many signals interrupt each verb. From `_ALL_POINTS_FROM` on, every point of a verb is visited, not a choice.
+SIGNALS = int(os.environ.get("HUTCH_INTERRUPTS", "200"))
+SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))
+_ALL_POINTS_FROM = 1000
+_POINTS = 40
+
+needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+
+
+class Interrupts(Promises):
+    @needs_timers
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_what_a_signal_handler_raises_comes_out_as_it_is(
+        self, config: Any, store: hutch.Store, verb: str, record_property: Callable[[str, object], None]
+    ) -> None:
+        """An exception of a signal handler leaves a verb unchanged, once, with no lock taken and no write lost."""
+        print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
+        with Child(config, measured=False) as child:
+            child.start("interrupt_at_random", config, verb, SIGNALS, SEED)
+            figures = child.result(PATIENCE_S + SIGNALS / 10)
+        record_property("counted", table_row(store.name, verb, figures))
+
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_an_exception_at_any_point_of_a_verb_breaks_nothing(self, config: Any, verb: str) -> None:
+        """Wherever in a verb a handler raises: the old state or the new, and other threads write and open at once."""
+        limit = None if SIGNALS >= _ALL_POINTS_FROM else _POINTS
+        print(f"HUTCH_SEED={SEED}, {limit or 'all'} points")
+        with Child(config, measured=False) as child:
+            assert child.call("interrupt_at_each_point", config, verb, limit, SEED)["points"] > 0
+
+
+def table_row(engine: str, verb: str, figures: dict[str, int]) -> str:
+    """Return what was counted, as a row of a Markdown table: the columns of CONTRIBUTING.md."""
+    counted = [
+        figures.get(name, 0)
+        for name in ("delivered", "landed inside", "raised as they were", "acknowledged and read back")
+    ]
+    others = sum(count for name, count in figures.items() if name.startswith(("taken", "dropped")))
+    return f"| {engine} | {verb} | {' | '.join(f'{count:,}' for count in [*counted, others])} |"

@@ -1,0 +1,350 @@
+"""Verbs that signals interrupt, and what may be stored afterwards: the old state or the new.
+
+Runs in the main thread of a `Child`. A second thread does what another thread of an application would do afterwards.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Self, TypeVar
+
+import hutch
+
+T = TypeVar("T")
+
+#: What another thread may need for one write on a slow machine. After that a lock was left taken.
+OTHERS_PATIENCE_S = 20.0
+KEYS = [f"k{number}" for number in range(6)]
+#: The key that a thread writes meanwhile, so that the interrupted verb has to wait now and then.
+BUSY = "busy"
+
+
+def value(number: int) -> list[Any]:
+    """Return a value with types that a codec decodes in code of its own."""
+    return [number, {number}, date(2024, 2, 29), "text" * 20]
+
+
+@dataclass
+class Step:
+    """One call of a verb: what it does, and what it stores."""
+
+    call: Callable[[], object]
+    #: What the keys hold when the call returned; `hutch.MISSING` for a removed one.
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+class Work:
+    """A store, what it holds as far as acknowledged, and the step that is under way."""
+
+    def __init__(self, config: Any, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self._config = config
+        self.store = hutch.connect(config)
+        self.ns = self.store.open("core")
+        self.is_atomic = "atomic-batch" in self.ns.capabilities
+        self.known = {key: value(number) for number, key in enumerate(KEYS)}
+        self.ns.update(self.known)
+        self.number = len(KEYS)
+        #: Handles that a step has opened and not closed.
+        self.opened: list[hutch.Namespace] = []
+        self.read_back = 0
+        self.pending: Step | None = None
+        self.is_done = True
+        self._other = OtherThread()
+        self._busy = BusyThread(self.ns)
+
+    # --- steps ---
+
+    def next_number(self) -> int:
+        """Return a number that no value had so far."""
+        self.number += 1
+        return self.number
+
+    def run(self, step: Step) -> object:
+        """Call `step` and remember that it was acknowledged."""
+        self.pending, self.is_done = step, False
+        result = step.call()
+        self.is_done = True
+        self.know(step.changes)
+        return result
+
+    def know(self, changes: dict[str, Any]) -> None:
+        """Take `changes` for what is stored."""
+        for key, new in changes.items():
+            if new is hutch.MISSING:
+                self.known.pop(key, None)
+            else:
+                self.known[key] = new
+
+    def busy(self, on: bool) -> None:
+        """Let a second thread write all the time, or stop it."""
+        self._busy.go_on(on)
+
+    # --- afterwards ---
+
+    def settle(self) -> None:
+        """Hold what is stored against the interrupted step, and let another thread write the same keys."""
+        self._other.do(self._settle, "a read or a write of another thread", OTHERS_PATIENCE_S)
+
+    def check_everything(self) -> None:
+        """Read all items: what was acknowledged is there, and nothing else."""
+        self._other.do(self._check_everything, "reading all items in another thread", OTHERS_PATIENCE_S)
+
+    def _settle(self) -> None:
+        step, self.pending = self.pending or Step(lambda: None), None
+        found = {key: self.ns.get(key, hutch.MISSING) for key in step.changes}
+        old = {key: self.known.get(key, hutch.MISSING) for key in step.changes}
+        self.read_back += len(found)
+        if self.is_done:
+            assert found == step.changes, f"acknowledged and lost: {found} is stored, not {step.changes}"
+        elif self.is_atomic:
+            assert found in (old, step.changes), f"{found} is stored: neither {old} nor {step.changes}"
+        else:
+            torn = {key: now for key, now in found.items() if now not in (old[key], step.changes[key])}
+            assert not torn, f"{torn} is stored: neither of {old} nor of {step.changes}"
+        self.know(found)
+        self.is_done = True
+        for handle in self.opened:
+            handle.close()
+        self.opened.clear()
+        self._write(next(iter(step.changes), KEYS[0]))
+
+    def _write(self, key: str) -> None:
+        self.ns[key] = value(self.next_number())
+        self.known[key] = self.ns.modify(key, lambda old: value(old[0]))
+        assert self.known[key] == value(self.number), f"acknowledged and lost: {value(self.number)} of {key!r}"
+        with self.store.open("other") as other:
+            other["number"] = self.number
+            assert other["number"] == self.number
+
+    def _check_everything(self) -> None:
+        found = dict(self.ns.items())
+        busy = found.pop(BUSY, -1)
+        least, most = self._busy.acknowledged, self._busy.begun
+        assert found == self.known, f"{found} is stored, and {self.known} was acknowledged"
+        assert least <= busy or busy <= most, f"{busy} is stored under {BUSY!r}, {least} was acknowledged"
+        self.read_back += len(found)
+
+    # --- life ---
+
+    def finish(self) -> None:
+        """Close the store, open it again, and read what was acknowledged."""
+        self.busy(False)
+        self.check_everything()
+        self._other.do(self._close, "closing the store in another thread", OTHERS_PATIENCE_S)
+        self.store = hutch.connect(self._config)
+        self.ns = self.store.open("core")
+        self.check_everything()
+        for handle in (self.ns, self.store):
+            handle.close()
+
+    def _close(self) -> None:
+        self.ns.close()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._busy.end()
+        if kind is None:
+            self._other.end()
+
+
+class BusyThread:
+    """A thread that writes one key all the time, while it is allowed to."""
+
+    def __init__(self, ns: hutch.Namespace) -> None:
+        self._ns = ns
+        self._may_go, self._stands, self._is_over = threading.Event(), threading.Event(), False
+        #: The number of the last write that it began, and of the last that was acknowledged.
+        self.begun = self.acknowledged = -1
+        self._thread = threading.Thread(target=self._work, daemon=True, name="busy")
+        self._thread.start()
+
+    def go_on(self, on: bool) -> None:
+        """Start, or stop and wait until it stands."""
+        if on:
+            self._stands.clear()
+            self._may_go.set()
+        else:
+            self._may_go.clear()
+            assert self._stands.wait(OTHERS_PATIENCE_S), "a thread that only writes does not come to an end"
+
+    def end(self) -> None:
+        """End the thread."""
+        self._is_over = True
+        self._may_go.set()
+
+    def _work(self) -> None:
+        while True:
+            if not self._may_go.is_set():
+                self._stands.set()
+                self._may_go.wait()
+            if self._is_over:
+                return
+            self.begun += 1
+            with suppress(hutch.StoreNotOpenError):
+                self._ns[BUSY] = self.begun
+                self.acknowledged = self.begun
+            time.sleep(0.0005)
+
+
+class OtherThread:
+    """A thread that is given work, and whose errors are raised by the thread that gave it."""
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="other")
+        self._thread.start()
+
+    def do(self, work: Callable[[], T], what: str, patience_s: float) -> T:
+        """Return ``work()``. Raises AssertionError if it is not done in time."""
+        self._orders.put(work)
+        try:
+            worked, result = self._answers.get(timeout=patience_s)
+        except queue.Empty:
+            raise AssertionError(f"{what} does not end: a lock was left taken") from None
+        if not worked:
+            raise result
+        answer: T = result
+        return answer
+
+    def end(self) -> None:
+        """End the thread."""
+        self._orders.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            try:
+                self._answers.put((True, order()))
+            except BaseException as error:
+                self._answers.put((False, error))
+
+
+# --- the verbs ---
+
+
+def plan_get(work: Work) -> Step:
+    """Read one value, several times."""
+    key = work.rng.choice(KEYS)
+    expected, ns = work.known[key], work.ns
+
+    def call() -> None:
+        for _ in range(5):
+            assert (got := ns[key]) == expected, f"{got} was read, not {expected}"
+
+    return Step(call)
+
+
+def plan_set(work: Work) -> Step:
+    """Set one key."""
+    key, new, ns = work.rng.choice(KEYS), value(work.next_number()), work.ns
+
+    def call() -> None:
+        ns[key] = new
+
+    return Step(call, {key: new})
+
+
+def plan_remove(work: Work) -> Step:
+    """Remove a key; the next step sets it again."""
+    gone = next((key for key in KEYS if key not in work.known), None)
+    if gone is not None:
+        new, ns = value(work.next_number()), work.ns
+        return Step(lambda: ns.update({gone: new}), {gone: new})
+    key, ns = work.rng.choice(KEYS), work.ns
+
+    def call() -> None:
+        del ns[key]
+
+    return Step(call, {key: hutch.MISSING})
+
+
+def plan_pop(work: Work) -> Step:
+    """Take a key out; the next step sets it again."""
+    step = plan_remove(work)
+    [(key, new)] = step.changes.items()
+    ns = work.ns
+    return Step(lambda: ns.pop(key), step.changes) if new is hutch.MISSING else step
+
+
+def plan_update(work: Work) -> Step:
+    """Set four keys as one batch."""
+    number, ns = work.next_number(), work.ns
+    items = {key: value(number) for key in work.rng.sample(KEYS, 4)}
+    return Step(lambda: ns.update(items), dict(items))
+
+
+def plan_modify(work: Work) -> Step:
+    """Raise the number in one value."""
+    key, ns = work.rng.choice(KEYS), work.ns
+    new = value(work.known[key][0] + 1)
+    return Step(lambda: ns.modify(key, lambda old: value(old[0] + 1)), {key: new})
+
+
+def plan_mutable(work: Work) -> Step:
+    """Raise the number in one value in place."""
+    key, ns = work.rng.choice(KEYS), work.ns
+    new = value(work.known[key][0] + 1)
+
+    def call() -> None:
+        with ns.mutable(key) as held:
+            held[0] += 1
+            held[1] = {held[0]}
+
+    return Step(call, {key: new})
+
+
+def plan_items(work: Work) -> Step:
+    """Read all items."""
+    return _plan_reading(work, work.ns.items)
+
+
+def plan_scan(work: Work) -> Step:
+    """Read all items in key order."""
+    return _plan_reading(work, work.ns.scan)
+
+
+def _plan_reading(work: Work, read: Callable[[], Any]) -> Step:
+    def call() -> None:
+        found = dict(read())
+        found.pop(BUSY, None)
+        assert found == work.known, f"{found} was read, not {work.known}"
+
+    return Step(call)
+
+
+def plan_open(work: Work) -> Step:
+    """Open another namespace and close it."""
+    opened, store = work.opened, work.store
+
+    def call() -> None:
+        opened.append(store.open("other"))
+        opened[-1].close()
+        opened.clear()
+
+    return Step(call)
+
+
+VERBS: dict[str, Callable[[Work], Step]] = {
+    "get": plan_get,
+    "set": plan_set,
+    "remove": plan_remove,
+    "pop": plan_pop,
+    "update": plan_update,
+    "modify": plan_modify,
+    "mutable": plan_mutable,
+    "items": plan_items,
+    "scan": plan_scan,
+    "open": plan_open,
+}
