@@ -33,6 +33,14 @@ def raised_by_handler(error: BaseException) -> bool:
     return False
 
 
+def passes_through(error: BaseException) -> bool:
+    """Return whether `error` must leave hutch unchanged, because it is no verdict on the value or storage in use.
+
+    True for what is not an `Exception` (Ctrl-C), for MemoryError, and for what a signal handler raised.
+    """
+    return not isinstance(error, Exception) or isinstance(error, MemoryError) or raised_by_handler(error)
+
+
 def _has_argument(called: TracebackType, frame: FrameType) -> bool:
     code, values = called.tb_frame.f_code, called.tb_frame.f_locals
     variadic = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS; importing inspect costs more than opening a store
