@@ -1,5 +1,5 @@
 """What must not grow with a store: the memory that an iteration takes, the work of `len` and `open`, a file whose
-contents only change. Counted, not timed; benchmarks/growth.py has the times."""
+contents only change. Counted, not timed; benchmarks/growth has the times."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""How hutch grows with a store's size and use; run as `python -m benchmarks.growth`."""
