@@ -216,16 +216,6 @@ def test_a_block_of_mutable_that_raises_writes_nothing_and_lets_go_of_the_key(pl
     assert together(lambda: plugin.modify("k", lambda v: [*v, 3]), patience_s=10) == [[1, 3]]
 
 
-def test_mutable_within_mutable_of_the_same_key_is_a_conflict_of_the_outer_one(plugin: Greeter) -> None:
-    """A thread may hold a key twice, or it would wait for itself for ever."""
-    plugin["k"] = [1]
-    with pytest.raises(hutch.ConflictError), plugin.mutable("k") as outer:
-        outer.append("outer")
-        with plugin.mutable("k") as inner:
-            inner.append("inner")
-    assert plugin["k"] == [1, "inner"]
-
-
 def test_a_storage_closed_within_mutable_says_so_and_a_reopened_one_too(factory: Any, plugin: Greeter) -> None:
     plugin["k"] = [1]
     with pytest.raises(hutch.StoreNotOpenError, match="'core' is closed"), plugin.mutable("k") as value:
@@ -253,13 +243,13 @@ def test_defaults_of_mutable_modify_and_setdefault_are_copied(plugin: Greeter) -
 
 
 def test_no_lock_is_left_of_keys_that_nobody_holds(plugin: Greeter) -> None:
-    before = len(keylocks._held)
+    before = keylocks.waiters()
     for number in range(50):
         plugin.modify(f"k{number}", lambda n: n + 1, 0)
         with pytest.raises(LookupError), plugin.mutable(f"k{number}"):
             raise LookupError
     together(*[lambda: [plugin.modify("k", lambda n: n + 1, 0) for _ in range(50)]] * 4)
-    assert len(keylocks._held) == before
+    assert keylocks.waiters() == before
     assert plugin["k"] == 200
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from .errors import CapabilityError, ConflictError
+from .keylocks import WAIT_S
 from .options import Option, read_options
 from .record import Record
 
@@ -83,6 +84,9 @@ class StorageBase(ABC):
 
     #: Whether every verb refuses a key outside the limits by itself. Where not, the mapping above does.
     checks_keys = False
+
+    #: How many seconds `modify` and `mutable` wait for a key that another thread of this process holds.
+    wait_s: float = WAIT_S
 
     # --- the six verbs ---
 

@@ -48,6 +48,7 @@ class EncodedStorage(StorageBase):
         self.namespace = namespace
         self.capabilities = plugin.capabilities
         self._plugin = plugin
+        self.wait_s = plugin._storage_config.get("wait_s", self.wait_s)
         self._codec: Codec = plugin.codec_for(namespace) or _default_codec
         # Of hutch's own codecs; another's know nothing of keys, and do one at a time.
         codec: Any = self._codec if getattr(self._codec, "binds_keys", False) else _Unbound(self._codec)

@@ -1,53 +1,247 @@
-"""One lock for every key that a thread of this process holds right now, shared by all handles on the same data."""
+"""Locks on single keys between the threads and tasks of one process: `modify` and `mutable` hold one.
+
+Everybody gets a key in the order in which they asked for it. A lock is an entry in a queue (a dict, which keeps the
+order): the first entry for a key holds it. One operation of the dict takes the place and one gives it back, so that
+neither a signal handler that raises nor a finalizer finds a lock half taken. What can never be granted is refused at
+once: a key that the caller holds already, and a circle of callers that wait for each other.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
+from typing import Final, TypeVar
 
-_held: dict[tuple[Hashable, str], tuple[threading.RLock, list[None]]] = {}
-_registry = threading.Lock()
+from .errors import ConflictError, StorageTimeoutError
+
+T = TypeVar("T")
+
+#: How long `modify` and `mutable` wait for a key, in seconds, unless the engine says otherwise.
+WAIT_S: Final = 60.0
+# A waiting thread is woken by the one before it. Where a signal handler raised in place of the wake-up, or a lock
+# ended because its guard was dropped, the wait ends after this.
+LONGEST_NAP_S: Final = 0.02
+
+#: Who takes the locks, where that is not the thread: hutch.aio sets it to the task on whose behalf a call runs.
+current_owner: ContextVar[Hashable | None] = ContextVar("hutch_key_owner", default=None)
+
+# A queue serves many keys, so that none has to be made or removed for a key. The values of the entries are not used,
+# except that `hutch.mutable` keeps a weak reference there.
+_QUEUES: Final[tuple[dict[Ticket, object], ...]] = tuple({} for _ in range(64))
+# The innermost wait of each owner that waits.
+_waiting: dict[Hashable, Ticket] = {}
+_serials = itertools.count()
 
 
-class held:  # noqa: N801 - used as a verb
-    """Hold `key` within `scope` against the other threads of this process; a thread may hold it twice.
+class Ticket:
+    """The place of one caller in the queue for one key."""
 
-    ``with held(scope, key):``. A class, since a generator would cost as much again as the locks.
-    """
+    __slots__ = ("key", "outer", "owner", "place", "queue", "serial", "thread", "wake")
 
-    __slots__ = ("_holders", "_lock", "_place")
+    def __init__(self, scope: Hashable, key: str, owner: Hashable | None = None) -> None:
+        """`owner` is the calling thread unless given: tickets of one owner never wait for each other."""
+        self.key = key
+        self.place = (scope, key)
+        self.queue = _QUEUES[hash(self.place) % len(_QUEUES)]
+        self.thread = threading.get_ident()
+        self.owner: Hashable = self.thread if owner is None and (owner := current_owner.get()) is None else owner
+        #: Called once when the ticket has become the first, perhaps also before.
+        self.wake: Callable[[], object] | None = None
+        #: The wait of the same owner that this one interrupts: one of the two is made by a signal handler.
+        self.outer: Ticket | None = None
+        self.serial = -1
 
-    def __init__(self, scope: Hashable, key: str) -> None:
-        self._place = (scope, key)
+    def enter(self) -> None:
+        """Join the queue. `leave` must follow, whatever happens."""
+        self.queue[self] = None
 
-    def __enter__(self) -> None:
-        with _registry:
-            self._lock, self._holders = _held.setdefault(self._place, (threading.RLock(), []))
-            self._holders.append(None)
+    def check(self) -> bool:
+        """Return whether the ticket holds its key.
+
+        Raises ConflictError if it never will: its owner holds the key already, or waits in a circle.
+        """
+        ahead = list(self._ahead())
+        if not ahead:
+            return True
+        if any(ticket.owner == self.owner for ticket in ahead):
+            raise ConflictError(
+                f"key {self.key!r} is held by a modify() or mutable() of the same {_kind(self.owner)} already, which "
+                "would wait for itself for ever; nothing was written by this call. Change the value in the outer one"
+            )
+        circle = self._circle()
+        # One of the circle gives up, the one that came last; the others go on when it has.
+        if circle and max(circle, key=_serial) is self:
+            raise ConflictError(
+                f"key {self.key!r} is held by {_name_of(ahead[0])}, and waiting for it would never end: "
+                f"{', '.join(map(_wait, circle[1:]))}. Nothing was written by this call; take several keys in the same "
+                "order everywhere, sorted for example"
+            )
+        return False
+
+    def leave(self) -> None:
+        """Leave the queue and wake the next; does nothing if the ticket is not in it."""
+        self.queue.pop(self, None)
+        self.end_wait()
+        self.wake_next()
+
+    def begin_wait(self) -> None:
+        """Record that the owner waits, for `check` to find circles."""
+        self.serial = next(_serials)
+        self.outer = _waiting.get(self.owner)
+        _waiting[self.owner] = self
+
+    def end_wait(self) -> None:
+        """Undo `begin_wait`; does nothing if the owner is not waiting for this ticket."""
+        if _waiting.get(self.owner) is self:
+            if self.outer is None:
+                del _waiting[self.owner]
+            else:
+                _waiting[self.owner] = self.outer
+
+    def wait(self, wait_s: float) -> None:
+        """Return once the ticket holds its key.
+
+        Raises StorageTimeoutError after `wait_s` seconds, and what `check` raises.
+        """
+        if self.check():
+            return
+        deadline_s = time.monotonic() + wait_s
+        self.serial, owner = next(_serials), self.owner
+        self.outer = outer = _waiting.get(owner)
         try:
-            self._lock.acquire()
-        except BaseException:  # Ctrl-C
-            self._forget()
-            raise
+            _waiting[owner] = self
+            while True:
+                nap = threading.Lock()
+                # Nobody else knows it yet. A wake-up is a release.
+                nap.acquire()
+                # Set before the check, so that no release is missed.
+                self.wake = nap.release
+                if self.check():
+                    return
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    raise self.timeout(wait_s)
+                nap.acquire(timeout=min(left_s, LONGEST_NAP_S))
+        finally:
+            # No call comes before either removal: see the head of the page.
+            if outer is not None:
+                _waiting[owner] = outer
+            else:
+                _waiting.pop(owner, None)
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-        self._forget()
+    def timeout(self, wait_s: float) -> StorageTimeoutError:
+        """Return the error for a wait that has lasted `wait_s` seconds; it names the key and its holder."""
+        holder = next(self._ahead(), None)
+        return StorageTimeoutError(
+            f"key {self.key!r} was held by {'others' if holder is None else _name_of(holder)} in modify() or mutable() "
+            f"for {wait_s:g} s; nothing was written by this call. Try again, or keep the blocks of mutable() short"
+        )
 
-    def _forget(self) -> None:
-        with _registry:
-            self._holders.pop()
-            if not self._holders and _held.get(self._place, (None,))[0] is self._lock:
-                del _held[self._place]
+    def wake_next(self) -> None:
+        """Wake the first ticket for the same key, if there is one and it sleeps."""
+        for ticket in list(self.queue):
+            if ticket.place == self.place:
+                # Taken out and reset without a call between: nobody else gets the same one.
+                wake, ticket.wake = ticket.wake, None
+                if wake is not None:
+                    wake()
+                return
+
+    def holder(self) -> Ticket | None:
+        """Return the ticket that this one waits for; None if it does not wait."""
+        for ticket in list(self.queue):
+            if ticket.place == self.place:
+                return None if ticket is self or self not in self.queue else ticket
+        return None
+
+    def _ahead(self) -> Iterator[Ticket]:
+        """Yield the tickets for the same key that came earlier."""
+        for ticket in list(self.queue):
+            if ticket is self:
+                return
+            if ticket.place == self.place:
+                yield ticket
+
+    def _circle(self) -> list[Ticket]:
+        """Return the waits, in order, each for a key that the owner of the next one holds, if the last leads back."""
+        reached: dict[Hashable, Ticket] = {}
+        pending = [self.owner]
+        while pending:
+            wait = _waiting.get(pending.pop())
+            while wait is not None:
+                holder = wait.holder()
+                if holder is not None and holder.owner == self.owner:
+                    circle = [wait]
+                    while circle[-1].owner != self.owner:
+                        circle.append(reached[circle[-1].owner])
+                    return circle[::-1]
+                if holder is not None and holder.owner not in reached:
+                    reached[holder.owner] = wait
+                    pending.append(holder.owner)
+                wait = wait.outer
+        return []
 
 
-def _forget_after_fork() -> None:
-    # The threads that held these locks do not exist in the child.
-    global _registry  # noqa: PLW0603
-    _registry = threading.Lock()
-    _held.clear()
+def run_locked(scope: Hashable, key: str, wait_s: float, fn: Callable[..., T], *args: object) -> T:
+    """Return ``fn(*args)``, called while the caller holds `key` within `scope`.
+
+    Raises ConflictError at once if the caller holds it already or would wait in a circle, StorageTimeoutError if it
+    cannot be had within `wait_s` seconds, and what `fn` raises.
+    """
+    ticket = Ticket(scope, key)
+    queue = ticket.queue
+    try:
+        queue[ticket] = None
+        if len(queue) > 1:
+            ticket.wait(wait_s)
+        return fn(*args)
+    finally:
+        # The removal comes first: whatever a handler raises after it, the key is free.
+        queue.pop(ticket, None)
+        if queue:
+            ticket.wake_next()
+
+
+def waiters() -> int:
+    """Return how many tickets there are, held ones included: for tests, which see that none is left."""
+    return sum(map(len, _QUEUES))
+
+
+def _serial(ticket: Ticket) -> int:
+    return ticket.serial
+
+
+def _wait(ticket: Ticket) -> str:
+    return f"{_name_of(ticket)} waits for key {ticket.key!r}"
+
+
+def _kind(owner: Hashable) -> str:
+    return "thread" if isinstance(owner, int) else "task"
+
+
+def _name_of(ticket: Ticket) -> str:
+    """Return the name of the owner of `ticket`, for a message."""
+    name = getattr(ticket.owner, "get_name", None)
+    if callable(name):
+        return f"task {name()!r}"
+    for thread in threading.enumerate():
+        if thread.ident == ticket.thread:
+            return f"thread {thread.name!r}"
+    return "a thread that has ended"
+
+
+def _after_fork_in_child() -> None:
+    """Forget the threads that the child does not have."""
+    thread = threading.get_ident()
+    _waiting.clear()
+    for queue in _QUEUES:
+        for ticket in [ticket for ticket in queue if ticket.thread != thread]:
+            del queue[ticket]
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import (
     Callable,
@@ -14,15 +13,16 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from .adapted import open_checked
 from .base import MISSING, StorageBase
-from .errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
-from .keylocks import held
+from .errors import StoreAlreadyOpenError, StoreNotOpenError
+from .keylocks import run_locked
 from .limits import check_key, check_keys, check_namespace
+from .mutable import Mutable
 
 T = TypeVar("T")
 
@@ -266,32 +266,19 @@ class StoreMixin(MutableMapping[str, Any]):
         among all processes where `capabilities` has `atomic-modify`. Raises ConflictError after 60 s.
         """
         key, store = check_key(key), self._store
-        with held(store.lock_scope, key):
-            return store.modify(key, fn, default)
+        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
 
-    @contextmanager
-    def mutable(self, key: str, default: Any = None) -> Iterator[Any]:
+    def mutable(self, key: str, default: Any = None) -> AbstractContextManager[Any]:
         """Read a value, let the block change it in place, write it back: ``with ns.mutable("k", {}) as v:``.
 
-        Other threads' `mutable` and `modify` of the key wait. If anybody else wrote the key meanwhile,
-        ConflictError is raised and nothing is written. A block that raises writes nothing. A missing key
-        starts from a copy of `default`. Only a change inside the object counts: ``v += 1`` on a number is
-        lost with the block, use `modify` for that.
+        Other threads' `mutable` and `modify` of the key wait, up to `wait_s` (60 s unless the engine has an option
+        of that name), then they get a StorageTimeoutError. Where a wait could never end it is a ConflictError at once:
+        inside a `mutable` or `modify` of the same key, and where two threads wait for each other's keys. If anybody
+        else wrote the key meanwhile, ConflictError is raised and nothing is written. A block that raises writes
+        nothing. A missing key starts from a copy of `default`. Only a change inside the object counts: ``v += 1`` on a
+        number is lost with the block, use `modify` for that.
         """
-        key, store = check_key(key), self._store
-        with held(store.lock_scope, key):
-            value, token = store.get_for_update(key)
-            if value is MISSING:
-                value = copy.deepcopy(default)
-            yield value
-            if self._store is not store:
-                self._must_be_open()
-                raise StoreNotOpenError(f"namespace {self.namespace!r} was closed and reopened inside mutable({key!r})")
-            if not store.set_if_unchanged(key, token, value):
-                raise ConflictError(
-                    f"key {key!r} of namespace {self.namespace!r} was changed by someone else inside mutable(); "
-                    "nothing was written. Run the block again"
-                )
+        return Mutable(self, check_key(key), default)
 
     # --- inside ---
 

@@ -15,6 +15,7 @@ class Layer(StorageBase):
         self._inner = inner
         self.capabilities = inner.capabilities
         self.checks_keys = inner.checks_keys
+        self.wait_s = inner.wait_s
 
     def set(self, key: str, value: Any) -> None:
         self._inner.set(key, value)
