@@ -36,9 +36,9 @@ from themis.interfaces import StatelessTaskExecutor
 from themis.storage import ExperimentStorage, RunStatus, task_cache_key
 
 import hutch
-from hutch.bridges import themis1
 from hutch.bridges.shared import close_shared, shared_namespace
 from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend, copy_runs
+from hutch.bridges.themis1 import storage as themis1
 
 from ..pages import run as run_page
 from .processes import run, run_until
@@ -869,7 +869,7 @@ from distributed import Client, LocalCluster
 from themis.core import entities
 from themis.exceptions import ConfigurationError
 from themis.interfaces import StatelessTaskExecutor
-from hutch.bridges import themis1
+from hutch.bridges.themis1 import storage as themis1
 from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend
 
 class Adder(StatelessTaskExecutor):

@@ -1,0 +1,229 @@
+"""Run Themis 1.4's calls on any `concurrent.futures.Executor`."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, TypeVar
+
+from themis.backends.execution import ExecutionBackend, SequentialExecutionBackend
+from themis.exceptions import ConfigurationError
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+# Calls given at once to an executor that does not tell how many workers it has.
+_AHEAD = 64
+
+
+class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
+    """Themis's calls on any `concurrent.futures.Executor`: threads, processes, a Dask cluster.
+
+    `executor` may also be a Dask `Client`. Whoever made the executor shuts it down, unless `owned`: then `shutdown`, or
+    the end of the with block, does. Any thread may use it, several may at once.
+    """
+
+    def __init__(self, executor: Any, *, owned: bool = False) -> None:
+        if not isinstance(executor, Executor) and callable(getattr(executor, "get_executor", None)):
+            executor = executor.get_executor()
+        if not callable(getattr(executor, "submit", None)):
+            raise ConfigurationError(
+                f"ExecutorBackend takes a concurrent.futures.Executor or a Dask client, not {type(executor).__name__}"
+            )
+        self._executor = executor
+        self._owned = owned
+        self._is_shut_down = False
+        self._lock = threading.RLock()  # an executor may call at once, and that call use this again
+        self._submitted: set[Future[Any]] = set()
+        # Dask takes calls with equal arguments for one, and would ask a model once where it was asked twice.
+        self._options = {"pure": False} if type(executor).__module__.partition(".")[0] == "distributed" else {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It goes along where a method of the runner that has it is sent to a worker, and is not used there. What
+        # arrives is of Themis itself, for a worker may have no hutch.
+        return SequentialExecutionBackend, ()
+
+    def map(
+        self,
+        func: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        max_workers: int | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Iterator[R]:
+        """Yield ``func(item)`` of all `items`, as they are done, in any order. Nothing happens before it is iterated.
+
+        At most `max_workers` calls run at once, where the executor has not fewer workers anyway; None leaves it to the
+        executor. `items` is taken from as calls are done, never far ahead. `timeout` is in seconds for each call, from
+        when it was given to a free worker; a call that runs longer raises TimeoutError, and goes on where it runs, for
+        an executor cannot stop it. Other options are ignored, as by Themis's own backends.
+
+        Raises what `func` raises, at once; calls that have not started are cancelled then, and when the iteration is
+        given up. If `items` raises, the results of what was begun come first. Raises ConfigurationError where `func`,
+        or an item, cannot be sent to the executor's workers, and says what of it; RuntimeError after `shutdown`.
+        """
+        if max_workers is not None and max_workers < 1:
+            raise ConfigurationError(f"max_workers must be at least 1, not {max_workers}")
+        if self._is_shut_down:
+            raise RuntimeError("this ExecutorBackend was shut down")
+        if isinstance(self._executor, ProcessPoolExecutor):
+            # One that cannot be pickled would break the call only after the pool has started all its processes.
+            try:
+                pickle.dumps(func)
+            except Exception as error:
+                raise _not_shippable(func, pickle.dumps) from error
+        return self._results(func, iter(items), self._ahead(max_workers, timeout), timeout)
+
+    def shutdown(self) -> None:
+        """Cancel the calls that have not started, and wait for the others; shut the executor down too if `owned`.
+
+        Whoever still iterates over results meets CancelledError.
+        """
+        with self._lock:
+            self._is_shut_down = True
+            submitted = list(self._submitted)
+        for future in submitted:
+            future.cancel()
+        wait_for(submitted)
+        if self._owned:
+            self._executor.shutdown(wait=True)
+
+    def _ahead(self, max_workers: int | None, timeout: float | None) -> int:
+        """How many calls are given to the executor at once."""
+        size = getattr(self._executor, "_max_workers", None)
+        if not isinstance(size, int):
+            return max_workers or _AHEAD
+        if timeout is not None or (max_workers is not None and max_workers < size):
+            return min(size, max_workers or size)
+        return 2 * size  # the executor itself keeps the rest waiting, so that no worker waits for the next item
+
+    def _results(self, func: Callable[[T], R], items: Iterator[T], ahead: int, timeout: float | None) -> Iterator[R]:
+        running: dict[Future[R], tuple[T, float]] = {}
+        done: queue.SimpleQueue[Future[R]] = queue.SimpleQueue()
+        failed: Exception | None = None
+        exhausted = False
+        try:
+            while True:
+                while len(running) < ahead and not exhausted:
+                    try:
+                        item = next(items)
+                    except StopIteration:
+                        exhausted = True
+                    except Exception as error:
+                        exhausted, failed = True, error  # what was begun may have cost money: it is yielded first
+                    else:
+                        future = self._submit(func, item)
+                        running[future] = item, time.monotonic()
+                        future.add_done_callback(done.put)
+                if not running:
+                    break
+                future = _next_done(done, running, timeout)
+                item, _ = running.pop(future)
+                yield self._result_of(future, item)
+        finally:
+            for future in running:
+                future.cancel()
+        if failed is not None:
+            raise failed
+
+    def _submit(self, func: Callable[[T], R], item: T) -> Future[R]:
+        try:
+            with self._lock:  # so that `shutdown` sees all that was submitted
+                if self._is_shut_down:
+                    raise RuntimeError("this ExecutorBackend was shut down")
+                future: Future[R] = self._executor.submit(func, item, **self._options)
+                self._submitted.add(future)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            # What Dask ships is cloudpickle's, which takes more than pickle does.
+            dumps = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
+            for thing in (func, item):
+                if not _is_shippable(thing, dumps):
+                    raise _not_shippable(thing, dumps) from error
+            raise
+        future.add_done_callback(self._submitted.discard)
+        return future
+
+    def _result_of(self, future: Future[R], item: T) -> R:
+        try:
+            return future.result()
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            # A process pool pickles an item when it sends it. `func` itself may have raised the same.
+            if isinstance(self._executor, ProcessPoolExecutor) and not _is_shippable(item, pickle.dumps):
+                raise _not_shippable(item, pickle.dumps) from error
+            raise
+
+
+def _next_done(
+    done: queue.SimpleQueue[Future[R]], running: dict[Future[R], tuple[T, float]], timeout: float | None
+) -> Future[R]:
+    if timeout is None:
+        return done.get()
+    _, oldest = next(iter(running.values()))
+    try:
+        return done.get(timeout=max(0.0, oldest + timeout - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError(f"a call has not ended after {timeout:g} s; it may still run") from None
+
+
+_Dumps = Callable[[Any], bytes]
+
+
+def _is_shippable(thing: object, dumps: _Dumps) -> bool:
+    try:
+        dumps(thing)
+    except Exception:
+        return False
+    return True
+
+
+def _not_shippable(thing: object, dumps: _Dumps) -> ConfigurationError:
+    """Says where in `thing` sits what cannot be sent, by names and types; values are never shown."""
+    told = [_shown(thing)]
+    while len(told) < 20:
+        for label, part in _parts(thing, dumps):
+            if not _is_shippable(part, dumps):
+                told.append(f"{label}: {_shown(part)}")
+                thing = part
+                break
+        else:
+            break
+    return ConfigurationError(
+        f"{told[0]} cannot be sent to a worker in another process: {', '.join(told[1:]) or 'it'} cannot be pickled. "
+        "Use a ThreadPoolExecutor, for which nothing is pickled, or an executor that ships functions by value (that of "
+        "a Dask client); or define functions at the top of a module, and leave locks and connections out of what is "
+        "sent (__getstate__). The functions that themis.evaluate() makes for itself go only to threads and to Dask"
+    )
+
+
+def _parts(thing: Any, dumps: _Dumps) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, MethodType):
+        yield "its object", thing.__self__
+    elif isinstance(thing, partial):
+        yield from (("its function", thing.func), ("an argument", thing.args), ("an argument", thing.keywords))
+    elif isinstance(thing, FunctionType):
+        if dumps is not pickle.dumps:  # which finds a function by its name, and never looks inside
+            used = {name: thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__}
+            inside = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=False)
+            used |= {name: cell.cell_contents for name, cell in inside}
+            yield from ((f"variable {name}", value) for name, value in used.items())
+    elif isinstance(thing, dict):
+        yield from (("an item", value) for value in thing.values())
+    elif isinstance(thing, (list, tuple, set, frozenset)):
+        yield from (("an item", value) for value in thing)
+    elif not isinstance(thing, (type, ModuleType)):
+        yield from ((f"attribute {name}", value) for name, value in getattr(thing, "__dict__", {}).items())
+
+
+def _shown(thing: Any) -> str:
+    if isinstance(thing, (FunctionType, MethodType, type)):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    return f"a {type(thing).__module__}.{type(thing).__qualname__}".replace("a builtins.", "a ")

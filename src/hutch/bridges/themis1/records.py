@@ -1,0 +1,215 @@
+"""Convert Themis 1.4's dataclasses to plain values, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from themis.core import entities
+from themis.evaluation.reports import EvaluationFailure, EvaluationReport, MetricAggregate
+from themis.storage import RunMetadata, RunStatus
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+# The types that a reference may name as its schema: nothing is imported because of what is stored.
+_SCHEMAS: dict[str, type] = {
+    kind.__name__: kind for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)
+}
+
+
+def _fields_of(entity: Any, kind: type) -> dict[str, Any]:
+    return {name: getattr(entity, name) for name in _names(kind)}
+
+
+def _differing_fields(entity: Any, kind: type, parent: Any) -> dict[str, Any]:
+    """The fields of `entity` that are not the very objects of `parent`: an attempt shares most of its record's."""
+    if parent is None:
+        return _fields_of(entity, kind)
+    return {name: value for name in _names(kind) if (value := getattr(entity, name)) is not getattr(parent, name)}
+
+
+def record_to_plain(record: entities.GenerationRecord, raw: bool, parent: Any = None) -> dict[str, Any]:
+    out = _differing_fields(record, entities.GenerationRecord, parent)
+    if "task" in out:
+        out["task"] = _task_to_plain(record.task, parent and parent.task)
+    if out.get("output") is not None:
+        out["output"] = _fields_of(record.output, entities.ModelOutput)
+        if not raw:
+            out["output"]["raw"] = None
+    if out.get("error") is not None:
+        out["error"] = _fields_of(record.error, entities.ModelError)
+    out["attempts"] = [record_to_plain(attempt, raw, record) for attempt in record.attempts]
+    return out
+
+
+def record_from_plain(stored: dict[str, Any], parent: Any = None) -> entities.GenerationRecord:
+    known = dict(stored) if parent is None else {**_fields_of(parent, entities.GenerationRecord), **stored}
+    if "task" in stored:
+        known["task"] = _task_from_plain(stored["task"], parent and parent.task)
+    if stored.get("output") is not None:
+        known["output"] = entities.ModelOutput(**stored["output"])
+    if stored.get("error") is not None:
+        known["error"] = entities.ModelError(**stored["error"])
+    known["attempts"] = []
+    record = entities.GenerationRecord(**known)
+    record.attempts = [record_from_plain(attempt, record) for attempt in stored["attempts"]]
+    return record
+
+
+def _task_to_plain(task: entities.GenerationTask, parent: Any) -> dict[str, Any]:
+    out = _differing_fields(task, entities.GenerationTask, parent)
+    if "prompt" in out:
+        out["prompt"] = {
+            **_fields_of(task.prompt, entities.PromptRender),
+            "spec": _fields_of(task.prompt.spec, entities.PromptSpec),
+        }
+    if "model" in out:
+        default = task.model.default_sampling
+        out["model"] = {
+            **_fields_of(task.model, entities.ModelSpec),
+            "default_sampling": default and _fields_of(default, entities.SamplingConfig),
+        }
+    if "sampling" in out:
+        out["sampling"] = _fields_of(task.sampling, entities.SamplingConfig)
+    if out.get("reference") is not None:
+        out["reference"] = _fields_of(task.reference, entities.Reference)
+        schema = out["reference"]["schema"]
+        if isinstance(schema, type) and _SCHEMAS.get(schema.__name__) is schema:
+            out["reference"]["schema"] = schema.__name__
+    return out
+
+
+def _task_from_plain(stored: dict[str, Any], parent: Any) -> entities.GenerationTask:
+    known = dict(stored) if parent is None else {**_fields_of(parent, entities.GenerationTask), **stored}
+    if prompt := stored.get("prompt"):
+        known["prompt"] = entities.PromptRender(**{**prompt, "spec": entities.PromptSpec(**prompt["spec"])})
+    if model := stored.get("model"):
+        default = model["default_sampling"]
+        default = default and entities.SamplingConfig(**default)
+        known["model"] = entities.ModelSpec(**{**model, "default_sampling": default})
+    if "sampling" in stored:
+        known["sampling"] = entities.SamplingConfig(**stored["sampling"])
+    if reference := stored.get("reference"):
+        schema = reference["schema"]
+        known["reference"] = entities.Reference(**{**reference, "schema": schema and _SCHEMAS[schema]})
+    return entities.GenerationTask(**known)
+
+
+def evaluation_to_plain(evaluation: entities.EvaluationRecord, raw: bool = True) -> dict[str, Any]:
+    out = _fields_of(evaluation, entities.EvaluationRecord)
+    return {**out, "scores": [_fields_of(score, entities.MetricScore) for score in evaluation.scores]}
+
+
+def evaluation_from_plain(stored: dict[str, Any]) -> entities.EvaluationRecord:
+    scores = [entities.MetricScore(**score) for score in stored["scores"]]
+    return entities.EvaluationRecord(**{**stored, "scores": scores})
+
+
+def report_to_plain(report: entities.ExperimentReport) -> tuple[dict[str, Any], Callable[[bool], list[Any]]]:
+    """What is one of a kind, and the rows: generations, evaluations, and the scores of each aggregate in turn."""
+    evaluation, scores = report.evaluation_report, []
+
+    def aggregates(them: dict[str, MetricAggregate]) -> dict[str, Any]:
+        out = {}
+        for name, aggregate in them.items():
+            scores.extend(aggregate.per_sample)
+            out[name] = {**_fields_of(aggregate, MetricAggregate), "per_sample": len(aggregate.per_sample)}
+        return out
+
+    head: dict[str, Any] = {
+        "metadata": _without_secrets(report.metadata),
+        "failures": [_fields_of(failure, EvaluationFailure) for failure in report.failures],
+        "generations": len(report.generation_results),
+        "evaluation": evaluation
+        and {
+            "metrics": aggregates(evaluation.metrics),
+            "failures": [_fields_of(failure, EvaluationFailure) for failure in evaluation.failures],
+            "records": len(evaluation.records),
+            "slices": {name: aggregates(them) for name, them in evaluation.slices.items()},
+            "metadata": evaluation.metadata,
+        },
+    }
+    return head, lambda raw: [
+        *(record_to_plain(record, raw) for record in report.generation_results),
+        *(evaluation_to_plain(record) for record in (evaluation.records if evaluation else ())),
+        *(_fields_of(score, entities.MetricScore) for score in scores),
+    ]
+
+
+def report_from_plain(head: dict[str, Any], rows: list[Any]) -> entities.ExperimentReport:
+    left = iter(rows)
+
+    def aggregates(them: dict[str, Any]) -> dict[str, MetricAggregate]:
+        return {name: MetricAggregate(**{**one, "per_sample": scores(one["per_sample"])}) for name, one in them.items()}
+
+    def scores(count: int) -> list[entities.MetricScore]:
+        return [entities.MetricScore(**next(left)) for _ in range(count)]
+
+    generations = [record_from_plain(next(left)) for _ in range(head["generations"])]
+    evaluation = head["evaluation"]
+    if evaluation is not None:
+        records = [evaluation_from_plain(next(left)) for _ in range(evaluation["records"])]
+        evaluation = EvaluationReport(
+            metrics=aggregates(evaluation["metrics"]),
+            failures=[EvaluationFailure(**failure) for failure in evaluation["failures"]],
+            records=records,
+            slices={name: aggregates(them) for name, them in evaluation["slices"].items()},
+            metadata=evaluation["metadata"],
+        )
+    return entities.ExperimentReport(
+        generation_results=generations,
+        evaluation_report=evaluation,
+        failures=[entities.ExperimentFailure(**failure) for failure in head["failures"]],
+        metadata=head["metadata"],
+    )
+
+
+def run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
+    moment = now()
+    fresh = RunMetadata(
+        run_id=run_id, experiment_id="default", status=RunStatus.IN_PROGRESS, created_at=moment, updated_at=moment
+    )
+    metadata: dict[str, Any] = reduce_types({**asdict(fresh), **known, "run_id": run_id})
+    metadata["status"] = RunStatus(metadata["status"]).value
+    kept: dict[str, Any] = _without_secrets(metadata)
+    return kept
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _without_secrets(value: Any) -> Any:
+    """Themis puts the API key that `evaluate` was given into its manifest; there it stops."""
+    if not isinstance(value, dict):
+        return value
+    return {key: "***" if key == "api_key" and item else _without_secrets(item) for key, item in value.items()}
+
+
+def reduce_types(value: Any) -> Any:
+    """`value` with subclasses as the types that JSON, and so Themis's own storage, takes them for."""
+    kind = type(value)
+    if value is None or kind in (str, int, float, bool, bytes):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: reduce_types(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {reduce_types(key): reduce_types(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(reduce_types, value))
+    if isinstance(value, list):
+        return list(map(reduce_types, value))
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    return value
