@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import hutch
 
+from ..workers import Calls, WorkerPool
+from .habits import NotAwaitedError, Opened, StoreHabits
 from .namespace import Namespace
-from .threads import Threads
 
 _THREADS = 8
+_CLOSED = "this store is closed; connect again to use it"
 
 
 class _Closable(Protocol):
@@ -22,12 +25,31 @@ class _Closable(Protocol):
 C = TypeVar("C", bound=_Closable)
 
 
-class Opening(Generic[C]):
+class Opening(Opened, Generic[C]):
     """What `connect` and `Store.open` return: ``await`` it, or ``async with`` it, which closes what it opened."""
 
-    def __init__(self, opening: Callable[[], Coroutine[Any, Any, C]]) -> None:
+    def __init__(self, opening: Callable[[], Coroutine[Any, Any, C]], opens: type[C], call: str) -> None:
         self._opening = opening
+        self._opens = opens
+        self._call = call
+        self._spelling = f"async with {call} as ..."
         self._opened: C | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self._call}, not awaited>"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if not name.startswith("_") and hasattr(self._opens, name):
+            self._refuse()
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise NotAwaitedError(f"{self._call} was not awaited; use `await {self._call}` or `async with {self._call}`")
+
+    __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = __aiter__ = _refuse
+
+    def __bool__(self) -> bool:
+        return True
 
     def __await__(self) -> Generator[Any, None, C]:
         return self._opening().__await__()
@@ -56,24 +78,28 @@ def connect(config: Any = None, *, threads: int = _THREADS, inline_reads: bool =
         raise hutch.ConfigError(f"threads must be at least 1, not {threads}")
 
     async def opening() -> Store:
-        pool = Threads(threads)
+        pool = WorkerPool(threads, "hutch.aio")
+        calls = Calls(pool, _describe)
         try:
-            store = await pool.change(pool, functools.partial(hutch.connect, config), undo=hutch.Store.close)
+            store = await calls.write((), functools.partial(hutch.connect, config), undo=hutch.Store.close)
         except BaseException:
             pool.shut_down()
             raise
-        return Store(store, pool, inline_reads)
+        calls.patience_s = _patience_s(store, calls.patience_s)
+        return Store(store, calls, inline_reads)
 
-    return Opening(opening)
+    return Opening(opening, Store, "hutch.aio.connect(...)")
 
 
-class Store:
-    """A `hutch.Store` for asyncio. Any task may use it, one event loop at a time. Made by `connect`."""
+class Store(StoreHabits):
+    """A `hutch.Store` for asyncio. Any task of any event loop may use it. Made by `connect`."""
 
-    def __init__(self, store: hutch.Store, threads: Threads, inline_reads: bool) -> None:
+    def __init__(self, store: hutch.Store, calls: Calls, inline_reads: bool) -> None:
         self._store = store
-        self._threads = threads
+        self._calls = calls
         self._inline_reads = inline_reads
+        # The threads of a store that nobody closes end with it.
+        weakref.finalize(calls, calls.pool.shut_down, join=False).atexit = False
 
     def __repr__(self) -> str:
         return f"<hutch.aio.Store of {self._store!r}>"
@@ -97,29 +123,33 @@ class Store:
         """Open `namespace`, which need not exist: ``async with store.open("core") as core``. As `hutch.Store.open`."""
 
         async def opening() -> Namespace:
-            handle = await self._threads.change(self, self._store.open, namespace, undo=hutch.Namespace.close)
-            return Namespace(handle, self._threads, self._inline_reads)
+            handle = await self._calls.write((namespace,), self._store.open, namespace, undo=hutch.Namespace.close)
+            return Namespace(handle, self._calls, self._inline_reads)
 
-        return Opening(opening)
+        return Opening(opening, Namespace, "store.open(...)")
 
     async def namespaces(self) -> list[str]:
         """The names of the namespaces that hold data, sorted. Raises CapabilityError if the engine cannot tell."""
-        return await self._threads.read(self, self._store.namespaces)
+        return await self._calls.read(self._store.namespaces)
 
     async def drop(self, namespace: str) -> None:
         """Remove `namespace` and all its data. Raises StoreAlreadyOpenError if it is open here."""
-        await self._threads.change(self, self._store.drop, namespace)
+        await self._calls.write((namespace,), self._store.drop, namespace)
 
     async def stats(self) -> dict[str, object]:
         """Figures of the engine, for people."""
-        return await self._threads.read(self, self._store.stats)
+        return await self._calls.read(self._store.stats)
 
     async def close(self) -> None:
         """Close the engine when all calls under way are done; namespaces still open are closed with a ResourceWarning.
 
-        Raises StoreNotOpenError when closed already. Closed even if something raises, or if this is cancelled.
+        Closed even if something raises, or if this is cancelled. Calls that their callers gave up are waited for at
+        most one second; then the engine is closed when they are done. A second `close` does nothing.
         """
-        await self._threads.close(self._store.close)
+        try:
+            await self._calls.close(self._store.close, _CLOSED)
+        finally:
+            self._calls.pool.shut_down()
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,3 +158,16 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _describe(namespace: str | None) -> str:
+    return "the store" if namespace is None else f"namespace {namespace!r}"
+
+
+def _patience_s(store: hutch.Store, otherwise: float) -> float:
+    """Return how long a write waits for one that its caller gave up: `wait_s`, else half of the engine's time-out."""
+    options = getattr(store._factory, "_storage_config", {})
+    wait_s, timeout_s = options.get("wait_s"), options.get("timeout_s")
+    if isinstance(wait_s, int | float):
+        return float(wait_s)
+    return timeout_s / 2 if isinstance(timeout_s, int | float) else otherwise

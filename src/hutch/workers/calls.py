@@ -1,0 +1,221 @@
+"""Calls: the calls of one handle or store, awaited; a later write waits for what an earlier caller gave up on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from ..errors import StorageTimeoutError, StoreNotOpenError
+from .pool import DONE, GRACE_S, HELD, Call, CallGroup, WorkerPool
+
+T = TypeVar("T")
+
+#: The keys of a call: those that it writes, none of them, or None for all.
+Keys = tuple[str, ...] | None
+
+# How long a write waits for an abandoned one where the engine has neither `wait_s` nor `timeout_s`.
+_PATIENCE_S: Final = 60.0
+
+
+class Calls:
+    """Run the blocking calls of one handle, or of one store, in the threads of `pool`.
+
+    A caller that is cancelled is let go at once. A call that it had waiting is withdrawn. A write that had begun is
+    abandoned; a later one of the same key is not begun until that one is done. After `patience_s` it raises
+    StorageTimeoutError instead. `describe` names a key (or all, for None) in that message.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        describe: Callable[[str | None], str],
+        patience_s: float = _PATIENCE_S,
+        parent: Calls | None = None,
+    ) -> None:
+        self.pool = pool
+        self.patience_s = patience_s
+        self._describe = describe
+        self._group: CallGroup = pool.group(parent._group if parent else None)
+        self._parent = parent
+        self._refusal: str | None = None
+
+    # --- one call ---
+
+    async def read(self, fn: Callable[..., T], *args: Any) -> T:
+        """Return ``fn(*args)``, called in a thread."""
+        call = self.prepare(fn, *args)
+        self.pool.submit(call)
+        try:
+            return await call.future
+        except (asyncio.CancelledError, GeneratorExit):
+            self.pool.abandon(call)
+            raise
+
+    async def write(self, keys: Keys, fn: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None) -> T:
+        """Return ``fn(*args)``, called in a thread, which writes `keys`.
+
+        `undo` is called with the result if the caller gave up after the call had begun.
+        """
+        if self._group.abandoned:
+            await self.until_answered(keys)
+        call = self.prepare(fn, *args, keys=keys, undo=undo)
+        self.pool.submit(call)
+        try:
+            return await call.future
+        except (asyncio.CancelledError, GeneratorExit):
+            self.pool.abandon(call)
+            raise
+
+    def prepare(
+        self, fn: Callable[..., T], *args: Any, keys: Keys = (), undo: Callable[[T], object] | None = None
+    ) -> Call[T]:
+        """Return the call of ``fn(*args)``, which `run` makes. Raises StoreNotOpenError when closed."""
+        self.check_open()
+        return Call(self._group, self.loop(), fn, args, keys, undo)
+
+    async def run(self, call: Call[T]) -> T:
+        """Make a call that `prepare` returned, and return its result."""
+        self.pool.submit(call)
+        try:
+            return await call.future
+        except (asyncio.CancelledError, GeneratorExit):
+            self.pool.abandon(call)
+            raise
+
+    async def until_answered(self, keys: Keys) -> None:
+        """Wait until no abandoned write of any of `keys` is unanswered. Raises StorageTimeoutError after a while."""
+        until_s = time.monotonic() + self.patience_s
+        try:
+            while (hit := self._abandoned_write(keys)) is not None:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    raise StorageTimeoutError(self._unanswered(hit[1]))
+                await self._changed(hit[0], left_s)
+        except asyncio.CancelledError as error:
+            if hit is not None:
+                error.add_note(f"hutch: {self._unanswered(hit[1])}")
+            raise
+
+    # --- closing ---
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are taken: neither this nor its store was closed."""
+        return self._refusal is None and (self._parent is None or self._parent.is_open)
+
+    def check_open(self) -> None:
+        """Raise StoreNotOpenError if this or its store is closed."""
+        if self._refusal is not None:
+            raise StoreNotOpenError(self._refusal)
+        if self._parent is not None:
+            self._parent.check_open()
+
+    async def close(self, fn: Callable[[], object], refusal: str, keys: Keys = ()) -> bool:
+        """Refuse further calls with `refusal`, and call `fn` in a thread when those under way are done.
+
+        Waits for abandoned calls for `GRACE_S` at most; then `fn` is called when they are done, whenever that is.
+        Returns whether `fn` was called. Being cancelled does not keep it from being called. A second call waits for
+        the first one, and does nothing else.
+        """
+        closing = self._group.closing
+        if closing is None:
+            closing = Call(self._group, self.loop(), fn, keys=keys)
+            self._refusal = refusal
+            self.pool.close_later(closing)
+        else:
+            while closing.state != DONE and not closing.is_abandoned:
+                await self._changed(closing, None)
+            return closing.state == DONE
+        try:
+            await self._quiet()
+            if closing.state == HELD:
+                closing.is_forsaken = True
+                self.pool.abandon(closing)
+                return False
+            await asyncio.shield(closing.future)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.pool.abandon(closing)
+            raise
+        return True
+
+    async def _quiet(self) -> None:
+        """Wait until all calls are done, for abandoned ones `GRACE_S` at most and only once."""
+        unfinished = self._group.unfinished
+        while wanted := [call for call in unfinished.copy() if not call.is_abandoned]:
+            await self._changed(wanted[0], None)
+        until_s = time.monotonic() + GRACE_S
+        for call in unfinished.copy():
+            while call.state != DONE and not call.is_forsaken:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    call.is_forsaken = True
+                else:
+                    await self._changed(call, left_s)
+
+    # --- inside ---
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop. Raises RuntimeError where there is none, as under trio."""
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(_needs_asyncio(self.pool.name)) from None
+
+    def _abandoned_write(self, keys: Keys) -> tuple[Call[Any], str | None] | None:
+        """Return an abandoned write of one of `keys`, and the key."""
+        for call in self._group.abandoned.copy():
+            if call.keys is None:
+                return call, keys[0] if keys else None
+            if keys is None:
+                return call, call.keys[0]
+            for key in keys:
+                if key in call.keys:
+                    return call, key
+        return None
+
+    def _unanswered(self, key: str | None) -> str:
+        return (
+            f"{self._describe(key)}: an earlier call, which its caller gave up, is still unanswered; this call waited "
+            f"for it ({self.patience_s:g} s at most) and was not sent. Try again later"
+        )
+
+    async def _changed(self, call: Call[Any], timeout_s: float | None) -> None:
+        """Wait until `call` is done or abandoned."""
+        loop = self.loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        wake = partial(_wake, loop, waiter)
+        if self.pool.watch(call, wake):
+            try:
+                await asyncio.wait([waiter], timeout=timeout_s)
+            finally:
+                with suppress(ValueError):
+                    call.callbacks.remove(wake)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed; nobody waits
+        loop.call_soon_threadsafe(_set, waiter)
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _needs_asyncio(who: str) -> str:
+    trio = sys.modules.get("trio")
+    try:
+        under_trio = trio is not None and trio.lowlevel.current_task() is not None
+    except (RuntimeError, AttributeError):
+        under_trio = False
+    if under_trio:
+        return (
+            f"{who} needs asyncio, and this task runs under trio; use hutch.connect() and call its verbs in a thread: "
+            "await trio.to_thread.run_sync(namespace.get, key)"
+        )
+    return f"{who} needs asyncio, and no event loop runs here; await it within asyncio.run(), or use hutch.connect()"

@@ -1,0 +1,394 @@
+"""WorkerPool: run blocking calls in daemon threads and hand their results to any number of event loops.
+
+A caller may give up at any moment. A call that has not begun is withdrawn; one that has begun is abandoned: it keeps
+its thread until the storage has answered, and the pool starts another thread in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextvars
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar
+
+from ..errors import StorageUnavailableError
+
+T = TypeVar("T")
+
+#: How long `close` and the end of the process wait for abandoned calls, in seconds.
+GRACE_S: Final = 1.0
+# A pool of n threads has up to this many times n more of them while abandoned calls hold threads.
+_REPLACEMENTS: Final = 3
+_JOIN_S: Final = 1.0
+
+HELD: Final = "held"
+WAITING: Final = "waiting"
+RUNNING: Final = "running"
+DONE: Final = "done"
+
+
+class Call(Generic[T]):
+    """One call of `fn` in a thread. Its `future` belongs to the event loop that made the call."""
+
+    __slots__ = (
+        *("args", "callbacks", "context", "fn", "future", "group"),
+        *("is_abandoned", "is_forsaken", "keys", "state", "undo"),
+    )
+
+    def __init__(
+        self,
+        group: CallGroup,
+        loop: asyncio.AbstractEventLoop,
+        fn: Callable[..., T],
+        args: tuple[Any, ...] = (),
+        keys: tuple[str, ...] | None = (),
+        undo: Callable[[T], object] | None = None,
+    ) -> None:
+        self.group = group
+        self.fn = fn
+        self.args = args
+        self.context = contextvars.copy_context()
+        self.future: asyncio.Future[T] = loop.create_future()
+        #: The keys that the call writes; None stands for all of them.
+        self.keys = keys
+        #: Called with the result if nobody waits for it any more.
+        self.undo = undo
+        self.state = HELD
+        #: Whether the caller gave up after the call had begun.
+        self.is_abandoned = False
+        #: Whether a `close` waited for the abandoned call already; no other one waits again.
+        self.is_forsaken = False
+        #: Called, in any thread, when the call is done or abandoned.
+        self.callbacks: list[Callable[[], object]] = []
+
+
+class CallGroup:
+    """The unfinished calls of one handle, or of a store together with its handles, whose `parent` it is."""
+
+    __slots__ = ("__weakref__", "abandoned", "closing", "parent", "unfinished")
+
+    def __init__(self, parent: CallGroup | None = None) -> None:
+        self.parent = parent
+        self.unfinished: dict[Call[Any], None] = {}
+        #: Writes that have begun and that nobody waits for.
+        self.abandoned: dict[Call[Any], None] = {}
+        #: The call that closes the handle or the store; it begins when every other one is done.
+        self.closing: Call[Any] | None = None
+
+
+class WorkerPool:
+    """At most `threads` daemon threads, started when they are needed, and the calls that wait for one.
+
+    Any thread and event loop may use it. The threads are called `name`.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self.name = name
+        self._most = threads
+        self._is_shut = False
+        self._groups: weakref.WeakSet[CallGroup] = weakref.WeakSet()
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        # Re-enterable: a finalizer that runs while it is held may end the pool.
+        self._lock = threading.RLock()
+        self._started = 0
+        self._abandoned = 0
+        self._waiting: OrderedDict[Call[Any], None] = OrderedDict()
+        self._running: dict[Call[Any], None] = {}
+        self._workers: set[threading.Thread] = set()
+        # Each idle thread sleeps on a lock of its own.
+        self._idle: list[threading.Lock] = []
+
+    def group(self, parent: CallGroup | None = None) -> CallGroup:
+        """Return a new group of calls of this pool."""
+        group = CallGroup(parent)
+        with self._lock:
+            self._groups.add(group)
+        return group
+
+    # --- from the event loop ---
+
+    def submit(self, call: Call[Any]) -> None:
+        """Run `call` as soon as a thread is free.
+
+        Raises StorageUnavailableError if there is no thread and none can be started; then `call` is not made.
+        """
+        with self._lock:
+            # In this order: a signal handler that raises in between leaves no call that is never made.
+            self._enqueue(call)
+            _register(call, call.group)
+        if (error := self._grow()) is not None and self.withdraw(call):
+            raise StorageUnavailableError(f"{error}, and the call was not made; try again later") from error
+
+    def withdraw(self, call: Call[Any]) -> bool:
+        """Take `call` out of the queue; return whether it was there. It never begins then."""
+        with self._lock:
+            if call not in self._waiting:
+                return False
+            del self._waiting[call]
+            callbacks = self._end(call)
+        _call_all(callbacks)
+        return True
+
+    def abandon(self, call: Call[Any]) -> None:
+        """Give up on `call`: withdraw it if it has not begun. Otherwise it goes on, and nobody gets its result.
+
+        The closing call of a group is never withdrawn.
+        """
+        if call is not call.group.closing and self.withdraw(call):
+            return
+        callbacks: list[Callable[[], object]] = []
+        with self._lock:
+            if call.state != DONE and not call.is_abandoned:
+                call.is_abandoned = True
+                self._abandoned += call.state == RUNNING
+                if call.keys != ():
+                    _owner(call).abandoned[call] = None
+                callbacks = _taken(call)
+        _call_all(callbacks)
+        if call.state == DONE:
+            self._discard(call)
+        self._grow()
+
+    def watch(self, call: Call[Any], callback: Callable[[], object]) -> bool:
+        """Have `callback` called once `call` is done or abandoned; return False if it is done already."""
+        with self._lock:
+            if call.state == DONE:
+                return False
+            call.callbacks.append(callback)
+            return True
+
+    def close_later(self, call: Call[Any]) -> None:
+        """Run `call`, which closes its group, as soon as all other calls of the group are done."""
+        group = call.group
+        with self._lock:
+            group.closing = call
+            if group.parent is not None:
+                _register(call, group.parent)
+            if not group.unfinished:
+                self._enqueue(call)
+        self._grow()
+
+    def shut_down(self, join: bool = True) -> None:
+        """End the threads as soon as no call waits; with `join`, threads that are idle have ended on return."""
+        with self._lock:
+            self._is_shut = True
+            idle, self._idle = self._idle, []
+            workers = [] if self._running or self._waiting or not join else list(self._workers)
+        for wake in idle:
+            wake.release()
+        for worker in workers:
+            if worker is not threading.current_thread():
+                worker.join(_JOIN_S)
+
+    def drain(self, until_s: float) -> bool:
+        """Wait until all calls are done, and for abandoned ones until `until_s` of the monotonic clock at most.
+
+        Returns whether all are done.
+        """
+        while calls := [*self._running, *self._waiting]:
+            wanted = [call for call in calls if not call.is_abandoned]
+            if not wanted and (time.monotonic() >= until_s or all(call.is_forsaken for call in calls)):
+                for call in calls:
+                    call.is_forsaken = True
+                return False
+            changed = threading.Event()
+            if self.watch((wanted or calls)[0], changed.set):
+                changed.wait(0.1)
+        return True
+
+    def undo_later(self, call: Call[Any], result: Any) -> None:
+        """Undo a call that succeeded when its caller had given up already."""
+        undo, call.undo = call.undo, None
+        if undo is not None:
+            self.submit(Call(call.group, call.future.get_loop(), undo, (result,), call.keys))
+
+    # --- in the threads ---
+
+    def _work(self) -> None:
+        wake = threading.Lock()
+        wake.acquire()
+        while (call := self._next(wake)) is not None:
+            self._run(call)
+            del call  # a sleeping thread must not keep a value alive
+
+    def _next(self, wake: threading.Lock) -> Call[Any] | None:
+        """Return the next call for a thread, which sleeps until there is one; None ends the thread."""
+        while True:
+            with self._lock:
+                is_surplus = len(self._workers) > self._limit()
+                if self._waiting and not is_surplus:
+                    call, _ = self._waiting.popitem(last=False)
+                    call.state = RUNNING
+                    self._running[call] = None
+                    self._abandoned += call.is_abandoned
+                    return call
+                if is_surplus or self._is_shut:
+                    self._workers.discard(threading.current_thread())
+                    return None
+                self._idle.append(wake)
+            wake.acquire()
+
+    def _run(self, call: Call[Any]) -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            try:
+                result = call.context.run(call.fn, *call.args)
+            except BaseException as raised:
+                error = _passable(raised, call.fn)
+            while (undo := self._undo_or_end(call, error)) is not None:
+                with suppress(Exception):  # nobody is left to be told
+                    undo(result)
+            if not call.is_abandoned:
+                _deliver(self, call, result, error)
+        finally:
+            # The error knows this frame, which must not know the error.
+            del error, result, call
+
+    def _undo_or_end(self, call: Call[Any], error: BaseException | None) -> Callable[[Any], object] | None:
+        """Return what undoes an abandoned call that succeeded; otherwise the call is done."""
+        with self._lock:
+            if call.is_abandoned and call.undo is not None and error is None:
+                undo, call.undo = call.undo, None
+                return undo
+            self._running.pop(call, None)
+            self._abandoned -= call.is_abandoned
+            callbacks = self._end(call)
+        _call_all(callbacks)
+        return None
+
+    # --- inside, with the lock held ---
+
+    def _limit(self) -> int:
+        return self._most + min(self._abandoned, _REPLACEMENTS * self._most)
+
+    def _enqueue(self, call: Call[Any]) -> None:
+        call.state = WAITING
+        self._waiting[call] = None
+        if self._idle:
+            self._idle.pop().release()
+
+    def _end(self, call: Call[Any]) -> list[Callable[[], object]]:
+        """Forget `call`, and let the closing call begin that waited for it; return the callbacks to be called."""
+        call.state = DONE
+        group: CallGroup | None = call.group
+        while group is not None:
+            group.unfinished.pop(call, None)
+            group.abandoned.pop(call, None)
+            if group.closing is not None and group.closing.state == HELD and not group.unfinished:
+                self._enqueue(group.closing)
+            group = group.parent
+        return _taken(call)
+
+    # --- inside ---
+
+    def _discard(self, call: Call[Any]) -> None:
+        """Undo the result that nobody gets, and look at the error, so that asyncio does not complain."""
+        future = call.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            self.undo_later(call, future.result())
+
+    def _grow(self) -> RuntimeError | None:
+        """Start a thread if a call waits for one; return the error if none can be started and there is none."""
+        with self._lock:
+            if not self._waiting or self._idle or len(self._workers) >= self._limit():
+                return None
+            worker = threading.Thread(target=self._work, name=f"{self.name}_{self._started}", daemon=True)
+            self._started += 1
+            self._workers.add(worker)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            self._workers.discard(worker)
+            # A thread that is there gets to the call later.
+            return None if self._workers else error
+        except BaseException:
+            if worker.ident is None:
+                self._workers.discard(worker)
+            raise
+        return None
+
+
+def _owner(call: Call[Any]) -> CallGroup:
+    """Return the group whose later calls wait for `call`: for the closing call of a handle it is the store's."""
+    group = call.group
+    return group.parent if call is group.closing and group.parent is not None else group
+
+
+def _register(call: Call[Any], group: CallGroup) -> None:
+    one: CallGroup | None = group
+    while one is not None:
+        one.unfinished[call] = None
+        one = one.parent
+
+
+def _taken(call: Call[Any]) -> list[Callable[[], object]]:
+    callbacks, call.callbacks = call.callbacks, []
+    return callbacks
+
+
+def _call_all(callbacks: list[Callable[[], object]]) -> None:
+    for callback in callbacks:
+        callback()
+
+
+def _deliver(pool: WorkerPool, call: Call[Any], result: Any, error: BaseException | None) -> None:
+    """Hand the outcome to the event loop of the caller."""
+    try:
+        call.future.get_loop().call_soon_threadsafe(_resolve, pool, call, result, error)
+    except RuntimeError:  # the loop is closed; nobody waits
+        if error is None:
+            pool.undo_later(call, result)
+
+
+def _resolve(pool: WorkerPool, call: Call[Any], result: Any, error: BaseException | None) -> None:
+    future = call.future
+    if future.done():  # the caller gave up after the call was done
+        if error is None:
+            pool.undo_later(call, result)
+    elif error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _passable(error: BaseException, fn: Callable[..., Any]) -> BaseException:
+    if not isinstance(error, StopIteration):
+        return error
+    # asyncio cannot pass it on, and would wait for ever.
+    replacement = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
+    replacement.__cause__ = error
+    return replacement
+
+
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def _drain_all() -> None:
+    until_s = time.monotonic() + GRACE_S
+    for pool in list(_pools):
+        pool.drain(until_s)
+
+
+def _reset_after_fork() -> None:
+    # The threads do not exist in the child, and neither do the callers of their calls.
+    for pool in list(_pools):
+        pool._reset()
+        for group in list(pool._groups):
+            group.unfinished.clear()
+            group.abandoned.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+atexit.register(_drain_all)
