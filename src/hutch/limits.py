@@ -5,8 +5,8 @@ They stand here once. Engines and handles call these checks before they write an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NoReturn
 
 from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError
 
@@ -16,6 +16,9 @@ MAX_KEY_BYTES = 1024
 MAX_NAMESPACE_BYTES = 255
 #: Largest value, in encoded bytes (512 MiB: the largest string a Redis server takes).
 MAX_VALUE_BYTES = 512 * 1024 * 1024
+
+# Of a code object, as inspect.CO_COROUTINE; importing inspect takes longer than importing hutch.
+_CO_COROUTINE: Final = 0x80
 
 # A code point takes at most four bytes, so a text of this length needs no counting.
 _SHORT = MAX_KEY_BYTES // 4
@@ -105,3 +108,32 @@ def check_value_size(key: str, size_bytes: int) -> None:
             f"the value for key {key!r} takes {size_bytes:,} bytes encoded; at most {MAX_VALUE_BYTES:,} "
             "(512 MiB) fit. Split it over several keys"
         )
+
+
+def plain_function(fn: Callable[[Any], Any], key: str) -> Callable[[Any], Any]:
+    """Return `fn`, as a function that raises TypeError in place of an awaitable result, which is closed.
+
+    Raises TypeError at once if `fn` is an ``async def``.
+    """
+    if getattr(getattr(fn, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
+        _refuse_async(fn, key)
+
+    def checked(value: Any) -> Any:
+        result = fn(value)
+        if hasattr(type(result), "__await__"):
+            # A coroutine that is not closed would be warned about: it was never awaited.
+            close = getattr(result, "close", None)
+            if callable(close):
+                close()
+            _refuse_async(fn, key)
+        return result
+
+    return checked
+
+
+def _refuse_async(fn: object, key: str) -> NoReturn:
+    raise TypeError(
+        f"modify() of key {key!r} was given {getattr(fn, '__qualname__', type(fn).__name__)}, which is an async "
+        "function or returns an awaitable; nothing was written. Give it a plain function, or await inside "
+        "`async with namespace.mutable(key)` of hutch.aio"
+    )

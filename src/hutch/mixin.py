@@ -21,7 +21,7 @@ from .adapted import open_checked
 from .base import MISSING, StorageBase
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
 from .keylocks import run_locked
-from .limits import check_key, check_keys, check_namespace
+from .limits import check_key, check_keys, check_namespace, plain_function
 from .mutable import Mutable
 
 T = TypeVar("T")
@@ -266,7 +266,7 @@ class StoreMixin(MutableMapping[str, Any]):
         among all processes where `capabilities` has `atomic-modify`. Raises ConflictError after 60 s.
         """
         key, store = check_key(key), self._store
-        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
+        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, plain_function(fn, key), default)
 
     def mutable(self, key: str, default: Any = None) -> AbstractContextManager[Any]:
         """Read a value, let the block change it in place, write it back: ``with ns.mutable("k", {}) as v:``.

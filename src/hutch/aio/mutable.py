@@ -5,38 +5,43 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import hutch
 
+from ..keylocks import current_owner
+from ..limits import plain_function
 from ..workers import Calls
 from ..workers.pool import Call
 from .habits import Opened
-from .keyqueue import Ticket
+from .ticket import TaskTicket
 
 
 async def modify(handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any) -> Any:
-    """Call `handle.modify` in a thread when it is this task's turn for `key`, and return the new value."""
-    calls.check_open()
-    call: Call[Any] = calls.prepare(handle.modify, keys=(key,))
-    call.args = (key, _Function(fn, call), default)
-    ticket = _ticket(handle, calls, key)
+    """Modify `key` in a thread when it is this task's turn, and return the new value."""
+    storage = handle._store
+    # Not of the handle: it would wait, in the thread, for the key that the task holds.
+    call: Call[Any] = calls.prepare(storage.modify, keys=(key,))
+    call.args = (key, _Function(plain_function(fn, key), call), default)
+    ticket = TaskTicket(storage.lock_scope, key)
+    call.context.run(current_owner.set, ticket.owner)
     try:
         await calls.until_answered((key,))
-        await ticket.enter(calls.patience_s)
+        ticket.enter()
+        await ticket.wait_turn(storage.wait_s)
         ticket.call = call
         return await calls.run(call)
     finally:
-        ticket.leave(calls.pool)
+        ticket.release(calls.pool)
 
 
 class Mutable(Opened):
-    """The `async with` block of `Namespace.mutable`."""
+    """The `async with` block of `Namespace.mutable`. For one use."""
 
     _spelling = "async with namespace.mutable(key) as value"
 
     def __init__(self, handle: hutch.Namespace, calls: Calls, key: str, default: Any) -> None:
-        self._handle = handle
+        self._handle, self._storage = handle, handle._store
         self._calls = calls
         self._key = key
         self._default = default
@@ -44,20 +49,20 @@ class Mutable(Opened):
     async def __aenter__(self) -> Any:
         calls, key = self._calls, self._key
         calls.check_open()
-        ticket = self._ticket = _ticket(self._handle, calls, key)
-        entered = False
+        calls.loop()
+        ticket = self._ticket = TaskTicket(self._storage.lock_scope, key)
+        is_entered = False
         try:
             await calls.until_answered((key,))
-            await ticket.enter(calls.patience_s)
-            # No lock of a thread is held across the block: the thread that took it might not be the one to free it.
-            storage = self._storage = self._handle._store
-            self._value, self._token = await calls.read(storage.get_for_update, key)
+            ticket.enter()
+            await ticket.wait_turn(self._storage.wait_s)
+            self._value, self._token = await calls.read(self._storage.get_for_update, key)
             if self._value is hutch.MISSING:
                 self._value = copy.deepcopy(self._default)
-            entered = True
+            is_entered = True
         finally:
-            if not entered:
-                ticket.leave(calls.pool)
+            if not is_entered:
+                ticket.release(calls.pool)
         return self._value
 
     async def __aexit__(
@@ -67,8 +72,7 @@ class Mutable(Opened):
             if kind is None:
                 await self._write()
         finally:
-            self._ticket.leave(self._calls.pool)
-            del self._value, self._token
+            self._ticket.release(self._calls.pool)
 
     async def _write(self) -> None:
         calls, key, storage = self._calls, self._key, self._storage
@@ -94,13 +98,5 @@ class _Function:
 
     def __call__(self, value: Any) -> Any:
         if self._call.is_abandoned:
-            self._refuse()
+            raise hutch.ConflictError("the caller of modify() gave up; nothing was written")
         return self._fn(value)
-
-    def _refuse(self) -> NoReturn:
-        raise hutch.ConflictError("the caller of modify() gave up; nothing was written")
-
-
-def _ticket(handle: hutch.Namespace, calls: Calls, key: str) -> Ticket:
-    calls.loop()
-    return Ticket(handle._store.lock_scope, key, f"key {key!r} of namespace {handle.namespace!r}")
