@@ -556,7 +556,15 @@ def test_a_search_imports_no_plugin_and_no_driver_and_leaves_sys_path_alone(tmp_
     assert len(report["plugins"]) == 2
     assert report["sys_path_kept"]
     ours = [name for name in report["modules"] if name.partition(".")[0] == "hutch"]
-    assert ours == ["hutch", "hutch.descriptor", "hutch.discovery", "hutch.errors", "hutch.installed", "hutch.record"]
+    assert ours == [
+        "hutch",
+        "hutch.descriptor",
+        "hutch.discovery",
+        "hutch.errors",
+        "hutch.handlers",
+        "hutch.installed",
+        "hutch.record",
+    ]
     others = {name.partition(".")[0] for name in report["modules"]} - {"hutch"}
     assert others <= sys.stdlib_module_names, others - sys.stdlib_module_names
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from .base import StorageBase
 from .errors import PluginError, StoreError, redact
+from .handlers import passes_through, raised_by_handler
 
 T = TypeVar("T")
 
@@ -16,14 +17,16 @@ _VERBS = ("set", "get", "remove", "len", "keys", "close")
 def open_checked(factory: Any, plugin: str, namespace: str) -> StorageBase:
     """Stage 2: what `factory.open` returns, as a StorageBase.
 
-    A StoreError passes; anything else that `open` raises, `SystemExit` included, becomes a PluginError, and so
-    does a result that is not a storage.
+    A StoreError passes, and so does MemoryError and what a signal handler raised while `open` ran; anything else that
+    `open` raises, its `SystemExit` included, becomes a PluginError, and so does a result that is not a storage.
     """
     try:
         return as_storage(factory.open(namespace), plugin, namespace)
     except StoreError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError) or raised_by_handler(error):
+            raise
         raise PluginError(
             f"the {plugin} plugin's open({namespace!r}) raised {type(error).__name__}: {redact(str(error))[:300]}"
         ) from error
@@ -95,7 +98,7 @@ class AdaptedStorage(StorageBase):
             raise
         except Exception as error:
             # A missing key, but where there is a key to be missing.
-            if isinstance(error, KeyError) and verb in ("get", "remove"):
+            if (isinstance(error, KeyError) and verb in ("get", "remove")) or passes_through(error):
                 raise
             # Where a value is at hand an error may quote it; it is in the cause.
             told = "" if verb in ("get", "set") else f": {redact(str(error))[:300]}"

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from .errors import CapabilityError, ConflictError
+from .handlers import is_missing, passes_through
 from .keylocks import WAIT_S
 from .options import Option, read_options
 from .record import Record
@@ -120,7 +121,9 @@ class StorageBase(ABC):
         """Whether `key` has a value."""
         try:
             self.get(key)
-        except KeyError:
+        except KeyError as error:
+            if not is_missing(error, key):
+                raise
             return False
         return True
 
@@ -130,8 +133,9 @@ class StorageBase(ABC):
         for key in keys:
             try:
                 found[key] = self.get(key)
-            except KeyError:
-                continue
+            except KeyError as error:
+                if not is_missing(error, key):
+                    raise
         return found
 
     def set_many(self, items: Mapping[str, Any]) -> None:
@@ -145,18 +149,23 @@ class StorageBase(ABC):
         for key in dict.fromkeys(keys):
             try:
                 self.remove(key)
-            except KeyError:
-                continue
-            removed += 1
+            except KeyError as error:
+                if not is_missing(error, key):
+                    raise
+            else:
+                removed += 1
         return removed
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Each live key once, with its value, under the same terms as `keys`."""
         for key in self.keys():
             try:
-                yield key, self.get(key)
-            except KeyError:
-                continue
+                value = self.get(key)
+            except KeyError as error:
+                if not is_missing(error, key):
+                    raise
+            else:
+                yield key, value
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
@@ -164,9 +173,12 @@ class StorageBase(ABC):
         """Items in key order (by code point) whose key has `prefix` and lies in ``start <= key < stop``."""
         for key in self.scan_keys(prefix, start, stop, reverse):
             try:
-                yield key, self.get(key)
-            except KeyError:
-                continue
+                value = self.get(key)
+            except KeyError as error:
+                if not is_missing(error, key):
+                    raise
+            else:
+                yield key, value
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
@@ -191,7 +203,9 @@ class StorageBase(ABC):
         """The value of `key` (MISSING if there is none) and a token that `set_if_unchanged` takes."""
         try:
             value = self.get(key)
-        except KeyError:
+        except KeyError as error:
+            if not is_missing(error, key):
+                raise
             return MISSING, MISSING
         # The copy is the caller's: a storage may hand out the object that it holds, as Errbot's memory does.
         return copy.deepcopy(value), value
@@ -205,7 +219,9 @@ class StorageBase(ABC):
         with _update_lock:
             try:
                 current = self.get(key)
-            except KeyError:
+            except KeyError as error:
+                if not is_missing(error, key):
+                    raise
                 current = MISSING
             if not _same(current, token):
                 return False
@@ -367,11 +383,14 @@ def _same(a: Any, b: Any) -> bool:
                 return True
         elif a == b:
             return True
-    except Exception:  # noqa: S110 - arrays, what holds itself, and what was not made to be compared
-        pass
+    except Exception as error:  # arrays, what refers to itself, and what was not made to be compared
+        if passes_through(error):
+            raise
     try:
         import pickle
 
         return pickle.dumps(a) == pickle.dumps(b)
-    except Exception:
+    except Exception as error:  # a class may refuse to be pickled in any way
+        if passes_through(error):
+            raise
         return False

@@ -14,6 +14,7 @@ from codecs import BOM_UTF8
 from pathlib import Path
 
 from .errors import PluginLoadError
+from .handlers import passes_through
 from .record import Record
 
 _MAX_BYTES = 64 * 1024
@@ -109,8 +110,12 @@ def parse_if_wanted(path: Path, wanted: str) -> PluginInfo | BrokenPlugin | None
     except _Malformed as error:
         return BrokenPlugin(path, name, str(error))
     except OSError as error:
+        if passes_through(error):
+            raise
         return BrokenPlugin(path, name, f"cannot be read: {error.strerror or error}")
     except ValueError as error:  # a path with NUL in it
+        if passes_through(error):
+            raise
         return BrokenPlugin(path, name, f"cannot be read: {error}")
 
 
@@ -294,6 +299,8 @@ def _check_module(file: Path) -> None:
         real = Path(os.path.realpath(file, strict=True))
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError as error:
+        if passes_through(error):
+            raise
         raise _Malformed(f"its module {shown(file)} cannot be read: {error.strerror or error}") from None
     if not real.is_relative_to(file.parent):
         raise _Malformed(f"its module {shown(file)} is a link out of its folder, to {shown(real)}")

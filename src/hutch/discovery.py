@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
 from .errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
+from .handlers import passes_through
 from .installed import PLUGINS_GROUP, may_have_entry_points
 from .record import Record
 
@@ -131,6 +132,8 @@ class _Search:
             folder = folder.absolute()
             note = "" if folder.is_dir() else " (not a folder)" if folder.exists() else " (does not exist)"
         except (OSError, ValueError) as error:  # no current directory, no permission, NUL in the path
+            if passes_through(error):
+                raise
             self.broken.append(BrokenPlugin(folder, None, f"cannot be searched: {_reason(error)}"))
             note = " (cannot be searched)"
         self.places.append(f"{label}: {shown(folder)}{note}")
@@ -198,6 +201,8 @@ class _Search:
                         elif _is_dir(entry):
                             folders.append(entry.name)
             except OSError as error:
+                if passes_through(error):
+                    raise
                 self.broken.append(BrokenPlugin(folder, None, f"cannot be searched: {_reason(error)}"))
             yield from (folder / name for name in sorted(descriptors))
             pending.extend(folder / name for name in sorted(folders, reverse=True))
@@ -209,6 +214,8 @@ class _Search:
 
             installed = list(distributions())
         except Exception as error:  # a finder of somebody else's
+            if passes_through(error):
+                raise
             place = Path(f"entry points of group {PLUGINS_GROUP}")
             self.broken.append(BrokenPlugin(place, None, f"cannot be searched: {_reason(error)}"))
             return
@@ -219,6 +226,8 @@ class _Search:
                     for entry_point in distribution.entry_points.select(group=PLUGINS_GROUP):
                         yield distribution, entry_point.name, entry_point.value
             except Exception as error:  # anything may lie about in site-packages
+                if passes_through(error):
+                    raise
                 where = Path(str(distribution.locate_file("")))
                 self.broken.append(BrokenPlugin(where, None, f"entry points cannot be read: {_reason(error)}"))
 
@@ -293,6 +302,8 @@ def _package_dir(distribution: Distribution, package: str) -> Path:
     try:
         spec = find_spec(top)
     except Exception as error:  # finders are other people's code
+        if passes_through(error):
+            raise
         raise _BadEntryPoint(f"the package {top} cannot be found: {_reason(error)}") from None
     if spec is None:
         raise _BadEntryPoint(f"there is no package {top}")
@@ -312,14 +323,18 @@ def _is_dotted(text: str) -> bool:
 def _real(path: Path) -> str:
     try:
         return os.path.realpath(path)
-    except (OSError, ValueError):  # NUL in the path; whoever opens it says so
+    except (OSError, ValueError) as error:  # NUL in the path; whoever opens it says so
+        if passes_through(error):
+            raise
         return str(path)
 
 
 def _identity(folder: Path) -> object:
     try:
         status = folder.stat()
-    except OSError:  # whoever lists it says so
+    except OSError as error:  # whoever lists it says so
+        if passes_through(error):
+            raise
         return folder
     return status.st_dev, status.st_ino
 
@@ -327,7 +342,9 @@ def _identity(folder: Path) -> object:
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError as error:  # a link to itself
+        if passes_through(error):
+            raise
         return False
 
 

@@ -13,7 +13,7 @@ from zlib import crc32
 from .base import MISSING, Codec, StorageBase, StoragePluginBase
 from .codec.typed import TypedCodec
 from .errors import CorruptValueError
-from .limits import MAX_VALUE_BYTES, check_key, check_keys, check_value_size
+from .limits import MAX_VALUE_BYTES, check_key, check_keys, check_value_size, explain_failure
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
@@ -133,8 +133,8 @@ class EncodedStorage(StorageBase):
     def get(self, key: str) -> Any:
         try:
             data = self.read(key)
-        except Exception:
-            check_key(key)
+        except Exception as error:
+            explain_failure(key, error)
             raise
         if data is None:
             # A key outside the limits is never there, so reads pay for the check only when they miss.
@@ -149,8 +149,8 @@ class EncodedStorage(StorageBase):
     def contains(self, key: str) -> bool:
         try:
             found = self.exists(key)
-        except Exception:
-            check_key(key)
+        except Exception as error:
+            explain_failure(key, error)
             raise
         if not found or not key:
             check_key(key)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .handlers import passes_through
+
 __all__ = [
     "CapabilityError",
     "ConfigError",
@@ -117,7 +119,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name closest to `name`, or the empty string."""
     try:
         import difflib
-    except (ImportError, OSError):  # a process that gave up its rights; a hint is not worth another error
+    except (ImportError, OSError) as error:  # a process that gave up its rights; a hint is not worth another error
+        if passes_through(error):
+            raise
         return ""
     by_folded = {k.casefold(): k for k in known}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)

@@ -14,6 +14,7 @@ from .config import CodecConfig, StoreConfig, read_config, url_path
 from .descriptor import PluginInfo
 from .discovery import Discovery, discover
 from .errors import ConfigError, PluginNotFoundError
+from .handlers import passes_through
 from .installed import HOOKS_GROUP, may_have_entry_points
 from .loader import build_factory
 
@@ -154,7 +155,9 @@ def _hooks_are_installed() -> bool:
         from importlib.metadata import entry_points
 
         return bool(entry_points(group=HOOKS_GROUP))
-    except Exception:
+    except Exception as error:
+        if passes_through(error):
+            raise
         return True  # `hooks` says what is wrong with them
 
 

@@ -41,6 +41,11 @@ def passes_through(error: BaseException) -> bool:
     return not isinstance(error, Exception) or isinstance(error, MemoryError) or raised_by_handler(error)
 
 
+def is_missing(error: KeyError, key: object) -> bool:
+    """Return whether `error` says that `key` is missing; False for a KeyError that a signal handler raised."""
+    return bool(error.args and error.args[0] is key) or not passes_through(error)
+
+
 def _has_argument(called: TracebackType, frame: FrameType) -> bool:
     code, values = called.tb_frame.f_code, called.tb_frame.f_locals
     variadic = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS; importing inspect costs more than opening a store

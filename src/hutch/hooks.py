@@ -19,6 +19,7 @@ from typing import Any
 import pluggy
 
 from .errors import PluginError, nearest
+from .handlers import passes_through, raised_by_handler
 
 PROJECT = "hutch"
 
@@ -98,7 +99,9 @@ def hooked_plugins() -> list[Path | type]:
         try:
             # One plugin need not be put in a list.
             found.extend([given] if isinstance(given, str | os.PathLike | type) else given)
-        except Exception:
+        except Exception as error:
+            if passes_through(error):
+                raise
             _log.exception("hook hutch_plugins gave no list of folders and classes")
     return found
 
@@ -114,7 +117,9 @@ def _call(hook: str, **arguments: Any) -> list[Any]:
     for implementation in reversed(getattr(plugin_manager().hook, hook).get_hookimpls()):
         try:
             result = implementation.function(*[arguments[name] for name in implementation.argnames])
-        except Exception:
+        except Exception as error:
+            if passes_through(error):
+                raise
             _log.exception("hook %s of %s failed", hook, _shown(implementation.plugin))
             continue
         if result is not None:
@@ -127,6 +132,8 @@ def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
     try:
         found = list(importlib.metadata.entry_points(group=PROJECT))
     except Exception as error:  # anything may lie about in site-packages
+        if passes_through(error):
+            raise
         return [f"the entry points of group {PROJECT} cannot be read: {error!r}"]
     problems = []
     for entry_point in found:
@@ -135,9 +142,9 @@ def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
             # It may be: installed twice, or its module registered itself.
             if not manager.is_registered(hooks):
                 _register(manager, hooks, entry_point.name)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # a module may raise anything, and call sys.exit
+            if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
+                raise
             problems.append(f"hooks of entry point {entry_point.name} = {entry_point.value} cannot be used: {error!r}")
     return problems
 
@@ -146,7 +153,9 @@ def _register(manager: pluggy.PluginManager, hooks: object, name: str | None) ->
     with _lock:
         try:
             manager.register(hooks, name)
-        except ValueError:
+        except ValueError as error:
+            if passes_through(error):
+                raise
             raise PluginError(f"these hooks are registered already: {_shown(hooks)}") from None
         except pluggy.PluginValidationError as error:
             problem: str | None = " ".join(str(error).split())

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
 from importlib.machinery import PathFinder
+
+from .handlers import passes_through
 
 #: What other packages may add: hooks, and storage plugins.
 HOOKS_GROUP, PLUGINS_GROUP = "hutch", "hutch.plugins"
@@ -33,7 +34,9 @@ def may_have_entry_points(group: str) -> bool:
             if finder is not PathFinder and getattr(finder, "find_distributions", None) is not None:
                 return True
         return any(group in _groups_in(os.fspath(entry) or ".") for entry in sys.path)
-    except Exception:  # finders are other people's code, and anything may be on sys.path
+    except Exception as error:  # finders are other people's code, and anything may be on sys.path
+        if passes_through(error):
+            raise
         return True
 
 
@@ -41,18 +44,24 @@ def _groups_in(folder: str) -> frozenset[str]:
     """Which of the groups the distributions in `folder` may have entry points of. Raises OSError."""
     try:
         status = os.stat(folder)  # noqa: PTH116 - a Path takes longer to make than a folder to look at
-    except (FileNotFoundError, PermissionError):  # nothing is found in it, by anybody
+    except (FileNotFoundError, PermissionError) as error:  # nothing is found in it, by anybody
+        if passes_through(error):
+            raise
         return frozenset()
     now = (status.st_dev, status.st_ino, status.st_mtime_ns)
     known = _known.get(folder)
     if known is not None and known[0] == now:
         return known[1]
     groups: set[str] = set()
-    with suppress(PermissionError), os.scandir(folder) as listing:
-        for entry in listing:
-            # EGG-INFO is that of an unpacked egg.
-            if entry.name.lower().endswith((".dist-info", ".egg-info", "egg-info")):
-                groups |= _groups_of(entry.path)
+    try:
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                # EGG-INFO is that of an unpacked egg.
+                if entry.name.lower().endswith((".dist-info", ".egg-info", "egg-info")):
+                    groups |= _groups_of(entry.path)
+    except PermissionError as error:
+        if passes_through(error):
+            raise
     found = frozenset(groups)
     if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
         _known[folder] = now, found
@@ -63,9 +72,13 @@ def _groups_of(metadata: str) -> frozenset[str]:
     try:
         with open(f"{metadata}{os.sep}entry_points.txt", "rb", 0) as file:  # noqa: PTH123 - see above
             text = file.read().decode()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if passes_through(error):
+            raise
         return frozenset()  # as importlib.metadata takes it; an .egg-info may be a file
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if passes_through(error):
+            raise
         return _GROUPS  # how to tell of it is for who reads them
     # The header of a section ends in this, whatever stands before it.
     return frozenset(group for group in _GROUPS if f"{group}]" in text)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
 from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError
+from .handlers import passes_through
 
 #: Longest key, in bytes of UTF-8.
 MAX_KEY_BYTES = 1024
@@ -50,6 +51,19 @@ def check_key(key: object) -> str:
             f"{len(encoded):,}. Hash the tail of long keys"
         )
     return encoded.decode()
+
+
+def explain_failure(key: object, error: Exception) -> None:
+    """Raise what `check_key` raises for a read of `key` that failed with `error`, unless the key is not to blame.
+
+    For reads, which do not check their key before it is known to be missing. It is never to blame for what a signal
+    handler raised.
+    """
+    try:
+        check_key(key)
+    except (KeyTypeError, KeyLimitError):
+        if not passes_through(error):
+            raise
 
 
 def check_keys(keys: Iterable[object]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard, TypeVar
 from .base import StoragePluginBase
 from .descriptor import PluginInfo, shown
 from .errors import ConfigError, PluginLoadError, StoreError, nearest, redact
+from .handlers import passes_through, raised_by_handler
 
 T = TypeVar("T")
 
@@ -57,10 +58,14 @@ def build_factory(info: PluginInfo, config: object) -> object:
     except StoreError:
         raise
     except (KeyError, ValueError) as error:
+        if passes_through(error):
+            raise
         raise ConfigError(
             f"plugin {info.name!r} did not accept its options: {_text(error, config)} ({_origin(info)})"
         ) from error
     except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError) or raised_by_handler(error):
+            raise
         told = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
         raise _error(info, told) from error
 
@@ -89,7 +94,7 @@ def _load_module(info: PluginInfo) -> ModuleType:
             return sys.modules.get(name, module)
         except BaseException as error:  # a module may raise anything, and call sys.exit
             _forget(package_name, set(sys.modules) - before)
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
                 raise
             raise _error(info, _import_failure(info, file, error), file) from error
 
@@ -185,9 +190,9 @@ def _entry_point_factory(info: PluginInfo) -> type:
         found: object = importlib.import_module(info.module)
         for name in info.class_name.split("."):
             found = getattr(found, name)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # as in _load_module
+        if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
+            raise
         told = "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {_text(error)}"
         raise _error(info, f"importing {info.module}:{info.class_name} {told}") from error
     if not _is_factory(found):
@@ -270,7 +275,9 @@ def _text(error: BaseException, config: object = None) -> str:
     """
     try:
         text = str(error)
-    except Exception:  # its __str__ is as much a stranger's as what it was raised by
+    except Exception as second:  # its __str__ is as much a stranger's as what it was raised by
+        if passes_through(second):
+            raise
         return type(error).__name__
     options = config if isinstance(config, Mapping) else getattr(config, "STORAGE_CONFIG", None)
     secrets = sorted({given for given in _texts_in(options) if len(given) >= _SHORTEST_SECRET}, key=len, reverse=True)
@@ -305,5 +312,7 @@ def _texts_in(options: object) -> Iterator[str]:
 def _has_method(thing: object, name: str) -> bool:
     try:
         return callable(getattr(thing, name, None))
-    except Exception:  # a property that raises is not a verb
+    except Exception as error:  # a property that raises is not a verb
+        if passes_through(error):
+            raise
         return False

@@ -20,8 +20,9 @@ from typing import Any, NoReturn, Self, TypeVar
 from .adapted import open_checked
 from .base import MISSING, StorageBase
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
+from .handlers import is_missing
 from .keylocks import run_locked
-from .limits import check_key, check_keys, check_namespace, plain_function
+from .limits import check_key, check_keys, check_namespace, explain_failure, plain_function
 from .mutable import Mutable
 
 T = TypeVar("T")
@@ -113,8 +114,8 @@ class StoreMixin(MutableMapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         try:
             return self._store.get(key)
-        except Exception:
-            check_key(key)
+        except Exception as error:
+            explain_failure(key, error)
             raise
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -128,8 +129,8 @@ class StoreMixin(MutableMapping[str, Any]):
         store = self._store
         try:
             found = store.contains(key)  # type: ignore[arg-type]  # of any type: checked on the rarer way
-        except Exception:
-            check_key(key)
+        except Exception as error:
+            explain_failure(key, error)
             raise
         if not found and not store.checks_keys:
             check_key(key)
@@ -149,7 +150,9 @@ class StoreMixin(MutableMapping[str, Any]):
         """The value of `key`, or `default`."""
         try:
             return self._store.get(key)
-        except KeyError:
+        except KeyError as error:
+            if not is_missing(error, key):
+                raise
             check_key(key)
             return default
 
@@ -188,8 +191,9 @@ class StoreMixin(MutableMapping[str, Any]):
         for key in self:
             try:
                 return key, self.pop(key)
-            except KeyError:  # another was faster
-                continue
+            except KeyError as error:  # another was faster
+                if not is_missing(error, key):
+                    raise
         raise KeyError("popitem: the namespace is empty")
 
     def setdefault(self, key: str, default: Any = None) -> Any:

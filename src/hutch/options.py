@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, nearest
+from .handlers import passes_through
 from .record import Record
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
@@ -122,7 +123,9 @@ def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
         return None
     try:
         number = kind(value)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError) as error:
+        if passes_through(error):
+            raise
         return None
     exact = not isinstance(value, float) or number == value
     return number if exact and number == number else None

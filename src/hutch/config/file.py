@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..handlers import passes_through
 
 #: Largest config file, in bytes.
 MAX_FILE_BYTES = 1024 * 1024
@@ -72,10 +73,16 @@ def _read_bytes(path: Path, shown: str) -> bytes:
     except ConfigError:  # itself a ValueError
         raise
     except FileNotFoundError as error:
+        if passes_through(error):
+            raise
         raise ConfigError(f"{shown}: there is no such file ({str(path)!r})") from error
     except OSError as error:
+        if passes_through(error):
+            raise
         raise ConfigError(f"{shown}: the file cannot be read: {error.strerror} ({str(path)!r})") from error
-    except ValueError:  # NUL or a lone surrogate
+    except ValueError as error:  # NUL or a lone surrogate
+        if passes_through(error):
+            raise
         raise ConfigError(f"{shown}: no file can have that name") from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{shown}: the file is larger than {MAX_FILE_BYTES:,} bytes; it does not look like a config")
@@ -96,9 +103,13 @@ def _read_toml(text: str, shown: str) -> dict[str, Any]:
             raise ConfigError(f"{shown}, line {number}: a line with more than {_MOST_DOTS:,} dots; it is no config")
     try:
         return tomllib.loads(text)
-    except RecursionError:
+    except RecursionError as error:
+        if passes_through(error):
+            raise
         raise ConfigError(f"{shown}: values nest deeper than {MAX_DEPTH}") from None
     except ValueError as error:  # TOMLDecodeError is one, int() of too many digits raises another
+        if passes_through(error):
+            raise
         raise ConfigError(f"{shown}: not well-formed TOML: {unquoted(error)}") from None
 
 

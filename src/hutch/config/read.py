@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 
 from ..errors import ConfigError, nearest
+from ..handlers import passes_through
 from .check import KEYS, Checker
 from .file import SUFFIXES, read_file
 from .model import CodecConfig, StoreConfig
@@ -57,6 +58,8 @@ def read_config(
     try:
         here = (cwd or Path()).absolute()
     except OSError as error:
+        if passes_through(error):
+            raise
         raise ConfigError("the working folder no longer exists; change to one that does") from error
     if config is None:
         return _from_surroundings(environ, here)
@@ -104,6 +107,8 @@ def _home(environ: Mapping[str, str], variable: str) -> Path:
     try:
         return Path(environ.get(variable) or Path.home())
     except RuntimeError as error:
+        if passes_through(error):
+            raise
         raise ConfigError(
             f"no config is given, and there is no home directory to keep a store in; set ${variable}, or set "
             "$HUTCH_STORAGE to a URL such as lmdb:///srv/state"
@@ -142,6 +147,8 @@ def _from_object(host: object, here: Path) -> StoreConfig:
         try:
             value = getattr(host, name, None)
         except Exception as error:
+            if passes_through(error):
+                raise
             raise ConfigError(f"{source}: reading its attribute {name} raised {type(error).__name__}") from error
         if value is not None:
             attributes[name] = value

@@ -13,6 +13,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from ..errors import ConfigError
+from ..handlers import passes_through
 from .file import MAX_DEPTH, MAX_NODES, unquoted
 from .url import shown_name
 
@@ -41,7 +42,9 @@ def read_yaml(text: str, shown: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{shown}, line {mark.line + 1}" if mark else shown
         raise ConfigError(f"{where}: not well-formed YAML: {unquoted(error.problem)}") from None
-    except (ValueError, ArithmeticError):  # an escape beyond Unicode, a version of a thousand digits
+    except (ValueError, ArithmeticError) as error:  # an escape beyond Unicode, a version of a thousand digits
+        if passes_through(error):
+            raise
         raise ConfigError(f"{shown}: not well-formed YAML: a number is out of range") from None
     return None if root is None else _Values(shown).value(root)
 
@@ -113,7 +116,9 @@ class _Values:
             raise self._wrong(node, "a number or date of that length; quote it if it is meant as text")
         try:
             return self._scalars.construct_object(node)
-        except Exception:  # SafeLoader lets out IndexError, KeyError and others, most of them with the value
+        except Exception as error:  # SafeLoader lets out IndexError, KeyError and others, most of them with the value
+            if passes_through(error):
+                raise
             kind = node.tag.removeprefix(_TAG)
             raise self._wrong(node, f"not a valid {kind}; quote the value if it is meant as text") from None
 

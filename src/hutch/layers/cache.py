@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..base import MISSING
 from ..encoded import EncodedStorage
-from ..limits import check_key
+from ..limits import check_key, explain_failure
 from ..options import Option
 from .layer import Layer
 
@@ -50,8 +50,8 @@ class CacheLayer(Layer):
             data = self._kept.get(key)
             if data is None:
                 data = self._read(key)
-        except Exception:
-            check_key(key)
+        except Exception as error:
+            explain_failure(key, error)
             raise
         if data is None:
             check_key(key)
