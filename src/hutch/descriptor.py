@@ -137,10 +137,17 @@ class _Malformed(Exception):
 def _read_text(path: Path) -> str:
     # Asked before opening, because opening a device can do things; and again after it, because files change.
     _check_regular(path.stat().st_mode)
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        _check_regular(os.fstat(descriptor).st_mode)
-        data = file.read(_MAX_BYTES + 1)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    opened: list[int] = []
+    try:
+        # `extend` and `map` run no Python code, so that no signal handler comes between opening and the list.
+        opened.extend(map(os.open, [path], [flags]))
+        _check_regular(os.fstat(opened[0]).st_mode)
+        with open(opened[0], "rb", closefd=False) as file:
+            data = file.read(_MAX_BYTES + 1)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
     if len(data) > _MAX_BYTES:
         raise _Malformed(f"is larger than {_MAX_BYTES // 1024} KiB; a descriptor is a few lines")
     text = data.removeprefix(BOM_UTF8)

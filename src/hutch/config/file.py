@@ -66,10 +66,7 @@ def _read_bytes(path: Path, shown: str) -> bytes:
     try:
         if path.is_dir():  # Windows cannot open a folder, and calls it a lack of permission
             raise ConfigError(f"{shown} is a folder; name the file in it")
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{shown} is not a regular file; a config is read from a file on disk")
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = _read_regular(path, flags, shown)
     except ConfigError:  # itself a ValueError
         raise
     except FileNotFoundError as error:
@@ -87,6 +84,20 @@ def _read_bytes(path: Path, shown: str) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{shown}: the file is larger than {MAX_FILE_BYTES:,} bytes; it does not look like a config")
     return data
+
+
+def _read_regular(path: Path, flags: int, shown: str) -> bytes:
+    opened: list[int] = []
+    try:
+        # `extend` and `map` run no Python code, so that no signal handler comes between opening and the list.
+        opened.extend(map(os.open, [path], [flags]))
+        if not stat.S_ISREG(os.fstat(opened[0]).st_mode):
+            raise ConfigError(f"{shown} is not a regular file; a config is read from a file on disk")
+        with open(opened[0], "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _read_yaml(text: str, shown: str) -> Any:
