@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from hutch import CorruptValueError, EncodedStorage, Option, StorageBase, StoragePluginBase
+from hutch import (
+    CorruptValueError,
+    EncodedStorage,
+    Option,
+    StorageBase,
+    StoragePluginBase,
+    StorageUnavailableError,
+    StoreAlreadyOpenError,
+)
 
 _stores: dict[str, dict[str, dict[str, Any]]] = {}
 
@@ -313,3 +323,139 @@ class DiesOfALongKey(Sound):
         if len(key) > 1000:
             os._exit(3)
         super().write(key, data)
+
+
+# --- inside one process: signal handlers, finalizers, other threads ---
+
+
+class LeaksALockWhenInterrupted(Sound):
+    """A handler that raises after `acquire` and before `try` leaves the lock taken."""
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace, items)
+        self.lock = _lock_of(items)
+
+    def write(self, key: str, data: bytes) -> None:
+        self.lock.acquire()
+        try:
+            super().write(key, data)
+        finally:
+            self.lock.release()
+
+
+class SwallowsWhatAHandlerRaises(Sound):
+    """Takes every exception for one of its own that does not matter."""
+
+    def write(self, key: str, data: bytes) -> None:
+        super().write(key, data)
+        with contextlib.suppress(Exception):
+            for _ in range(20):
+                hashlib.sha256(data)
+
+
+class ChangesWhatAHandlerRaises(Sound):
+    def write(self, key: str, data: bytes) -> None:
+        try:
+            hashlib.sha256(data)
+            super().write(key, data)
+        except Exception as error:
+            raise StorageUnavailableError("the write failed") from error
+
+
+class ReadsASecondTime(Sound):
+    def read(self, key: str) -> bytes | None:
+        try:
+            return super().read(key)
+        except Exception:
+            return super().read(key)
+
+
+class StarvesAWriter(Sound):
+    """The thread that wrote last may write at once, all others wait until nobody has for a while."""
+
+    last: ClassVar[dict[int, tuple[int, float]]] = {}
+
+    def write(self, key: str, data: bytes) -> None:
+        place, me = id(self.items_), threading.get_ident()
+        while True:
+            thread, when = self.last.get(place, (me, 0.0))
+            if thread == me or time.monotonic() > when + 0.05:
+                break
+            time.sleep(0.001)
+        super().write(key, data)
+        self.last[place] = me, time.monotonic()
+
+
+class WaitsForItselfWhenNested(Sound):
+    """Its lock is safe when a handler raises, and never had by one that writes."""
+
+    lock = threading.Lock()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self.lock:
+            hashlib.sha256(data)
+            super().write(key, data)
+
+
+class LosesANestedWrite(Sound):
+    """Writes back what it read before: with its lock against other threads, which a nested write has already."""
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        super().__init__(plugin, namespace, items)
+        self.lock = _lock_of(items)
+
+    def write(self, key: str, data: bytes) -> None:
+        with self.lock:
+            everything = dict(self.items_)
+            hashlib.sha256(data)
+            everything[key] = data
+            self.items_.update(everything)
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        with self.lock:
+            super().write_many(items)
+
+    def delete(self, key: str) -> bool:
+        with self.lock:
+            return super().delete(key)
+
+    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        with self.lock:
+            return super().swap(key, old, new)
+
+
+class DeadlocksInAFinalizer(Sound):
+    """A lock for opening and closing that the thread may hold already when the collector runs."""
+
+    lock = threading.Lock()
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        with self.lock:
+            super().__init__(plugin, namespace, items)
+            self.opened = [[number] for number in range(10)]
+
+    def close(self) -> None:
+        with self.lock:
+            self.opened = [[number] for number in range(10)]
+
+
+class KeepsAReservation(Sound):
+    """Whoever is interrupted while opening leaves the name taken."""
+
+    opening: ClassVar[set[tuple[int, str]]] = set()
+
+    def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
+        name = id(items), namespace
+        if name in self.opening:
+            raise StoreAlreadyOpenError(f"{namespace!r} is being opened")
+        self.opening.add(name)
+        super().__init__(plugin, namespace, items)
+        self.opening.discard(name)
+
+
+_locks: dict[int, threading.RLock] = {}
+
+
+def _lock_of(items: dict[str, bytes]) -> threading.RLock:
+    """The lock of all storages that share `items`."""
+    return _locks.setdefault(id(items), threading.RLock())

@@ -17,12 +17,13 @@ import pytest
 
 import hutch
 
+from .promises.interrupts import SIGNALS
 from .suite import StorageSuite
 
 #: Stands for a new name for each test in the texts of a config.
 FRESH = "{fresh}"
 # More than any promise takes on a slow machine, child processes and threads that hang included.
-_LONGEST_PROMISE_S = 180.0
+_LONGEST_PROMISE_S = 180.0 + SIGNALS
 _MAX_DETAIL_LINES = 40
 
 

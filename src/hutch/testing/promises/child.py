@@ -60,6 +60,11 @@ class Child:
         finally:
             self.kill()
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
     def start(self, job: str, *arguments: Any) -> None:
         """Let it begin a job; `result` waits for the end."""
         self._write(pickle.dumps((job, arguments)))

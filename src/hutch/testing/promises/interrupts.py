@@ -16,10 +16,10 @@ from .child import Child
 from .kit import PATIENCE_S, Promises
 from .verb_work import VERBS
 
-#: How many signals interrupt each verb. From `_ALL_POINTS_FROM` on, every point of a verb is visited, not a choice.
+#: How many signals interrupt each verb. From `ALL_POINTS_FROM` on, every point of a verb is visited, not a choice.
 SIGNALS = int(os.environ.get("HUTCH_INTERRUPTS", "200"))
 SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))
-_ALL_POINTS_FROM = 1000
+ALL_POINTS_FROM = 1000
 _POINTS = 40
 
 needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
@@ -27,24 +27,29 @@ needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this
 
 class Interrupts(Promises):
     @needs_timers
-    @pytest.mark.parametrize("verb", VERBS)
     def test_what_a_signal_handler_raises_comes_out_as_it_is(
-        self, config: Any, store: hutch.Store, verb: str, record_property: Callable[[str, object], None]
+        self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
     ) -> None:
-        """An exception of a signal handler leaves a verb unchanged, once, with no lock taken and no write lost."""
+        """An exception of a signal handler leaves each verb unchanged, once, with no lock taken and no write lost."""
         print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
         with Child(config, measured=False) as child:
-            child.start("interrupt_at_random", config, verb, SIGNALS, SEED)
-            figures = child.result(PATIENCE_S + SIGNALS / 10)
-        record_property("counted", table_row(store.name, verb, figures))
+            for verb in VERBS:
+                child.start("interrupt_at_random", config, verb, SIGNALS, SEED)
+                figures = child.result(PATIENCE_S + SIGNALS / 10)
+                record_property("counted", table_row(store.name, verb, figures))
 
-    @pytest.mark.parametrize("verb", VERBS)
-    def test_an_exception_at_any_point_of_a_verb_breaks_nothing(self, config: Any, verb: str) -> None:
+    def test_an_exception_at_any_point_of_a_verb_breaks_nothing(self, config: Any) -> None:
         """Wherever in a verb a handler raises: the old state or the new, and other threads write and open at once."""
-        limit = None if SIGNALS >= _ALL_POINTS_FROM else _POINTS
-        print(f"HUTCH_SEED={SEED}, {limit or 'all'} points")
+        limit = point_limit(_POINTS)
+        print(f"HUTCH_SEED={SEED}, {limit or 'all'} points per verb")
         with Child(config, measured=False) as child:
-            assert child.call("interrupt_at_each_point", config, verb, limit, SEED)["points"] > 0
+            for verb in VERBS:
+                assert child.call("interrupt_at_each_point", config, verb, limit, SEED)["points"] > 0
+
+
+def point_limit(limit: int) -> int | None:
+    """Return how many points of a verb are visited: `limit`, or all of them in the long form."""
+    return None if SIGNALS >= ALL_POINTS_FROM else limit
 
 
 def table_row(engine: str, verb: str, figures: dict[str, int]) -> str:

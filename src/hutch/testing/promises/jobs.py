@@ -15,9 +15,12 @@ from typing import Any
 
 import hutch
 
+from .fairness import write_all_the_time, write_from_time_to_time
 from .forks import fork, fork_amid_writes
 from .interrupt_jobs import interrupt_at_each_point, interrupt_at_random
 from .kills import Kills, Plan
+from .nested_jobs import finalize_at_random, nest_at_each_point, nest_at_random
+from .wait_jobs import interrupt_a_write, interrupt_waits_for_a_key
 
 
 def get_all(store: hutch.Store, namespace: str) -> dict[str, Any]:
@@ -155,6 +158,8 @@ JOBS: dict[str, Callable[..., Any]] = {
     for job in (
         *(get_all, update, remove, drop, namespaces, count, race, write_batches, grow, kill_at_random),
         *(close_under_use, fork, fork_amid_writes, interrupt_at_random, interrupt_at_each_point),
+        *(nest_at_each_point, nest_at_random, finalize_at_random),
+        *(write_all_the_time, write_from_time_to_time, interrupt_waits_for_a_key, interrupt_a_write),
     )
 }
 _answers = sys.stdout.buffer

@@ -1,0 +1,216 @@
+"""Jobs of the other process in which a signal handler or a finalizer uses hutch in the middle of a verb."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import hutch
+
+from ..signal_points import Visit, points
+from .interrupt_jobs import _duration
+from .verb_work import KEYS, VERBS, Step, Work, value
+
+#: A nested call that takes longer waits for the very verb that it interrupted.
+_QUICK_S = 10.0
+_HANGS_AFTER_S = 25.0
+
+
+class Nested:
+    """One call in the middle of another of the same thread: whether it worked, and what it stored then."""
+
+    def __init__(self, work: Work, name: str, number: int, outer: Step, keys: list[str]) -> None:
+        self._work, self._name, self._keys, self._number = work, name, keys, number
+        self.new = value(number)
+        #: Whether it writes a key that the interrupted verb writes, too.
+        self.is_same = name == "set the same key"
+        if self.is_same:
+            self._keys = [next(iter(outer.changes), KEYS[0])]
+        self.was_called = False
+        self.error: hutch.StoreError | None = None
+        self.took_s = 0.0
+
+    def run(self) -> None:
+        """Do it. A StoreError is kept: whether it may refuse is for the caller to judge."""
+        self.was_called = True
+        began = time.monotonic()
+        try:
+            _ACTIONS[self._name](self._work, self._keys, self.new)
+        except hutch.StoreError as error:
+            self.error = error.with_traceback(None)
+        else:
+            if not self.is_same and self._name != "open":
+                self._work.know(dict.fromkeys(self._keys, self.new))
+        self.took_s = time.monotonic() - began
+
+    def __str__(self) -> str:
+        return f"a nested {self._name!r}"
+
+
+def _set(work: Work, keys: list[str], new: Any) -> None:
+    work.ns[keys[0]] = new
+
+
+def _set_all(work: Work, keys: list[str], new: Any) -> None:
+    for key in keys:
+        work.ns[key] = new
+
+
+def _modify(work: Work, keys: list[str], new: Any) -> None:
+    for key in keys:
+        work.ns.modify(key, lambda _: new, default=None)
+
+
+def _update(work: Work, keys: list[str], new: Any) -> None:
+    work.ns.update(dict.fromkeys(keys, new))
+
+
+def _open(work: Work, keys: list[str], new: Any) -> None:
+    with work.store.open(f"nested {keys[0]}") as ns:
+        ns["k"] = new
+        assert ns["k"] == new
+
+
+_ACTIONS: dict[str, Callable[[Work, list[str], Any], None]] = {
+    "set": _set_all,
+    "modify": _modify,
+    "update": _update,
+    "open": _open,
+    "set the same key": _set,
+}
+NESTED = tuple(_ACTIONS)
+
+
+def nest_at_each_point(
+    _: hutch.Store, config: Any, verb: str, limit: int | None, seed: int, may_refuse: bool
+) -> dict[str, Any]:
+    """Call each of `NESTED` at each point of `verb`, or at `limit` of them: what was counted, and the longest call."""
+    figures: Counter[str] = Counter()
+    longest_s = 0.0
+    with Work(config, seed) as work:
+        plan = VERBS[verb]
+        for name in NESTED:
+            for point in points(lambda: work.run(plan(work)), limit, work.rng.randrange(2**32)):
+                step = plan(work)
+                if name == "set the same key" and not step.changes:
+                    break
+                call = Nested(work, name, work.next_number(), step, ["h0", "h1"])
+                _nest(work, call, step, point, may_refuse)
+                figures["refused" if call.error else "worked"] += call.was_called
+                longest_s = max(longest_s, call.took_s)
+        work.finish()
+    return {**figures, "longest_s": longest_s}
+
+
+def _nest(work: Work, call: Nested, step: Step, point: int, may_refuse: bool) -> None:
+    visit = Visit(point, call.run)
+    faulthandler.dump_traceback_later(_HANGS_AFTER_S, exit=True)
+    failure: Exception | None = None
+    try:
+        visit.run(lambda: work.run(step))
+    except Exception as error:
+        failure = error
+    where = f"{call} within {step} at {visit.where}"
+    _judge(call, failure, where, may_refuse)
+    if call.is_same:
+        _settle_same(work, step, call, where)
+    work.settle()
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _judge(call: Nested, failure: Exception | None, where: str, may_refuse: bool) -> None:
+    """Raise AssertionError if the nested call, or the verb around it, did not do what it must."""
+    if failure is not None and not (call.is_same and isinstance(failure, hutch.ConflictError)):
+        raise AssertionError(f"{where}: the interrupted verb failed") from failure
+    if call.error is not None and not (may_refuse or call.is_same):
+        raise AssertionError(f"{where} was refused") from call.error
+    assert call.took_s < _QUICK_S, f"{where} took {call.took_s:.1f} s"
+
+
+def _settle_same(work: Work, step: Step, call: Nested, where: str) -> None:
+    """Either write of the key may be the last, and a read-modify-write may have seen the nested one."""
+    [key] = call._keys
+    new = step.changes[key]
+    worked = call.was_called and call.error is None
+    allowed = [new, call.new, value(call.new[0] + 1)] if worked else [new]
+    found = work.ns.get(key, hutch.MISSING)
+    assert found in allowed, f"{where}: {found} is stored, none of {allowed}"
+    for other in set(step.changes) - {key}:
+        assert work.ns.get(other, hutch.MISSING) == step.changes[other], f"{where}: lost {other!r}"
+    work.pending, work.is_done = None, True
+    work.know({**step.changes, key: found})
+
+
+def nest_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refuse: bool) -> dict[str, Any]:
+    """Let `count` signal handlers write while verbs run and another thread writes: what was counted."""
+    figures: Counter[str] = Counter()
+    longest_s = 0.0
+    names = [name for name in NESTED if name != "set the same key"]
+    with Work(config, seed) as work:
+        durations = {verb: _duration(work, plan) for verb, plan in VERBS.items()}
+        for number in range(count):
+            verb = work.rng.choice(list(VERBS))
+            if number % 20 == 0:
+                work.busy(number // 20 % 2 == 1)
+            call = Nested(work, work.rng.choice(names), work.next_number(), Step(lambda: None), ["h0", "h1"])
+            signal.signal(signal.SIGALRM, lambda *_: call.run())  # noqa: B023 - called before the next one is made
+            faulthandler.dump_traceback_later(_HANGS_AFTER_S, exit=True)
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, work.rng.uniform(0, 2 * durations[verb])))
+            while not call.was_called:
+                work.run(VERBS[verb](work))
+            _judge(call, None, f"{call} within {verb!r}", may_refuse)
+            work.settle()
+            faulthandler.cancel_dump_traceback_later()
+            figures["refused" if call.error else "worked"] += 1
+            longest_s = max(longest_s, call.took_s)
+        work.finish()
+    return {**figures, "longest_s": longest_s}
+
+
+class Saver:
+    """An object of an application that saves its state when it is collected; in a cycle, so that it is."""
+
+    def __init__(self, call: Nested) -> None:
+        self._call, self._cycle = call, self
+
+    def __del__(self) -> None:
+        self._call.run()
+
+
+def finalize_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refuse: bool) -> dict[str, Any]:
+    """Let the collector run, anywhere and often, `count` finalizers that write, open and close: what was counted."""
+    figures: Counter[str] = Counter()
+    calls = []
+    names = [name for name in NESTED if name != "set the same key"]
+    with Work(config, seed) as work:
+        thresholds = gc.get_threshold()
+        gc.set_threshold(3)
+        faulthandler.dump_traceback_later(_HANGS_AFTER_S + count / 5, exit=True)
+        try:
+            for number in range(count):
+                if number % 50 == 0:
+                    work.busy(number // 50 % 2 == 1)
+                name = names[number % len(names)]
+                calls.append(Nested(work, name, number, Step(lambda: None), [f"d{number}", f"e{number}"]))
+                Saver(calls[-1])
+                work.run(work.rng.choice(list(VERBS.values()))(work))
+                if number % 10 == 0:
+                    work.settle()
+        finally:
+            gc.set_threshold(*thresholds)
+        work.busy(False)
+        gc.collect()
+        faulthandler.cancel_dump_traceback_later()
+        for call in calls:
+            assert call.was_called, "a finalizer was not run"
+            _judge(call, None, f"{call}, of a finalizer,", may_refuse)
+            figures["refused" if call.error else "worked"] += 1
+        work.finish()
+    assert threading.active_count() <= 2, f"threads that were left: {threading.enumerate()}"
+    return {**figures, "longest_s": max(call.took_s for call in calls)}

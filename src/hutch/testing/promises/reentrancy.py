@@ -1,0 +1,54 @@
+"""Signal handlers and finalizers that use hutch themselves, in the middle of any verb of the same thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import hutch
+
+from .child import Child
+from .interrupts import SEED, SIGNALS, needs_timers, point_limit
+from .kit import PATIENCE_S, Promises
+from .verb_work import VERBS
+
+_POINTS = 10
+
+
+def may_refuse(store: hutch.Store) -> bool:
+    """Return whether the engine says that it refuses a write in the middle of another of the same thread."""
+    return bool(getattr(store._factory, "refuses_nested_writes", False))
+
+
+class Reentrancy(Promises):
+    def test_a_handler_may_write_at_any_point_of_a_verb(self, config: Any, store: hutch.Store) -> None:
+        """A signal handler may set, modify, update and open in the middle of any verb: at once, and both are stored."""
+        limit = point_limit(_POINTS)
+        print(f"HUTCH_SEED={SEED}, {limit or 'all'} points per verb and nested verb")
+        with Child(config, measured=False) as child:
+            for verb in VERBS:
+                child.start("nest_at_each_point", config, verb, limit, SEED, may_refuse(store))
+                figures = child.result(PATIENCE_S + SIGNALS / 10)
+                print(verb, figures)
+                assert figures.get("worked", 0) > 0
+
+    @needs_timers
+    def test_a_handler_may_write_while_other_threads_do(
+        self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
+    ) -> None:
+        """A signal handler may write while verbs run and another thread writes: at once, and all of it is stored."""
+        print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
+        with Child(config, measured=False) as child:
+            child.start("nest_at_random", config, SIGNALS, SEED, may_refuse(store))
+            figures = child.result(PATIENCE_S + SIGNALS / 10)
+        record_property("counted", f"{store.name}, handlers that write: {figures}")
+
+    def test_a_finalizer_may_write_open_and_close(
+        self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
+    ) -> None:
+        """A finalizer, which the collector may run anywhere, may write, open and close: nothing hangs or is lost."""
+        print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
+        with Child(config, measured=False) as child:
+            child.start("finalize_at_random", config, SIGNALS, SEED, may_refuse(store))
+            figures = child.result(PATIENCE_S + SIGNALS / 10)
+        record_property("counted", f"{store.name}, finalizers: {figures}")
