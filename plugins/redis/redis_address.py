@@ -7,31 +7,48 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote
 
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from hutch import ConfigError
 
-_TLS_FILES = ("ca_file", "cert_file", "key_file")
+from .redis_hints import OPTION_HINTS, SENTINEL_HINT, hint
+from .redis_pool import keepalive_options
+
+__all__ = ["OPTION_HINTS", "SENTINEL_HINT", "Address", "read_address"]
+
+_TLS_FILES: Final = ("ca_file", "cert_file", "key_file")
+# Valkey speaks the same protocol; its own clients name it so.
+_SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
 
 
-def connector(options: Mapping[str, Any]) -> tuple[Callable[[], Any], str]:
-    """What makes connections to the server that `options` name, and what to call it in messages.
+@dataclass(frozen=True)
+class Address:
+    """Where the server is. Its repr shows no password."""
 
-    Nothing is connected yet. Raises ConfigError.
-    """
+    #: Makes a connection of the driver, which is not connected yet.
+    make: Callable[[], Any]
+    #: What to call the server in messages.
+    where: str
+    #: Says what may be wrong with the address, after the first connection failed with an error.
+    hint: Callable[[Exception], str]
+
+
+def read_address(options: Mapping[str, Any]) -> Address:
+    """Return the address that `options` give. Nothing is connected yet. Raises ConfigError."""
     url: str = options["url"]
     scheme, separator, rest = url.partition("://")
-    scheme = scheme.lower()
+    scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
     if scheme in ("redis+cluster", "rediss+cluster"):
         raise ConfigError("the redis engine does not serve a Redis Cluster yet; name a standalone server: redis://...")
-    if not separator or scheme not in ("redis", "rediss", "unix", "redis+unix"):
-        raise _wrong_url("must start with redis://, rediss:// or unix://")
+    if not separator or scheme not in ("redis", "rediss", "unix"):
+        raise _wrong_url("must start with redis://, rediss:// (TLS), valkey://, valkeys:// (TLS) or unix://")
     if "?" in rest:
-        raise _wrong_url("has no place for a '?'; give options beside it, and write a '?' in a password as %3F")
+        raise _wrong_url(_options_in_url(rest.partition("?")[2], options))
     common = {
         "socket_timeout": options["timeout_s"],
         "socket_connect_timeout": options["connect_timeout_s"],
@@ -44,22 +61,42 @@ def connector(options: Mapping[str, Any]) -> tuple[Callable[[], Any], str]:
         for name in (*_TLS_FILES, "verify"):
             if options[name] not in (None, True):
                 raise ConfigError(f"option {name!r} of the redis engine is for TLS; start the url with rediss://")
-    if scheme in ("unix", "redis+unix"):
-        login, _, path = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
-        path, db = _unquoted(path), options["db"] or 0
-        if not path.startswith("/"):
-            raise _wrong_url("must name a socket by its full path: unix:///run/redis.sock")
-        if not hasattr(socket, "AF_UNIX"):
-            raise _wrong_url("names a unix socket, which Python cannot use on this system; use redis://")
-        unix = {**common, **_login(login, options), "path": path, "db": db}
-        return _maker(UnixDomainSocketConnection, unix), f"the Redis server at {path}, database {db},"
+    return _unix(rest, common, options) if scheme == "unix" else _tcp(scheme == "rediss", rest, common, options)
+
+
+def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
+    login, _, path = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
+    path, db = _unquoted(path), options["db"] or 0
+    if not path.startswith("/"):
+        raise _wrong_url("must name a socket by its full path: unix:///run/redis.sock")
+    if not hasattr(socket, "AF_UNIX"):
+        raise _wrong_url("names a unix socket, which Python cannot use on this system; use redis://")
+    unix = {**common, **_login(login, options), "path": path, "db": db}
+    where = f"the Redis server at {path}, database {db},"
+    return Address(_maker(UnixDomainSocketConnection, unix), where, lambda error: "")
+
+
+def _tcp(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
     login, _, place = rest.rpartition("@")
     host, port, db = _place(place, options["db"])
     tcp = {**common, **_login(login, options), "host": host, "port": port, "db": db}
+    # The system notices then that the other end is gone, and a firewall that the connection is in use.
+    tcp |= {"socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
     where = f"the Redis server at {f'[{host}]' if ':' in host else host}:{port}, database {db},"
-    if scheme == "redis":
-        return _maker(Connection, tcp), where
-    return _maker(SSLConnection, tcp | _tls(options)), where
+    make = _maker(SSLConnection, tcp | _tls(options)) if tls else _maker(Connection, tcp)
+    patience_s = min(options["connect_timeout_s"], options["timeout_s"])
+    return Address(make, where, lambda error: hint(error, host, port, tls, patience_s))
+
+
+def _options_in_url(query: str, options: Mapping[str, Any]) -> str:
+    # Only names that are known: what looks like one may be the rest of a password.
+    named = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
+    for name in named:
+        if name in OPTION_HINTS:
+            return f"may not have options; {name!r} is not one of this engine either: {OPTION_HINTS[name]}"
+    ours = [repr(name) for name in named if name in options]
+    those = f"{', '.join(ours)} as options" if ours else "options"
+    return f"has no place for a '?'; give {those} beside it, and write a '?' in a password as %3F"
 
 
 def _maker(kind: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-Argument = str | bytes | int
-Command = Sequence[Argument]
+from .redis_protocol import Argument, Command
 
 
 class Script:
@@ -32,28 +31,34 @@ class Script:
 
 # KEYS of all of them: values, order, index.
 _CHECK = "redis.call('HLEN', KEYS[1]) redis.call('ZCARD', KEYS[2]) redis.call('SCARD', KEYS[3])"
-# ARGV: namespace, then key, value, key, value ...
+# ARGV: namespace, then key, value, key, value ... Lua takes some thousand arguments in one call. The index is written
+# each time: it may have been evicted.
 WRITE = Script(
     _CHECK,
-    "local fresh = false",
-    "for i = 2, #ARGV, 2 do",
-    "  if redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) == 1 then",
-    "    redis.call('ZADD', KEYS[2], 0, ARGV[i])",
-    "    fresh = true",
+    "for first = 2, #ARGV, 1000 do",
+    "  local last = math.min(first + 999, #ARGV)",
+    "  if redis.call('HSET', KEYS[1], unpack(ARGV, first, last)) > 0 then",
+    "    local listed = {}",
+    "    for i = first, last, 2 do",
+    "      listed[#listed + 1] = 0",
+    "      listed[#listed + 1] = ARGV[i]",
+    "    end",
+    "    redis.call('ZADD', KEYS[2], unpack(listed))",
     "  end",
     "end",
-    "if fresh then redis.call('SADD', KEYS[3], ARGV[1]) end",
+    "redis.call('SADD', KEYS[3], ARGV[1])",
 )
-# ARGV: key ...
+# ARGV: namespace, key ... Keys that have no value stay listed: they show what was evicted.
 DELETE = Script(
     _CHECK,
     "local deleted = 0",
-    "for i = 1, #ARGV do",
+    "for i = 2, #ARGV do",
     "  if redis.call('HDEL', KEYS[1], ARGV[i]) == 1 then",
     "    redis.call('ZREM', KEYS[2], ARGV[i])",
     "    deleted = deleted + 1",
     "  end",
     "end",
+    "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return deleted",
 )
 # ARGV: namespace, key, '1' if there must be an old value, that, '1' if there is a new value, that
@@ -63,10 +68,8 @@ SWAP = Script(
     "if now ~= (ARGV[3] == '1' and ARGV[4]) then return 0 end",
     "if ARGV[5] == '1' then",
     "  redis.call('HSET', KEYS[1], ARGV[2], ARGV[6])",
-    "  if not now then",
-    "    redis.call('ZADD', KEYS[2], 0, ARGV[2])",
-    "    redis.call('SADD', KEYS[3], ARGV[1])",
-    "  end",
+    "  if not now then redis.call('ZADD', KEYS[2], 0, ARGV[2]) end",
+    "  redis.call('SADD', KEYS[3], ARGV[1])",
     "elseif now then",
     "  redis.call('HDEL', KEYS[1], ARGV[2])",
     "  redis.call('ZREM', KEYS[2], ARGV[2])",
@@ -79,22 +82,32 @@ CLEAR = Script(
     "redis.call('UNLINK', KEYS[1], KEYS[2])",
     "redis.call('SREM', KEYS[3], ARGV[1])",
 )
-# ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, bytes after which to stop.
-# Returns the key to go on behind (nil: none is left), and key, value, key, value ...
-RANGE = Script(
+# ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, most values, bytes of values after which to stop.
+# Returns a page of keys, how many keys are listed and how many values there are in all, and the page's first values.
+PAGE = Script(
     "local keys = redis.call(ARGV[1], KEYS[2], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])",
-    "local most_keys, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])",
-    "local found, bytes = {}, 0",
-    "for i = 1, #keys do",
-    "  local value = redis.call('HGET', KEYS[1], keys[i])",
-    "  if value then",
-    "    found[#found + 1] = keys[i]",
-    "    found[#found + 1] = value",
-    "    bytes = bytes + #value",
-    "    if bytes >= most_bytes then return {keys[i], found} end",
-    "  end",
+    "local values, bytes = {}, 0",
+    "for i = 1, math.min(#keys, tonumber(ARGV[5])) do",
+    "  if bytes >= tonumber(ARGV[6]) then break end",
+    "  values[i] = redis.call('HGET', KEYS[1], keys[i])",
+    "  if values[i] then bytes = bytes + #values[i] end",
     "end",
-    "return {#keys == most_keys and keys[#keys], found}",
+    "return {keys, redis.call('ZCARD', KEYS[2]), redis.call('HLEN', KEYS[1]), values}",
+)
+# ARGV: namespace, cursor of HSCAN. Lists some of the keys that have a value; returns the next cursor. Servers before
+# Redis 7.4 have no NOVALUES; Redis 4 lets a script write after HSCAN only if told.
+REBUILD = Script(
+    _CHECK,
+    "if redis.replicate_commands then redis.replicate_commands() end",
+    "local width = 1",
+    "local found = redis.pcall('HSCAN', KEYS[1], ARGV[2], 'COUNT', 250, 'NOVALUES')",
+    "if found.err then",
+    "  width = 2",
+    "  found = redis.call('HSCAN', KEYS[1], ARGV[2], 'COUNT', 250)",
+    "end",
+    "for i = 1, #found[2], width do redis.call('ZADD', KEYS[2], 0, found[2][i]) end",
+    "if #found[2] > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
+    "return found[1]",
 )
 # ARGV: HSCAN or ZSCAN, which of KEYS, cursor. The next cursor, and keys alone: their values may be large.
 NAMES = Script(

@@ -5,35 +5,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 from urllib.parse import quote
 
-from hutch import ConfigError, CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase, StoreError
+from hutch import ConfigError, CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
 
-from .redis_address import connector
+from .redis_address import OPTION_HINTS, SENTINEL_HINT, read_address
 from .redis_check import check
-from .redis_scripts import CLEAR, DELETE, RANGE, SWAP, WRITE
+from .redis_listing import Listing
+from .redis_pool import Pool
+from .redis_protocol import Command, Connection, packed
+from .redis_scripts import CLEAR, DELETE, SWAP, WRITE
 from .redis_server import Server
 
 T = TypeVar("T")
 
-# One chunk of an iteration: the server does nothing else meanwhile, and this process holds that much.
 _CHUNK_KEYS = 1000
-_FIRST_CHUNK_KEYS = 32
-_CHUNK_BYTES = 1024 * 1024
 # Items in one command of a batch. Servers before Redis 7 take about a million arguments.
 _BATCH = 100_000
+# Keys in one command that reads. More need MULTI, which a server whose memory is full refuses.
+_READ_BATCH = 1_000_000
+_QUESTIONS: tuple[Command, ...] = (
+    ("INFO", "server"),
+    ("INFO", "persistence"),
+    ("INFO", "memory"),
+    ("CONFIG", "GET", "appendfsync"),
+)
 
 
 class RedisPlugin(StoragePluginBase):
     """`redis://`, `rediss://` (TLS) and `unix://`: a namespace is shared by all who use the same server and prefix.
 
-    Built, it has reached the server: StorageUnavailableError or StorageTimeoutError if there is none, or it refuses
-    the login. A lost connection is made anew, up to `retries` times in each call; the next call starts afresh.
-    `durable` is declared if the server says, while this is built, that it writes every change to disk before it
-    answers.
+    Built, it has reached the server, unless `lazy_connect` is set: StorageUnavailableError or StorageTimeoutError if
+    there is none, or it refuses the login. A call that loses its connection makes a new one and tries again for
+    `retry_s` seconds; the next call starts afresh. `durable` is declared if the server says at the first connection
+    that it writes every change to disk before it answers. A RuntimeWarning says that the server may evict data.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -47,23 +56,35 @@ class RedisPlugin(StoragePluginBase):
         "db": Option(int, minimum=0, help="the number of the database, if the url does not give it; default 0"),
         "username": Option(str, secret=True, help="if the url does not give it"),
         "password": Option(str, secret=True, help="if the url does not give it"),
-        "connect_timeout_s": Option(float, default=5.0, minimum=0.01, maximum=86400, help="longest wait to connect"),
-        "timeout_s": Option(
-            float, default=10.0, minimum=0.01, maximum=86400, help="longest wait for one answer of the server"
+        "connect_timeout_s": Option(
+            float, default=5.0, minimum=0.01, maximum=86400, help="longest wait to connect, in seconds"
         ),
-        "retries": Option(
-            int,
-            default=5,
+        "timeout_s": Option(
+            float,
+            default=10.0,
+            minimum=0.01,
+            maximum=86400,
+            help="longest wait for one answer of the server, or for a free connection, in seconds",
+        ),
+        "retry_s": Option(
+            float,
+            default=5.0,
             minimum=0,
-            maximum=1000,
-            help="how often to try again after a lost connection, at once, then after 0.05 s, 0.1 s ... at most 1 s; "
-            "0 never",
+            maximum=86400,
+            help="how long a call tries again after a lost connection or during a fail-over, in seconds; 0 never",
+        ),
+        "max_connections": Option(
+            int, minimum=1, help="most connections at a time; a call waits up to timeout_s for one. Default: no limit"
+        ),
+        "lazy_connect": Option(
+            bool, default=False, help="true: connect when the store is first used, and report errors then"
         ),
         "ca_file": Option(Path, help="PEM file of the authorities to trust; default those of the system"),
         "cert_file": Option(Path, help="PEM file of the client's own certificate, if the server asks for one"),
         "key_file": Option(Path, help="PEM file of that certificate's key, if it is not in cert_file"),
         "verify": Option(bool, default=True, help="false accepts any server: whoever is between reads everything"),
     }
+    OPTION_HINTS: ClassVar[Mapping[str, str]] = OPTION_HINTS
     capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:cluster", "shared"})
 
     def __init__(self, config: object = None) -> None:
@@ -73,12 +94,18 @@ class RedisPlugin(StoragePluginBase):
         # Without a brace of its own, the first one in a name starts the namespace, also for Redis Cluster.
         if not self.prefix or not self.prefix.isprintable() or set(self.prefix) & set("{} "):
             raise ConfigError("option 'prefix' of the redis engine must be printable text without blanks and braces")
-        make, self.where = connector(options)
-        self.server = Server(make, self.where, options["retries"])
-        # Who names a server that is not there is told at once, and not by the first read, who knows where.
-        self.server.call("PING")
-        if self._writes_through():
-            self.capabilities |= {"durable"}
+        address = read_address(options)
+        self.where = address.where
+        timeouts = options["timeout_s"], options["connect_timeout_s"]
+        pool = Pool(address.make, self.where, *timeouts, options["max_connections"], self._greet)
+        self.server = Server(pool, self.where, options["retry_s"], address.hint)
+        if not options["lazy_connect"]:
+            # Fail fast: report an unreachable server at connect, not at the first read.
+            try:
+                self.server.call("PING")
+            except BaseException:
+                self.server.close()
+                raise
 
     def open(self, namespace: str) -> RedisStorage:
         return RedisStorage(self, namespace)
@@ -123,15 +150,31 @@ class RedisPlugin(StoragePluginBase):
         there = self.server.exchange([("EXISTS", self.key(name, "values")) for name in names])
         return [name for name, is_there in zip(names, there, strict=True) if is_there]
 
-    def _writes_through(self) -> bool:
-        try:
-            persistence = self.server.call("INFO", "persistence")
-            if b"aof_enabled:1" not in persistence:
-                return False
-            return bool(self.server.call("CONFIG", "GET", "appendfsync") == [b"appendfsync", b"always"])
-        except StoreError:
-            # Hosted servers refuse CONFIG; then nothing is known, and nothing is promised.
-            return False
+    def _greet(self, connection: Connection) -> None:
+        """Ask the server over its first connection what it is, and what it may do with the data.
+
+        Hosted servers refuse CONFIG, and a user may have no right to ask: nothing is known and nothing promised then.
+        """
+        answers = connection.ask(packed(_QUESTIONS), len(_QUESTIONS))
+        server, persistence, memory = (_fields(answer) for answer in answers[:3])
+        if server.get("redis_mode") == "sentinel":
+            raise ConfigError(f"{self.where} is a Sentinel, which stores nothing; {SENTINEL_HINT}")
+        if persistence.get("aof_enabled") == "1" and answers[3] == [b"appendfsync", b"always"]:
+            self.capabilities |= {"durable"}
+        policy = memory.get("maxmemory_policy", "")
+        if policy.startswith("allkeys-"):
+            warnings.warn(
+                f"{self.where} has the maxmemory-policy {policy}: when its memory is full it evicts what hutch stores. "
+                "Set it to noeviction, or to one of volatile-*, which leaves what hutch stores alone",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _fields(answer: object) -> dict[str, str]:
+    """Return what INFO says, by name; nothing if it was refused."""
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    return {name: value for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 class RedisStorage(EncodedStorage):
@@ -141,8 +184,9 @@ class RedisStorage(EncodedStorage):
         super().__init__(plugin, namespace)
         self._server = plugin.server
         self._name = namespace.encode()
-        self._values, self._order = (plugin.key(namespace, part).encode() for part in ("values", "order"))
-        self._keys = (self._values, self._order, plugin.index.encode())
+        self._values, order = (plugin.key(namespace, part).encode() for part in ("values", "order"))
+        self._keys = (self._values, order, plugin.index.encode())
+        self._listing = Listing(plugin.server, self._keys, namespace, plugin.name)
         self._scope = (plugin.where, plugin.prefix, namespace)
 
     def read(self, key: str) -> bytes | None:
@@ -154,7 +198,7 @@ class RedisStorage(EncodedStorage):
 
     def delete(self, key: str) -> bool:
         # Asked again after a lost answer, the server would say that the key is not there.
-        return bool(self._server.run(DELETE, self._keys, (key.encode(),), changes=True, again=False))
+        return bool(self._server.run(DELETE, self._keys, (self._name, key.encode()), changes=True, again=False))
 
     def len(self) -> int:
         return int(self._server.call(b"HLEN", self._values))
@@ -172,7 +216,7 @@ class RedisStorage(EncodedStorage):
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         if not keys:
             return {}
-        chunks = _chunks([key.encode() for key in keys], _BATCH)
+        chunks = _chunks([key.encode() for key in keys], _READ_BATCH)
         found = self._server.transaction([(b"HMGET", self._values, *chunk) for chunk in chunks])
         data = (one for chunk in found for one in chunk)
         return {key: one for key, one in zip(keys, data, strict=True) if one is not None}
@@ -185,28 +229,20 @@ class RedisStorage(EncodedStorage):
 
     def delete_many(self, keys: list[str]) -> int:
         chunks = _chunks([key.encode() for key in keys], _BATCH)
-        commands = [DELETE.in_full(self._keys, chunk) for chunk in chunks]
+        commands = [DELETE.in_full(self._keys, (self._name, *chunk)) for chunk in chunks]
         return sum(self._server.transaction(commands, changes=True, again=False))
 
+    def read_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        return self._listing.pages(start, stop, reverse)
+
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        bounds = _Bounds(start, stop, reverse)
-        for most in _growing():
-            behind, found = self._server.run(RANGE, self._keys, (*bounds.command(), most, _CHUNK_BYTES))
-            for key, data in zip(found[::2], found[1::2], strict=True):
-                yield self._decoded_key(key), data
-            if behind is None:
-                return
-            bounds.go_on_behind(behind)
+        for keys, values in self._listing.pages(start, stop, reverse):
+            yield from zip(keys, values, strict=True)
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        bounds = _Bounds(start, stop, reverse)
-        for most in _growing():
-            command, low, high = bounds.command()
-            found = self._server.call(command, self._order, low, high, b"LIMIT", 0, most)
-            yield from map(self._decoded_key, found)
-            if len(found) < most:
-                return
-            bounds.go_on_behind(found[-1])
+        return self._listing.keys(start, stop, reverse)
 
     def clear(self) -> None:
         self._server.run(CLEAR, self._keys, (self._name,), changes=True)
@@ -218,44 +254,6 @@ class RedisStorage(EncodedStorage):
     @property
     def lock_scope(self) -> Hashable:
         return self._scope
-
-    def _decoded_key(self, key: bytes) -> str:
-        try:
-            return key.decode()
-        except UnicodeDecodeError as error:
-            raise CorruptValueError(
-                f"namespace {self.namespace!r} of the {self._plugin.name} storage holds a key that is not UTF-8; "
-                "something other than hutch wrote it"
-            ) from error
-
-
-class _Bounds:
-    """A range of keys as ZRANGEBYLEX wants it: ``[`` is with, ``(`` is without."""
-
-    def __init__(self, start: str | None, stop: str | None, reverse: bool) -> None:
-        # A bound need not be a key: it may hold a lone surrogate, which sorts where its code point does.
-        self._low = b"-" if start is None else b"[" + start.encode(errors="surrogatepass")
-        self._high = b"+" if stop is None else b"(" + stop.encode(errors="surrogatepass")
-        self._reverse = reverse
-
-    def command(self) -> tuple[bytes, bytes, bytes]:
-        if self._reverse:
-            return b"ZREVRANGEBYLEX", self._high, self._low
-        return b"ZRANGEBYLEX", self._low, self._high
-
-    def go_on_behind(self, key: bytes) -> None:
-        if self._reverse:
-            self._high = b"(" + key
-        else:
-            self._low = b"(" + key
-
-
-def _growing() -> Iterator[int]:
-    """How many keys to ask for: few at first, for who wants one does not want a thousand."""
-    most = _FIRST_CHUNK_KEYS
-    while True:
-        yield most
-        most = min(most * 4, _CHUNK_KEYS)
 
 
 def _chunks(items: list[T], size: int) -> list[list[T]]:

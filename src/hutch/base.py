@@ -293,11 +293,14 @@ class StoragePluginBase(ABC):
     #: The options the engine takes. Declared, they are checked, converted and filled with their defaults.
     OPTIONS: ClassVar[Mapping[str, Option] | None] = None
 
+    #: What to write instead of options that the engine does not take, but that users of its driver may expect.
+    OPTION_HINTS: ClassVar[Mapping[str, str]] = {}
+
     capabilities: frozenset[str] = frozenset()
 
     def __init__(self, config: object = None) -> None:
         self._config = config
-        self._storage_config: dict[str, Any] = read_options(config, self.OPTIONS, self.name)
+        self._storage_config: dict[str, Any] = read_options(config, self.OPTIONS, self.name, hints=self.OPTION_HINTS)
 
     @property
     def name(self) -> str:

@@ -96,7 +96,7 @@ def _check_files(config: StoreConfig) -> Iterator[Finding]:
     # An engine that does not look at its files may take options that only it can read.
     if plugin.check_files.__func__ is StoragePluginBase.check_files.__func__:  # type: ignore[attr-defined]
         return
-    options = read_options(PluginConfig(config, info), plugin.OPTIONS, info.name)
+    options = read_options(PluginConfig(config, info), plugin.OPTIONS, info.name, hints=plugin.OPTION_HINTS)
     try:
         yield from plugin.check_files(options)
     except CorruptValueError as error:

@@ -48,11 +48,16 @@ class Option(Record):
 
 
 def read_options(
-    config: object, declared: Mapping[str, Option] | None, engine: str, kind: str = "engine"
+    config: object,
+    declared: Mapping[str, Option] | None,
+    engine: str,
+    kind: str = "engine",
+    hints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The options in `config`, checked against `declared` (unchecked if None), with defaults filled in.
 
-    `engine` and `kind` say in messages whose options they are: "the lmdb engine", "the cache layer".
+    `engine` and `kind` say in messages whose options they are: "the lmdb engine", "the cache layer". `hints` says for
+    names that are not declared, but that users may expect, what to write instead.
     Raises ConfigError that names the option, what was expected and, for an unknown one, the nearest name.
     """
     given = _given_options(config, engine)
@@ -60,8 +65,10 @@ def read_options(
         return given
     unknown = [name for name in given if name not in declared]
     if unknown:
+        name = str(unknown[0])
+        advice = f" Instead: {hints[name]}." if hints and name in hints else nearest(name, declared)
         raise ConfigError(
-            f"the {engine} {kind} has no option {unknown[0]!r}.{nearest(str(unknown[0]), declared)} "
+            f"the {engine} {kind} has no option {unknown[0]!r}.{advice} "
             f"It takes: {', '.join(sorted(declared)) or 'none'}"
         )
     base_dir = Path(getattr(config, "base_dir", None) or Path.cwd())

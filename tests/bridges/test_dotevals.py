@@ -90,7 +90,7 @@ def keys(storage: Storage) -> list[str]:
 
 
 def test_the_registry_knows_it_by_its_name_and_by_those_of_the_engines() -> None:
-    assert {"json", "hutch", "lmdb", "sqlite", "redis", "rediss"} <= set(list_backends())
+    assert {"json", "hutch", "lmdb", "sqlite", "redis", "rediss", "valkey", "valkeys"} <= set(list_backends())
 
 
 def test_an_experiment_is_made_once_and_listed(storage: Storage) -> None:

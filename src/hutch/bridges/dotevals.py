@@ -361,6 +361,14 @@ class RedissStorage(_EngineStorage):
     _scheme = "rediss"
 
 
+class ValkeyStorage(_EngineStorage):
+    _scheme = "valkey"
+
+
+class ValkeysStorage(_EngineStorage):
+    _scheme = "valkeys"
+
+
 # --- values ---
 
 

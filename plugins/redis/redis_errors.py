@@ -1,0 +1,150 @@
+"""The error that a user of the redis engine gets for each failure of the driver or the server."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis import exceptions as driver
+
+from hutch import (
+    ConfigError,
+    CorruptValueError,
+    StorageFullError,
+    StorageTimeoutError,
+    StorageUnavailableError,
+    StoreError,
+)
+
+from .redis_protocol import Command
+
+# The server that answers so has another role than it had, or is not ready: the name may lead to another one by now.
+_MOVED: Final = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+_TOO_MANY_CLIENTS: Final = "max number of clients reached"
+
+
+def code_of(error: Exception) -> str:
+    """Return the code of a server's refusal, such as READONLY; "" if it has none that is known.
+
+    A script passes the code on within a longer text, so a code counts wherever it stands.
+    """
+    # What follows is quoted from the data.
+    text = str(error).partition(", with args beginning with")[0]
+    words = {word.lstrip("-") for word in text.split()} | {str(getattr(error, "status_code", None))}
+    for code, of_driver, _, _ in _REFUSALS:
+        if code in words or isinstance(error, of_driver):
+            return code
+    return next((code for code in ("NOSCRIPT", "TRYAGAIN") if code in words), "")
+
+
+def has_moved(error: Exception) -> bool:
+    """Whether the server refused because it is not, or not yet, the one to ask; another may have its name by now."""
+    return isinstance(error, driver.RedisError) and code_of(error) in _MOVED
+
+
+def may_pass(error: Exception, was_connected: bool) -> bool:
+    """Whether trying again may help: a connection was lost, or the server is not itself yet.
+
+    Time-outs have waited already. A name that is not known is one that was never right, unless it was known before:
+    while a container restarts its name may be gone.
+    """
+    if isinstance(error, driver.AuthenticationError | driver.TimeoutError):
+        return False
+    if isinstance(error, driver.ResponseError):
+        return has_moved(error) or str(error).startswith("BUSY ") or _TOO_MANY_CLIENTS in str(error)
+    if isinstance(error.__context__, socket.gaierror):
+        return was_connected or error.__context__.errno == socket.EAI_AGAIN
+    return isinstance(error, driver.ConnectionError)
+
+
+def store_error(where: str, error: Exception, commands: Sequence[Command] = (), maybe_done: bool = False) -> StoreError:
+    """Return the error that a user gets for the driver's, which loses what it quotes of the data."""
+    if isinstance(error, ValueError | driver.InvalidResponse):
+        # It quotes what it could not read: anything, from an echo of the password on.
+        error.args = ("an answer that is none",)
+        return StorageUnavailableError(f"{where} answers as no Redis server does; check the port, and TLS")
+    text, quoted, _ = str(error).partition(", with args beginning with")
+    if quoted:
+        # A server that does not know a command repeats its arguments: values, or a password.
+        error.args = (text,)
+    unknown = "; the change may have been made or not, look before you repeat it" if maybe_done else ""
+    if isinstance(error, driver.TimeoutError):
+        return StorageTimeoutError(
+            f"{where} gave no answer in time (options timeout_s and connect_timeout_s): {text}{unknown}"
+        )
+    if "DB index" in text:
+        return ConfigError(f"{where} cannot be used: the server has no such database")
+    code = code_of(error)
+    for known, _, kind, told in _REFUSALS:
+        if known == code:
+            names = f": {_keys_of(commands)}" if kind is CorruptValueError else ""
+            return kind(f"{where} {told}{names}")
+    if isinstance(error, driver.ConnectionError):
+        return StorageUnavailableError(f"{where} cannot be reached: {text}{unknown}")
+    return StorageUnavailableError(f"{where} refuses: {text.removeprefix('ERR ')}")
+
+
+def _keys_of(commands: Sequence[Command]) -> str:
+    """Return the names of the server's keys that `commands` use."""
+    names: dict[Any, None] = {}
+    for command in commands:
+        if command[0] in (b"EVAL", b"EVALSHA"):
+            names.update(dict.fromkeys(command[3:6]))
+        elif len(command) > 1:
+            names[command[1]] = None
+    return ", ".join(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+
+
+# What a server answers instead of doing it: the code, the driver's class, ours.
+_REFUSALS: tuple[tuple[str, type[Exception] | tuple[()], type[StoreError], str], ...] = (
+    (
+        "NOAUTH",
+        driver.AuthenticationError,
+        StorageUnavailableError,
+        "refuses the login; check the user name and the password, in the url or as options",
+    ),
+    (
+        "NOPERM",
+        driver.NoPermissionError,
+        StorageUnavailableError,
+        "does not allow this user all commands and keys that hutch needs; docs/redis.md lists them",
+    ),
+    ("LOADING", driver.BusyLoadingError, StorageUnavailableError, "is still loading its data; try again later"),
+    (
+        "OOM",
+        driver.OutOfMemoryError,
+        StorageFullError,
+        "has no memory left for it; nothing was written. Remove something, or raise its 'maxmemory'",
+    ),
+    (
+        "MISCONF",
+        (),
+        StorageFullError,
+        "refuses writes because it cannot save to its disk; nothing was written. Its log says why",
+    ),
+    (
+        "READONLY",
+        driver.ReadOnlyError,
+        StorageUnavailableError,
+        "is a read-only replica; nothing was written. Name its primary in the url",
+    ),
+    ("NOREPLICAS", (), StorageUnavailableError, "has too few replicas at hand to take a write; nothing was written"),
+    ("MASTERDOWN", driver.MasterDownError, StorageUnavailableError, "is a replica that has lost its primary"),
+    ("BUSY", (), StorageTimeoutError, "is busy with a script; nothing was done"),
+    ("WRONGTYPE", (), CorruptValueError, "holds something that hutch did not write under one of these keys"),
+    *(
+        (
+            code,
+            of_driver,
+            StorageUnavailableError,
+            "belongs to a Redis Cluster, which this engine does not serve; it needs a standalone server",
+        )
+        for code, of_driver in (
+            ("MOVED", driver.MovedError),
+            ("ASK", driver.AskError),
+            ("CROSSSLOT", driver.ClusterCrossSlotError),
+            ("CLUSTERDOWN", driver.ClusterDownError),
+        )
+    ),
+)

@@ -1,0 +1,78 @@
+"""What may be wrong with the address of a Redis server, and how other programs' options are spelled here."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Final
+
+from redis import exceptions as driver
+
+#: Options of redis-py, of other clients and of earlier versions, and what to write instead.
+OPTION_HINTS: Final = {
+    "retries": "it became retry_s, the seconds for which a call tries again; write retry_s=5",
+    "retry_on_timeout": "calls that may be repeated are, for retry_s seconds; write retry_s=5",
+    "socket_timeout": "write timeout_s=10, in seconds",
+    "socket_connect_timeout": "write connect_timeout_s=5, in seconds",
+    "socket_keepalive": "keepalive is always on; leave it out",
+    "health_check_interval": "a connection that was idle is always asked first; leave it out",
+    "host": "the server stands in the URL: redis://host:port/database",
+    "port": "the server stands in the URL: redis://host:port/database",
+    "path": "a unix socket stands in the URL: unix:///path/of/socket",
+    "unix_socket_path": "a unix socket stands in the URL: unix:///path/of/socket",
+    "user": "write username",
+    "database": "write db",
+    "ssl": "TLS is in the scheme: start the URL with rediss://",
+    "tls": "TLS is in the scheme: start the URL with rediss://",
+    "ssl_cert_reqs": "write verify=false to accept any certificate, or leave it out to verify it",
+    "ssl_check_hostname": "write verify=false to accept any certificate, or leave it out to verify it",
+    "ssl_ca_certs": "write ca_file",
+    "ssl_certfile": "write cert_file",
+    "ssl_keyfile": "write key_file",
+    "decode_responses": "values come back with the type that they were stored with; leave it out",
+    "encoding": "values come back with the type that they were stored with; leave it out",
+    "protocol": "leave it out",
+}
+SENTINEL_HINT: Final = (
+    "name the primary instead, redis://host:port; "
+    "'redis-cli -p 26379 sentinel get-master-addr-by-name NAME' prints its address"
+)
+_SENTINEL_PORT: Final = 26379
+_LONGEST_PROBE_S: Final = 2.0
+
+
+def hint(error: Exception, host: str, port: int, tls: bool, patience_s: float) -> str:
+    """Return what may be wrong with the address of a server to which the first connection failed; "" if unknown."""
+    if port == _SENTINEL_PORT:
+        return f". Port {port} is that of a Sentinel, which stores nothing: {SENTINEL_HINT}"
+    if isinstance(error, driver.ResponseError | driver.AuthenticationError) or "refused" in str(error):
+        return ""
+    patience_s = min(patience_s, _LONGEST_PROBE_S)
+    if tls and _speaks_plainly(host, port, patience_s):
+        return ". It answers without TLS: start the url with redis:// (or valkey://)"
+    if not tls and _speaks_tls(host, port, patience_s):
+        return ". It answers with TLS: start the url with rediss:// (or valkeys://)"
+    return ""
+
+
+def _speaks_plainly(host: str, port: int, patience_s: float) -> bool:
+    try:
+        with socket.create_connection((host, port), patience_s) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith((b"+PONG", b"-NOAUTH", b"-LOADING", b"-DENIED"))
+    except OSError:
+        return False
+
+
+def _speaks_tls(host: str, port: int, patience_s: float) -> bool:
+    """Whether the server begins a TLS session; nothing is sent over it, so nothing is verified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, port), patience_s) as connection,
+            context.wrap_socket(connection, server_hostname=host),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False

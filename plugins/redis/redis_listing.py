@@ -1,0 +1,196 @@
+"""List a namespace of the redis engine in key order: in pages, and rebuilt where the server evicted the listing.
+
+Under a `maxmemory-policy` of ``allkeys-*`` the server may evict the sorted set of keys or the hash of values, one
+without the other. Writes keep the two alike, so that their sizes differ then, and only then. Each page says both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, cast
+
+from hutch import CorruptValueError, StorageUnavailableError
+from hutch.handlers import raised_by_handler
+
+from .redis_protocol import Argument
+from .redis_scripts import PAGE, REBUILD
+from .redis_server import Server
+
+# The first page: a caller may need only the first key.
+_FIRST_KEYS: Final = 32
+_FIRST_WAITING_KEYS: Final = 160
+# The server does nothing else while it serves a page, and this process holds that much.
+_PAGE_KEYS: Final = 500
+_PAGE_KEYS_ALONE: Final = 1000
+_PAGE_BYTES: Final = 1024 * 1024
+_GROWTH: Final = 4
+# The server would have to evict the listing again during each rebuild.
+_REBUILDS: Final = 5
+
+
+class Listing:
+    """The keys and values of one namespace, in order. Nothing is held on the server between two pages."""
+
+    def __init__(self, server: Server, keys: Sequence[bytes], namespace: str, engine: str) -> None:
+        """`keys` are those of the scripts: values, order, index."""
+        self._server = server
+        self._keys = keys
+        self._name = namespace.encode()
+        self._where = f"namespace {namespace!r} of the {engine} storage"
+
+    def keys(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        """Yield the keys in the range, each once."""
+        bounds = _Bounds(start, stop, reverse)
+        most = _FIRST_KEYS
+        while True:
+            keys, _ = self._page(bounds, most)
+            yield from self._decoded(keys)
+            if len(keys) < most:
+                return
+            bounds.go_on_behind(keys[-1])
+            most = min(most * _GROWTH, _PAGE_KEYS_ALONE)
+
+    def pages(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        """Yield the keys in the range with their values, a page at a time.
+
+        The first page takes one round trip, each further one another: the keys of the next page are asked for together
+        with the values of this one.
+        """
+        bounds, size = _Bounds(start, stop, reverse), _PageSize()
+        waiting, values = self._page(bounds, _FIRST_WAITING_KEYS, _FIRST_KEYS)
+        is_last = len(waiting) < _FIRST_WAITING_KEYS
+        while waiting:
+            if values:
+                page, found = waiting[: len(values)], values
+                bounds.go_on_behind(waiting[-1])
+                waiting, values = waiting[len(values) :], []
+                size.saw(found)
+                yield self._with_values(page, found)
+            if not waiting:
+                return
+            count = size.next()
+            values, following, is_last = self._values(waiting, count, bounds, is_last)
+            waiting += following
+
+    def _values(
+        self, keys: list[bytes], count: int, bounds: _Bounds, is_last: bool
+    ) -> tuple[list[bytes | None], list[bytes], bool]:
+        """Return the values of the first `count` keys, the keys of the next page, and whether it is the last one."""
+        command = (b"HMGET", self._keys[0], *keys[:count])
+        if len(keys) > count:
+            return self._server.exchange([command])[0], [], is_last
+        # After the last page no keys are asked for, but its sizes are: the values may have been evicted meanwhile.
+        most = 0 if is_last else max(count, _FIRST_KEYS)
+        arguments = self._page_arguments(bounds, most)
+        values, (*page, _) = self._server.run_after([command], PAGE, self._keys, arguments)
+        following = self._listed(page)
+        if following is None:
+            self._rebuild()
+            following, _ = self._page(bounds, most)
+        return values, following, is_last or len(following) < most
+
+    def _page(self, bounds: _Bounds, most: int, most_values: int = 0) -> tuple[list[bytes], list[bytes | None]]:
+        """Return a page of keys, and the values of its first ones."""
+        # A script and not MULTI, which a server whose memory is full refuses.
+        for _ in range(_REBUILDS):
+            *page, values = self._server.run(PAGE, self._keys, self._page_arguments(bounds, most, most_values))
+            keys = self._listed(page)
+            if keys is not None:
+                return keys, values
+            self._rebuild()
+        raise StorageUnavailableError(
+            f"{self._where}: the server evicts the listing of its keys faster than it can be rebuilt. Set the server's "
+            "maxmemory-policy to noeviction"
+        )
+
+    def _page_arguments(self, bounds: _Bounds, most: int, most_values: int = 0) -> tuple[Argument, ...]:
+        return (*bounds.command(), most, most_values, _PAGE_BYTES)
+
+    def _listed(self, page: list[Any]) -> list[bytes] | None:
+        """Return the keys of a page, or None if keys that have a value are not listed.
+
+        `page` holds keys, the number of those that are listed, and that of values. Raises CorruptValueError if values
+        are gone.
+        """
+        keys: list[bytes]
+        keys, listed, values = page
+        if listed > values:
+            raise CorruptValueError(
+                f"{self._where} lists {listed} keys and has {values} values: the server evicted values under a "
+                "maxmemory-policy of allkeys-*, or something other than hutch removed them. Set the server's "
+                "maxmemory-policy to noeviction, then restore the namespace from a copy, or run 'hutch check-data "
+                "--fix' to forget the keys whose values are gone"
+            )
+        return keys if listed == values else None
+
+    def _rebuild(self) -> None:
+        """List every key that has a value. Each step is exact, whatever others write between two of them."""
+        cursor: bytes | int = 0
+        try:
+            while True:
+                cursor = self._server.run(REBUILD, self._keys, (self._name, cursor), changes=True)
+                if int(cursor) == 0:
+                    return
+        except StorageUnavailableError as error:
+            if raised_by_handler(error):
+                raise
+            raise StorageUnavailableError(
+                f"{self._where}: the server evicted the listing of its keys, as a maxmemory-policy of allkeys-* lets "
+                f"it, and it cannot be rebuilt here: {error}"
+            ) from error
+
+    def _with_values(self, keys: list[bytes], values: list[bytes | None]) -> tuple[Sequence[str], Sequence[bytes]]:
+        if None in values:  # removed since they were listed
+            found = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+            return self._decoded([key for key, _ in found]), [value for _, value in found]
+        return self._decoded(keys), cast("list[bytes]", values)
+
+    def _decoded(self, keys: list[bytes]) -> list[str]:
+        try:
+            return list(map(bytes.decode, keys))
+        except UnicodeDecodeError as error:
+            if raised_by_handler(error):
+                raise
+            raise CorruptValueError(
+                f"{self._where} holds a key that is not UTF-8; something other than hutch wrote it"
+            ) from error
+
+
+class _PageSize:
+    """How many values to ask for: as many as make `_PAGE_BYTES`, judged by the values seen, growing step by step."""
+
+    def __init__(self) -> None:
+        self._count = _FIRST_KEYS
+        self._values = self._bytes = 0
+
+    def saw(self, values: list[bytes | None]) -> None:
+        self._values += len(values)
+        self._bytes += sum(len(value) for value in values if value is not None)
+
+    def next(self) -> int:
+        fitting = _PAGE_BYTES * self._values // max(self._bytes, 1)
+        self._count = max(1, min(fitting, self._count * _GROWTH, _PAGE_KEYS))
+        return self._count
+
+
+class _Bounds:
+    """A range of keys as ZRANGEBYLEX wants it: ``[`` is with, ``(`` is without."""
+
+    def __init__(self, start: str | None, stop: str | None, reverse: bool) -> None:
+        # A bound need not be a key: it may hold a lone surrogate, which sorts where its code point does.
+        self._low = b"-" if start is None else b"[" + start.encode(errors="surrogatepass")
+        self._high = b"+" if stop is None else b"(" + stop.encode(errors="surrogatepass")
+        self._reverse = reverse
+
+    def command(self) -> tuple[bytes, bytes, bytes]:
+        if self._reverse:
+            return b"ZREVRANGEBYLEX", self._high, self._low
+        return b"ZRANGEBYLEX", self._low, self._high
+
+    def go_on_behind(self, key: bytes) -> None:
+        if self._reverse:
+            self._high = b"(" + key
+        else:
+            self._low = b"(" + key

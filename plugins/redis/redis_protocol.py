@@ -1,0 +1,289 @@
+"""One connection to a Redis server: sends commands and reads their answers whole.
+
+The driver connects: it looks the name up, does TLS and logs in. Then this module takes over its socket and speaks the
+protocol (RESP2) itself: the reader alone can tell whether an answer was read whole, and whether an exception is the
+socket's own or was raised by a signal handler.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from redis import exceptions as driver
+from redis.utils import HIREDIS_AVAILABLE
+
+from hutch.handlers import raised_by_handler
+
+Argument = str | bytes | int
+Command = Sequence[Argument]
+
+_READ_BYTES = 64 * 1024
+_LONGEST_READ_BYTES = 1024 * 1024
+# What stands before an answer of any length: its type and a number, or the text of an error.
+_LONGEST_LINE_BYTES = 64 * 1024
+_DEEPEST = 8
+# Larger arguments are sent on their own: to join them with the rest would copy them.
+_LARGE_BYTES = 64 * 1024
+
+
+class CallFailedError(Exception):
+    """A call got no whole answer. `error` is the driver's, or one like it; `sent`: whether a byte may have gone out."""
+
+    def __init__(self, error: Exception, sent: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.sent = sent
+
+
+def packed(commands: Sequence[Command]) -> list[bytes]:
+    """Return `commands` as the bytes to send, in one piece unless an argument is large."""
+    pieces: list[bytes] = []
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            data = argument if type(argument) is bytes else str(argument).encode()
+            if len(data) > _LARGE_BYTES:
+                parts.append(b"$%d\r\n" % len(data))
+                pieces += [b"".join(parts), data]
+                parts = [b"\r\n"]
+            else:
+                parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    pieces.append(b"".join(parts))
+    return pieces
+
+
+class Connection:
+    """A connection that has logged in. It is closed by whatever goes wrong in `ask`, signal handlers included."""
+
+    __slots__ = ("__weakref__", "_at", "_buffer", "_driver", "_socket", "timeout_s", "used_s")
+
+    def __init__(self, connected: Any) -> None:
+        """`connected` is a connection of the driver that nobody else uses."""
+        self._driver = connected
+        self._socket: Any = connected._sock
+        self._buffer, self._at = b"", 0
+        self.timeout_s: float | None = self._socket.gettimeout()
+        #: When it was last given back, by `time.monotonic`.
+        self.used_s = time.monotonic()
+        _all.add(self)
+
+    def ask(self, request: list[bytes], count: int) -> list[Any]:
+        """Send `request` and return its `count` answers; one that is an error is a `ResponseError` among them.
+
+        Raises CallFailedError. The answers come out whole or the connection is closed, so that the next call cannot
+        read the answer to this one.
+        """
+        try:
+            for piece in request:
+                try:
+                    self._socket.sendall(piece)
+                except OSError as error:
+                    if raised_by_handler(error):
+                        raise
+                    raise _failed(error, "writing to") from error
+            return self._answers(count)
+        except BaseException:
+            self.close()
+            raise
+
+    def is_alive(self, timeout_s: float) -> bool:
+        """Whether the server answers over this connection within `timeout_s` seconds; if not, it is closed."""
+        if self.has_ended():
+            return False
+        try:
+            self._socket.settimeout(timeout_s)
+            self.ask(PING, 1)
+            self._socket.settimeout(self.timeout_s)
+        except CallFailedError:
+            return False
+        return True
+
+    def has_ended(self) -> bool:
+        """Whether the server has closed it. Nothing was asked, so whatever there is to read is the end."""
+        if _is_readable(self._socket):
+            self.close()
+            return True
+        return False
+
+    def close(self) -> None:
+        """Close it. In a forked child this closes the child's copy alone; the connection itself goes on."""
+        self._driver.disconnect()
+
+    def _answers(self, count: int) -> list[Any]:
+        answers = [self._answer(0) for _ in range(count)]
+        if self._at != len(self._buffer):
+            raise _garbled()
+        self._buffer, self._at = b"", 0
+        return answers
+
+    def _answer(self, depth: int) -> Any:
+        buffer, at = self._buffer, self._at
+        end = buffer.find(b"\r\n", at)
+        while end < 0:
+            if len(buffer) - at > _LONGEST_LINE_BYTES:
+                raise _garbled()
+            self._fill(len(buffer) - at + 1)
+            buffer, at = self._buffer, 0
+            end = buffer.find(b"\r\n")
+        kind, rest = buffer[at : at + 1], buffer[at + 1 : end]
+        self._at = end + 2
+        if kind == b"$":
+            size = _number(rest)
+            if size < 0:
+                return None
+            stop = end + 2 + size
+            if stop + 2 > len(buffer):
+                self._fill(size + 2)
+                buffer, end = self._buffer, -2
+                stop = size
+            if buffer[stop : stop + 2] != b"\r\n":
+                raise _garbled()
+            self._at = stop + 2
+            return buffer[end + 2 : stop]
+        if kind == b":":
+            return _number(rest)
+        if kind == b"+":
+            return rest
+        if kind == b"-":
+            return driver.ResponseError(rest.decode(errors="replace"))
+        if kind == b"*" and depth < _DEEPEST:
+            length = _number(rest)
+            return None if length < 0 else self._array(length, depth + 1)
+        raise _garbled()
+
+    def _array(self, length: int, depth: int) -> list[Any]:
+        """Read `length` answers. Those that are bytes and in the buffer are taken here: a call for each is slower."""
+        answers: list[Any] = []
+        buffer, at = self._buffer, self._at
+        for _ in range(length):
+            if buffer[at : at + 1] == b"$":
+                end = buffer.find(b"\r\n", at)
+                size = buffer[at + 1 : end]
+                if end > 0 and size.isdigit() and (stop := end + 2 + int(size)) + 2 <= len(buffer):
+                    answers.append(buffer[end + 2 : stop])
+                    at = stop + 2
+                    continue
+            self._at = at
+            answers.append(self._answer(depth))
+            buffer, at = self._buffer, self._at
+        self._at = at
+        return answers
+
+    def _fill(self, needed: int) -> None:
+        """Read until `needed` bytes that were not taken yet are in the buffer, which then begins with them."""
+        chunks = [self._buffer[self._at :]]
+        missing = needed - len(chunks[0])
+        while missing > 0:
+            data = self._received(max(_READ_BYTES, min(missing, _LONGEST_READ_BYTES)))
+            chunks.append(data)
+            missing -= len(data)
+        self._buffer, self._at = b"".join(chunks), 0
+
+    def _received(self, most: int) -> bytes:
+        try:
+            data: bytes = self._socket.recv(most)
+        except OSError as error:
+            if raised_by_handler(error):
+                raise
+            raise _failed(error, "reading from") from error
+        if not data:
+            raise CallFailedError(driver.ConnectionError("Connection closed by server."), sent=True)
+        return data
+
+    def _end_after_fork(self) -> None:
+        self._socket = _Inherited()
+
+
+class HiredisConnection(Connection):
+    """The same, with the driver's parser in C."""
+
+    __slots__ = ("_reader",)
+
+    def __init__(self, connected: Any) -> None:
+        super().__init__(connected)
+        self._reader: Any = _hiredis.Reader(
+            protocolError=_GarbledError, replyError=driver.ResponseError, notEnoughData=_MISSING
+        )
+
+    def _answers(self, count: int) -> list[Any]:
+        reader = self._reader
+        answers: list[Any] = []
+        try:
+            while len(answers) < count:
+                answer = reader.gets()
+                if answer is _MISSING:
+                    reader.feed(self._received(_READ_BYTES))
+                else:
+                    answers.append(answer)
+        except _GarbledError:
+            raise _garbled() from None
+        if reader.has_data():
+            raise _garbled()
+        return answers
+
+
+class _GarbledError(Exception):
+    """What the parser in C raises when it is given something else than answers."""
+
+
+class _Inherited:
+    """Stands in a forked child for the socket of the parent, which goes on using it: a call under way ends here."""
+
+    def sendall(self, data: bytes) -> None:
+        raise CallFailedError(driver.ConnectionError("this process was forked meanwhile"), sent=True)
+
+    recv = settimeout = fileno = sendall
+
+
+def _number(text: bytes) -> int:
+    digits = text[1:] if text.startswith(b"-") else text
+    if len(digits) > 20 or not digits.isdigit():
+        raise _garbled()
+    return int(text)
+
+
+def _garbled() -> CallFailedError:
+    # What was read may be anything, from an echo of the password on.
+    return CallFailedError(driver.InvalidResponse("an answer that is none"), sent=True)
+
+
+def _failed(error: OSError, doing: str) -> CallFailedError:
+    if isinstance(error, TimeoutError):
+        return CallFailedError(driver.TimeoutError(f"Timeout {doing} socket"), sent=True)
+    return CallFailedError(driver.ConnectionError(f"Error while {doing} socket: {error}"), sent=True)
+
+
+def _is_readable(socket: Any) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(socket.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([socket], [], [], 0)[0])
+
+
+def connection_of(connected: Any) -> Connection:
+    """Return the `Connection` over a connection of the driver, with the faster parser if that is installed."""
+    return Connection(connected) if _hiredis is None else HiredisConnection(connected)
+
+
+# The driver brings it, with its extra of that name.
+_hiredis: Any = importlib.import_module("hiredis") if HIREDIS_AVAILABLE else None
+_MISSING = object()
+PING = packed([(b"PING",)])
+_all: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_all):
+        connection._end_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
