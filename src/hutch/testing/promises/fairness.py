@@ -74,6 +74,11 @@ class Fairness(Promises):
             busy, *others = [stack.enter_context(Child(config)) for _ in range(writers)]
             busy.start("write_all_the_time", "core", str(stop))
             try:
+                with store.open("core") as ns:
+                    deadline = time.monotonic() + TURN_S
+                    while "busy" not in ns:
+                        assert time.monotonic() < deadline, "a process that writes gets nothing written"
+                        time.sleep(0.01)
                 for number, child in enumerate(others, 1):
                     child.start("write_from_time_to_time", "core", number)
                 waits = [wait for child in others for wait in child.result(TURN_S * 3)]

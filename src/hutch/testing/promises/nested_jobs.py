@@ -9,12 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import hutch
 
 from ..signal_points import Visit, points
-from .interrupt_jobs import _duration
+from .interrupt_jobs import set_timer
 from .verb_work import KEYS, VERBS, Step, Work, value
 
 #: A nested call that takes longer waits for the very verb that it interrupted.
@@ -153,15 +154,20 @@ def nest_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refus
     longest_s = 0.0
     names = [name for name in NESTED if name != "set the same key"]
     with Work(config, seed) as work:
-        durations = {verb: _duration(work, plan) for verb, plan in VERBS.items()}
+        longest_s_of = {verb: work.measure(plan) for verb, plan in VERBS.items()}
+        work.repeats = 1
         for number in range(count):
             verb = work.rng.choice(list(VERBS))
             if number % 20 == 0:
                 work.busy(number // 20 % 2 == 1)
             call = Nested(work, work.rng.choice(names), work.next_number(), Step(lambda: None), ["h0", "h1"])
-            signal.signal(signal.SIGALRM, lambda *_: call.run())  # noqa: B023 - called before the next one is made
+
+            def handle(_: int, frame: FrameType | None, call: Nested = call) -> None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                call.run()
+
             faulthandler.dump_traceback_later(_HANGS_AFTER_S, exit=True)
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, work.rng.uniform(0, 2 * durations[verb])))
+            set_timer(handle, work.rng.uniform(0, 2 * longest_s_of[verb]))
             while not call.was_called:
                 work.run(VERBS[verb](work))
             _judge(call, None, f"{call} within {verb!r}", may_refuse)

@@ -24,6 +24,7 @@ OTHERS_PATIENCE_S = 20.0
 KEYS = [f"k{number}" for number in range(6)]
 #: The key that a thread writes meanwhile, so that the interrupted verb has to wait now and then.
 BUSY = "busy"
+_LONG_ENOUGH_S = 2e-4
 
 
 def value(number: int) -> list[Any]:
@@ -56,6 +57,8 @@ class Work:
         #: Handles that a step has opened and not closed.
         self.opened: list[hutch.Namespace] = []
         self.read_back = 0
+        #: How often a step does the same: a verb that is done before a signal can arrive would never be interrupted.
+        self.repeats = 1
         self.pending: Step | None = None
         self.is_done = True
         self._other = OtherThread()
@@ -91,6 +94,20 @@ class Work:
     def busy(self, on: bool) -> None:
         """Let a second thread write all the time, or stop it."""
         self._busy.go_on(on)
+
+    def measure(self, plan: Callable[[Work], Step]) -> float:
+        """Return how long a step of `plan` takes, in seconds; `repeats` is chosen so that it is not too short."""
+        self.repeats = 1
+        self.run(plan(self))
+        durations_s = []
+        for _ in range(6):
+            step = plan(self)
+            start = time.perf_counter()
+            self.run(step)
+            durations_s.append(time.perf_counter() - start)
+        longest_s = max(sorted(durations_s)[:-1])  # one may have waited for something else
+        self.repeats = max(1, min(50, int(_LONG_ENOUGH_S / longest_s)))
+        return longest_s * self.repeats
 
     # --- afterwards ---
 
@@ -236,17 +253,18 @@ class OtherThread:
                 self._answers.put((False, error))
 
 
-# --- the verbs ---
+# --- the verbs: each step repeats the last of what it does, with the same effect ---
 
 
 def plan_get(work: Work) -> Step:
-    """Read one value, several times."""
+    """Read one value."""
     key = work.any_key()
     expected, ns = work.known[key], work.ns
 
     def call() -> None:
-        for _ in range(5):
-            assert (got := ns[key]) == expected, f"{got} was read, not {expected}"
+        for _ in range(work.repeats):
+            got = ns[key]
+        assert got == expected, f"{got} was read, not {expected}"
 
     return Step(call)
 
@@ -256,45 +274,69 @@ def plan_set(work: Work) -> Step:
     key, new, ns = work.rng.choice(KEYS), value(work.next_number()), work.ns
 
     def call() -> None:
-        ns[key] = new
+        for _ in range(work.repeats):
+            ns[key] = new
 
     return Step(call, {key: new})
 
 
 def plan_remove(work: Work) -> Step:
-    """Remove a key; the next step sets it again."""
+    """Remove a key that the step before has set, or set it."""
+    return _plan_removing(work, work.ns.__delitem__)
+
+
+def plan_pop(work: Work) -> Step:
+    """Take a key out that the step before has set, or set it."""
+    return _plan_removing(work, work.ns.pop)
+
+
+def _plan_removing(work: Work, remove: Callable[[str], Any]) -> Step:
     gone = next((key for key in KEYS if key not in work.known), None)
     if gone is not None:
-        new, ns = value(work.next_number()), work.ns
-        return Step(lambda: ns.set_many({gone: new}), {gone: new})
-    key, ns = work.rng.choice(KEYS), work.ns
+        items = {gone: value(work.next_number())}
+
+        def put_back() -> None:
+            for _ in range(work.repeats):
+                work.ns.set_many(items)
+
+        return Step(put_back, dict(items))
+    key = work.rng.choice(KEYS)
 
     def call() -> None:
-        del ns[key]
+        remove(key)
+        for _ in range(work.repeats - 1):
+            try:
+                remove(key)
+            except KeyError as error:
+                if type(error) is not KeyError:
+                    raise
 
     return Step(call, {key: hutch.MISSING})
 
 
-def plan_pop(work: Work) -> Step:
-    """Take a key out; the next step sets it again."""
-    step = plan_remove(work)
-    [(key, new)] = step.changes.items()
-    ns = work.ns
-    return Step(lambda: ns.pop(key), step.changes) if new is hutch.MISSING else step
-
-
 def plan_update(work: Work) -> Step:
     """Set four keys as one batch."""
-    number, ns = work.next_number(), work.ns
+    number = work.next_number()
     items = {key: value(number) for key in work.rng.sample(KEYS, 4)}
-    return Step(lambda: ns.update(items), dict(items))
+
+    def call() -> None:
+        for _ in range(work.repeats):
+            work.ns.update(items)
+
+    return Step(call, dict(items))
 
 
 def plan_modify(work: Work) -> Step:
     """Raise the number in one value."""
     key, ns = work.any_key(), work.ns
     new = value(work.known[key][0] + 1)
-    return Step(lambda: ns.modify(key, lambda old: value(old[0] + 1)), {key: new})
+
+    def call() -> None:
+        ns.modify(key, lambda old: value(old[0] + 1))
+        for _ in range(work.repeats - 1):
+            ns.modify(key, lambda old: old)
+
+    return Step(call, {key: new})
 
 
 def plan_mutable(work: Work) -> Step:
@@ -306,6 +348,9 @@ def plan_mutable(work: Work) -> Step:
         with ns.mutable(key) as held:
             held[0] += 1
             held[1] = {held[0]}
+        for _ in range(work.repeats - 1):
+            with ns.mutable(key):
+                pass
 
     return Step(call, {key: new})
 
@@ -322,9 +367,11 @@ def plan_scan(work: Work) -> Step:
 
 def _plan_reading(work: Work, read: Callable[[], Any]) -> Step:
     def call() -> None:
-        found = {key: new for key, new in read() if key in KEYS}
+        for _ in range(work.repeats):
+            found = list(read())
+        stored = {key: new for key, new in found if key in KEYS}
         known = {key: work.known[key] for key in KEYS if key in work.known}
-        assert found == known, f"{found} was read, not {known}"
+        assert stored == known, f"{stored} was read, not {known}"
 
     return Step(call)
 
@@ -334,9 +381,10 @@ def plan_open(work: Work) -> Step:
     opened, store = work.opened, work.store
 
     def call() -> None:
-        opened.append(store.open("other"))
-        opened[-1].close()
-        opened.clear()
+        for _ in range(work.repeats):
+            opened.append(store.open("other"))
+            opened[-1].close()
+            opened.clear()
 
     return Step(call)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import hutch
 
+from .interrupt_jobs import set_timer
+
 
 class Alarm(Exception):
     """What the handler raises."""
@@ -62,12 +64,12 @@ def _until_alarm(call: Callable[[], object], delay_s: float = 0.2) -> float | No
     fired_s: list[float] = []
 
     def handle(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         fired_s.append(time.monotonic())
         raise Alarm
 
-    signal.signal(signal.SIGALRM, handle)
     try:
-        signal.setitimer(signal.ITIMER_REAL, delay_s)
+        set_timer(handle, delay_s)
         call()
     except Alarm:
         return time.monotonic() - fired_s[0]
