@@ -135,7 +135,7 @@ def test_awaiting_an_iteration_names_the_right_spelling() -> None:
     async def main() -> None:
         async with hutch.aio.connect("memory://") as store, store.open("core") as ns:
             with pytest.raises(TypeError, match="use `async for key in namespace"):
-                await ns.keys()  # type: ignore[misc]
+                await ns.keys()
 
     asyncio.run(main())
 
@@ -266,7 +266,7 @@ def driven(awaitable: Awaitable[Any]) -> Any:
     try:
         next(step)
     finally:
-        step.close()  # type: ignore[attr-defined]
+        step.close()
 
 
 def test_without_an_event_loop_the_error_says_that_asyncio_is_needed() -> None:

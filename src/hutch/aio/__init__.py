@@ -4,10 +4,10 @@
         await core.set("plugins", {"Help", "Health"})
 
 It is the store of `hutch.connect`, called in a few threads of its own, so the event loop never waits for a disk or
-a server, and every promise and every error is the same.
+a server, and every promise and every error is the same. Any event loop may use it.
 
-A cancelled write that was still in line did not happen. One that had begun is finished first, and only then is the
-CancelledError raised: it happened or not, nothing of it comes later. A cancelled read is left to itself.
+A caller that is cancelled is let go at once. Its call is withdrawn if it had not begun. A write that had begun happens
+or not; a later write of the same key through the same handle comes after it.
 """
 
 from .namespace import Namespace

@@ -88,7 +88,11 @@ class Calls:
             raise
 
     async def until_answered(self, keys: Keys) -> None:
-        """Wait until no abandoned write of any of `keys` is unanswered. Raises StorageTimeoutError after a while."""
+        """Wait until no abandoned write of any of `keys` is unanswered.
+
+        Raises StorageTimeoutError after `patience_s`, StoreNotOpenError when closed.
+        """
+        self.check_open()
         until_s = time.monotonic() + self.patience_s
         try:
             while (hit := self._abandoned_write(keys)) is not None:
@@ -137,11 +141,25 @@ class Calls:
                 closing.is_forsaken = True
                 self.pool.abandon(closing)
                 return False
+            if await self._is_held_up(closing):
+                return False
             await asyncio.shield(closing.future)
         except (asyncio.CancelledError, GeneratorExit):
             self.pool.abandon(closing)
             raise
         return True
+
+    async def _is_held_up(self, closing: Call[Any]) -> bool:
+        """Wait for `closing` if an abandoned call of the store may hold it up; return whether it still does."""
+        if self._parent is not None and self._parent._group.abandoned:
+            await asyncio.wait([closing.future], timeout=GRACE_S)
+            if not closing.future.done():
+                for call in self._parent._group.abandoned.copy():
+                    call.is_forsaken = True
+                closing.is_forsaken = True
+                self.pool.abandon(closing)
+                return True
+        return False
 
     async def _quiet(self) -> None:
         """Wait until all calls are done, for abandoned ones `GRACE_S` at most and only once."""

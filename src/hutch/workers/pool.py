@@ -26,6 +26,7 @@ T = TypeVar("T")
 GRACE_S: Final = 1.0
 # A pool of n threads has up to this many times n more of them while abandoned calls hold threads.
 _REPLACEMENTS: Final = 3
+_BEFORE_REPLACING_S: Final = 0.05
 _JOIN_S: Final = 1.0
 
 HELD: Final = "held"
@@ -157,7 +158,11 @@ class WorkerPool:
         _call_all(callbacks)
         if call.state == DONE:
             self._discard(call)
-        self._grow()
+        try:
+            # Not at once: callers that give up together would otherwise have what they withdraw sent before.
+            call.future.get_loop().call_later(_BEFORE_REPLACING_S, self._grow)
+        except RuntimeError:  # the loop is closed
+            self._grow()
 
     def watch(self, call: Call[Any], callback: Callable[[], object]) -> bool:
         """Have `callback` called once `call` is done or abandoned; return False if it is done already."""
