@@ -33,7 +33,7 @@ def acquire_before_try(lock: threading.Lock) -> bool:
 
 def loop(times: int) -> int:
     done = 0
-    while done < times:
+    for _ in range(times):
         done += 1
     return done
 

@@ -15,12 +15,17 @@ from __future__ import annotations
 import dis
 import random
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Of `sys.monitoring`, Python 3.12 and later: an id that no debugger, profiler or coverage tool has by convention.
+_TOOL_ID = 4
 
 
 class Interrupt(Exception):
@@ -48,16 +53,40 @@ class Visit:
         """
         code: CodeType | None = getattr(work, "__code__", None)
         self._outside = {__file__, *([code.co_filename] if code else [])}
-        before = sys.gettrace()
-        sys.setprofile(self._profile)
-        if loops:
+        with self._jumps_observed() if loops else nullcontext():
+            sys.setprofile(self._profile)
+            try:
+                return work()
+            finally:
+                sys.setprofile(None)
+
+    @contextmanager
+    def _jumps_observed(self) -> Iterator[None]:
+        monitoring: Any = getattr(sys, "monitoring", None)
+        if monitoring is None:  # Python 3.11
+            before = sys.gettrace()
             sys.settrace(self._trace)
-        try:
-            return work()
-        finally:
-            sys.setprofile(None)
-            if loops:
+            try:
+                yield
+            finally:
                 sys.settrace(before)
+            return
+        thread = threading.get_ident()
+
+        def jump(_: CodeType, start: int, target: int) -> None:
+            # Monitoring sees all threads.
+            if target < start and threading.get_ident() == thread:
+                self._point(sys._getframe(1), "jump")
+
+        monitoring.use_tool_id(_TOOL_ID, __name__)
+        try:
+            monitoring.register_callback(_TOOL_ID, monitoring.events.JUMP, jump)
+            monitoring.set_events(_TOOL_ID, monitoring.events.JUMP)
+            yield
+        finally:
+            monitoring.set_events(_TOOL_ID, 0)
+            monitoring.register_callback(_TOOL_ID, monitoring.events.JUMP, None)
+            monitoring.free_tool_id(_TOOL_ID)
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
         if event in ("call", "c_return"):
