@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hutch import CorruptValueError, StorageFullError, StoreError, StoreLockedError
+from hutch.handlers import raised_by_handler, suppress_own
 
-from .shelf_database import Database, flush_folder, remove, take_place
+from .shelf_database import Database, copy_file, remove, take_place
 from .shelf_files import FULL, Place, storage_error, storage_errors
 
 
@@ -26,23 +25,20 @@ class CopiedDatabase(Database):
 
     def __init__(self, place: Place, scratch: Path) -> None:
         self._place, self._scratch = place, scratch
-        self._wrote = False
         self._db = _open_driver(place, place.base, "r")
+        self.release = self._db.close
         try:
-            self._count: int = self._reading(lambda: len(self._db))
+            self._count: int = self._reading(self._db.__len__)
         except BaseException:
-            self._db.close()
+            self.release()
             raise
 
     def get(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes = self._reading(lambda: self._db[key])
-        except KeyError:
-            return None
+        value: bytes | None = self._reading(self._db.get, key)
         return value
 
     def contains(self, key: bytes) -> bool:
-        return bool(self._reading(lambda: key in self._db))
+        return bool(self._reading(self._db.__contains__, key))
 
     def __len__(self) -> int:
         return self._count
@@ -62,24 +58,21 @@ class CopiedDatabase(Database):
     def clear(self) -> None:
         self._replace({}, fresh=True)
 
-    def close(self) -> None:
-        self._db.close()
-        if self._wrote:
-            with storage_errors(self._place.base):
-                flush_folder(self._place.base.parent)
-
     def _replace(self, changes: Mapping[bytes, bytes | None], fresh: bool) -> None:
         before = sum(map(self.contains, changes))
         count = 0 if fresh else self._count - before + sum(value is not None for value in changes.values())
         with storage_errors(self._place.base):
             db = copy_and_change(self._place, self._scratch, changes, fresh, count)
-        self._db.close()
-        self._db, self._count, self._wrote = db, count, True
+        release = self.release
+        self._db, self._count, self.release = db, count, db.close
+        release()
 
-    def _reading(self, read: Callable[[], Any]) -> Any:
+    def _reading(self, read: Callable[..., Any], *args: bytes) -> Any:
         try:
-            return read()
+            return read(*args)
         except OSError as error:
+            if raised_by_handler(error):
+                raise
             raise _driver_error(error, self._place) from error
 
 
@@ -91,6 +84,8 @@ def _open_driver(place: Place, base: Path, flag: str) -> Any:
     try:
         return driver(place).open(str(base), flag)
     except OSError as error:
+        if raised_by_handler(error):
+            raise
         raise _driver_error(error, place) from error
 
 
@@ -117,7 +112,7 @@ def copy_and_change(
         if not fresh:
             for suffix, copy in copies.items():
                 if _is_of(place, suffix):
-                    shutil.copyfile(place.file(suffix), copy)
+                    copy_file(place.file(suffix), copy)
         db = driver(place).open(str(scratch), "n" if fresh else "w")
         for key, value in changes.items():
             if value is not None:
@@ -142,9 +137,11 @@ def copy_and_change(
     except BaseException as error:
         if db is not None:
             db.close()
-        with contextlib.suppress(OSError):
+        with suppress_own(OSError):
             remove(scratch, *copies)
         if not isinstance(error, OSError) or not isinstance(error, driver(place).error) or error.errno in FULL:
+            raise
+        if raised_by_handler(error):
             raise
         if place.dialect == "gnu":
             raise _driver_error(error, place) from error

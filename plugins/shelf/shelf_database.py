@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
+
+from hutch.filesystem import copy_permissions, create_file, open_existing, validate_regular_file
+
+_CHUNK_BYTES: Final = 1 << 20
 
 
 class Database(ABC):
-    """One open database. Whoever uses it holds a lock: no dialect is safe for threads."""
+    """One open database. Whoever uses it holds a lock: no dialect is safe for threads.
+
+    A call of the same thread may interrupt any other, as a signal handler does, and then only reads: until `write` is
+    done, reading gives what was there before. After an exception in `write` or `clear` the files are whole, and what
+    is in memory may not be what they say: the database is released and opened again.
+    """
+
+    #: Let go of the files. A C function, so that a signal handler finds it either done or not begun.
+    release: Callable[[], object]
 
     @abstractmethod
     def get(self, key: bytes) -> bytes | None:
@@ -32,9 +44,9 @@ class Database(ABC):
     def clear(self) -> None:
         """Remove every key, in one step."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of the files. What was written has reached the disk, as far as the dialect can tell."""
+        """Let go of the files."""
+        self.release()
 
     def contains(self, key: bytes) -> bool:
         """Whether `key` is there."""
@@ -51,27 +63,27 @@ _abandoned: list[Database] = []
 
 def take_place(new: Path, target: Path) -> None:
     """Rename `new` to `target`, whose owner and mode it inherits, when its bytes have reached the disk."""
-    target = Path(os.path.realpath(target))  # a link stays a link
-    with open(new, "r+b") as file:  # noqa: PTH123
+    status = validate_regular_file(target)
+    if status is not None:
+        copy_permissions(status, new)
+    with open_existing(new, "r+b") as file:
         os.fsync(file.fileno())
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copymode(target, new)
-        if hasattr(os, "chown"):
-            status = target.stat()
-            with contextlib.suppress(PermissionError):
-                os.chown(new, status.st_uid, status.st_gid)
     new.replace(target)
 
 
-def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in `folder`: what took the place of another file is it by its name alone."""
-    if os.name == "nt":
-        return  # nobody can open a folder there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of the file `source` to the new file `target`; what `shutil` has swallows what handlers raise."""
+    with open_existing(source) as origin, create_file(target) as copy:
+        while chunk := origin.read(_CHUNK_BYTES):
+            write_all(copy, chunk)
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of `data` to `file`, which is unbuffered."""
+    # It may write a part, and says so; the next call then has the error, if there was one.
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 def remove(base: Path, *suffixes: str) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from hutch import StorageUnavailableError
+from hutch.filesystem import open_or_create
+from hutch.handlers import raised_by_handler
 
 from .shelf_copied import CopiedDatabase, copy_and_change, driver
 from .shelf_database import Database
@@ -53,8 +55,8 @@ def create_database(place: Place, scratch: Path) -> None:
     with storage_errors(place.base):
         if place.dialect == "dumb":
             # In this order: an index without values is new if it is empty, values without an index are not.
-            place.file(".dir").touch()
-            place.file(".dat").touch()
+            open_or_create(place.file(".dir")).close()
+            open_or_create(place.file(".dat")).close()
         elif place.dialect == "sqlite3":
             from .shelf_sqlite import create
 
@@ -79,7 +81,9 @@ def holds_data(place: Place) -> bool:
             return bool(db.firstkey() is not None if place.dialect == "gnu" else len(db))
         finally:
             db.close()
-    except OSError:
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
         return True
 
 

@@ -7,20 +7,27 @@ reads, in its own format.
 from __future__ import annotations
 
 import ast
-import contextlib
+import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from hutch import CorruptValueError
+from hutch import CorruptValueError, StorageFullError
+from hutch.filesystem import create_file, open_existing
+from hutch.handlers import raised_by_handler, suppress_own
 
-from .shelf_database import Database, flush_folder, take_place
+from .shelf_database import Database, take_place, write_all
 from .shelf_files import Place, storage_errors
 
 _BLOCK_BYTES: Final = 512
 # The index grows by a line a write; it is written anew when this many more lines than keys are in it.
 _SPARE_LINES: Final = 1000
+# A literal of a text, and two numbers.
+_ENTRY: Final = re.compile(
+    r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,\s*\(\s*([0-9]{1,18})\s*,\s*([0-9]{1,18})\s*\)\s*""", re.DOTALL
+)
 
 
 class DumbDatabase(Database):
@@ -38,13 +45,14 @@ class DumbDatabase(Database):
         self._lines = 0
         self._wrote = False
         with storage_errors(self._dat):
-            self._file = open(self._dat, "rb" if to_read else "r+b", buffering=0)  # noqa: SIM115, PTH123 - closed in close()
+            self._file = open_existing(self._dat, "rb" if to_read else "r+b")
+        self.release = self._file.close
         try:
             with storage_errors(self._dir):
                 self._load()
             self._find_free()
         except BaseException:
-            self._file.close()
+            self.release()
             raise
 
     def get(self, key: bytes) -> bytes | None:
@@ -53,9 +61,8 @@ class DumbDatabase(Database):
             return None
         position, size = place
         with storage_errors(self._dat):
-            self._file.seek(position)
-            data = self._file.read(size) or b""
-            while len(data) < size and (more := self._file.read(size - len(data))):
+            data = self._read_at(position, size)
+            while len(data) < size and (more := self._read_at(position + len(data), size - len(data))):
                 data += more
         if len(data) != size:
             raise self._cut_short(position + size)
@@ -71,23 +78,14 @@ class DumbDatabase(Database):
         return list(self._index)
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        end = self._end
         index = self._index
-        try:
-            with storage_errors(self._dat):
-                placed = {key: self._put(value) for key, value in changes.items() if value is not None}
-            removed = {key for key, value in changes.items() if value is None and key in index}
-            if len(placed) == 1 and not removed and self._lines < 2 * len(index) + _SPARE_LINES:
-                self._add_line(*next(iter(placed.items())))
-            elif placed or removed:
-                index = {key: at for key, at in {**index, **placed}.items() if key not in removed}
-                self._write_index(index)
-        except BaseException:
-            self._find_free()
-            with contextlib.suppress(OSError):
-                if os.fstat(self._file.fileno()).st_size > end:
-                    self._file.truncate(end)
-            raise
+        placed = self._put_all(changes)
+        removed = {key for key, value in changes.items() if value is None and key in index}
+        if len(placed) == 1 and not removed and self._lines < 2 * len(index) + _SPARE_LINES:
+            self._add_line(*next(iter(placed.items())))
+        elif placed or removed:
+            index = {key: at for key, at in {**index, **placed}.items() if key not in removed}
+            self._write_index(index)
         if self._is_tidy:
             freed = (self._index[key] for key in changes if key in self._index)
             self._free += [(position, _blocks(size)) for position, size in freed]
@@ -101,41 +99,42 @@ class DumbDatabase(Database):
             self._file.truncate(0)
         self._find_free()
 
-    def close(self) -> None:
-        try:
-            if self._wrote:
-                with storage_errors(self._dat):
-                    os.fsync(self._file.fileno())
-                with storage_errors(self._dir), self._dir.open("r+b") as file:
-                    os.fsync(file.fileno())
-                with storage_errors(self._dir.parent):
-                    flush_folder(self._dir.parent)
-        finally:
-            self._file.close()
-
     def abandon(self) -> None:
-        self._file.close()
+        self.release()
+
+    def _read_at(self, position: int, size: int) -> bytes:
+        # Without moving the position at which a call that this one interrupted reads or writes.
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, position)
+        with open_existing(self._dat) as file:
+            file.seek(position)
+            return file.read(size)
 
     def _load(self) -> None:
-        with self._dir.open(encoding="latin-1") as file:
+        with open_existing(self._dir) as raw, io.TextIOWrapper(io.BufferedReader(raw), encoding="latin-1") as file:
             self._ends_with_newline = True
             for number, line in enumerate(file, 1):
+                entry = _ENTRY.fullmatch(line)
+                if entry is None:
+                    raise self._no_entry(number)
                 try:
-                    key, (position, size) = ast.literal_eval(line.rstrip())
-                    encoded = key.encode("latin-1")
-                    if type(position) is not int or type(size) is not int or position < 0 or size < 0:
-                        raise ValueError("expected a position and a size")
-                except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError) as error:
-                    raise CorruptValueError(
-                        f"line {number} of {self._dir} is no entry of an index of dbm.dumb; it was cut short or "
-                        "damaged. Restore it, or remove that line and with it one key"
-                    ) from error
-                self._index[encoded] = position, size
+                    key = ast.literal_eval(entry[1]).encode("latin-1")
+                except (ValueError, SyntaxError) as error:
+                    if raised_by_handler(error):
+                        raise
+                    raise self._no_entry(number) from error
+                self._index[key] = int(entry[2]), int(entry[3])
                 self._lines = number
                 self._ends_with_newline = line.endswith("\n")
         needed = max((position + size for position, size in self._index.values()), default=0)
         if os.fstat(self._file.fileno()).st_size < needed:
             raise self._cut_short(needed)
+
+    def _no_entry(self, number: int) -> CorruptValueError:
+        return CorruptValueError(
+            f"line {number} of {self._dir} is no entry of an index of dbm.dumb; it was cut short or damaged. Restore "
+            "it, or remove that line and with it one key"
+        )
 
     def _cut_short(self, needed: int) -> CorruptValueError:
         return CorruptValueError(
@@ -158,6 +157,18 @@ class DumbDatabase(Database):
             end = max(end, start + _blocks(position - start + size) * _BLOCK_BYTES)
         self._end = end
 
+    def _put_all(self, changes: Mapping[bytes, bytes | None]) -> dict[bytes, tuple[int, int]]:
+        """Write each value to free blocks; the index does not know of them yet."""
+        end = self._end
+        try:
+            with storage_errors(self._dat):
+                return {key: self._put(value) for key, value in changes.items() if value is not None}
+        except StorageFullError:
+            with suppress_own(OSError):
+                if os.fstat(self._file.fileno()).st_size > end:
+                    self._file.truncate(end)
+            raise
+
     def _put(self, value: bytes) -> tuple[int, int]:
         """Write `value` to free blocks."""
         wanted = _blocks(len(value))
@@ -172,17 +183,17 @@ class DumbDatabase(Database):
             self._bak.unlink(missing_ok=True)  # it speaks of blocks that others use from now on
             self._wrote = True
         self._file.seek(position)
-        _write_all(self._file, value)
+        write_all(self._file, value)
         return position, len(value)
 
     def _add_line(self, key: bytes, place: tuple[int, int]) -> None:
         line = _line(key, place) if self._ends_with_newline else f"\n{_line(key, place)}"
-        with storage_errors(self._dir), open(self._dir, "ab", buffering=0) as file:  # noqa: PTH123
+        with storage_errors(self._dir), open_existing(self._dir, "r+b") as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                _write_all(file, line.encode("latin-1"))
+                write_all(file, line.encode("latin-1"))
             except BaseException:
-                file.truncate(end)
+                file.truncate(end)  # a part of a line would be damage
                 raise
         self._lines += 1
         self._ends_with_newline = True
@@ -190,12 +201,13 @@ class DumbDatabase(Database):
     def _write_index(self, index: Mapping[bytes, tuple[int, int]]) -> None:
         with storage_errors(self._dir):
             self._bak.unlink(missing_ok=True)
+            self._scratch.unlink(missing_ok=True)
             try:
-                with self._scratch.open("w", encoding="latin-1", newline="\n") as file:
-                    file.writelines(_line(key, place) for key, place in index.items())
+                with io.BufferedRandom(create_file(self._scratch)) as file:
+                    file.writelines(_line(key, place).encode("latin-1") for key, place in index.items())
                 take_place(self._scratch, self._dir)
             except BaseException:
-                with contextlib.suppress(OSError):
+                with suppress_own(OSError):
                     self._scratch.unlink(missing_ok=True)
                 raise
         self._wrote = True
@@ -209,10 +221,3 @@ def _line(key: bytes, place: tuple[int, int]) -> str:
 
 def _blocks(size: int) -> int:
     return max(1, -(-size // _BLOCK_BYTES))
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    # An unbuffered file may write a part, and says so; the next call then has the error, if there was one.
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]

@@ -1,4 +1,4 @@
-"""Where the files of a namespace are, what dialect of dbm they have, and the lock that keeps other processes out."""
+"""Where the files of a namespace are, and what dialect of dbm they have."""
 
 from __future__ import annotations
 
@@ -21,14 +21,10 @@ from hutch import (
     StorageFullError,
     StorageUnavailableError,
     StoreError,
-    StoreLockedError,
 )
+from hutch.filesystem import create_file, flush_folder, open_existing, refuse_link, validate_regular_file
+from hutch.handlers import raised_by_handler, suppress_own
 from hutch.limits import check_namespace
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 Dialect = Literal["gnu", "ndbm", "dumb", "sqlite3"]
 
@@ -45,9 +41,11 @@ _SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
     "dumb": (".dat", ".dir", ".bak"),
     "sqlite3": ("", "-journal", "-wal", "-shm"),
 }
+_ALL_SUFFIXES: Final = sorted({suffix for suffixes in _SUFFIXES.values() for suffix in suffixes})
 #: Of those, the ones that hold the data.
 _DATA_SUFFIXES: Final = ("", ".db", ".pag", ".dat", ".dir")
 _LONGEST_FILE_NAME: Final = 255
+_LONGEST_NAME_BYTES: Final = 1024
 _ON_WINDOWS: Final = os.name == "nt"
 
 _GNU_MAGIC: Final = frozenset(magic.to_bytes(4, sys.byteorder) for magic in (0x13579ACE, 0x13579ACD, 0x13579ACF))
@@ -91,6 +89,8 @@ def storage_errors(file: Path | str) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
+        if raised_by_handler(error):
+            raise
         raise storage_error(error, error.filename or file) from error
 
 
@@ -134,15 +134,28 @@ class Place:
     def files(self) -> list[Path]:
         """Those that there are, in an order in which they can be removed: a part of them is never half a database."""
         order = (".bak", ".dat", ".pag", ".dir") if self.dialect == "dumb" else _SUFFIXES[self.dialect]
-        return [file for suffix in order if (file := self.file(suffix)).exists()]
+        return [file for suffix in order if os.path.lexists(file := self.file(suffix))]
+
+    def validate(self) -> None:
+        """Raise StorageUnavailableError if anything but a regular file has the name of one of the files."""
+        for suffix in _SUFFIXES[self.dialect]:
+            validate_regular_file(self.file(suffix))
+
+    def flush(self) -> None:
+        """Flush the files that hold data, and their names, to the disk. Raises OSError."""
+        for suffix in _SUFFIXES[self.dialect]:
+            if suffix in _DATA_SUFFIXES:
+                with suppress_own(FileNotFoundError), open_existing(self.file(suffix), "r+b") as file:
+                    os.fsync(file.fileno())
+        flush_folder(self.base.parent)
 
     def identities(self) -> dict[str, tuple[int, int]]:
         """Device and inode of each file that holds data, by suffix."""
         found: dict[str, tuple[int, int]] = {}
         for suffix in _DATA_SUFFIXES:
             if suffix in _SUFFIXES[self.dialect]:
-                with contextlib.suppress(OSError):
-                    status = self.file(suffix).stat()
+                with suppress_own(OSError):
+                    status = self.file(suffix).lstat()
                     found[suffix] = status.st_dev, status.st_ino
         return found
 
@@ -193,7 +206,7 @@ class Folder:
             return None
         folder, name = self.path / "plugins", f"{namespace}.db"
         with storage_errors(folder):
-            if name in _names_in(folder) and (folder / name).is_file():
+            if name in _names_in(folder) and not (folder / name).is_dir():
                 return _found(folder, name, {name})
         return None
 
@@ -216,16 +229,22 @@ class Folder:
         folder = self.own / _digest(namespace)
         folder.mkdir(exist_ok=True)
         scratch = self.scratch(namespace)
-        scratch.write_text(namespace, encoding="utf-8", newline="")
+        scratch.unlink(missing_ok=True)
+        with create_file(scratch) as opened:
+            opened.write(namespace.encode())
         scratch.replace(folder / "name")
         return Place(folder / "data.db", dialect)
 
     def places(self) -> Iterator[tuple[str, Place]]:
-        """Each namespace that has files, with their place; files that are no database are passed over."""
+        """Each namespace that has files, with their place; files that are no database are passed over.
+
+        Raises StorageUnavailableError for a link in the place of a file, rather than leave a namespace out.
+        """
         names = _names_in(self.path)
         seen: set[str] = set()
         for namespace in sorted({found for name in names if (found := _namespace_of(self.path, name, names))}):
-            with contextlib.suppress(StoreError):
+            _refuse_links(self.path, f"{namespace}.db", names)
+            with suppress_own(StoreError):
                 place = self.find(namespace)
                 if place is not None and place.base.parent == self.path:
                     seen.add(namespace)
@@ -234,15 +253,21 @@ class Folder:
         for name in sorted(_names_in(old)):
             namespace = name.removesuffix(".db")
             if namespace not in {*seen, "", name} and _is_name(namespace):
-                with contextlib.suppress(StoreError):
+                if _namespace_of(old, name, {name}) is not None:
+                    _refuse_links(old, name, {name})
+                with suppress_own(StoreError):
                     place = self.old_spot(namespace)
                     if place is not None:
                         seen.add(namespace)
                         yield namespace, place
         for name in sorted(_names_in(self.own)):
             folder = self.own / name
-            with contextlib.suppress(OSError, UnicodeDecodeError, StoreError):
-                namespace = (folder / "name").read_text(encoding="utf-8")
+            for file in ("name", *(f"data.db{suffix}" for suffix in _ALL_SUFFIXES)):
+                with suppress_own(NotADirectoryError):
+                    refuse_link(folder / file)
+            with suppress_own(OSError, UnicodeDecodeError, StoreError):
+                with open_existing(folder / "name") as opened:
+                    namespace = opened.read(_LONGEST_NAME_BYTES).decode()
                 place = self.find(namespace)
                 if place is not None and place.base.parent == folder and namespace not in seen:
                     yield namespace, place
@@ -256,7 +281,7 @@ class Folder:
                 namespace = name.removesuffix(suffix)
                 if namespace in {*listed, "", name} or not _is_name(namespace):
                     continue
-                if (self.path / name).is_file() and _head(self.path / name) != _SQLITE_MAGIC:
+                if (self.path / name).is_file() and _head_through_links(self.path / name) != _SQLITE_MAGIC:
                     found.add(namespace)
         return iter(sorted(found))
 
@@ -264,13 +289,20 @@ class Folder:
     def _check_own(folder: Path, namespace: str) -> None:
         file = folder / "name"
         try:
-            found = file.read_bytes()
+            with open_existing(file) as opened:
+                found = opened.read(_LONGEST_NAME_BYTES)
         except FileNotFoundError:
             found = b""
         if found != namespace.encode():
             raise CorruptValueError(
                 f"{file} does not name the namespace whose data is beside it, {namespace!r}; write that name into it"
             )
+
+
+def _refuse_links(folder: Path, name: str, names: set[str]) -> None:
+    for suffix in _ALL_SUFFIXES:
+        if name + suffix in names:
+            refuse_link(folder / (name + suffix))
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -304,6 +336,15 @@ def _can_be_file(namespace: str) -> bool:
 
 
 def _head(file: Path) -> bytes:
+    """Return the first bytes of `file`. Raises StorageUnavailableError for a link, and OSError."""
+    with open_existing(file) as opened:
+        return opened.read(16)
+
+
+def _head_through_links(file: Path) -> bytes:
+    """Return the first bytes of the regular file that `file` is or leads to; none of anything else. Raises OSError."""
+    if not file.is_file():
+        return b""
     with file.open("rb") as opened:
         return opened.read(16)
 
@@ -373,93 +414,10 @@ def _namespace_of(folder: Path, name: str, names: set[str]) -> str | None:
         if name.endswith(suffix) and name[:-4] + ".dir" in names:
             namespace = name.removesuffix(suffix)
     if name.endswith(".db"):
-        with contextlib.suppress(OSError):
-            head = _head(folder / name)
+        with suppress_own(OSError):
+            head = _head_through_links(folder / name)
             if _single_file_dialect(head):
                 namespace = name.removesuffix(".db")
             elif _is_berkeley(head) and name.endswith(".db.db"):
                 namespace = name.removesuffix(".db.db")
     return namespace if namespace and _is_name(namespace) else None
-
-
-class ProcessLock:
-    """Held by the process that has a namespace open. The operating system lets go of it when the process ends."""
-
-    def __init__(self, file: Path, namespace: str) -> None:
-        """Raises StoreLockedError, which says who holds it if that is known."""
-        self._file = file
-        with storage_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        _lock_or_close(self._descriptor, file, namespace, to_read=False)
-        with contextlib.suppress(OSError):  # a full disk: the number is a courtesy
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, str(os.getpid()).encode())
-
-    def is_in_place(self) -> bool:
-        """Whether other processes that open the namespace would meet this lock."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
-        except OSError:
-            return False
-
-    def release(self) -> None:
-        """Let go of the lock; in a forked child, of the child's share in it, for closing is not unlocking."""
-        os.close(self._descriptor)
-
-
-@contextlib.contextmanager
-def kept_out(file: Path, namespace: str) -> Iterator[None]:
-    """While the block reads, no process that would write has the lock `file`. Where there is none, none is made.
-
-    Raises StoreLockedError, as `ProcessLock` does. Several may read at a time.
-    """
-    with storage_errors(file):
-        try:
-            descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except FileNotFoundError:
-            descriptor = -1
-    if descriptor < 0:
-        yield
-        return
-    _lock_or_close(descriptor, file, namespace, to_read=True)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock_or_close(descriptor: int, file: Path, namespace: str, *, to_read: bool) -> None:
-    try:
-        _lock(descriptor, to_read)
-    except OSError as error:
-        holder = _read_pid(descriptor)
-        os.close(descriptor)
-        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            raise storage_error(error, file) from error
-        raise StoreLockedError(
-            f"namespace {namespace!r} in {file.parent.parent} is open in another process{holder} (lock {file}); "
-            "the shelf engine serves one process at a time. Close it there, or choose lmdb or sqlite to share data"
-        ) from error
-
-
-def _read_pid(descriptor: int) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        return f", pid {int(os.read(descriptor, 20))}"
-    return ""
-
-
-if sys.platform == "win32":
-    # Far behind the number, which others must be able to read.
-    _LOCKED_BYTE = 1 << 20
-
-    def _lock(descriptor: int, _to_read: bool) -> None:  # there it is for one in either case
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-
-else:
-
-    def _lock(descriptor: int, to_read: bool) -> None:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if to_read else fcntl.LOCK_EX) | fcntl.LOCK_NB)

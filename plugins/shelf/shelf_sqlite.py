@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError
+from hutch.filesystem import flush_folder, open_existing, validate_regular_file
+from hutch.handlers import raised_by_handler
 
-from .shelf_database import Database, flush_folder, remove
+from .shelf_database import Database, copy_file, remove
 from .shelf_files import Place, refusal, storage_error, storage_errors
 
+# How long a call waits for a program that knows nothing of hutch, as the process lock keeps out the others.
 _BUSY_PATIENCE_S: Final = 5.0
+_BUSY_NAP_S: Final = 0.005
 
 
 class SqliteDatabase(Database):
@@ -23,8 +27,8 @@ class SqliteDatabase(Database):
 
     def __init__(self, place: Place, called: Path | None = None) -> None:
         """Errors name `called`, if that is given, and not `place`."""
-        self._base = called or place.base
-        with storage_errors(self._base), place.base.open("r+b"):
+        self._file, self._base = place.base, called or place.base
+        with storage_errors(self._base), open_existing(place.base, "r+b"):
             pass  # sqlite3 would not say what is wrong
         with self._errors():
             self._connection = sqlite3.connect(
@@ -32,16 +36,17 @@ class SqliteDatabase(Database):
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
-                timeout=_BUSY_PATIENCE_S,
+                timeout=0,  # SQLite would sleep, deaf to Ctrl-C
             )
+        self.release = self._connection.close
         try:
             with self._errors():
-                self._connection.execute("SELECT key, value FROM Dict LIMIT 1").fetchone()
+                self._execute("SELECT key, value FROM Dict LIMIT 1").fetchone()
                 # As dbm.sqlite3 has it. With it NORMAL is enough to lose nothing to a killed process.
-                self._connection.execute("PRAGMA journal_mode = wal").fetchone()
-                self._connection.execute("PRAGMA synchronous = NORMAL")
+                self._execute("PRAGMA journal_mode = wal").fetchone()
+                self._execute("PRAGMA synchronous = NORMAL")
         except BaseException:
-            self._connection.close()
+            self.release()
             raise
 
     def get(self, key: bytes) -> bytes | None:
@@ -56,8 +61,7 @@ class SqliteDatabase(Database):
 
     def keys(self) -> list[bytes]:
         with self._errors():
-            found = self._connection.execute("SELECT CAST(key AS BLOB) FROM Dict")
-            return [self._not_null(key) for (key,) in found]
+            return [self._not_null(key) for (key,) in self._rows("SELECT CAST(key AS BLOB) FROM Dict")]
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         with self._transaction():
@@ -71,10 +75,6 @@ class SqliteDatabase(Database):
         with self._transaction():
             self._connection.execute("DELETE FROM Dict")
 
-    def close(self) -> None:
-        with self._errors():
-            self._connection.close()
-
     def _not_null(self, blob: bytes | None) -> bytes:
         if blob is None:  # its table does not allow that, but SQLite does not look when it reads
             raise CorruptValueError(
@@ -84,15 +84,36 @@ class SqliteDatabase(Database):
 
     def _row(self, statement: str, *parameters: bytes) -> Any:
         with self._errors():
-            return self._connection.execute(statement, parameters).fetchone()
+            return next(iter(self._rows(statement, parameters)), None)
+
+    def _rows(self, statement: str, parameters: tuple[bytes, ...] = ()) -> list[Any]:
+        if not self._connection.in_transaction:
+            return self._execute(statement, parameters).fetchall()
+        # A signal handler interrupted a write to read: through this connection it would read what is half written.
+        with contextlib.closing(sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)) as reader:
+            return reader.execute(statement, parameters).fetchall()
+
+    def _execute(self, statement: str, parameters: tuple[bytes, ...] = ()) -> sqlite3.Cursor:
+        deadline_s = None
+        while True:
+            try:
+                return self._connection.execute(statement, parameters)
+            except sqlite3.OperationalError as error:
+                if raised_by_handler(error) or not _is_busy(error):
+                    raise
+                now_s = time.monotonic()
+                deadline_s = deadline_s or now_s + _BUSY_PATIENCE_S
+                if now_s >= deadline_s:
+                    raise
+            time.sleep(_BUSY_NAP_S)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._errors():
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._connection.execute("COMMIT")
+                self._execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
@@ -111,8 +132,9 @@ class SqliteCopy(SqliteDatabase):
         try:
             copy = Place(Path(self._folder.name, "copy.db"), place.dialect)
             for suffix in ("", "-journal", "-wal"):
-                with storage_errors(copy.file(suffix)), contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(place.file(suffix), copy.file(suffix))
+                with storage_errors(copy.file(suffix)):
+                    if validate_regular_file(place.file(suffix)) is not None:
+                        copy_file(place.file(suffix), copy.file(suffix))
             super().__init__(copy, place.base)
         except BaseException:
             self._folder.cleanup()
@@ -120,7 +142,7 @@ class SqliteCopy(SqliteDatabase):
 
     def close(self) -> None:
         try:
-            super().close()
+            self.release()
         finally:
             self._folder.cleanup()
 
@@ -139,15 +161,23 @@ def _is_of_another(error: BaseException | None) -> bool:
     return "no such table" in str(error)
 
 
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 @contextlib.contextmanager
 def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:  # sqlite3 quotes a damaged schema in its own error, and stumbles
+        if raised_by_handler(error):
+            raise
         raise CorruptValueError(f"{file} is damaged; restore it from a backup, or move it away") from error
     except sqlite3.Error as error:
+        if raised_by_handler(error):
+            raise
         code = getattr(error, "sqlite_errorcode", 0)
-        if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if _is_busy(error):
             raise StorageTimeoutError(
                 f"{file} stayed busy for {_BUSY_PATIENCE_S:.0f} s; another process, which may be Errbot itself, writes "
                 "to it. Stop that first"
@@ -186,4 +216,6 @@ def holds_data(place: Place) -> bool:
         with contextlib.closing(sqlite3.connect(f"{place.base.as_uri()}?{mode}", uri=True)) as connection:
             return connection.execute("SELECT 1 FROM Dict LIMIT 1").fetchone() is not None
     except sqlite3.Error as error:
+        if raised_by_handler(error):
+            raise
         return not _is_of_another(error)

@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
 import pickle
-import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, time
 from pathlib import Path
@@ -35,16 +32,16 @@ from hutch import (
     Option,
     StorageBase,
     StoragePluginBase,
-    StorageUnavailableError,
     ValueTypeError,
 )
+from hutch.handlers import raised_by_handler
 from hutch.limits import check_key, check_namespace, check_value_size
 
 from .shelf_database import Database
-from .shelf_dialects import create_database, holds_data, open_database, open_to_read
-from .shelf_files import Folder, Place, ProcessLock, creating, default_dialect, kept_out, storage_errors
-
-log = logging.getLogger("hutch.shelf")
+from .shelf_dialects import holds_data, open_to_read
+from .shelf_files import Folder, Place, storage_errors
+from .shelf_lock import kept_out
+from .shelf_shared import SharedShelf, open_shelf, share
 
 # What Errbot writes: a bot on any Python 3 reads it back.
 _PROTOCOL = 2
@@ -57,13 +54,21 @@ class ShelfPlugin(StoragePluginBase):
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "basedir": Option(Path, required=True, help="the folder of the files; Errbot's BOT_DATA_DIR")
+        "basedir": Option(Path, required=True, help="the folder of the files; Errbot's BOT_DATA_DIR"),
+        "wait_s": Option(
+            float,
+            default=60.0,
+            minimum=0,
+            maximum=86_400,
+            help="how many seconds a call waits for other threads before StorageTimeoutError; 0 does not wait",
+        ),
     }
     capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "durable"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         self._folder = Folder(self._storage_config["basedir"])
+        self.wait_s: float = self._storage_config["wait_s"]
 
     def open(self, namespace: str) -> ShelfStorage:
         """Open `namespace`.
@@ -71,13 +76,12 @@ class ShelfPlugin(StoragePluginBase):
         Raises StoreLockedError if another process has it open, CorruptValueError if its files are no database,
         StorageUnavailableError if they cannot be used, for one by a Python without the module for their dialect.
         """
-        shelf = _share(self._folder, check_namespace(namespace))
+        storage = ShelfStorage(self, namespace, share(self._folder, check_namespace(namespace)))
         try:
-            with shelf.lock:
-                shelf.database()
-            return ShelfStorage(self, namespace, shelf)
+            storage.join()
+            return storage
         except BaseException:
-            shelf.leave()
+            storage.close()
             raise
 
     def namespaces(self) -> list[str]:
@@ -87,11 +91,8 @@ class ShelfPlugin(StoragePluginBase):
 
     def drop(self, namespace: str) -> None:
         """Empty `namespace` in one step, and remove its files unless this process has it open elsewhere."""
-        shelf = _share(self._folder, check_namespace(namespace))
-        try:
-            shelf.empty()
-        finally:
-            shelf.leave()
+        with self.open(namespace) as storage:
+            storage.empty()
 
     def pickles(self) -> Iterator[tuple[str, str, bytes]]:
         """Each namespace and key with its pickle, which is not loaded.
@@ -118,26 +119,24 @@ class ShelfPlugin(StoragePluginBase):
                             yield namespace, _decoded_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
 
     def _holds(self, namespace: str, place: Place) -> bool:
-        shelf = _open_shelf((str(self._folder.path), namespace))
-        if shelf is not None:
-            with shelf.lock:
-                database = shelf.opened
-                if database is not None:
-                    return len(database) > 0
+        shelf = open_shelf((str(self._folder.path), namespace))
+        if shelf is not None and shelf.is_open():
+            return shelf.read(self.wait_s, _len) > 0
         return holds_data(place)
 
 
 class ShelfStorage(StorageBase):
     """One namespace. Any thread may use it; they take turns. Not a `hutch.EncodedStorage`: no codec has a say here."""
 
-    def __init__(self, plugin: ShelfPlugin, namespace: str, shelf: _Shelf) -> None:
+    def __init__(self, plugin: ShelfPlugin, namespace: str, shelf: SharedShelf) -> None:
         self.capabilities = plugin.capabilities
         self._namespace = namespace
         self._where = f"namespace {namespace!r} of the {plugin.name} storage"
         self._shelf = shelf
+        self._wait_s = plugin.wait_s
 
     def set(self, key: str, value: Any) -> None:
-        self._write({check_key(key): self._dumped(key, value)})
+        self._shelf.write(self._wait_s, _write, {check_key(key).encode(): self._dumped(key, value)})
 
     def get(self, key: str) -> Any:
         data = self._read(key)
@@ -150,89 +149,91 @@ class ShelfStorage(StorageBase):
             raise KeyError(key)
 
     def len(self) -> int:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            return 0 if database is None else len(database)
+        return self._shelf.read(self._wait_s, _len)
 
     def keys(self) -> Iterable[str]:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            found = [] if database is None else database.keys()
-        return [_decoded_key(key, self._where) for key in found]
+        return [_decoded_key(key, self._where) for key in self._shelf.read(self._wait_s, _keys)]
 
     def close(self) -> None:
-        self._shelf.leave()
+        self._shelf.leave(self, self._wait_s)
 
     def contains(self, key: str) -> bool:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            return database is not None and database.contains(check_key(key).encode())
+        return self._shelf.read(self._wait_s, _contains, check_key(key).encode())
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        found = {}
+        for key in keys:
+            data = self._read(key)
+            if data is not None:
+                found[key] = self._loaded(key, data)
+        return found
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         # Pickled in full before the first byte is written: bad input is refused whole.
-        pickled = {check_key(key): self._dumped(key, value) for key, value in items.items()}
+        pickled = {check_key(key).encode(): self._dumped(key, value) for key, value in items.items()}
         if pickled:
-            self._write(pickled)
+            self._shelf.write(self._wait_s, _write, pickled)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         checked = [check_key(key).encode() for key in dict.fromkeys(keys)]
-        with self._shelf.lock:
-            database = self._shelf.database()
-            found = [] if database is None else [key for key in checked if database.contains(key)]
-            if database is not None and found:
-                with self._shelf.changing():
-                    database.write(dict.fromkeys(found))
-            return len(found)
+        return self._shelf.write_if_there(self._wait_s, _remove, checked) or 0
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        return self._items(self.keys())
+
+    def scan(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        return self._items(self.scan_keys(prefix, start, stop, reverse))
+
+    def _items(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        for key in keys:
+            data = self._read(key)
+            if data is not None:
+                yield key, self._loaded(key, data)
 
     def clear(self) -> None:
-        with self._shelf.lock:
-            database = self._shelf.database()
-            if database is not None and len(database):
-                with self._shelf.changing():
-                    database.clear()
+        self._shelf.write_if_there(self._wait_s, _clear)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self._read(key)
         return (MISSING, None) if data is None else (self._loaded(key, data), data)
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
-        data = None if value is MISSING else self._dumped(key, value)
-        with self._shelf.lock:
-            if self._read(key) != token:
-                return False
-            if data is not None:
-                self._write({check_key(key): data})
-            elif token is not None:
-                self.remove(key)
-            return True
+        if value is not MISSING:
+            change = {check_key(key).encode(): self._dumped(key, value)}
+            return self._shelf.write(self._wait_s, _swap, key, token, change)
+        if token is None:
+            return self._read(key) is None
+        return bool(self._shelf.write_if_there(self._wait_s, _swap, key, token, {check_key(key).encode(): None}))
 
     @property
     def lock_scope(self) -> Hashable:
         return ("shelf", self._shelf.place)
 
+    def join(self) -> None:
+        """Open the files, if there are any, and keep them open until `close`."""
+        self._shelf.join(self)
+        self._shelf.validate_in_place(self._wait_s)
+
+    def empty(self) -> None:
+        """Remove every key in one step, and the files unless another handle of this process uses them."""
+        self._shelf.empty(self._wait_s)
+
     def set_pickles(self, pickles: Mapping[str, bytes]) -> None:
         """Set each key to what its pickle will be when it is loaded; all or none."""
         for key, data in pickles.items():
             check_value_size(check_key(key), len(data))
-        self._write(pickles)
+        self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
 
     def _read(self, key: str) -> bytes | None:
         # Errbot may have stored a key that hutch would not; so the limits are checked where there is none.
         data = None
         if isinstance(key, str):
-            with self._shelf.lock:
-                database = self._shelf.database()
-                if database is not None:
-                    data = database.get(key.encode(errors="replace"))
+            data = self._shelf.read(self._wait_s, _get, key.encode(errors="replace"))
         if data is None:
             check_key(key)
         return data
-
-    def _write(self, pickled: Mapping[str, bytes]) -> None:
-        with self._shelf.lock:
-            database = self._shelf.database_to_write()
-            with self._shelf.changing():
-                database.write({key.encode(): data for key, data in pickled.items()})
 
     def _dumped(self, key: str, value: object) -> bytes:
         """`value` as Errbot would have written it, or a ValueTypeError."""
@@ -242,6 +243,8 @@ class ShelfStorage(StorageBase):
         except MemoryError:
             raise
         except Exception as error:
+            if raised_by_handler(error):
+                raise
             raise ValueTypeError(
                 f"a {type(value).__qualname__} that cannot be pickled, as this engine must ({type(error).__name__}); "
                 "store what it is made of instead"
@@ -254,12 +257,16 @@ class ShelfStorage(StorageBase):
         # Not while holding the lock: unpickling runs code, which may well use this storage.
         try:
             return pickle.loads(data)
-        except (ImportError, AttributeError) as error:
-            raise CorruptValueError(
-                f"the value of key {key!r} in {self._where} is an object of a class that cannot be found here: "
-                f"{error}. Read it in the application that wrote it"
-            ) from error
+        except MemoryError:
+            raise
         except Exception as error:
+            if raised_by_handler(error):
+                raise
+            if isinstance(error, ImportError | AttributeError):
+                raise CorruptValueError(
+                    f"the value of key {key!r} in {self._where} is an object of a class that cannot be found here: "
+                    f"{error}. Read it in the application that wrote it"
+                ) from error
             # The error's own text may quote the value.
             raise CorruptValueError(
                 f"the value of key {key!r} in {self._where} cannot be unpickled ({type(error).__name__}); it was "
@@ -277,6 +284,49 @@ def _decoded_key(key: bytes, where: str) -> str:
         ) from None
 
 
+# --- what is done to the open database; None where there is no data ---
+
+
+def _get(database: Database | None, key: bytes) -> bytes | None:
+    return None if database is None else database.get(key)
+
+
+def _contains(database: Database | None, key: bytes) -> bool:
+    return database is not None and database.contains(key)
+
+
+def _len(database: Database | None) -> int:
+    return 0 if database is None else len(database)
+
+
+def _keys(database: Database | None) -> list[bytes]:
+    return [] if database is None else database.keys()
+
+
+def _write(database: Database, changes: Mapping[bytes, bytes | None]) -> None:
+    database.write(changes)
+
+
+def _remove(database: Database, keys: Iterable[bytes]) -> int:
+    found = [key for key in keys if database.contains(key)]
+    if found:
+        database.write(dict.fromkeys(found))
+    return len(found)
+
+
+def _clear(database: Database) -> None:
+    if len(database):
+        database.clear()
+
+
+def _swap(database: Database, key: str, token: object, change: Mapping[bytes, bytes | None]) -> bool:
+    """Write `change` if the bytes of `key` still are `token`; whether they were."""
+    if database.get(key.encode()) != token:
+        return False
+    database.write(change)
+    return True
+
+
 class _Pickler(pickle.Pickler):
     """`shelve`'s, except that it keeps the second 2:30 of the night when clocks go back.
 
@@ -287,165 +337,3 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, datetime | time) and value.fold:
             return value.__reduce_ex__(4)
         return NotImplemented
-
-
-class _Shelf:
-    """A namespace as this process has it open, once, whichever stores and handles use it."""
-
-    def __init__(self, folder: Folder, namespace: str) -> None:
-        self.place = (str(folder.path), namespace)
-        self.lock = threading.RLock()
-        self.users = 0
-        #: The database, once it is open.
-        self.opened: Database | None = None
-        self._folder, self._namespace = folder, namespace
-        self._place: Place | None = None
-        self._files: dict[str, tuple[int, int]] = {}
-        self._process_lock: ProcessLock | None = None
-
-    def database(self, create: bool = False) -> Database | None:
-        """The open database; None if there is no data and `create` is not asked for. To be called with `lock` held."""
-        if self.opened is None:
-            place = self._folder.find(self._namespace)
-            old = self._folder.old_spot(self._namespace)
-            if place is None and old is None and not create:
-                return None
-            if self._process_lock is None:
-                self._process_lock = ProcessLock(self._folder.lock_path(self._namespace), self._namespace)
-            # Looked for again, now that no other process can create or move it.
-            place = self._from_old_spot() or self._folder.find(self._namespace)
-            if place is None and not create:
-                return None
-            scratch = self._folder.scratch(self._namespace)
-            if place is None:
-                with creating, storage_errors(self._folder.path):
-                    place = self._folder.new_place(self._namespace, default_dialect())
-                    create_database(place, scratch)
-            with storage_errors(place.base):
-                self.opened = open_database(place, scratch)
-            self._place, self._files = place, place.identities()
-        return self.opened
-
-    def is_in_place(self) -> bool:
-        """Whether the lock and the files that are open, if any, are the ones that others would find."""
-        lock, place = self._process_lock, self._place
-        return lock is None or (lock.is_in_place() and (place is None or self._files == place.identities()))
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """The block writes to the open database. To be called with `lock` held.
-
-        Raises StorageUnavailableError if that is not the one that others would find: files that were removed take
-        writes without a word, and of a database that has two files one could be that of another.
-        """
-        if not self.is_in_place():
-            raise StorageUnavailableError(
-                f"the files of namespace {self._namespace!r} in {self._folder.path} were removed, moved, replaced or "
-                "closed to this process while they were open; nothing was written. Put that right, or close the "
-                "namespace and open it again to use what is there now"
-            )
-        try:
-            yield
-        finally:
-            # A write may put new files in the place of the old.
-            if self._place is not None:
-                self._files = self._place.identities()
-
-    def database_to_write(self) -> Database:
-        """The open database, created if there is none."""
-        database = self.database(create=True)
-        assert database is not None
-        return database
-
-    def empty(self) -> None:
-        """Remove every key, and the files too if nobody else in this process uses them."""
-        with _registry, self.lock:
-            database = self.database()
-            if database is None:
-                return
-            with self.changing():
-                database.clear()
-            place = self._folder.find(self._namespace)
-            if self.users == 1 and place is not None:
-                self.opened = None
-                database.close()
-                with storage_errors(place.base):
-                    for file in place.files():
-                        file.unlink()
-                    if place.base.parent != self._folder.path:
-                        (place.base.parent / "name").unlink()
-                        place.base.parent.rmdir()
-
-    def leave(self) -> None:
-        """One user fewer; the last one closes the files and lets other processes in."""
-        with _registry, self.lock:
-            self.users -= 1
-            if self.users:
-                return
-            _open_shelves[self.place].remove(self)
-            if not _open_shelves[self.place]:
-                del _open_shelves[self.place]
-            database, self.opened = self.opened, None
-            process_lock, self._process_lock = self._process_lock, None
-            try:
-                if database is not None:
-                    database.close()
-            finally:
-                if process_lock is not None:
-                    process_lock.release()
-
-    def abandon(self) -> None:
-        """In a forked child: the files and the lock are the parent's. They are opened anew when they are used."""
-        self.lock = threading.RLock()
-        database, self.opened = self.opened, None
-        process_lock, self._process_lock = self._process_lock, None
-        if database is not None:
-            database.abandon()
-        if process_lock is not None:
-            process_lock.release()
-
-    def _from_old_spot(self) -> Place | None:
-        old = self._folder.old_spot(self._namespace)
-        if old is None:
-            return None
-        new = self._folder.find(self._namespace)
-        if new is not None:
-            log.warning("%s is in the way of an older %s, which is left alone: remove one of them", new.base, old.base)
-            return None
-        moved = Place(self._folder.path / old.base.name, old.dialect)
-        log.info("moving %s to %s, as Errbot does", old.base, moved.base)
-        with storage_errors(old.base):
-            os.replace(old.base, moved.base)  # noqa: PTH105 - its error names both files
-        return moved
-
-
-_registry = threading.RLock()
-_open_shelves: dict[tuple[str, str], list[_Shelf]] = {}
-
-
-def _share(folder: Folder, namespace: str) -> _Shelf:
-    with _registry:
-        place = (str(folder.path), namespace)
-        shelf = _open_shelf(place)
-        if shelf is None:
-            shelf = _Shelf(folder, namespace)
-            _open_shelves.setdefault(place, []).append(shelf)
-        shelf.users += 1
-        return shelf
-
-
-def _open_shelf(place: tuple[str, str]) -> _Shelf | None:
-    """The one that this process has open on what is at `place` now: it may have others, whose files were moved."""
-    return next((shelf for shelf in _open_shelves.get(place, ()) if shelf.is_in_place()), None)
-
-
-def _after_fork() -> None:
-    global _registry  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
-    _registry = threading.RLock()
-    for shelves in _open_shelves.values():
-        for shelf in shelves:
-            shelf.abandon()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

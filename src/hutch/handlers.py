@@ -15,21 +15,23 @@ that call's own::
 
 from __future__ import annotations
 
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 def raised_by_handler(error: BaseException) -> bool:
     """Return whether a signal handler raised `error`, or called what raised it.
 
     The interpreter calls a handler with the frame that it interrupted, and so does `sys.setprofile`: a function on the
-    way of `error` that got its caller's frame as an argument is one. A handler that is no Python function leaves no
-    trace and is not recognised; the one of the standard library raises KeyboardInterrupt, which is no `Exception`.
+    way of `error` that got a frame as an argument is one. A handler that is no Python function leaves no trace and is
+    not recognised; the one of the standard library raises KeyboardInterrupt, which is no `Exception`.
     """
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
-        if _has_argument(traceback.tb_next, traceback.tb_frame):
-            return True
         traceback = traceback.tb_next
+        if _has_frame_as_argument(traceback.tb_frame):
+            return True
     return False
 
 
@@ -46,11 +48,21 @@ def is_missing(error: KeyError, key: object) -> bool:
     return bool(error.args and error.args[0] is key) or not passes_through(error)
 
 
-def _has_argument(called: TracebackType, frame: FrameType) -> bool:
-    code, values = called.tb_frame.f_code, called.tb_frame.f_locals
+@contextmanager
+def suppress_own(*kinds: type[Exception]) -> Iterator[None]:
+    """Suppress exceptions of `kinds` that the block raises itself, as `contextlib.suppress` does, and no handler's."""
+    try:
+        yield
+    except kinds as error:
+        if raised_by_handler(error):
+            raise
+
+
+def _has_frame_as_argument(called: FrameType) -> bool:
+    code, values = called.f_code, called.f_locals
     variadic = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS; importing inspect costs more than opening a store
     for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + variadic]:
         value = values.get(name)
-        if value is frame or (type(value) is tuple and any(one is frame for one in value)):
+        if isinstance(value, FrameType) or (type(value) is tuple and any(isinstance(one, FrameType) for one in value)):
             return True
     return False

@@ -1,0 +1,110 @@
+"""The lock that keeps other processes out of a namespace. The operating system lets go of it when the process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hutch import StoreLockedError
+from hutch.filesystem import open_existing, open_or_create, validate_regular_file
+from hutch.handlers import raised_by_handler, suppress_own
+
+from .shelf_files import storage_error, storage_errors
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_LONGEST_PID = 20
+
+
+class ProcessLock:
+    """Held by the process that has a namespace open, from the moment that this is made."""
+
+    #: Let go of the lock; in a forked child, of the child's share in it, for closing is not unlocking. A C function, so
+    #: that a signal handler finds it either done or not begun.
+    release: Callable[[], None]
+
+    def __init__(self, path: Path, namespace: str) -> None:
+        """Take the lock. Raises StoreLockedError, which says who holds it if that is known, without waiting."""
+        self._path = path
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open_or_create(path)
+        self.release = self._file.close
+        try:
+            _lock_now(self._file, path, namespace, to_read=False)
+            with suppress_own(OSError):  # a full disk: the number is a courtesy
+                self._file.truncate(0)
+                self._file.write(str(os.getpid()).encode())
+        except BaseException:
+            self.release()
+            raise
+
+    def is_in_place(self) -> bool:
+        """Whether other processes that open the namespace would meet this lock."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat())
+        except (OSError, ValueError) as error:  # ValueError: released meanwhile
+            if raised_by_handler(error):
+                raise
+            return False
+
+
+@contextlib.contextmanager
+def kept_out(path: Path, namespace: str) -> Iterator[None]:
+    """While the block reads, no process that would write has the lock `path`. Where there is none, none is made.
+
+    Raises StoreLockedError, as `ProcessLock` does. Several may read at a time.
+    """
+    with storage_errors(path):
+        file = open_existing(path) if validate_regular_file(path) is not None else None
+    if file is None:
+        yield
+        return
+    with file:
+        _lock_now(file, path, namespace, to_read=True)
+        yield
+
+
+def _lock_now(file: io.FileIO, path: Path, namespace: str, *, to_read: bool) -> None:
+    try:
+        _lock(file.fileno(), to_read)
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            raise storage_error(error, path) from error
+        raise StoreLockedError(
+            f"namespace {namespace!r} in {path.parent.parent} is open in another process{_holder(file)} (lock {path}); "
+            "the shelf engine serves one process at a time. Close it there, or choose lmdb or sqlite to share data"
+        ) from error
+
+
+def _holder(file: io.FileIO) -> str:
+    told = b""
+    with suppress_own(OSError):
+        file.seek(0)
+        told = file.read(_LONGEST_PID)
+    return f", pid {int(told)}" if told.isdigit() else ""
+
+
+if sys.platform == "win32":
+    # Far behind the number, which others must be able to read.
+    _LOCKED_BYTE = 1 << 20
+
+    def _lock(descriptor: int, _to_read: bool) -> None:  # there it is for one in either case
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+
+    def _lock(descriptor: int, to_read: bool) -> None:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if to_read else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -1,0 +1,309 @@
+"""A namespace as this process has it open: one lock, one set of files, for all stores and handles that use it.
+
+Signal handlers and finalizers run in the middle of any call, may raise, and may use the same namespace. So:
+
+- the files, not the memory, are the truth: what an exception interrupted is read again from the files, which are whole
+  at every moment, since a process may be killed at any;
+- a call within a call of the same thread reads what is stored, and is refused if it would write;
+- the lock is a `FairLock`; whatever else must be given back is given back by the first operation of a `finally`, or by
+  the end of the object that holds it. A namespace that nobody refers to has no files open.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hutch import ConflictError, StorageUnavailableError
+from hutch.filesystem import validate_regular_file
+from hutch.locks import FairLock
+
+from .shelf_database import Database
+from .shelf_dialects import create_database, open_database
+from .shelf_files import Folder, Place, creating, default_dialect, storage_errors
+from .shelf_lock import ProcessLock
+
+log = logging.getLogger("hutch.shelf")
+
+T = TypeVar("T")
+
+
+class SharedShelf:
+    """The files of one namespace, opened when they are first needed, closed when the last user has left."""
+
+    def __init__(self, folder: Folder, namespace: str) -> None:
+        self.place = (str(folder.path), namespace)
+        self._folder, self._namespace = folder, namespace
+        self._lock = FairLock(f"namespace {namespace!r} in {folder.path}")
+        # The thread that is in the middle of a call.
+        self._busy: int | None = None
+        # Who must leave before the files are closed. One that is collected has left.
+        self._users: set[weakref.ref[object]] = set()
+        self._opened: Database | None = None
+        # Whether what `_opened` knows is what the files say: not once a write was interrupted.
+        self._is_current = False
+        self._wrote = False
+        self._place: Place | None = None
+        self._files: dict[str, tuple[int, int]] = {}
+        self._process_lock: ProcessLock | None = None
+
+    def join(self, user: object) -> None:
+        """Keep the files open until `user` has left."""
+        self._users.add(weakref.ref(user, self._users.discard))
+
+    def leave(self, user: object, wait_s: float) -> None:
+        """Close the files and let other processes in, if nobody else uses them."""
+        self._users.discard(weakref.ref(user))
+        # Within a call of this thread, that call does it at its end.
+        if not self._users and self._busy != threading.get_ident():
+            self._lock.run(wait_s, self._run, _do_nothing)
+
+    def read(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
+        """Return ``fn(database, *args)``; `database` is None if there is no data. No other thread writes meanwhile."""
+        result: T = self._lock.run(wait_s, self._read, fn, args)
+        return result
+
+    def write(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
+        """Return ``fn(database, *args)``, which may write to the database. It is created if there is none.
+
+        Raises ConflictError within another call of the same thread, and StorageUnavailableError if the open database is
+        not the one that others would find: files that were removed take writes without a word, and of a database that
+        has two files one could be that of another.
+        """
+        result: T = self._lock.run(wait_s, self._run, self._write, True, fn, args)
+        return result
+
+    def write_if_there(self, wait_s: float, fn: Callable[..., T], *args: object) -> T | None:
+        """Do as `write`, but where there is no data return None and create nothing."""
+        result: T | None = self._lock.run(wait_s, self._run, self._write, False, fn, args)
+        return result
+
+    def empty(self, wait_s: float) -> None:
+        """Remove every key, and the files too if only one user is left."""
+        self._lock.run(wait_s, self._run, self._empty)
+
+    def validate_in_place(self, wait_s: float) -> None:
+        """Open the files, if there are any; raises what `write` would raise."""
+        self._lock.run(wait_s, self._validate)
+
+    def is_locked_in_place(self) -> bool:
+        """Whether another process that opens the namespace would meet this one's lock, if this one has it open."""
+        process_lock = self._process_lock
+        return process_lock is None or process_lock.is_in_place()
+
+    def is_open(self) -> bool:
+        """Whether the files are open."""
+        return self._opened is not None
+
+    def abandon(self) -> None:
+        """In a forked child: the files and the lock are the parent's. They are opened anew when they are used."""
+        if self._busy != threading.get_ident():
+            self._busy = None
+        database, self._opened = self._opened, None
+        process_lock, self._process_lock = self._process_lock, None
+        if database is not None:
+            database.abandon()
+        if process_lock is not None:
+            process_lock.release()
+
+    # --- with the lock held ---
+
+    def _run(self, fn: Callable[..., T], *args: object) -> T:
+        """Return ``fn(*args)``, in which no other call of this thread may write."""
+        if self._busy is not None:
+            raise self._nested()
+        try:
+            self._busy = threading.get_ident()
+            try:
+                return fn(*args)
+            finally:
+                if not self._users:
+                    self._close()
+        finally:
+            self._busy = None
+
+    def _nested(self) -> ConflictError:
+        return ConflictError(
+            f"this thread is in the middle of another call on namespace {self._namespace!r} in {self._folder.path}, "
+            "which a signal handler or a finalizer interrupted to use the same namespace; nothing was written. Write "
+            "to it when the other call has returned, or use another namespace"
+        )
+
+    def _read(self, fn: Callable[..., T], args: tuple[object, ...]) -> T:
+        if self._busy is None:
+            result: T = self._run(self._read_now, fn, args)
+            return result
+        # The state in memory is the one before the write that was interrupted, until that is done.
+        if self._opened is None:
+            raise self._nested()
+        return fn(self._opened, *args)
+
+    def _read_now(self, fn: Callable[..., T], args: tuple[object, ...]) -> T:
+        return fn(self._database(), *args)
+
+    def _write(self, create: bool, fn: Callable[..., T], args: tuple[object, ...]) -> T | None:
+        database = self._database(create)
+        if database is None:
+            return None
+        self._must_be_in_place()
+        self._wrote = True
+        self._is_current = False
+        result = fn(database, *args)
+        # A write may put new files in the place of the old.
+        assert self._place is not None
+        self._files = self._place.identities()
+        self._is_current = True
+        return result
+
+    def _validate(self) -> None:
+        if self._busy is None:
+            self._run(self._validate_now)
+
+    def _validate_now(self) -> None:
+        if self._database() is not None:
+            self._must_be_in_place()
+
+    def _empty(self) -> None:
+        self._write(False, lambda database: database.clear(), ())
+        database, place = self._opened, self._place
+        if database is None or place is None or len(self._users) > 1:
+            return
+        self._is_current = False
+        self._opened = self._place = None
+        database.release()
+        with storage_errors(place.base):
+            for file in place.files():
+                file.unlink()
+            if place.base.parent != self._folder.path:
+                (place.base.parent / "name").unlink()
+                place.base.parent.rmdir()
+
+    def _must_be_in_place(self) -> None:
+        place = self._place
+        if self.is_locked_in_place() and (place is None or self._files == place.identities()):
+            return
+        raise StorageUnavailableError(
+            f"the files of namespace {self._namespace!r} in {self._folder.path} were removed, moved, replaced or "
+            "closed to this process while they were open; nothing was written. Put that right, or close the "
+            "namespace and open it again to use what is there now"
+        )
+
+    def _database(self, create: bool = False) -> Database | None:
+        """Return the open database; None if there is no data and `create` is not asked for."""
+        database = self._opened
+        if database is not None:
+            if self._is_current:
+                return database
+            self._opened = None
+            database.release()
+        place = self._folder.find(self._namespace)
+        old = self._folder.old_spot(self._namespace)
+        if place is None and old is None and not create:
+            return None
+        if self._process_lock is None:
+            self._process_lock = ProcessLock(self._folder.lock_path(self._namespace), self._namespace)
+        # Looked for again, now that no other process can create or move it.
+        place = self._from_old_spot() or self._folder.find(self._namespace)
+        if place is None and not create:
+            return None
+        return self._open(place)
+
+    def _open(self, place: Place | None) -> Database:
+        scratch = self._folder.scratch(self._namespace)
+        if place is None:
+            with creating, storage_errors(self._folder.path):
+                place = self._folder.new_place(self._namespace, default_dialect())
+                create_database(place, scratch)
+        with storage_errors(place.base):
+            place.validate()
+            files = place.identities()
+            database = open_database(place, scratch)
+        self._place, self._files, self._is_current = place, files, True
+        self._opened = database
+        # Where they became others while they were opened, nothing may be written.
+        place.validate()
+        return database
+
+    def _from_old_spot(self) -> Place | None:
+        old = self._folder.old_spot(self._namespace)
+        if old is None:
+            return None
+        new = self._folder.find(self._namespace)
+        if new is not None:
+            log.warning("%s is in the way of an older %s, which is left alone: remove one of them", new.base, old.base)
+            return None
+        moved = Place(self._folder.path / old.base.name, old.dialect)
+        log.info("moving %s to %s, as Errbot does", old.base, moved.base)
+        with storage_errors(old.base):
+            validate_regular_file(old.base)
+            os.replace(old.base, moved.base)  # noqa: PTH105 - its error names both files
+        return moved
+
+    def _close(self) -> None:
+        database, process_lock, place = self._opened, self._process_lock, self._place
+        try:
+            if self._wrote and place is not None:
+                with storage_errors(place.base):
+                    place.flush()
+                self._wrote = False
+        finally:
+            try:
+                if database is not None:
+                    database.release()
+            finally:
+                self._opened = None
+                self._process_lock = None
+                if process_lock is not None:
+                    process_lock.release()
+
+
+def _do_nothing(*_: Any) -> None:
+    pass
+
+
+# Held for moments only, by `with`, and taken again by a handler of the same thread.
+_registry = threading.RLock()
+_shelves: dict[tuple[str, str], list[weakref.ref[SharedShelf]]] = {}
+
+
+def share(folder: Folder, namespace: str) -> SharedShelf:
+    """Return what this process has, or will have, open of `namespace`."""
+    place = (str(folder.path), namespace)
+    with _registry:
+        shelf = open_shelf(place)
+        if shelf is None:
+            new = SharedShelf(folder, namespace)
+            others = [ref for ref in _shelves.get(place, ()) if ref() is not None]
+            # A handler may have been here meanwhile.
+            shelf = open_shelf(place)
+            if shelf is None:
+                shelf = new
+                _shelves[place] = [*others, weakref.ref(new)]
+        return shelf
+
+
+def open_shelf(place: tuple[str, str]) -> SharedShelf | None:
+    """Return the one that this process has on what is at `place` now: it may have others, whose files were moved."""
+    for ref in _shelves.get(place, ()):
+        shelf = ref()
+        if shelf is not None and shelf.is_locked_in_place():
+            return shelf
+    return None
+
+
+def _after_fork() -> None:
+    global _registry  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
+    _registry = threading.RLock()
+    for refs in list(_shelves.values()):
+        for ref in refs:
+            shelf = ref()
+            if shelf is not None:
+                shelf.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
