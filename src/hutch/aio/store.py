@@ -10,7 +10,7 @@ from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import hutch
 
-from ..workers import Calls, WorkerPool
+from ..workers import Calls, WorkerPool, patience_s
 from .habits import NotAwaitedError, Opened, StoreHabits
 from .namespace import Namespace
 
@@ -85,7 +85,7 @@ def connect(config: Any = None, *, threads: int = _THREADS, inline_reads: bool =
         except BaseException:
             pool.shut_down()
             raise
-        calls.patience_s = _patience_s(store, calls.patience_s)
+        calls.patience_s = patience_s(getattr(store._factory, "_storage_config", {}))
         return Store(store, calls, inline_reads)
 
     return Opening(opening, Store, "hutch.aio.connect(...)")
@@ -162,12 +162,3 @@ class Store(StoreHabits):
 
 def _describe(namespace: str | None) -> str:
     return "the store" if namespace is None else f"namespace {namespace!r}"
-
-
-def _patience_s(store: hutch.Store, otherwise: float) -> float:
-    """Return how long a write waits for one that its caller gave up: `wait_s`, else half of the engine's time-out."""
-    options = getattr(store._factory, "_storage_config", {})
-    wait_s, timeout_s = options.get("wait_s"), options.get("timeout_s")
-    if isinstance(wait_s, int | float):
-        return float(wait_s)
-    return timeout_s / 2 if isinstance(timeout_s, int | float) else otherwise

@@ -15,7 +15,6 @@ entry was put again: the entry decides.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
 import itertools
@@ -28,7 +27,7 @@ from typing import Any, Final, Self, SupportsFloat, TypeVar
 
 import hutch
 
-from .shared import shared_namespace
+from .shared import shared_calls, shared_namespace, shared_store
 
 try:
     from key_value.aio.errors import DeserializationError, InvalidKeyError, InvalidTTLError, SerializationError
@@ -66,14 +65,14 @@ class HutchStore:
     A value comes back as from the other stores of py-key-value: as JSON would give it. With `exact_types` it comes back
     as it was put, with its types, a datetime as a datetime; what hutch's codec does not take is refused.
 
-    Every call is made in a thread of the event loop's own executor, so the loop never waits for a disk or a server.
+    Every call is made in one of a few threads that all bridges share, so the loop never waits for a disk or a server.
     With `inline` all but listing, culling and destroying is done on the loop itself, as DiskStore does, which is some
     40 us faster a call. It is meant for data in memory; with any other, all that runs on the loop waits with it.
 
     Any loop, thread and process may use it. What a call wrote is stored when it returns, as durable as the engine is;
     `put_many`, `delete_many`, `destroy_collection` and `destroy` happen whole or not at all where the engine has
-    `atomic-batch`, as all have that processes can share. A cancelled write is over before its CancelledError is raised:
-    it happened or not, nothing of it comes later.
+    `atomic-batch`, as all have that processes can share. A caller that is cancelled is let go at once: a call that had
+    not begun never happens; a write that had begun happens or not, and later writes of its keys come after it.
 
     Raises SerializationError, DeserializationError, InvalidKeyError and InvalidTTLError as other stores do, TypeError
     for a key or value of a wrong type, and else what hutch raises: a server that is away is a
@@ -93,6 +92,7 @@ class HutchStore:
         self._exact_types = exact_types
         self._inline = inline
         self._entries = shared_namespace(url, namespace)
+        self._calls = shared_calls(self._entries, shared_store(url))
         self._is_ordered = "ordered" in self._entries.capabilities
         # The first write of a process sweeps: there may be many short ones.
         self._unswept = self._writes_a_sweep = _WRITES_A_SWEEP
@@ -135,11 +135,11 @@ class HutchStore:
 
     async def keys(self, collection: str | None = None, *, limit: int | None = None) -> list[str]:
         """The keys of a collection, all of them or the first `limit`, none that has expired."""
-        return await _in_thread(self._keys, self._prefix(collection), limit)
+        return await self._calls.read(_called, self._keys, self._prefix(collection), limit)
 
     async def collections(self, *, limit: int | None = None) -> list[str]:
         """The collections that hold a key, all of them or the first `limit`."""
-        return await _in_thread(self._collections, limit)
+        return await self._calls.read(_called, self._collections, limit)
 
     # --- writing ---
 
@@ -178,7 +178,8 @@ class HutchStore:
                 entry |= {"collection": collection or self.default_collection, "key": key}
             items[name] = entry
         if items:
-            await self._change(self._set_expiring if expires_at else self._set, items)
+            names = tuple(name for name in items if not name.startswith(f"{_EXPIRES}:"))
+            await self._change(names, self._set_expiring if expires_at else self._set, items)
 
     async def delete(self, key: str, *, collection: str | None = None) -> bool:
         """Remove `key`; whether it was there. Of several who delete one entry, one hears that it was."""
@@ -186,19 +187,20 @@ class HutchStore:
 
     async def delete_many(self, keys: Sequence[str], *, collection: str | None = None) -> int:
         """Remove those of `keys` that are there, as one batch; how many that were."""
-        return await self._change(self._remove, [self._name(collection, key) for key in keys])
+        names = [self._name(collection, key) for key in keys]
+        return await self._change(tuple(names), self._remove, names)
 
     async def cull(self) -> None:
         """Remove all entries that have expired. One that is put again meanwhile stays."""
-        await _finished(_in_thread(self._sweep))
+        await self._calls.write((), _called, self._sweep)
 
     async def destroy_collection(self, collection: str) -> bool:
         """Remove all of a collection, as one batch; whether it held anything."""
-        return await _finished(_in_thread(self._destroy_collection, self._prefix(collection)))
+        return await self._calls.write(None, _called, self._destroy_collection, self._prefix(collection))
 
     async def destroy(self) -> bool:
         """Remove all collections, in one step. True."""
-        await _finished(_in_thread(self._entries.clear))
+        await self._calls.write(None, _called, self._entries.clear)
         return True
 
     # --- names and values ---
@@ -346,34 +348,16 @@ class HutchStore:
     async def _read(self, verb: Callable[[Any], T], argument: Any) -> T:
         if self._inline:
             return _called(verb, argument)
-        return await _in_thread(verb, argument)
+        return await self._calls.read(_called, verb, argument)
 
-    async def _change(self, verb: Callable[[Any], T], argument: Any) -> T:
+    async def _change(self, names: tuple[str, ...], verb: Callable[[Any], T], argument: Any) -> T:
         if self._inline:
             return _called(verb, argument)
-        return await _finished(_in_thread(verb, argument))
+        return await self._calls.write(names, _called, verb, argument)
 
 
 class _StillAliveError(Exception):
     """Ends a `modify` that shall change nothing."""
-
-
-def _in_thread(verb: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-    return asyncio.get_running_loop().run_in_executor(None, _called, verb, *arguments)
-
-
-async def _finished(call: asyncio.Future[T]) -> T:
-    """The result of `call`. A thread cannot be stopped: being cancelled is put off until it is done, so that nothing it
-    writes comes after what its caller does next."""
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        while not call.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([call])
-        if not call.cancelled():
-            call.exception()  # looked at, so that asyncio does not complain
-        raise
 
 
 def _called(verb: Callable[..., T], *arguments: Any) -> T:

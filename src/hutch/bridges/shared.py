@@ -11,8 +11,15 @@ import atexit
 import os
 import threading
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import hutch
+
+if TYPE_CHECKING:
+    from ..workers import Calls, WorkerPool
+
+# The threads of all bridges that are awaited: few, for most of them wait for one server.
+_THREADS = 8
 
 # What a URL may begin with where a framework chooses its storage by a scheme: ``hutch://sqlite:///x.db``.
 _SCHEME = "hutch://"
@@ -21,6 +28,7 @@ _lock = threading.RLock()
 # With the config, so that no other object has its id meanwhile.
 _stores: dict[tuple[str | int | None, ...], tuple[object, hutch.Store]] = {}
 _handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
+_pool: WorkerPool | None = None
 
 
 def shared_store(url: str | object | None = None) -> hutch.Store:
@@ -56,20 +64,60 @@ def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespac
         return handle
 
 
+def shared_calls(handle: hutch.Namespace, store: hutch.Store) -> Calls:
+    """Return what runs the blocking calls of a bridge on `handle`, in threads of hutch's own that all bridges share.
+
+    The default executor of the event loop is the application's: a server that hangs must not stop its look-ups.
+    """
+    # Not before: it imports asyncio, which most bridges do without.
+    from ..workers import Calls, WorkerPool, patience_s
+
+    global _pool  # noqa: PLW0603
+    with _lock:
+        if _pool is None:
+            _pool = WorkerPool(_THREADS, "hutch.bridges")
+        namespace = str(handle.namespace)
+        options = getattr(store._factory, "_storage_config", {})
+        return Calls(_pool, lambda key: f"{key!r} of namespace {namespace!r}", patience_s(options))
+
+
 def close_shared() -> None:
-    """Close all of them; what is used afterwards is connected anew. For the end of the process, and for tests."""
-    with _lock, ExitStack() as closing:
-        for _, store in _stores.values():
-            closing.callback(store.close)
-        for handle in _handles.values():
-            closing.callback(_close, handle)
+    """Close all of them; what is used afterwards is connected anew. For the end of the process, and for tests.
+
+    Calls whose callers gave up are waited for a second at most; what they use is closed when they are done.
+    """
+    global _pool
+    with _lock:
+        pool, _pool = _pool, None
+        stores, handles = [store for _, store in _stores.values()], list(_handles.values())
         _stores.clear()
         _handles.clear()
+    if pool is None or pool.drain():
+        _close_all(stores, handles)
+    else:
+
+        def close_if_done() -> None:
+            if not pool.unfinished():
+                _close_all(stores, handles)
+
+        for call in pool.unfinished():
+            pool.watch(call, close_if_done)
+        close_if_done()
+    if pool is not None:
+        pool.shut_down()
 
 
-def _close(handle: hutch.Namespace) -> None:
+def _close_all(stores: list[hutch.Store], handles: list[hutch.Namespace]) -> None:
+    with ExitStack() as closing:
+        for store in stores:
+            closing.callback(_close, store)
+        for handle in handles:
+            closing.callback(_close, handle)
+
+
+def _close(one: hutch.Store | hutch.Namespace) -> None:
     with suppress(hutch.StoreNotOpenError):
-        handle.close()
+        one.close()
 
 
 def _key(config: object) -> tuple[str | int | None, ...]:

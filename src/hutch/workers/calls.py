@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -18,8 +18,18 @@ T = TypeVar("T")
 #: The keys of a call: those that it writes, none of them, or None for all.
 Keys = tuple[str, ...] | None
 
-# How long a write waits for an abandoned one where the engine has neither `wait_s` nor `timeout_s`.
 _PATIENCE_S: Final = 60.0
+
+
+def patience_s(options: Mapping[str, object]) -> float:
+    """Return how long a write waits for an abandoned one on an engine with these options.
+
+    It is `wait_s`, else half of `timeout_s`, so that the error comes before the abandoned call has failed; else 60 s.
+    """
+    wait_s, timeout_s = options.get("wait_s"), options.get("timeout_s")
+    if isinstance(wait_s, int | float):
+        return float(wait_s)
+    return timeout_s / 2 if isinstance(timeout_s, int | float) else _PATIENCE_S
 
 
 class Calls:

@@ -195,12 +195,18 @@ class WorkerPool:
             if worker is not threading.current_thread():
                 worker.join(_JOIN_S)
 
-    def drain(self, until_s: float) -> bool:
-        """Wait until all calls are done, and for abandoned ones until `until_s` of the monotonic clock at most.
+    def unfinished(self) -> list[Call[Any]]:
+        """Return the calls that run or wait for a thread."""
+        return [*self._running, *self._waiting]
 
-        Returns whether all are done.
+    def drain(self, until_s: float | None = None) -> bool:
+        """Wait until all calls are done; return whether they are.
+
+        Abandoned ones are waited for until `until_s` of the monotonic clock at most, by default for `GRACE_S`.
         """
-        while calls := [*self._running, *self._waiting]:
+        if until_s is None:
+            until_s = time.monotonic() + GRACE_S
+        while calls := self.unfinished():
             wanted = [call for call in calls if not call.is_abandoned]
             if not wanted and (time.monotonic() >= until_s or all(call.is_forsaken for call in calls)):
                 for call in calls:
