@@ -7,6 +7,7 @@ end of the process wait a second for it, no longer.
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import subprocess
 import sys
@@ -333,6 +334,142 @@ def test_a_broken_connection_ends_the_wait_for_what_was_given_up() -> None:
 
     with RedisServer() as server:
         asyncio.run(main(server))
+
+
+# --- engines in this process, whose write lock another one holds ---
+
+HOLD_LMDB = """
+import sys, lmdb
+
+# As a foreign program: it goes past hutch's own queue of processes.
+with lmdb.open(sys.argv[1], max_dbs=10) as environment, environment.begin(write=True):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+HOLD_SQLITE = """
+import sqlite3, sys
+
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Held:
+    """A file engine whose write lock is held by another process, from `hold` to `let`."""
+
+    def __init__(self, engine: str, path: Path) -> None:
+        self.url = f"{engine}://{path}"
+        self._script = {"lmdb": HOLD_LMDB, "sqlite": HOLD_SQLITE}[engine]
+        self._path = path
+        self._process: subprocess.Popen[str] | None = None
+
+    def hold(self) -> None:
+        command = [sys.executable, "-c", self._script, str(self._path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "held\n"
+
+    def let(self) -> None:
+        if self._process is not None:
+            self._process.communicate("\n", timeout=20)
+            self._process = None
+
+
+@pytest.fixture(params=["lmdb", "sqlite"])
+def held(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Held]:
+    held = Held(request.param, tmp_path / "data")
+    yield held
+    held.let()
+
+
+@pytest.mark.parametrize("verb", ["set", "remove", "update", "clear", "pop", "modify", "mutable", "gather"])
+def test_a_writer_that_gives_up_waiting_for_a_lock_is_let_go_and_its_key_is_written_in_order(
+    held: Held, verb: str
+) -> None:
+    async def main() -> None:
+        async with opened(held.url) as core:
+            held.hold()
+            await timed(verb, VERBS[verb](core))
+            later = asyncio.create_task(core.set("k", "later"))
+            assert await core.get("l") == 0
+            await asyncio.sleep(0.05)
+            assert not later.done()
+            held.let()
+            await later
+            assert await core["k"] == "later"
+            await close(core)
+
+    asyncio.run(main())
+
+
+def test_close_and_the_next_open_with_a_lock_held_by_another_process(held: Held) -> None:
+    async def main() -> None:
+        async with opened(held.url) as core:
+            held.hold()
+            await timed("set", core.set("k", "given up"))
+            began_s = time.monotonic()
+            await close(core)
+            closed_s = time.monotonic() - began_s
+            print(f"close: {closed_s:.2f} s")
+            assert closed_s < GRACE_S + LET_GO_S
+            held.let()
+        async with hutch.aio.connect(held.url) as store, store.open("core") as again:
+            await again.set("k", "again")
+
+    asyncio.run(main())
+
+
+# --- by chance ---
+
+
+@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite", "redis"])
+def test_by_chance_given_up_writes_never_come_after_later_ones(
+    server: RedisServer, engine: str, tmp_path: Path
+) -> None:
+    """Every key is written by one task: the last write that was acknowledged is there, whatever was given up before."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    config = {"memory": "memory://", "redis": url(server)}.get(engine, f"{engine}://{tmp_path}/data")
+    given_up = 0
+
+    def write_once(core: hutch.aio.Namespace, key: str, n: int) -> Coroutine[Any, Any, Any]:
+        match rng.choice(["set", "update", "modify", "set_many"]):
+            case "set":
+                return core.set(key, n)
+            case "update":
+                return core.update({key: n, f"{key}:too": n})
+            case "modify":
+                return core.modify(key, lambda _: n, default=0)
+            case _:
+                return core.set_many({key: n})
+
+    async def write(core: hutch.aio.Namespace, key: str) -> None:
+        nonlocal given_up
+        last = 0
+        for n in range(1, 60):
+            try:
+                await asyncio.wait_for(write_once(core, key, n), rng.choice([0, 0.0005, 0.002, 5]))
+                last = n
+            except TimeoutError:
+                given_up += 1
+            if last == n:
+                # Written for sure, and nothing that was given up before comes after it.
+                assert await core[key] == n
+        await core.set(key, "end")
+
+    async def main() -> None:
+        async with hutch.aio.connect(config, threads=4) as store, store.open("core") as core:
+            await asyncio.gather(*[write(core, f"k{n}") for n in range(8)])
+            await asyncio.sleep(0.05)
+            assert await core.get_many([f"k{n}" for n in range(8)]) == {f"k{n}": "end" for n in range(8)}
+
+    asyncio.run(main())
+    print(f"{given_up} calls were given up")
+    assert given_up > 20
 
 
 # --- the end of the process ---

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from ..errors import StorageTimeoutError, StoreNotOpenError
+from ..errors import StorageTimeoutError
 from .pool import DONE, GRACE_S, HELD, Call, CallGroup, WorkerPool
 
 T = TypeVar("T")
@@ -52,7 +52,6 @@ class Calls:
         self._describe = describe
         self._group: CallGroup = pool.group(parent._group if parent else None)
         self._parent = parent
-        self._refusal: str | None = None
 
     # --- one call ---
 
@@ -120,14 +119,12 @@ class Calls:
     @property
     def is_open(self) -> bool:
         """Whether calls are taken: neither this nor its store was closed."""
-        return self._refusal is None and (self._parent is None or self._parent.is_open)
+        group = self._group
+        return group.refusal is None and (group.parent is None or group.parent.refusal is None)
 
     def check_open(self) -> None:
-        """Raise StoreNotOpenError if this or its store is closed."""
-        if self._refusal is not None:
-            raise StoreNotOpenError(self._refusal)
-        if self._parent is not None:
-            self._parent.check_open()
+        """Raise StoreNotOpenError if this or its store was closed."""
+        self._group.check_open()
 
     async def close(self, fn: Callable[[], object], refusal: str, keys: Keys = ()) -> bool:
         """Refuse further calls with `refusal`, and call `fn` in a thread when those under way are done.
@@ -136,15 +133,9 @@ class Calls:
         Returns whether `fn` was called. Being cancelled does not keep it from being called. A second call waits for
         the first one, and does nothing else.
         """
-        closing = self._group.closing
-        if closing is None:
-            closing = Call(self._group, self.loop(), fn, keys=keys)
-            self._refusal = refusal
-            self.pool.close_later(closing)
-        else:
-            while closing.state != DONE and not closing.is_abandoned:
-                await self._changed(closing, None)
-            return closing.state == DONE
+        closing = Call(self._group, self.loop(), fn, keys=keys)
+        if not self.pool.close_later(closing, refusal):
+            return await self._is_closed_by_another()
         try:
             await self._quiet()
             if closing.state == HELD:
@@ -158,6 +149,12 @@ class Calls:
             self.pool.abandon(closing)
             raise
         return True
+
+    async def _is_closed_by_another(self) -> bool:
+        closing = self._group.closing
+        while closing is not None and closing.state != DONE and not closing.is_abandoned:
+            await self._changed(closing, None)
+        return closing is not None and closing.state == DONE
 
     async def _is_held_up(self, closing: Call[Any]) -> bool:
         """Wait for `closing` if an abandoned call of the store may hold it up; return whether it still does."""

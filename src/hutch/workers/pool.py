@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
-from ..errors import StorageUnavailableError
+from ..errors import StorageUnavailableError, StoreNotOpenError
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Call(Generic[T]):
 class CallGroup:
     """The unfinished calls of one handle, or of a store together with its handles, whose `parent` it is."""
 
-    __slots__ = ("__weakref__", "abandoned", "closing", "parent", "unfinished")
+    __slots__ = ("__weakref__", "abandoned", "closing", "parent", "refusal", "unfinished")
 
     def __init__(self, parent: CallGroup | None = None) -> None:
         self.parent = parent
@@ -82,6 +82,16 @@ class CallGroup:
         self.abandoned: dict[Call[Any], None] = {}
         #: The call that closes the handle or the store; it begins when every other one is done.
         self.closing: Call[Any] | None = None
+        #: Why no more calls are taken; None as long as they are.
+        self.refusal: str | None = None
+
+    def check_open(self) -> None:
+        """Raise StoreNotOpenError if no more calls are taken, here or by the parent."""
+        group: CallGroup | None = self
+        while group is not None:
+            if group.refusal is not None:
+                raise StoreNotOpenError(group.refusal)
+            group = group.parent
 
 
 class WorkerPool:
@@ -121,14 +131,13 @@ class WorkerPool:
     def submit(self, call: Call[Any]) -> None:
         """Run `call` as soon as a thread is free.
 
-        Raises StorageUnavailableError if there is no thread and none can be started; then `call` is not made.
+        Raises StoreNotOpenError if its group is closed, and StorageUnavailableError if there is no thread and none can
+        be started; then `call` is not made.
         """
         with self._lock:
-            # In this order: a signal handler that raises in between leaves no call that is never made.
-            self._enqueue(call)
-            _register(call, call.group)
-        if (error := self._grow()) is not None and self.withdraw(call):
-            raise StorageUnavailableError(f"{error}, and the call was not made; try again later") from error
+            # Together with what follows: no call begins after the closing one, whatever other loops do.
+            call.group.check_open()
+            self._add(call)
 
     def withdraw(self, call: Call[Any]) -> bool:
         """Take `call` out of the queue; return whether it was there. It never begins then."""
@@ -172,16 +181,23 @@ class WorkerPool:
             call.callbacks.append(callback)
             return True
 
-    def close_later(self, call: Call[Any]) -> None:
-        """Run `call`, which closes its group, as soon as all other calls of the group are done."""
+    def close_later(self, call: Call[Any], refusal: str) -> bool:
+        """Take no more calls of a group, and run `call`, which closes it, as soon as all others are done.
+
+        Returns False, and does nothing, if there is such a call already.
+        """
         group = call.group
         with self._lock:
+            if group.closing is not None:
+                return False
+            group.refusal = refusal
             group.closing = call
             if group.parent is not None:
                 _register(call, group.parent)
             if not group.unfinished:
                 self._enqueue(call)
         self._grow()
+        return True
 
     def shut_down(self, join: bool = True) -> None:
         """End the threads as soon as no call waits; with `join`, threads that are idle have ended on return."""
@@ -221,7 +237,7 @@ class WorkerPool:
         """Undo a call that succeeded when its caller had given up already."""
         undo, call.undo = call.undo, None
         if undo is not None:
-            self.submit(Call(call.group, call.future.get_loop(), undo, (result,), call.keys))
+            self._add(Call(call.group, call.future.get_loop(), undo, (result,), call.keys))
 
     # --- in the threads ---
 
@@ -302,6 +318,14 @@ class WorkerPool:
         return _taken(call)
 
     # --- inside ---
+
+    def _add(self, call: Call[Any]) -> None:
+        with self._lock:
+            # In this order: a signal handler that raises in between leaves no call that is never made.
+            self._enqueue(call)
+            _register(call, call.group)
+        if (error := self._grow()) is not None and self.withdraw(call):
+            raise StorageUnavailableError(f"{error}, and the call was not made; try again later") from error
 
     def _discard(self, call: Call[Any]) -> None:
         """Undo the result that nobody gets, and look at the error, so that asyncio does not complain."""
