@@ -400,6 +400,16 @@ def test_the_command_says_one_line_a_finding_and_ends_with_1_while_something_is_
     )
 
 
+@pytest.mark.parametrize("leads_to", ["victim", "nowhere"])
+def test_values_are_not_salvaged_through_a_link(url: str, tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / leads_to)
+    with pytest.raises(FileExistsError, match="link"):
+        found(url, salvage=tmp_path / "link")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_the_command_salvages_and_then_finds_nothing(url: str, tmp_path: Path) -> None:
     with changed(url) as change:
         change("core", b"k3", b"nonsense")

@@ -339,6 +339,45 @@ def test_a_dump_into_a_file_appears_when_it_is_whole_and_is_private(url: str, tm
     assert hutch_("-c", "p.yaml", "get", "core", "b", "--json").code == 4
 
 
+@_POSIX_ONLY
+@pytest.mark.parametrize("leads_to", ["victim", "nowhere"])
+def test_a_dump_into_a_link_is_refused_and_nothing_is_written(url: str, tmp_path: Path, leads_to: str) -> None:
+    fill(url, core={"a": 1})
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link").symlink_to(leads_to)
+    before = {path.name for path in tmp_path.iterdir()}
+    refused = hutch_("-s", url, "dump", "-o", "link")
+    assert (refused.code, refused.out) == (2, "")
+    assert f"'link' is a symbolic link to {leads_to!r}" in refused.err
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@_POSIX_ONLY
+def test_a_dump_replaces_a_file_and_keeps_its_mode(url: str, tmp_path: Path) -> None:
+    fill(url, core={"a": 1})
+    (tmp_path / "dump").write_text("before")
+    (tmp_path / "dump").chmod(0o640)
+    assert hutch_("-s", url, "dump", "-o", "dump").code == 0
+    assert stat.S_IMODE((tmp_path / "dump").stat().st_mode) == 0o640
+    assert b'"core"' in (tmp_path / "dump").read_bytes()
+
+
+@_POSIX_ONLY
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "FIFO"])
+def test_a_dump_into_a_pipe_is_written_as_it_is(url: str, tmp_path: Path, name: str) -> None:
+    fill(url, core={"a": 1})
+    command = [sys.executable, "-m", "hutch", "-s", url, "dump"]
+    dumped = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
+    if name == "FIFO":
+        os.mkfifo(tmp_path / "FIFO")
+    with subprocess.Popen([*command, "-o", name], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        written = (tmp_path / name).read_bytes() if name == "FIFO" else process.stdout.read()
+        assert process.wait(_TIMEOUT_S) == 0
+    assert written == dumped
+
+
 def test_files_that_cannot_be_opened_are_wrong_usage(url: str, tmp_path: Path) -> None:
     for arguments in (["load", "missing"], ["load", str(tmp_path)], ["dump", "-o", "no/such/folder/dump"]):
         result = hutch_("-s", url, *arguments)
@@ -730,7 +769,7 @@ def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_until(lambda: any(path.name.startswith(".dump") and path.stat().st_size for path in tmp_path.iterdir()))
+        wait_until(lambda: any(path.name.startswith(".hutch-") and path.stat().st_size for path in tmp_path.iterdir()))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=_TIMEOUT_S)
     assert (process.returncode, err) == (130, "hutch: interrupted\n")

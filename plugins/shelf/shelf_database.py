@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from hutch.filesystem import copy_permissions, create_file, open_existing, validate_regular_file
+from hutch.filesystem import copy_permissions, create_file, open_existing, validate_regular_file, write_all
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -76,14 +75,6 @@ def copy_file(source: Path, target: Path) -> None:
     with open_existing(source) as origin, create_file(target) as copy:
         while chunk := origin.read(_CHUNK_BYTES):
             write_all(copy, chunk)
-
-
-def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all of `data` to `file`, which is unbuffered."""
-    # It may write a part, and says so; the next call then has the error, if there was one.
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) or 0 :]
 
 
 def remove(base: Path, *suffixes: str) -> None:

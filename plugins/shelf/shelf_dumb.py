@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from hutch import CorruptValueError, StorageFullError
-from hutch.filesystem import create_file, open_existing
+from hutch.filesystem import create_file, open_existing, write_all
 from hutch.handlers import raised_by_handler, suppress_own
 
-from .shelf_database import Database, take_place, write_all
+from .shelf_database import Database, take_place
 from .shelf_files import Place, storage_errors
 
 _BLOCK_BYTES: Final = 512

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zlib import crc32
 
 from .adapted import open_checked
@@ -18,6 +19,7 @@ from .config import StoreConfig, read_config
 from .encoded import EncodedStorage
 from .errors import CorruptValueError, KeyLimitError
 from .factory import PluginConfig, build, find_plugins
+from .filesystem import create_file, flush_folder, write_all
 from .limits import check_key
 from .loader import load_factory
 from .options import read_options
@@ -216,16 +218,15 @@ def _saving_to(salvage: str | os.PathLike[str] | None) -> Iterator[_Save | None]
     path = Path(salvage)
     if os.path.lexists(path):
         raise FileExistsError(f"{path} is there already; values are salvaged into a new file")
-    file: IO[str] | None = None
+    file: io.FileIO | None = None
 
     def save(namespace: str, key: str, data: bytes) -> None:
         nonlocal file
         if file is None:
-            file = open(path, "x", encoding="utf-8", opener=_private)  # noqa: SIM115 - closed below
-            _flush_folder(path)
+            file = create_file(path, 0o600)
+            flush_folder(path.absolute().parent)
         line = {"namespace": namespace, "key": key, "data": b64encode(data).decode()}
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+        write_all(file, f"{json.dumps(line)}\n".encode())
         os.fsync(file.fileno())
 
     try:
@@ -233,18 +234,3 @@ def _saving_to(salvage: str | os.PathLike[str] | None) -> Iterator[_Save | None]
     finally:
         if file is not None:
             file.close()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _flush_folder(path: Path) -> None:
-    """Put the name of a new file on the disk. On Windows there is no way, and no need."""
-    if os.name == "nt":
-        return
-    folder = os.open(path.absolute().parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -132,6 +132,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, permissions: int
         file.write(data)
 
 
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of `data` to `file`, which is unbuffered."""
+    # It may write a part, and says so; the next call then has the error, if there was one.
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
 def copy_permissions(source: os.stat_result, target: str | os.PathLike[str]) -> None:
     """Give the file `target` the mode of `source`, and its owner and group where this process may."""
     if hasattr(os, "chown"):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 import click
 
 from .. import connect, transfer
+from ..filesystem import atomic_file
 from .app import Call, hutch, not_there, pass_call, storage_options
 from .show import printable
 
@@ -162,26 +163,34 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _whole_file(name: str) -> Iterator[IO[bytes]]:
-    """A file that takes its name once it is complete, readable by its owner alone: it holds what the store holds."""
-    path = Path(os.path.realpath(name))
-    temporary: Path | None = None
+    """Open the output `name`: a file takes its name once it is complete, and a new one is readable by its owner alone.
+
+    A FIFO or a device is written to as it is. A link is refused, except the names that the system has for open files.
+    """
+    with ExitStack() as stack:
+        try:
+            out = _output_of_process(name) or _existing_pipe(name)
+            out = stack.enter_context(atomic_file(name, 0o600) if out is None else out)
+        except OSError as error:
+            raise click.UsageError(f"cannot write {name!r}: {error.strerror or error}") from error
+        yield out
+        out.flush()
+
+
+def _output_of_process(name: str) -> IO[bytes] | None:
+    """Return the open file that `name` stands for: the links /dev/stdout and /dev/fd/N, which shells make."""
+    found = re.fullmatch(r"/dev/(?:fd/|std(?=out|err))(\d{1,9}|out|err)", name)
+    if found is None:
+        return None
+    return os.fdopen(os.dup({"out": 1, "err": 2}.get(found[1]) or int(found[1])), "wb")
+
+
+def _existing_pipe(name: str) -> IO[bytes] | None:
+    """Open the FIFO or device `name`, which cannot be replaced; None if it is neither."""
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            out: IO[bytes] = path.open("wb")  # a pipe or a device: it cannot be replaced
-        else:
-            handle, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            temporary, out = Path(made), os.fdopen(handle, "wb")
-    except OSError as error:
-        raise click.UsageError(f"cannot write {name!r}: {error.strerror or error}") from error
-    try:
-        with out:
-            yield out
-            out.flush()
-            if temporary is not None:
-                os.fsync(out.fileno())
-        if temporary is not None:
-            temporary.replace(path)
-    except BaseException:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise
+        mode = os.lstat(name).st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
+        return None
+    return os.fdopen(os.open(name, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)), "wb")

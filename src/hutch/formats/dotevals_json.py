@@ -16,6 +16,8 @@ from typing import Any
 
 import hutch
 
+from ..filesystem import validate_regular_file
+from ..handlers import raised_by_handler
 from .files import close_flushed, unfinished
 from .names import in_key
 
@@ -273,12 +275,14 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
             count += 1
         close_flushed(out)
         try:
-            if file.exists():
+            if validate_regular_file(file) is not None:
                 if not filecmp.cmp(out.name, file, shallow=False):
                     raise hutch.ConfigError(f"{file} is there already, and differs; export to an empty folder")
             else:
                 os.replace(out.name, file)  # noqa: PTH105
         except OSError as error:
+            if isinstance(error, hutch.StoreError) or raised_by_handler(error):
+                raise
             raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
     return count
 

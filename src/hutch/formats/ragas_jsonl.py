@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import hutch
 
+from ..filesystem import validate_regular_file
 from .files import close_flushed, unfinished
 from .names import HASHED, in_key, named
 
@@ -291,20 +292,21 @@ def _check_name(target: Path, name: str, where: str, made: set[tuple[int, int]])
         reason = "no file can be called so"
     elif len(os.fsencode(target.name)) > _LONGEST_FILE_NAME_BYTES:
         reason = f"its file would have a name of more than {_LONGEST_FILE_NAME_BYTES} bytes"
-    elif target.exists() and _identity(target) in made:
+    elif os.path.lexists(target) and _identity(target) in made:
         reason = "it and one that was written already are one name for this file system"
     if reason is not None:
         raise hutch.ConfigError(f"{where} cannot become a file: {reason}. Save it in ragas by another name")
 
 
 def _identity(file: Path) -> tuple[int, int]:
-    found = file.stat()
+    found = file.lstat()
     return found.st_dev, found.st_ino
 
 
 def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> bool:
     """Whether it could be written; not so if it was replaced meanwhile."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    validate_regular_file(target)
     with unfinished(target.parent) as out:
         number = 0
         try:

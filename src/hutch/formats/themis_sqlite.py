@@ -19,6 +19,7 @@ snapshot and events when it is read.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 import tempfile
@@ -183,7 +184,7 @@ def write(store: hutch.Store, path: Path) -> int:
     ValueTypeError for a value that is not what JSON can hold; both name the key. StorageFullError where the disk is
     full, StorageUnavailableError where the file cannot be written.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise hutch.ConfigError(f"{str(path)!r} exists; it is not replaced: name a new file")
     if not path.parent.is_dir():
         raise hutch.ConfigError(f"{str(path.parent)!r} is no folder; make it first, or name a file elsewhere")
