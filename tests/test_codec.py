@@ -10,6 +10,7 @@ import math
 import pickle
 import random
 import sys
+import traceback
 import types
 import zlib
 import zoneinfo
@@ -593,7 +594,10 @@ def test_a_dataclass_that_gained_a_field_reads_its_default() -> None:
     assert TYPED.decode(data) == Grown(1, 7, [8])
     del registered._by_name[name]
     hutch.register_type(Demanding, name=name)
-    with pytest.raises(hutch.CorruptValueError, match=r"Frozen' that the class did not take back \(KeyError\)"):
+    with pytest.raises(
+        hutch.CorruptValueError,
+        match=r"Frozen' that the class did not take back \(KeyError in registered\.py, line \d+\)",
+    ):
         TYPED.decode(data)
 
 
@@ -771,7 +775,7 @@ def test_an_own_encode_that_raises_is_a_refusal_with_the_cause(error: Exception)
 @pytest.mark.parametrize(
     "error", [KeyError("secret"), ValueError("secret"), RecursionError("secret")], ids=lambda e: type(e).__name__
 )
-def test_an_own_decode_that_raises_is_a_corrupt_value_with_the_cause(error: Exception) -> None:
+def test_an_own_decode_that_raises_is_a_corrupt_value_that_does_not_quote_it(error: Exception) -> None:
     def decode(_: Any) -> Own:
         raise error
 
@@ -780,7 +784,8 @@ def test_an_own_decode_that_raises_is_a_corrupt_value_with_the_cause(error: Exce
         data = TYPED.encode(value)
         with pytest.raises(hutch.CorruptValueError, match=r"'own' that the class did not take back") as raised:
             TYPED.decode(data)
-        assert raised.value.__cause__ is error
+        assert f"({type(error).__name__} in test_codec.py, line " in str(raised.value)
+        assert "secret" not in "".join(traceback.format_exception(raised.value))
         assert "secret" not in str(raised.value)
     assert round_trip([1, (2,)]) == [1, (2,)]
 
@@ -1045,7 +1050,7 @@ def test_a_pickle_that_cannot_be_loaded_names_the_class_and_no_value() -> None:
     for body, named in ((gone, "Plaim"), (missing, "fractionz"), (b"secret", ""), (b"\x80\x05N", "")):
         with pytest.raises(hutch.CorruptValueError, match=f"cannot be unpickled here: .*{named}") as raised:
             PICKLE.decode(frame.seal(b"P" + body))
-        assert raised.value.__cause__ is not None
+        assert raised.value.__suppress_context__
         assert "secret" not in str(raised.value)
 
 

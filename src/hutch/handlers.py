@@ -15,9 +15,12 @@ that call's own::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def raised_by_handler(error: BaseException) -> bool:
@@ -66,3 +69,26 @@ def _has_frame_as_argument(called: FrameType) -> bool:
         if isinstance(value, FrameType) or (type(value) is tuple and any(isinstance(one, FrameType) for one in value)):
             return True
     return False
+
+
+def guard_entry(function: _Function) -> _Function:
+    """Let the `try` that is the whole body of `function` cover its entry too, and return `function`.
+
+    The interpreter may run a signal handler as a function begins, before the first line of its body. What the handler
+    raises then leaves the function without passing its `except`, which is wrong where that is the only place that sees
+    the exception: ormsgpack discards what its hooks raise. The table of exception handlers in the code object says
+    which instructions a `try` covers; this adds the instructions before it.
+
+    Of no effect where the code has another form, as in an interpreter that is not CPython.
+    """
+    changed: Any = function
+    code = changed.__code__
+    table = getattr(code, "co_exceptiontable", b"")
+    # An entry is four numbers of six bits per byte, start (marked by 0x80), length, handler,
+    # depth. 0x40 says that the number goes on. See InternalDocs/exception_handling.md of CPython.
+    if not table or table[0] & 0xC0 != 0x80:
+        return function
+    ends = [index + 1 for index, byte in enumerate(table) if not byte & 0x40][:4]
+    entry = bytes([0x80, table[0] & 0x3F]) + table[ends[1] : ends[3]]
+    changed.__code__ = code.replace(co_exceptiontable=entry + table)
+    return function

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import CorruptValueError, ValueTypeError
+from ..handlers import raised_by_handler
 from . import frame
 
 _HEADER = bytes([frame.JSON])
 _MAX_DEPTH = 200
 # Some 3,000 digits: CPython refuses to read or write more than 4,300 (sys.set_int_max_str_digits).
 _LONGEST_INT_BITS = 10_000
+MOST_DIGITS = 4_300
 
 
 class JsonCodec:
@@ -27,6 +31,8 @@ class JsonCodec:
             _check(value, "the value", 0)
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         except RecursionError as error:
+            if raised_by_handler(error):
+                raise
             raise ValueTypeError(
                 "the value is nested too deep for what the caller left of Python's stack; flatten it"
             ) from error
@@ -47,9 +53,25 @@ class JsonCodec:
 def decode_body(data: bytes) -> Any:
     """The value in an intact JSON frame."""
     try:
-        return json.loads(data[1:-4])
+        return json.loads(data[1:-4], parse_int=parse_int())
     except (ValueError, RecursionError) as error:
-        raise CorruptValueError("its checksum fits, but it is not JSON") from error
+        if raised_by_handler(error):
+            raise
+        raise CorruptValueError("its checksum fits, but it is not JSON") from None
+
+
+def parse_int() -> Callable[[str], int] | None:
+    """What `json.loads` needs to read ints in bounded time: an int of n digits takes the square of n.
+
+    None where Python refuses more than 4,300 digits itself, as it does unless the application lifted that limit.
+    """
+    return None if 0 < sys.get_int_max_str_digits() <= MOST_DIGITS else _parse_int
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an int of more than {MOST_DIGITS:,} digits")
+    return int(digits)
 
 
 def _check(value: Any, where: str, depth: int) -> None:

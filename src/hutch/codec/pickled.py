@@ -11,12 +11,16 @@ import pickle
 from typing import Any
 
 from ..errors import CorruptValueError, ValueTypeError
+from ..handlers import passes_through
 from . import frame
 from .jsontext import decode_body
+from .registered import raised_where
 from .typed import TypedCodec
 
 _PROTOCOL = 5
 _TAG_BYTES = 32
+# Of what a message says of a class that is not here; a pickle may name it anything.
+_LONGEST_NAME = 200
 _RUNS_NOTHING = (bytes([frame.TYPED]), bytes([frame.JSON]))
 
 
@@ -52,6 +56,8 @@ class PickleCodec:
         try:
             body = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
+            if passes_through(error):
+                raise
             # What Python itself says names types; what a class's own methods raise may quote the value.
             told = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
             told = told or type(error).__name__
@@ -87,8 +93,12 @@ class PickleCodec:
         try:
             return pickle.loads(body)
         except Exception as error:
-            # A class that is not here is named; what else an error says may quote the value, and is in the cause.
-            told = str(error) if isinstance(error, ImportError | AttributeError) else type(error).__name__
+            if passes_through(error):
+                raise
+            # A class that is not here is named; what else an error says may quote the value, and so may a traceback
+            # with it as the cause.
+            named = type(error) in (ModuleNotFoundError, AttributeError)
+            told = ascii(str(error)[:_LONGEST_NAME])[1:-1] if named else raised_where(error)
             raise CorruptValueError(
                 f"it cannot be unpickled here: {told}. To copy it all the same, choose CODEC: carry"
-            ) from error
+            ) from None

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
+from ..handlers import passes_through
 from ..record import Record
 
 T = TypeVar("T")
@@ -87,10 +88,23 @@ def decode(name: str, payload: Any) -> Any:
     try:
         return registration.decode(payload)
     except Exception as error:
-        # What the class says may quote the value; it is in the cause.
+        if passes_through(error):
+            raise
+        # What the class says may quote the value, and so may a traceback with it as the cause.
         raise CorruptValueError(
-            f"it holds a {name!r} that the class did not take back ({type(error).__name__})"
-        ) from error
+            f"it holds a {name!r} that the class did not take back ({raised_where(error)})"
+        ) from None
+
+
+def raised_where(error: BaseException) -> str:
+    """The type of `error`, and the line of code that raised it, without its text, which may quote a value."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return type(error).__name__
+    file = Path(traceback.tb_frame.f_code.co_filename).name
+    return f"{type(error).__name__} in {ascii(file)[1:-1]}, line {traceback.tb_lineno}"
 
 
 def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

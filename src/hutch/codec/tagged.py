@@ -19,8 +19,12 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
+from ..handlers import passes_through, raised_by_handler
 from . import registered
-from .exttypes import MAX_DEPTH, decode_zone, encode_zone
+from .bounds import EQUAL_HASHES, LONG_FRACTION, has_equal_hashes, is_short
+from .jsontext import MOST_DIGITS, parse_int
+from .walk import MAX_DEPTH
+from .zones import ZoneError, decode_zone, encode_zone
 
 # JavaScript, jq and most other readers keep no larger whole number exactly.
 _LARGEST_PLAIN_INT = 2**53 - 1
@@ -43,7 +47,9 @@ def to_json(value: object) -> str:
     """`value` as one line of tagged JSON, without a character that a terminal would act on. Raises as `to_tagged`."""
     try:
         return json_text(to_tagged(value))
-    except RecursionError:
+    except RecursionError as error:
+        if raised_by_handler(error):
+            raise
         raise _too_deep() from None
 
 
@@ -62,17 +68,24 @@ def from_json(text: str | bytes) -> Any:
     Raises CorruptValueError that says what was expected; it shows no part of the text but tags and names of types.
     """
     try:
-        return json.loads(text, object_pairs_hook=_read_object, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_read_object, parse_constant=_refuse_constant, parse_int=parse_int())
     except CorruptValueError:
         raise
-    except UnicodeDecodeError as error:
-        raise CorruptValueError(f"not UTF-8: byte {error.start} cannot be read") from error
-    except RecursionError as error:
-        raise CorruptValueError("it is nested too deep") from error
-    except json.JSONDecodeError as error:
-        raise CorruptValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
-    except ValueError as error:
-        raise CorruptValueError(f"not JSON that hutch can read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        if raised_by_handler(error):
+            raise
+        raise CorruptValueError(_problem(error)) from None
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a text of which `json.loads` raised `error`, in words that quote nothing of it."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: byte {error.start} cannot be read"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg.partition(':')[0]} at character {error.pos + 1}"
+    return "not JSON that hutch can read: an int has too many digits"
 
 
 # --- writing ---
@@ -100,15 +113,27 @@ def _tag(value: Any, depth: int) -> Any:
         return {tag: _tag(payload, depth)}
     if kind in (set, frozenset):
         # Sorted, so that one value has one text.
+        if has_equal_hashes(value):
+            raise ValueTypeError(f"it is or holds a {kind.__name__}: {EQUAL_HASHES}")
         return {f"${kind.__name__}": sorted((_tag(item, depth + 1) for item in value), key=json.dumps)}
     known = registered.find(kind)
     if known is not None:
-        return {"$type": known.name, "value": _tag(known.encode(value), depth + 1)}
+        return {"$type": known.name, "value": _tag(_state(known, value), depth + 1)}
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     raise ValueTypeError(
         f"it is or holds a {name}, which JSON with type tags cannot carry; register it with "
         f"hutch.register_type({kind.__qualname__}), or convert it"
     )
+
+
+def _state(known: registered.Registration, value: Any) -> Any:
+    try:
+        return known.encode(value)
+    except Exception as error:
+        if isinstance(error, ValueTypeError) or passes_through(error):
+            raise
+        told = f"it is or holds a {known.name} whose registered encode raised {registered.raised_where(error)}"
+        raise ValueTypeError(told) from None
 
 
 def _tag_text(text: str) -> Any:
@@ -123,6 +148,8 @@ def _tag_text(text: str) -> Any:
 def _tag_dict(value: dict[Any, Any], depth: int) -> Any:
     if all(type(key) is str and key[:1] != "$" and (key.isascii() or type(_tag_text(key)) is str) for key in value):
         return {key: _tag(item, depth + 1) for key, item in value.items()}
+    if has_equal_hashes(value.keys()):
+        raise ValueTypeError(f"it is or holds a dict: {EQUAL_HASHES}")
     return {"$dict": [[_tag(key, depth + 1), _tag(item, depth + 1)] for key, item in value.items()]}
 
 
@@ -152,10 +179,16 @@ def _time(value: time) -> Any:
 def _zone_of(value: datetime | time) -> object:
     try:
         return encode_zone(value.tzinfo)
-    except TypeError as error:
+    except ZoneError as error:
         raise ValueTypeError(
             f"it is or holds a {type(value).__name__} with a {error}, which hutch cannot write"
         ) from None
+
+
+def _fraction(value: Fraction) -> Any:
+    if not is_short(value.numerator, value.denominator):
+        raise ValueTypeError(f"it is or holds {LONG_FRACTION}")
+    return [value.numerator, value.denominator]
 
 
 def _too_deep() -> ValueTypeError:
@@ -173,7 +206,7 @@ _WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     time: lambda v: ("$time", _time(v)),
     timedelta: lambda v: ("$timedelta", [v.days, v.seconds, v.microseconds]),
     Decimal: lambda v: ("$decimal", str(v)),
-    Fraction: lambda v: ("$fraction", [v.numerator, v.denominator]),
+    Fraction: lambda v: ("$fraction", _fraction(v)),
     complex: lambda v: ("$complex", [v.real, v.imag]),
     UUID: lambda v: ("$uuid", str(v)),
     range: lambda v: ("$range", [v.start, v.stop, v.step]),
@@ -203,9 +236,9 @@ def _read_object(pairs: list[tuple[str, Any]]) -> Any:
         )
     try:
         return read(pairs[0][1])
-    except CorruptValueError:
-        raise
     except Exception as error:
+        if isinstance(error, CorruptValueError) or passes_through(error):
+            raise
         # The error of the type itself may quote the value.
         raise CorruptValueError(f"what stands in {tag!r} is not what that tag holds ({type(error).__name__})") from None
 
@@ -216,8 +249,9 @@ def _refuse_constant(name: str) -> Any:
     )
 
 
-def _list(payload: Any) -> list[Any]:
-    if type(payload) is not list:
+def _list(payload: Any, *types: type) -> list[Any]:
+    """`payload` if it is a list, of exactly these `types` where there are any."""
+    if type(payload) is not list or (types and [type(part) for part in payload] != list(types)):
         raise TypeError
     return payload
 
@@ -229,7 +263,12 @@ def _text(payload: Any) -> str:
 
 
 def _read_int(payload: Any) -> int:
-    return int(_text(payload), 16 if "x" in payload else 10)
+    digits = _text(payload)
+    if "x" in digits:
+        return int(digits, 16)
+    if len(digits) > MOST_DIGITS:
+        raise ValueError
+    return int(digits)
 
 
 def _read_float(payload: Any) -> float:
@@ -240,8 +279,16 @@ def _read_float(payload: Any) -> float:
     return value
 
 
+def _hashed(items: list[Any]) -> list[Any]:
+    if has_equal_hashes(items):
+        raise CorruptValueError(EQUAL_HASHES)
+    return items
+
+
 def _read_dict(payload: Any) -> dict[Any, Any]:
-    result: dict[Any, Any] = dict(map(_list, _list(payload)))
+    pairs = list(map(_list, _list(payload)))
+    _hashed([key for key, _ in pairs])
+    result: dict[Any, Any] = dict(pairs)
     if len(result) != len(payload):
         raise CorruptValueError("a '$dict' has the same key twice")
     return result
@@ -261,6 +308,20 @@ def _read_time(payload: Any) -> time:
     return time.fromisoformat(text).replace(fold=fold, tzinfo=decode_zone(zone))
 
 
+def _read_fraction(payload: Any) -> Fraction:
+    numerator, denominator = _list(payload, int, int)
+    if not is_short(numerator, denominator):
+        raise CorruptValueError("a '$fraction' has more digits than hutch writes")
+    return Fraction(numerator, denominator)
+
+
+def _read_complex(payload: Any) -> complex:
+    real, imag = _list(payload)
+    if not {type(real), type(imag)} <= {int, float}:  # 1.0 may well have been written as 1
+        raise TypeError
+    return complex(real, imag)
+
+
 def _read_path(windows: bool) -> Callable[[Any], PurePath]:
     pure: type[PurePath] = PureWindowsPath if windows else PurePosixPath
     # A path of another system cannot be used here, but it can be looked at.
@@ -273,18 +334,18 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$surrogates": lambda p: b64decode(_text(p), validate=True).decode("utf-8", "surrogatepass"),
     "$bytes": lambda p: b64decode(_text(p), validate=True),
     "$tuple": lambda p: tuple(_list(p)),
-    "$set": lambda p: set(_list(p)),
-    "$frozenset": lambda p: frozenset(_list(p)),
+    "$set": lambda p: set(_hashed(_list(p))),
+    "$frozenset": lambda p: frozenset(_hashed(_list(p))),
     "$dict": _read_dict,
     "$datetime": _read_datetime,
     "$date": date.fromisoformat,
     "$time": _read_time,
-    "$timedelta": lambda p: timedelta(*_list(p)),
+    "$timedelta": lambda p: timedelta(*_list(p, int, int, int)),
     "$decimal": lambda p: Decimal(_text(p)),
-    "$fraction": lambda p: Fraction(*_list(p)),
-    "$complex": lambda p: complex(*_list(p)),
-    "$uuid": UUID,
-    "$range": lambda p: range(*_list(p)),
+    "$fraction": _read_fraction,
+    "$complex": _read_complex,
+    "$uuid": lambda p: UUID(_text(p)),
+    "$range": lambda p: range(*_list(p, int, int, int)),
     "$path": _read_path(windows=False),
     "$windows_path": _read_path(windows=True),
     "$pure_posix_path": lambda p: PurePosixPath(_text(p)),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from operator import add
-from typing import Any, NoReturn
+from typing import Any
 from uuid import UUID
 from zlib import crc32
 
 import ormsgpack
 
 from ..errors import CorruptValueError, ValueTypeError
+from ..handlers import passes_through, raised_by_handler
 from . import frame
-from .exttypes import OPTIONS, decode_ext, encode_ext, raised_in_hook, tag_exactly
+from .exttypes import OPTIONS, decode_ext, encode_ext, pack, per_thread
+from .walk import tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
@@ -49,18 +51,23 @@ class TypedCodec:
             return _large_frame(value, seed)
         try:
             packed = _packb([value, _U32], encode_ext, OPTIONS)
-            # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a
-            # number; then the walk finds nothing and the packed bytes stand.
-            # (Looking for an int is eight times as fast as looking for bytes of length one.)
-            if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and not _is_plain(value):
-                tag_exactly(value)
-        except ValueTypeError:
-            raise
         except (TypeError, ValueError, RecursionError) as error:
-            reason = raised_in_hook()
-            if _is_silent(error):
-                _pass_interrupt(reason, lambda: _packb([value, _U32], encode_ext, OPTIONS))
-            packed = self._encode_walking(value)
+            traceback, raised = error.__traceback__, per_thread.raised
+            if traceback is None or traceback.tb_next is not None:  # raised by a signal handler
+                raise
+            if raised is not None:
+                per_thread.raised = raised[1]
+            packed = b""  # to be made by the walk, which finds out what is wrong and where
+        # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a number;
+        # then the walk finds nothing and the packed bytes stand.
+        # (Looking for an int is eight times as fast as looking for bytes of length one.)
+        if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and not _is_plain(value):
+            _tag(value)
+        if not packed:
+            try:
+                packed = _encode_walking(value, raised)
+            finally:
+                raised = None  # its traceback refers to this frame
         packed = packed[:-4]
         return packed + _pack_checksum(crc32(packed, seed))
 
@@ -69,8 +76,23 @@ class TypedCodec:
         try:
             if crc32(data, seed) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
-        except Exception as error:
-            _explain(error, data)
+        except (TypeError, IndexError, ValueError, RecursionError) as error:
+            traceback, raised = error.__traceback__, per_thread.raised
+            if traceback is None or traceback.tb_next is not None:  # raised by a signal handler
+                raise
+            failure: BaseException = error
+            if raised is not None:
+                failure, per_thread.raised = raised
+        else:
+            return self._decode_other(data, seed)
+        try:
+            frame.check(data, seed)
+            raise _undecodable(failure)
+        finally:
+            del failure
+
+    def _decode_other(self, data: bytes, seed: int) -> Any:
+        """The value in a frame that is no intact frame of this codec and key."""
         header = frame.check(data, seed)
         if header == frame.TYPED:  # bound to no key
             return self.decode(data)
@@ -88,8 +110,17 @@ class TypedCodec:
         """The value, without a look at the checksum, which is not there. Raises CorruptValueError as `decode` does."""
         try:
             return _unpackb(body, ext_hook=decode_ext)
-        except Exception as error:
-            _explain(error, body)
+        except (TypeError, ValueError, RecursionError) as error:
+            traceback, raised = error.__traceback__, per_thread.raised
+            if traceback is None or traceback.tb_next is not None:  # raised by a signal handler
+                raise
+            failure: BaseException = error
+            if raised is not None:
+                failure, per_thread.raised = raised
+        try:
+            raise _undecodable(failure)
+        finally:
+            del failure
 
     def encode_many(self, values: Sequence[object], seeds: Sequence[int]) -> list[bytes]:
         """``list(map(encode, values, seeds))``, in four fifths of the time."""
@@ -111,9 +142,9 @@ class TypedCodec:
             values = _decode_intact(frames, seeds)
             if len(values) == len(frames):
                 return values
-        except Exception:
-            _pass_interrupt(raised_in_hook(), lambda: _decode_intact(frames, seeds))
-        return list(map(self.decode, frames, seeds))
+        except CorruptValueError:
+            pass
+        return list(map(self.decode, frames, seeds))  # up to the first that cannot be read: its error says why
 
     @staticmethod
     def _encode_together(values: Sequence[object], seeds: Sequence[int]) -> list[bytes] | None:
@@ -126,11 +157,10 @@ class TypedCodec:
         number = int.from_bytes(mark, "big")
         pairs = [[value, number] for value in values]
         try:
-            packed = _packb(pairs, encode_ext, OPTIONS)
+            packed = pack(pairs)
         except (TypeError, ValueError, RecursionError) as error:
-            reason = raised_in_hook()
-            if _is_silent(error):
-                _pass_interrupt(reason, lambda: _packb(pairs, encode_ext, OPTIONS))
+            if raised_by_handler(error):
+                raise
             return None
         # Before the 0x92 of the first is the header of the array around them all.
         pieces = packed[_TOGETHER_HEADER if len(values) >= 16 else 1 :].split(mark)
@@ -143,18 +173,33 @@ class TypedCodec:
                     tag_exactly(value)
         return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces, seeds))))
 
-    @staticmethod
-    def _encode_walking(value: object) -> bytes:
-        try:
-            return _packb([tag_exactly(value), _U32], None, OPTIONS)
-        except ValueTypeError:
+
+def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> bytes:
+    """The packed pair of `value` and a checksum to come, where ormsgpack refused or a hook `raised` what it did."""
+    try:
+        if raised is not None and passes_through(raised[0]):
+            raise raised[0]
+    finally:
+        del raised
+    return _packb([_tag(value), _U32], None, OPTIONS)
+
+
+def _tag(value: object) -> Any:
+    """What `tag_exactly` makes of `value`. Raises ValueTypeError for each reason not to take it."""
+    try:
+        return tag_exactly(value)
+    except ValueTypeError:
+        raise
+    except RecursionError as error:
+        if raised_by_handler(error):
             raise
-        except RecursionError as error:
-            raise ValueTypeError(
-                "the value is nested too deep for what the caller left of Python's stack; flatten it"
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise ValueTypeError(f"the value cannot be encoded: {error}") from error
+        raise ValueTypeError(
+            "the value is nested too deep for what the caller left of Python's stack; flatten it"
+        ) from error
+    except (TypeError, ValueError) as error:
+        if raised_by_handler(error):
+            raise
+        raise ValueTypeError(f"the value cannot be encoded: {error}") from error
 
 
 def _large_frame(value: bytes, seed: int) -> bytes:
@@ -187,48 +232,36 @@ def _is_plain(value: object) -> bool:
 
 
 def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
+    """The values of those `frames` that are intact, in order. Raises CorruptValueError if one does not decode."""
     checks = map(crc32, frames, seeds)
-    return [
-        _unpackb(data, ext_hook=decode_ext)[0]
-        for data, check in zip(frames, checks, strict=True)
-        if check == _RESIDUE and data[0] == 0x92
-    ]
-
-
-def _pass_interrupt(reason: BaseException | None, again: Callable[[], object]) -> None:
-    """Raise the Ctrl-C that ended a call of ormsgpack, if one did.
-
-    It may strike before a hook can take note of it. Then nothing is wrong with the value: it goes well `again`.
-    """
-    if reason is not None and not isinstance(reason, Exception):
-        raise reason
-    if reason is not None and not _is_silent(reason):
-        return
     try:
-        again()
-    except Exception:
-        raised_in_hook()
-        return
-    raise KeyboardInterrupt
+        return [
+            _unpackb(data, ext_hook=decode_ext)[0]
+            for data, check in zip(frames, checks, strict=True)
+            if check == _RESIDUE and data[0] == 0x92
+        ]
+    except (TypeError, IndexError, ValueError, RecursionError) as error:
+        traceback, raised = error.__traceback__, per_thread.raised
+        inner = traceback and traceback.tb_next
+        if inner is not None and inner.tb_frame.f_code.co_name == "<listcomp>":  # a frame of its own in Python 3.11
+            inner = inner.tb_next
+        if inner is not None:  # raised by a signal handler
+            raise
+        failure: BaseException = error
+        if raised is not None:
+            failure, per_thread.raised = raised
+    try:
+        raise _undecodable(failure)
+    finally:
+        del failure
 
 
-def _explain(error: Exception, data: bytes) -> NoReturn:
-    """Raise what is behind `error`, with which ormsgpack did not decode `data`."""
-    reason = raised_in_hook()
-    if isinstance(reason, CorruptValueError):
-        raise reason from reason.__cause__
-    _pass_interrupt(reason, lambda: _unpackb(data, ext_hook=decode_ext))
-    _raise_undecodable(reason or error)
-
-
-def _is_silent(error: BaseException) -> bool:
-    """Whether ormsgpack says with `error` only that a hook raised, and not what."""
-    return str(error).startswith(("Type is not", "ext_hook failed"))
-
-
-def _raise_undecodable(error: BaseException) -> NoReturn:
-    if isinstance(error, RecursionError) or _is_silent(error):
+def _undecodable(failure: BaseException) -> BaseException:
+    """What to raise where a body did not decode because of `failure`, which a hook raised, or ormsgpack itself."""
+    if isinstance(failure, CorruptValueError) or passes_through(failure):
+        return failure
+    if isinstance(failure, RecursionError) or str(failure) == "ext_hook failed":
         # Whatever else a hook raises, it takes note of; only for this the stack may be too short.
-        raise CorruptValueError("it is nested too deep for what the caller left of Python's stack") from error
-    # The error of a type may quote the value; it is in the cause.
-    raise CorruptValueError(f"its checksum fits, but it does not decode ({type(error).__name__})") from error
+        return CorruptValueError("it is nested too deep for what the caller left of Python's stack")
+    # What the error of a type says may quote the value.
+    return CorruptValueError(f"its checksum fits, but it does not decode ({type(failure).__name__})")

@@ -1,0 +1,139 @@
+"""The exact walk over a value: for what ormsgpack's encoder cannot express or would blur, and to say where that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ormsgpack
+from ormsgpack import Ext
+
+from ..errors import ValueTypeError
+from ..handlers import passes_through
+from . import registered
+from .bounds import EQUAL_HASHES, SHORT, has_equal_hashes
+from .exttypes import (
+    ENCODERS,
+    MAP,
+    OPTIONS,
+    REGISTERED,
+    SEQUENCES,
+    SURROGATES,
+    TUPLE,
+    encode_int,
+    late_encoder,
+)
+from .zones import ZoneError
+
+#: How deep lists, dicts, tuples and sets may nest. ormsgpack reads 1,023 levels of its own; an extension starts
+#: anew but costs Python stack, so the limit is set where every Python decodes with room to spare.
+MAX_DEPTH = 200
+
+_packb = ormsgpack.packb
+_INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
+_ATOMS = frozenset({type(None), bool, int, float, bytes})
+
+
+def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
+    """`value` with every part that ormsgpack would refuse or blur replaced by an Ext; ready to be packed.
+
+    Raises ValueTypeError that names the type, the place in the value, and the ways out.
+    """
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _tag_text(value)
+    if kind is int:
+        return value if _INT64_MIN <= value <= _UINT64_MAX else encode_int(value)
+    if kind in _ATOMS:
+        return value
+    if depth > MAX_DEPTH:
+        raise ValueTypeError(f"{where[:80]}… is nested more than {MAX_DEPTH} deep, or holds itself; flatten it")
+    if kind is list:
+        return [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+    if kind is dict:
+        return _tag_dict(value, where, depth)
+    number = SEQUENCES.get(kind)
+    if number is not None:
+        tagged = [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        data = _packb(tagged, None, OPTIONS)
+        if number != TUPLE and len(data) > SHORT and Ext in map(type, tagged) and has_equal_hashes(value):
+            raise ValueTypeError(f"{where}: {EQUAL_HASHES}")
+        return Ext(number, data)
+    encode = ENCODERS.get(kind) or late_encoder(kind)
+    if encode is not None:
+        try:
+            return encode(value)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"{where} is {error}") from None
+        except ZoneError as error:
+            raise ValueTypeError(f"{where} is a {kind.__name__} with a {error}, which hutch cannot store") from None
+    known = registered.find(kind)
+    if known is None:
+        raise _refusal(kind, where)
+    payload = tag_exactly(_state(known, value, where), f"{where} (a {kind.__name__})", depth + 1)
+    return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))
+
+
+def _state(known: registered.Registration, value: Any, where: str) -> Any:
+    try:
+        return known.encode(value)
+    except ValueTypeError as error:
+        raise ValueTypeError(f"{where} is a {known.name} that cannot be stored: {error}") from error.__cause__
+    except Exception as error:
+        if passes_through(error):
+            raise
+        # What it says may quote the value; it is in the cause.
+        raise ValueTypeError(
+            f"{where} is a {known.name} whose registered encode raised {type(error).__name__}"
+        ) from error
+
+
+def _tag_text(text: str) -> str | Ext:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Ext(SURROGATES, text.encode("utf-8", "surrogatepass"))
+    return text
+
+
+def _tag_dict(value: dict[Any, Any], where: str, depth: int) -> Any:
+    plain: dict[str, Any] = {}
+    flat: list[Any] = []
+    for key, item in value.items():
+        tagged_key = tag_exactly(key, f"a key of {where}", depth + 1)
+        tagged = tag_exactly(item, f"{where}{_item(key)}", depth + 1)
+        flat += (tagged_key, tagged)
+        if type(tagged_key) is str:
+            plain[tagged_key] = tagged
+    if len(plain) * 2 == len(flat):
+        return plain
+    data = _packb(flat, None, OPTIONS)
+    if len(data) > SHORT and has_equal_hashes(value.keys()):
+        raise ValueTypeError(f"{where}: {EQUAL_HASHES}")
+    return Ext(MAP, data)
+
+
+def _item(key: Any) -> str:
+    """How a message names the item of `key`; a stored value is not shown, nor is anybody's own repr run."""
+    if type(key) is str:
+        return f"[{key[:40]!a}]"
+    # Python refuses to write out an int of thousands of digits.
+    return f"[{key}]" if type(key) is int and _INT64_MIN <= key <= _UINT64_MAX else ""
+
+
+def _refusal(kind: type, where: str) -> ValueTypeError:
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    bases = [base.__name__ for base in kind.__mro__[1:] if base in ENCODERS or base in (*_ATOMS, str, list, dict)]
+    from .carried import Pickled  # it imports this
+
+    if kind is Pickled:
+        return ValueTypeError(
+            f"{where} is an object that is carried as its pickle, which this codec does not take. Choose CODEC: carry, "
+            "or put ?codec=carry behind the store's URL (&codec=carry if it has options already)"
+        )
+    if kind in (bytearray, memoryview):
+        way_out = "Convert it with bytes()."
+    else:
+        convert = f"Convert it with {bases[0]}(), " if bases else ""
+        register = f"{'r' if bases else 'R'}egister it with hutch.register_type({kind.__qualname__})"
+        way_out = f"{convert}{register}, or choose CODEC: pickle."
+    return ValueTypeError(f"{where} is a {name}, which would not come back as one. {way_out}")
