@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
+import redis.connection
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from hutch import ConfigError
@@ -22,6 +23,10 @@ from .redis_pool import keepalive_options
 __all__ = ["OPTION_HINTS", "SENTINEL_HINT", "Address", "read_address"]
 
 _TLS_FILES: Final = ("ca_file", "cert_file", "key_file")
+# No name and version of the driver for CLIENT SETINFO: two round trips, and a search through all installed packages.
+_NAMELESS: Final[Mapping[str, None]] = (
+    {"driver_info": None} if hasattr(redis.connection, "DriverInfo") else {"lib_name": None, "lib_version": None}
+)
 # Valkey speaks the same protocol; its own clients name it so.
 _SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
 
@@ -56,6 +61,7 @@ def read_address(options: Mapping[str, Any]) -> Address:
         "retry": None,
         "retry_on_timeout": False,
         "protocol": 2,
+        **_NAMELESS,
     }
     if scheme != "rediss":
         for name in (*_TLS_FILES, "verify"):

@@ -20,7 +20,7 @@ from hutch import StorageTimeoutError
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket
 
-from .redis_protocol import PING, CallFailedError, Connection, connection_of
+from .redis_protocol import PING, CallFailedError, Connection, close_socket, connection_of
 
 T = TypeVar("T")
 
@@ -144,35 +144,39 @@ class Pool:
             raise CallFailedError(outage.error, sent=False)
 
     def _connected(self) -> Connection:
-        connecting = self._make()
         try:
-            connection = self._logged_in(connecting)
-            if self._greet is not None:
-                self._greet(connection)
-                self._greet = None
-            self.was_connected, self._outage = True, None
-            return connection
+            connection = self._logged_in(self._make())
         except CallFailedError as failure:
-            connecting.disconnect()
             failure.sent = False
             self._report(failure.error)
             raise
-        except BaseException:
-            connecting.disconnect()
-            raise
+        self.was_connected, self._outage = True, None
+        return connection
 
     def _logged_in(self, connecting: Any) -> Connection:
         try:
             connecting.connect()
-        # A ValueError comes from the driver's parser, when the other side speaks something else.
-        except (driver.RedisError, ValueError) as error:
+        except BaseException as error:
+            if connecting._sock is not None:
+                close_socket(connecting._sock)
+            # Python's idna codec and the driver make exceptions of their own of what a handler raised inside them.
             _raise_handlers(error)
-            raise CallFailedError(error, sent=False) from error
+            # A ValueError comes from the driver's parser, when the other side speaks something else.
+            if isinstance(error, driver.RedisError | ValueError):
+                raise CallFailedError(error, sent=False) from error
+            raise
         connection = connection_of(connecting)
-        # A server that is full, loading or a stranger says so now, before a command was sent.
-        (answer,) = connection.ask(PING, 1)
-        if isinstance(answer, driver.ResponseError):
-            raise CallFailedError(answer, sent=False)
+        try:
+            # A server that is full, loading or a stranger says so now, before a command was sent.
+            (answer,) = connection.ask(PING, 1)
+            if isinstance(answer, driver.ResponseError):
+                raise CallFailedError(answer, sent=False)
+            if self._greet is not None:
+                self._greet(connection)
+                self._greet = None
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _after_fork_in_child(self) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import select
+import socket
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,17 +62,17 @@ def packed(commands: Sequence[Command]) -> list[bytes]:
 class Connection:
     """A connection that has logged in. It is closed by whatever goes wrong in `ask`, signal handlers included."""
 
-    __slots__ = ("__weakref__", "_at", "_buffer", "_driver", "_socket", "timeout_s", "used_s")
+    __slots__ = ("_at", "_buffer", "_forks", "_socket", "timeout_s", "used_s")
 
     def __init__(self, connected: Any) -> None:
-        """`connected` is a connection of the driver that nobody else uses."""
-        self._driver = connected
+        """Take over the socket of `connected`, a connection of the driver that has just logged in."""
+        self._forks = _forks
         self._socket: Any = connected._sock
+        connected._sock = None
         self._buffer, self._at = b"", 0
         self.timeout_s: float | None = self._socket.gettimeout()
         #: When it was last given back, by `time.monotonic`.
         self.used_s = time.monotonic()
-        _all.add(self)
 
     def ask(self, request: list[bytes], count: int) -> list[Any]:
         """Send `request` and return its `count` answers; one that is an error is a `ResponseError` among them.
@@ -82,6 +82,8 @@ class Connection:
         """
         try:
             for piece in request:
+                if self._forks != _forks:
+                    raise _inherited()
                 try:
                     self._socket.sendall(piece)
                 except OSError as error:
@@ -114,7 +116,12 @@ class Connection:
 
     def close(self) -> None:
         """Close it. In a forked child this closes the child's copy alone; the connection itself goes on."""
-        self._driver.disconnect()
+        close_socket(self._socket, is_ours=self._forks == _forks)
+
+    def __del__(self) -> None:
+        # A handler may raise before the call that took it can close it.
+        if hasattr(self, "_socket"):
+            self.close()
 
     def _answers(self, count: int) -> list[Any]:
         answers = [self._answer(0) for _ in range(count)]
@@ -187,6 +194,8 @@ class Connection:
         self._buffer, self._at = b"".join(chunks), 0
 
     def _received(self, most: int) -> bytes:
+        if self._forks != _forks:
+            raise _inherited()
         try:
             data: bytes = self._socket.recv(most)
         except OSError as error:
@@ -196,9 +205,6 @@ class Connection:
         if not data:
             raise CallFailedError(driver.ConnectionError("Connection closed by server."), sent=True)
         return data
-
-    def _end_after_fork(self) -> None:
-        self._socket = _Inherited()
 
 
 class HiredisConnection(Connection):
@@ -233,15 +239,6 @@ class _GarbledError(Exception):
     """What the parser in C raises when it is given something else than answers."""
 
 
-class _Inherited:
-    """Stands in a forked child for the socket of the parent, which goes on using it: a call under way ends here."""
-
-    def sendall(self, data: bytes) -> None:
-        raise CallFailedError(driver.ConnectionError("this process was forked meanwhile"), sent=True)
-
-    recv = settimeout = fileno = sendall
-
-
 def _number(text: bytes) -> int:
     digits = text[1:] if text.startswith(b"-") else text
     if len(digits) > 20 or not digits.isdigit():
@@ -254,18 +251,34 @@ def _garbled() -> CallFailedError:
     return CallFailedError(driver.InvalidResponse("an answer that is none"), sent=True)
 
 
+def _inherited() -> CallFailedError:
+    # A call was under way when its thread forked, in a signal handler; the parent goes on with it.
+    return CallFailedError(driver.ConnectionError("the process was forked meanwhile"), sent=True)
+
+
 def _failed(error: OSError, doing: str) -> CallFailedError:
     if isinstance(error, TimeoutError):
         return CallFailedError(driver.TimeoutError(f"Timeout {doing} socket"), sent=True)
     return CallFailedError(driver.ConnectionError(f"Error while {doing} socket: {error}"), sent=True)
 
 
-def _is_readable(socket: Any) -> bool:
+def _is_readable(connected: Any) -> bool:
     if hasattr(select, "poll"):
         poll = select.poll()
-        poll.register(socket.fileno(), select.POLLIN)
+        poll.register(connected.fileno(), select.POLLIN)
         return bool(poll.poll(0))
-    return bool(select.select([socket], [], [], 0)[0])
+    return bool(select.select([connected], [], [], 0)[0])
+
+
+def close_socket(connected: Any, is_ours: bool = True) -> None:
+    """Close a socket; end the connection for the other end too, if it `is_ours` and not that of a parent process."""
+    if is_ours:
+        try:
+            connected.shutdown(socket.SHUT_RDWR)
+        except OSError as error:  # it has ended already
+            if raised_by_handler(error):
+                raise
+    connected.close()
 
 
 def connection_of(connected: Any) -> Connection:
@@ -277,12 +290,13 @@ def connection_of(connected: Any) -> Connection:
 _hiredis: Any = importlib.import_module("hiredis") if HIREDIS_AVAILABLE else None
 _MISSING = object()
 PING = packed([(b"PING",)])
-_all: weakref.WeakSet[Connection] = weakref.WeakSet()
+# How often this process is the child of a fork: a connection that was made before the last one belongs to the parent.
+_forks = 0
 
 
 def _after_fork_in_child() -> None:
-    for connection in list(_all):
-        connection._end_after_fork()
+    global _forks  # noqa: PLW0603
+    _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
