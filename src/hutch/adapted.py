@@ -14,14 +14,17 @@ T = TypeVar("T")
 _VERBS = ("set", "get", "remove", "len", "keys", "close")
 
 
-def open_checked(factory: Any, plugin: str, namespace: str) -> StorageBase:
-    """Stage 2: what `factory.open` returns, as a StorageBase.
+def open_checked(factory: Any, plugin: str, namespace: str, opened: list[Any] | None = None) -> StorageBase:
+    """Stage 2: what `factory.open` returns, as a StorageBase. It is put into `opened`, too, before anything can raise.
 
     A StoreError passes, and so does MemoryError and what a signal handler raised while `open` ran; anything else that
     `open` raises, its `SystemExit` included, becomes a PluginError, and so does a result that is not a storage.
     """
     try:
-        return as_storage(factory.open(namespace), plugin, namespace)
+        opened = [] if opened is None else opened
+        # `extend` and `map` run no Python code of their own: no signal handler comes between `open` and the list.
+        opened.extend(map(factory.open, [namespace]))
+        return as_storage(opened[0], plugin, namespace)
     except StoreError:
         raise
     except (Exception, SystemExit) as error:
@@ -56,6 +59,19 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
         f"the {plugin} plugin's open({namespace!r}) returned {found}. Expected a storage with the six verbs "
         f"{', '.join(_VERBS)}"
     )
+
+
+def close_interrupted(storage: Any) -> None:
+    """Close `storage`, which is in nobody's hands because a signal handler raised; what else it raises is dropped.
+
+    That may be the second call: whether the handler raised before or after the first had done it cannot be known.
+    """
+    try:
+        if not isinstance(storage, type) and callable(close := getattr(storage, "close", None)):
+            close()
+    except Exception as error:
+        if passes_through(error):
+            raise
 
 
 class AdaptedStorage(StorageBase):

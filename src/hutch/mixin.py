@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import (
     Callable,
     ItemsView,
@@ -17,10 +16,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from .adapted import open_checked
+from .adapted import close_interrupted, open_checked
 from .base import MISSING, StorageBase
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
-from .handlers import is_missing
+from .fork import ForkSafeLock
+from .handlers import is_missing, passes_through
 from .keylocks import run_locked
 from .limits import check_key, check_keys, check_namespace, explain_failure, plain_function
 from .mutable import Mutable
@@ -45,7 +45,7 @@ class _Closed(StorageBase):
 
 
 _NEVER_OPENED = _Closed()
-_open_or_close = threading.Lock()
+_open_or_close = ForkSafeLock()
 
 
 class StoreMixin(MutableMapping[str, Any]):
@@ -72,23 +72,46 @@ class StoreMixin(MutableMapping[str, Any]):
         if self.is_open_storage():
             raise StoreAlreadyOpenError(f"namespace {self.namespace!r} is open here; call close_storage() first")
         plugin = str(getattr(storage_plugin, "name", None) or type(storage_plugin).__name__)
-        opened = open_checked(storage_plugin, plugin, name)
-        with _open_or_close:
-            if not self.is_open_storage():
-                self._store = opened
-                self.namespace = name
-                return
-        opened.close()
-        raise StoreAlreadyOpenError(f"namespace {self.namespace!r} was opened here by another thread")
+        opened: list[Any] = []
+        storage = None
+        try:
+            storage = open_checked(storage_plugin, plugin, name, opened)
+            with _open_or_close.current:
+                # No call stands between the test and the assignment, so no handler opens or closes this between them.
+                if self._store.__class__ is _Closed:
+                    self._store = storage
+                    self.namespace = name
+            if self._store is not storage:
+                raise StoreAlreadyOpenError(f"namespace {self.namespace!r} was opened here by another thread")
+        except BaseException:
+            if storage is not None and self._store is storage:
+                self._store = _NEVER_OPENED
+            if opened:
+                close_interrupted(opened[0])
+            raise
 
     def close_storage(self) -> None:
         """Close it; everything set is durable as configured. Closed even if the storage raises on the way."""
-        with _open_or_close:
-            storage = self._store
+        if not self._close_storage():
+            self._must_be_open()
+            raise StoreNotOpenError(f"namespace {self.namespace!r} was closed here, and opened again meanwhile")
+
+    def _close_storage(self) -> bool:
+        """Close it; False if it was closed already."""
+        closed = _Closed(self.namespace)
+        storage: StorageBase = closed
+        try:
+            with _open_or_close.current:
+                # Nobody else gets the same storage to close: no call stands between the two assignments.
+                storage, self._store = self._store, closed
             if isinstance(storage, _Closed):
-                storage.refuse()
-            self._store = _Closed(self.namespace)
-        storage.close()
+                return False
+            storage.close()
+        except BaseException as error:
+            if passes_through(error):
+                close_interrupted(storage)
+            raise
+        return True
 
     def is_open_storage(self) -> bool:
         """Whether it is open. An empty storage is open."""
@@ -97,8 +120,7 @@ class StoreMixin(MutableMapping[str, Any]):
     @property
     def capabilities(self) -> frozenset[str]:
         """What the engine promises beyond the six verbs. Raises StoreNotOpenError while closed."""
-        if isinstance(self._store, _Closed):
-            self._store.refuse()
+        self._must_be_open()
         return self._store.capabilities
 
     def __enter__(self) -> Self:
@@ -287,8 +309,9 @@ class StoreMixin(MutableMapping[str, Any]):
     # --- inside ---
 
     def _must_be_open(self) -> None:
-        if isinstance(self._store, _Closed):
-            self._store.refuse()
+        store = self._store
+        if isinstance(store, _Closed):
+            store.refuse()
 
     def _guarded(self, iterable: Iterable[T]) -> Iterator[T]:
         """`iterable`, which stops with StoreNotOpenError once this is closed."""

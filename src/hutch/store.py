@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 import weakref
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
+from .adapted import as_storage, close_interrupted
 from .base import StoragePluginBase
 from .config import StoreConfig, read_config
 from .descriptor import PluginInfo
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
 from .factory import build, hooks_are_used
+from .fork import ForkSafeLock
+from .handlers import passes_through
 from .limits import check_namespace
 from .mixin import StoreMixin
+
+
+class _Claim:
+    """The right of one handle to a namespace. One that has ended counts for nothing, even while it is still listed."""
+
+    __slots__ = ("ended", "handle")
+
+    def __init__(self, handle: Namespace | None) -> None:
+        self.ended = False
+        self.handle = None if handle is None else weakref.ref(handle)
 
 
 class Namespace(StoreMixin):
@@ -23,24 +35,52 @@ class Namespace(StoreMixin):
 
     # The store must live as long as its handles: it holds what they share.
     _owner: Store | None = None
+    _claim: _Claim = _Claim(None)
+    #: Whether all of this process have this handle, because it was unpickled: then `close` does nothing.
+    _is_shared = False
 
     def close(self) -> None:
-        """Close this handle; the same as `close_storage`."""
-        self.close_storage()
+        """Close this handle; nothing happens if it is closed already."""
+        self._close_storage()
 
-    def close_storage(self) -> None:
-        owner = self._owner
+    def _close_storage(self) -> bool:
+        if self._is_shared:
+            return True
+        storage = self._store
         try:
-            super().close_storage()
-        except StoreNotOpenError:
-            raise
-        except BaseException:
-            # Closed all the same: the namespace can be opened again.
-            if owner is not None:
-                owner._closed(self)
-            raise
-        if owner is not None:
-            owner._closed(self)
+            return super()._close_storage()
+        finally:
+            # Unless a signal handler raised before it was closed. No call comes before the claim has ended: the
+            # namespace can be opened again whatever a handler raises here.
+            if self._store is not storage:
+                self._claim.ended = True
+                self._end_claim()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end_claim(self) -> None:
+        claim, self._claim = self._claim, Namespace._claim
+        owner = self._owner
+        if owner is not None and claim is not Namespace._claim:
+            owner._forget(str(self.namespace), claim)
+            owner._notify("hutch_namespace_closed", namespace=str(self.namespace))
+
+    def __copy__(self) -> NoReturn:
+        refuse_copy("namespace")
+
+    def __deepcopy__(self, _: object) -> NoReturn:
+        refuse_copy("namespace")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._must_be_open()
+        if self._owner is None:
+            raise TypeError("this namespace cannot be pickled: no store opened it")
+        from .pickling import reduce_namespace
+
+        return reduce_namespace(self)
 
     def __del__(self) -> None:
         try:
@@ -49,21 +89,25 @@ class Namespace(StoreMixin):
             return  # the interpreter is ending, and has taken the modules apart
         if is_open:
             warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
-            self.close_storage()
+            self.close()
 
 
 class Store:
     """An engine built from a config. Opens namespaces; any thread may use it. Made by `connect`."""
+
+    #: Whether all of this process have this store, because it was unpickled: then `close` does nothing.
+    _is_shared = False
 
     def __init__(self, config: StoreConfig, info: PluginInfo, factory: Any) -> None:
         self.config = config
         #: The plugin's name, as its descriptor has it.
         self.name = info.name
         self._factory = factory
-        self._lock = threading.RLock()
-        self._handles: weakref.WeakValueDictionary[str, Namespace] = weakref.WeakValueDictionary()
-        self._opening: set[str] = set()
+        self._lock = ForkSafeLock()
+        self._claims: dict[str, _Claim] = {}
         self._is_open = True
+        self._is_closing = False
+        self._factory_is_open = True
 
     def __repr__(self) -> str:
         return f"<hutch.Store {self.name}, {'open' if self._is_open else 'closed'}, from {redact(self.config.source)}>"
@@ -80,29 +124,29 @@ class Store:
         it (threads share the handle), StoreNotOpenError if the store is closed, and what the engine raises.
         """
         name = check_namespace(namespace)
-        with self._lock:
-            self._must_be_open()
-            if name in self._handles or name in self._opening:
-                raise StoreAlreadyOpenError(
-                    f"namespace {name!r} has a live handle in this store; share that one between threads, or close it"
-                )
-            self._opening.add(name)
+        handle = Namespace()
+        claim = _Claim(handle)
         try:
-            handle = Namespace()
+            self._take(name, claim)
+            return self._open(handle, claim, name)
+        except BaseException:
+            claim.ended = True
+            self._forget(name, claim)
+            raise
+
+    def _open(self, handle: Namespace, claim: _Claim, name: str) -> Namespace:
+        try:
             handle.open_storage(_Layered(self._factory, self.config, self.name), name)
-            with self._lock:
-                if not self._is_open:
-                    handle.close_storage()
-                    self._must_be_open()
-                handle._owner = self
-                self._handles[name] = handle
+            with self._lock.current:
+                # Else `close` has seen the claim, and closes the handle.
+                self._must_be_open()
+                handle._owner, handle._claim = self, claim
+            self._notify("hutch_namespace_opened", namespace=name)
         except BaseException as error:
+            handle._owner = None
+            close_interrupted(handle)
             self._notify("hutch_namespace_failed", namespace=name, error=error)
             raise
-        finally:
-            with self._lock:
-                self._opening.discard(name)
-        self._notify("hutch_namespace_opened", namespace=name)
         return handle
 
     def namespaces(self) -> list[str]:
@@ -124,16 +168,19 @@ class Store:
             from .layers.choose import check_drop
 
             check_drop(layers, name)
-        with self._lock:
-            self._must_be_open()
-            if name in self._handles or name in self._opening:
-                raise StoreAlreadyOpenError(f"namespace {name!r} has a live handle in this store; close it to drop it")
-            # A handle clears what the default `drop` cannot: a storage that has no more than the six verbs.
-            if getattr(type(self._factory), "drop", StoragePluginBase.drop) is StoragePluginBase.drop:
-                with self.open(name) as handle:
-                    handle.clear()
-            else:
-                self._factory.drop(name)
+        claim = _Claim(None)
+        try:
+            with self._lock.current:
+                self._take(name, claim)
+                # A handle clears what the default `drop` cannot: a storage that has no more than the six verbs.
+                if getattr(type(self._factory), "drop", StoragePluginBase.drop) is StoragePluginBase.drop:
+                    with self._open(Namespace(), claim, name) as handle:
+                        handle.clear()
+                else:
+                    self._factory.drop(name)
+        finally:
+            claim.ended = True
+            self._forget(name, claim)
 
     def stats(self) -> dict[str, object]:
         """Figures of the engine: names and numbers for people, different for each; empty if it has none."""
@@ -144,16 +191,26 @@ class Store:
     def close(self) -> None:
         """Close the engine, and before it every handle that is still open, with a ResourceWarning for each.
 
-        Raises StoreNotOpenError when closed already. Closed even if something raises on the way.
+        Nothing happens if it is closed already, or another call is about to close it. Closed even if something raises
+        on the way, except that a call which a signal handler broke off can be repeated.
         """
-        with self._lock:
-            self._must_be_open()
-            self._is_open = False
-            left_open = list(self._handles.values())
-        with ExitStack() as closing:
-            closing.callback(self._close_factory)
-            for handle in left_open:
-                closing.callback(self._close_left_open, handle)
+        if self._is_shared:
+            return
+        mine = False
+        try:
+            with self._lock.current:
+                self._is_open = False
+                if self._is_closing or not self._factory_is_open:
+                    return
+                # No call stands between the test and the store, so that no signal handler comes between them.
+                self._is_closing = mine = True
+            with ExitStack() as closing:
+                closing.callback(self._close_factory)
+                for handle in self._left_open():
+                    closing.callback(self._close_left_open, handle)
+        finally:
+            if mine:
+                self._is_closing = False
 
     def __enter__(self) -> Self:
         return self
@@ -163,43 +220,87 @@ class Store:
     ) -> None:
         self.close()
 
+    def __copy__(self) -> NoReturn:
+        refuse_copy("store")
+
+    def __deepcopy__(self, _: object) -> NoReturn:
+        refuse_copy("store")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._must_be_open()
+        from .pickling import reduce_store
+
+        return reduce_store(self)
+
     def __del__(self) -> None:
         # Handles keep their store alive, so no handle is open here; there is nothing to lose or to warn about.
-        if getattr(self, "_is_open", False):
+        if getattr(self, "_factory_is_open", False):
             self._is_open = False
             self._close_factory()
 
     def _close_factory(self) -> None:
         close = getattr(self._factory, "close", None)
-        if close is not None:
-            close()
+        try:
+            if close is not None:
+                close()
+        except BaseException as error:
+            # What a signal handler interrupted, another `close` may finish.
+            self._factory_is_open = passes_through(error)
+            raise
+        self._factory_is_open = False
+
+    def _left_open(self) -> list[Namespace]:
+        handles = [claim.handle() for claim in list(self._claims.values()) if claim.handle and not claim.ended]
+        return [handle for handle in handles if handle is not None]
 
     @staticmethod
     def _close_left_open(handle: Namespace) -> None:
-        try:
-            # Level 5: who called close, past this and the ExitStack.
-            warnings.warn(f"{handle!r} was still open when its store closed", ResourceWarning, 5, source=handle)
-        finally:
-            # Another thread may have been faster.
-            with suppress(StoreNotOpenError):
-                handle.close_storage()
+        if handle.is_open_storage():
+            try:
+                # Level 5: who called close, past this and the ExitStack.
+                warnings.warn(f"{handle!r} was still open when its store closed", ResourceWarning, 5, source=handle)
+            finally:
+                # Another thread may have been faster.
+                handle.close()
 
     def _must_be_open(self) -> None:
         if not self._is_open:
             raise StoreNotOpenError("this store is closed; connect again to use it")
 
-    def _closed(self, handle: Namespace) -> None:
-        name = str(handle.namespace)
-        with self._lock:
-            if self._handles.get(name) is handle:
-                del self._handles[name]
-        self._notify("hutch_namespace_closed", namespace=name)
+    def _take(self, name: str, claim: _Claim) -> None:
+        """List `claim`. Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is taken."""
+        claims = self._claims
+        with self._lock.current:
+            self._must_be_open()
+            # No call stands between the test and the store, so that no signal handler comes between them.
+            if name not in claims or claims[name].ended:
+                claims[name] = claim
+                return
+        raise StoreAlreadyOpenError(
+            f"namespace {name!r} has a live handle in this store; share that one between threads, or close it"
+        )
+
+    def _forget(self, name: str, claim: _Claim) -> None:
+        """Take `claim`, which has ended, off the list."""
+        # Without a lock, for a finalizer may run this while another thread holds that and waits. No call stands between
+        # the test and the removal, so that neither a signal handler nor another thread comes between them.
+        claims = self._claims
+        if name in claims and claims[name] is claim:
+            del claims[name]
 
     def _notify(self, hook: str, **event: Any) -> None:
         if hooks_are_used():
             from .hooks import notify
 
             notify(hook, store=self.name, **event)
+
+
+def refuse_copy(what: str) -> NoReturn:
+    """Raise TypeError for a copy of a store or namespace."""
+    raise TypeError(
+        f"a {what} cannot be copied: the copy would be the same live {what}. "
+        + ("dict(namespace) is a copy of its items" if what == "namespace" else "hutch.connect() makes another one")
+    )
 
 
 class _Layered:
@@ -209,14 +310,20 @@ class _Layered:
         self._factory, self._config, self.name = factory, config, name
 
     def open(self, namespace: str) -> Any:
-        storage = self._factory.open(namespace)
-        layers = self._config.layers_for(namespace)
-        if not layers:
-            return storage
-        from .adapted import as_storage
-        from .layers.choose import add_layers
+        opened: list[Any] = []
+        try:
+            # `extend` and `map` run no Python code of their own: no signal handler comes between `open` and the list.
+            opened.extend(map(self._factory.open, [namespace]))
+            layers = self._config.layers_for(namespace)
+            if not layers:
+                return opened[0]
+            from .layers.choose import add_layers
 
-        return add_layers(as_storage(storage, self.name, namespace), layers, self.name, namespace)
+            return add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace)
+        except BaseException as error:
+            if opened and passes_through(error):
+                close_interrupted(opened[0])
+            raise
 
 
 def connect(config: Any = None) -> Store:
@@ -228,4 +335,9 @@ def connect(config: Any = None) -> Store:
     the storage cannot be reached.
     """
     checked = read_config(config)
-    return Store(checked, *build(checked))
+    info, factory = build(checked)
+    try:
+        return Store(checked, info, factory)
+    except BaseException:
+        close_interrupted(factory)
+        raise

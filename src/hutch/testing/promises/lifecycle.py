@@ -169,7 +169,8 @@ class Lifecycle(Promises):
             store.close()
         assert len(warned) == 2
         assert not any(ns.is_open_storage() for ns in handles)
-        for call in (store.close, store.namespaces, lambda: store.open("a"), lambda: store.drop("a")):
+        store.close()
+        for call in (store.namespaces, lambda: store.open("a"), lambda: store.drop("a")):
             with pytest.raises(hutch.StoreNotOpenError):
                 call()
         with hutch.connect(config) as again, again.open("a") as a, again.open("b") as b:

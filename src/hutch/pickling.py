@@ -1,0 +1,136 @@
+"""Pickles of stores and namespaces: their config and name. Where one is unpickled it is connected anew, once a process.
+
+All pickles of one config share one store in the process that unpickles them, and all namespaces of one name share one
+handle, whose `close` does nothing: any number of jobs may have it at the same time. They are closed when the process
+ends. Stores that were pickled have connections of their own, so that they may open what a namespace has open.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .config import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
+from .fork import ForkSafeLock
+
+if TYPE_CHECKING:
+    from .store import Namespace, Store
+
+_lock = ForkSafeLock()
+# By config, as text that tells any two apart, and whether it is for namespaces.
+_stores: dict[tuple[str, bool], Store] = {}
+_namespaces: dict[tuple[str, str], Namespace] = {}
+
+
+def reduce_store(store: Store) -> tuple[Callable[..., Store], tuple[Any, ...]]:
+    """Return what `pickle` makes of an open store. Raises TypeError if another process could not connect to it."""
+    return restore_store, (_state(store, "store"),)
+
+
+def reduce_namespace(namespace: Namespace) -> tuple[Callable[..., Namespace], tuple[Any, ...]]:
+    """Return what `pickle` makes of an open namespace. Raises TypeError as `reduce_store` does."""
+    store = namespace._owner
+    assert store is not None, "a namespace of a store"
+    return restore_namespace, (_state(store, "namespace"), namespace.namespace)
+
+
+def restore_store(state: dict[str, Any]) -> Store:
+    """Return the store of this process for a pickled one. Raises what `hutch.connect` raises."""
+    return _store(state, for_namespaces=False)
+
+
+def restore_namespace(state: dict[str, Any], name: str) -> Namespace:
+    """Return the handle of this process for a pickled namespace. Raises what `hutch.connect` and `open` raise."""
+    key = repr(state), name
+    with _lock.current:
+        handle = _namespaces.get(key)
+        if handle is None or not handle.is_open_storage():
+            handle = _store(state, for_namespaces=True).open(name)
+            handle._is_shared = True
+            _namespaces[key] = handle
+        return handle
+
+
+def close_unpickled() -> None:
+    """Close all of them; what is unpickled afterwards is connected anew. For the end of the process, and for tests."""
+    with _lock.current, ExitStack() as closing:
+        for store in _stores.values():
+            store._is_shared = False
+            closing.callback(store.close)
+        for handle in _namespaces.values():
+            handle._is_shared = False
+            closing.callback(handle.close)
+        _stores.clear()
+        _namespaces.clear()
+
+
+def _store(state: dict[str, Any], for_namespaces: bool) -> Store:
+    from .store import connect
+
+    key = repr(state), for_namespaces
+    with _lock.current:
+        store = _stores.get(key)
+        if store is None:
+            store = connect(_config(state))
+            store._is_shared = True
+            _stores[key] = store
+        return store
+
+
+def _state(store: Store, what: str) -> dict[str, Any]:
+    """Return the config of `store` as built-in types, in an order that is always the same."""
+    config = store.config
+    instead = "Connect where it is used: send what hutch.connect() takes there, and the name of the namespace"
+    if config.host_config is not None:
+        raise TypeError(
+            f"this {what} cannot be pickled: it was made from a {type(config.host_config).__name__}, which cannot be "
+            f"sent to another process. {instead}"
+        )
+    if not store.capabilities & {"durable", "shared"}:
+        raise TypeError(
+            f"this {what} cannot be pickled: the {store.name} engine keeps its data in this process, or does not say "
+            "that it keeps it elsewhere (the capabilities durable and shared). Send the data, dict(namespace), or use "
+            "an engine that other processes can open"
+        )
+    return {name: _plain(getattr(config, name)) for name in type(config).__annotations__ if name != "host_config"}
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with its records and mappings as lists and dicts."""
+    if isinstance(value, CodecConfig | LayerConfig | NamespaceRule):
+        return {name: _plain(getattr(value, name)) for name in type(value).__annotations__}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in sorted(value.items(), key=repr)}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _config(state: dict[str, Any]) -> StoreConfig:
+    """Return the config that `_state` described."""
+    fields = dict(state)
+    fields["options"] = MappingProxyType(fields["options"])
+    fields["extra_plugin_dirs"] = tuple(fields["extra_plugin_dirs"])
+    fields["codec"] = _named(CodecConfig, fields["codec"])
+    fields["layers"] = tuple(_named(LayerConfig, layer) for layer in fields["layers"])
+    fields["namespaces"] = tuple(map(_rule, fields["namespaces"]))
+    return StoreConfig(**fields)
+
+
+def _named(kind: Any, fields: dict[str, Any]) -> Any:
+    return kind(**{**fields, "options": MappingProxyType(fields["options"])})
+
+
+def _rule(fields: dict[str, Any]) -> NamespaceRule:
+    codec, layers = fields["codec"], fields["layers"]
+    return NamespaceRule(
+        fields["pattern"],
+        None if codec is None else _named(CodecConfig, codec),
+        None if layers is None else tuple(_named(LayerConfig, layer) for layer in layers),
+    )
+
+
+atexit.register(close_unpickled)
