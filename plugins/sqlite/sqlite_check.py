@@ -18,13 +18,13 @@ _MOST_DAMAGE = 100
 def check(database: Database, fix: bool) -> list[Finding]:
     """Findings, all of one moment; with `fix` repaired in one transaction."""
     try:
-        found = database.read(lambda connection: _in_transaction(connection, "BEGIN", False))
+        found = database.read(_in_transaction, "BEGIN", False)
     except NoDataError:
         return []
     if not found or not fix:
         return found
     # Looked at anew: others may have written meanwhile.
-    return database.write(lambda connection: _in_transaction(connection, "BEGIN IMMEDIATE", True))
+    return database.write(_in_transaction, "BEGIN IMMEDIATE", True)
 
 
 def _in_transaction(connection: Connection, begin: str, fix: bool) -> list[Finding]:

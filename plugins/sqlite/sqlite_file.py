@@ -1,4 +1,4 @@
-"""One SQLite file of hutch: made, checked, connected to, and what goes wrong with it as errors of hutch.
+"""One SQLite file of hutch: made, checked and connected to.
 
 Nobody may open and close the file by other means than SQLite while this process has it open: on POSIX that drops
 every lock that the process holds on it. `os.stat` is harmless.
@@ -10,23 +10,24 @@ backup, opened the file with sqlite3, both could hold the lock for writing, and 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
 import os
 import random
 import sqlite3
 import stat
-import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from sqlite3 import Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError, StoreError
-from hutch.filesystem import flush_folder
+from hutch import CorruptValueError, StorageUnavailableError, StoreNotOpenError
+from hutch.filesystem import flush_folder, validate_regular_file
+from hutch.handlers import raised_by_handler
+
+from .sqlite_errors import explain, is_busy, is_from_sqlite, storage_error
 
 T = TypeVar("T")
 #: Device and inode of each file.
@@ -53,36 +54,81 @@ _SCHEMA = (
     f"PRAGMA user_version = {_FORMAT}",
 )
 _NEEDED = {"namespaces", "entries", "entry_added", "entry_removed"}
+_WHOSE = (
+    "SELECT a.application_id, u.user_version, m.name FROM pragma_application_id AS a, pragma_user_version AS u"
+    " LEFT JOIN sqlite_master AS m ON true"
+)
 
 _CACHE_KIB = 64 * 1024
 _LOG_BYTES = 64 * 1024 * 1024
+
+# What SQLite may keep beside the file.
+_BESIDE = ("-wal", "-shm", "-journal")
 
 # SQLite's own busy handler sleeps up to 100 ms between two tries, deaf to Ctrl-C, so that among many writers one
 # starves; and it is left out where the journal mode changes. Every wait is done here instead.
 _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.01
-
-_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_DAMAGED = {
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_ERROR,  # a table or a column is missing
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_MISMATCH,
-    0,  # a text that is not UTF-8: found by Python, not by SQLite
-}
-# SQLite says FULL for ENOSPC alone. Quotas and limits of file size (EDQUOT, EFBIG) end in these.
-_REFUSED_WRITES = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE}
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_TRIAL_BYTES = 64 * 1024
+# The lock has no queue: it goes to whoever asks at the right moment. So those that have waited longer ask more often;
+# after some seconds, others are not merely busy, and to ask often is a waste.
+_IMPATIENT_AFTER_S = 0.05
+_IMPATIENT_PAUSE_S = 0.0005
+_RESIGNED_AFTER_S = 3.0
 
 # How long a writer trusts that the files are in their place: a look takes 5 us. On Windows nobody can move or remove
 # files that are open.
 _TRUST_S = 0.001 if os.name != "nt" else math.inf
 
 
+#: Files that this process cannot use: it was forked while another thread used them.
+spoilt_by_fork: set[Path] = set()
+
+
 class NoDataError(Exception):
     """There is no file yet, or nothing in it. Stays within the engine."""
+
+
+def close(connection: Connection) -> None:
+    """Close `connection`, which may be closed already, or not connected yet."""
+    try:  # noqa: SIM105 - suppress is Python code, in which a signal handler could raise before the call
+        Connection.close(connection)
+    except sqlite3.ProgrammingError:
+        pass
+
+
+def is_open(connection: Connection) -> bool:
+    """Whether `connection` is connected, and not closed."""
+    try:
+        connection.in_transaction  # noqa: B018
+    except sqlite3.ProgrammingError:
+        return False
+    return True
+
+
+class BusyWait:
+    """The wait of one call for other connections that hold the file, between tries."""
+
+    __slots__ = ("_began_s", "_deadline_s", "_pause_s")
+
+    def __init__(self, began_s: float, wait_s: float) -> None:
+        """The call began at `began_s` (of `time.monotonic`) and waits for up to `wait_s` seconds."""
+        self._began_s = began_s
+        self._deadline_s = began_s + wait_s
+        self._pause_s = _FIRST_PAUSE_S
+
+    def pause(self) -> bool:
+        """Sleep before the next try; return False at once when the time is up."""
+        now_s = time.monotonic()
+        if now_s >= self._deadline_s:
+            return False
+        # Jitter: two that met must not meet again.
+        time.sleep(min(random.uniform(0, self._pause_s), self._deadline_s - now_s))  # noqa: S311
+        waited_s = now_s - self._began_s
+        if _IMPATIENT_AFTER_S < waited_s < _RESIGNED_AFTER_S:
+            self._pause_s = _IMPATIENT_PAUSE_S
+        else:
+            self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        return True
 
 
 class DatabaseFile:
@@ -91,6 +137,9 @@ class DatabaseFile:
     def __init__(self, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> None:
         self.path = path
         self.wait_s = wait_s
+        self.durability = durability
+        #: Who uses it; without users nothing connects. Its keys are what counts, and their order does not.
+        self.users: dict[object, None] = {}
         self._synchronous = SYNCHRONOUS[durability]
         self._mmap_bytes = mmap_bytes
         self._identity: tuple[int, int] | None = None
@@ -125,68 +174,73 @@ class DatabaseFile:
             )
         self._trusted_until_s = now + _TRUST_S
 
-    def connect(self, create: bool) -> Connection:
-        """A new connection, after a check of the file; with `create` the file and its folders are made if missing.
+    def connect(self, connection: Connection, create: bool) -> None:
+        """Connect `connection` after a check of the file; with `create` the file and its folders are made if missing.
 
         Raises NoDataError if there is nothing and `create` is False, CorruptValueError for a file that is not
-        ours, StorageUnavailableError, StorageTimeoutError, StorageFullError.
+        ours, StorageUnavailableError, StorageTimeoutError, StorageFullError, and StoreNotOpenError where nobody uses
+        it any more. The caller closes `connection`, also if this fails.
         """
+        self._must_be_usable()
         seen = self._look()
         if not seen and self._identity is not None:
             raise StorageUnavailableError(f"{self.path} was removed while it was open; open the store again")
         if not seen and not create:
             raise NoDataError
         if not seen:
-            with _storage_errors(self.path, "its folder cannot be made"):
-                missing = [folder for folder in self.path.parents if not folder.exists()]
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # SQLite flushes the names in the folder of its file, and not that of the folder.
-                for folder in reversed(missing):
-                    flush_folder(folder.parent)
+            self._make_folder()
         uri = f"{_uri(self.path)}?mode={'rwc' if create else 'rw'}"
         try:
-            connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+            # The object is there before the connection, which is closed with it, whatever a signal handler raises.
+            Connection.__init__(connection, uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise self._explained(error) from error
-        try:
-            self.run(lambda opened: self._prepare(opened, create), connection)
-            self._remember()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            if not is_from_sqlite(error):
+                raise
+            raise explain(error, self.path, self.wait_s) from error
+        self.run(self._prepare, connection, create)
+        self._refuse_links()
+        self._remember()
 
-    def run(self, work: Callable[[Connection], T], connection: Connection, deadline: float | None = None) -> T:
-        """What `work` returns for `connection`, tried again while others hold the file; if it fails, all is undone.
+    def run(self, work: Callable[..., T], connection: Connection, *args: object) -> T:
+        """Return ``work(connection, *args)``, tried again while others hold the file; if it fails, all is undone.
 
-        Raises StorageTimeoutError at `deadline` (of `time.monotonic`; None: `wait_s` from the first try), and what
-        SQLite raises as an error of hutch.
+        Raises StorageTimeoutError after `wait_s` seconds, and what SQLite raises as an error of hutch.
         """
-        pause_s = _FIRST_PAUSE_S
+        wait: BusyWait | None = None
         while True:
             try:
-                return work(connection)
+                return work(connection, *args)
             except BaseException as error:
-                if connection.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):
-                        connection.rollback()
-                if not isinstance(error, sqlite3.Error):
+                # First of all: whatever a signal handler raises after it, no transaction is left open.
+                try:
+                    connection.rollback()
+                except sqlite3.Error:
+                    connection.close()
+                if not is_from_sqlite(error):
                     raise
-                now = time.monotonic()
-                deadline = now + self.wait_s if deadline is None else deadline
-                if _code(error) not in _BUSY or now >= deadline:
-                    raise self._explained(error) from error
-            # Jitter: two that met must not meet again.
-            time.sleep(random.uniform(0, pause_s))  # noqa: S311
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                wait = self.before_next_try(error, wait)
 
-    def timeout(self, whom: str) -> StorageTimeoutError:
-        """The error for a wait that was too long; `whom` says for whom."""
-        return StorageTimeoutError(
-            f"{self.path} was kept busy by {whom} for {self.wait_s:g} s; try again, or raise the option wait_s"
-        )
+    def before_next_try(self, error: sqlite3.Error, wait: BusyWait | None, began_s: float | None = None) -> BusyWait:
+        """Pause where `error` says that others hold the file; otherwise, or if it takes too long, raise what it means.
+
+        `wait` is what the call before returned. `began_s` is when the first try began, if that is not now.
+        """
+        if wait is None:
+            wait = BusyWait(time.monotonic() if began_s is None else began_s, self.wait_s)
+        if not is_busy(error) or not wait.pause():
+            raise explain(error, self.path, self.wait_s) from error
+        return wait
 
     # --- a new connection ---
+
+    def _must_be_usable(self) -> None:
+        if not self.users:
+            raise StoreNotOpenError(f"the storage in {self.path} is closed; open it again to use it")
+        if self.path in spoilt_by_fork:
+            raise StorageUnavailableError(
+                f"this process was forked while a thread was using {self.path}, and cannot use it safely; fork before "
+                "threads use the store, or start processes by the spawn method"
+            )
 
     def _prepare(self, connection: Connection, create: bool) -> None:
         if not self._is_ours(connection):
@@ -199,7 +253,7 @@ class DatabaseFile:
                     connection.execute(statement)
             connection.execute("COMMIT")
         # Not before the file is known to be ours, for this writes to it, once.
-        (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        ((journal,),) = fetch(connection, "PRAGMA journal_mode = WAL")
         if journal != "wal":
             raise StorageUnavailableError(
                 f"SQLite cannot keep a write-ahead log beside {self.path} (its journal mode stays {journal!r}); it "
@@ -222,14 +276,10 @@ class DatabaseFile:
 
     def _is_ours(self, connection: Connection) -> bool:
         """Whether our tables are there; False if nothing is. Raises CorruptValueError for anything else."""
-        alone = not connection.in_transaction
-        if alone:
-            connection.execute("BEGIN")  # one snapshot: another process may be making it now
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()}
-        if alone:
-            connection.execute("COMMIT")
+        # One statement, and so one snapshot: another process may be making it now.
+        rows = fetch(connection, _WHOSE)
+        application, version, _ = rows[0]
+        names = {name for _, _, name in rows} - {None}
         if not application and not version and not names:
             return False
         if application != _APPLICATION_ID:
@@ -248,13 +298,15 @@ class DatabaseFile:
 
     def _look(self) -> bool:
         """Whether there is a file. Raises StorageUnavailableError if something else is there, or it cannot be seen."""
+        self._refuse_links()
         # The log first: a file that is being made has a size before it has a log.
         log_bytes = _size_of_log(self.path)
-        with _storage_errors(self.path, "it cannot be opened"):
-            try:
-                found = self.path.stat()
-            except FileNotFoundError:
-                return False
+        try:
+            found = os.stat(self.path)  # noqa: PTH116 - one call, in which no signal handler runs
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise storage_error(self.path, "it cannot be opened", error) from error
         if stat.S_ISDIR(found.st_mode):
             raise StorageUnavailableError(f"{self.path} is a folder; the sqlite engine needs the path of a file in it")
         if not stat.S_ISREG(found.st_mode):
@@ -268,76 +320,59 @@ class DatabaseFile:
             )
         return True
 
+    def _refuse_links(self) -> None:
+        """Raise StorageUnavailableError unless what SQLite keeps beside the file is regular files, or not there.
+
+        SQLite would follow a link, write to what it leads to, and wait for whoever reads a FIFO.
+        """
+        for suffix in _BESIDE:
+            beside = f"{self.path}{suffix}"
+            try:
+                validate_regular_file(beside)
+            except StorageUnavailableError:
+                raise
+            except OSError as error:
+                if raised_by_handler(error):
+                    raise
+                raise storage_error(Path(beside), "it cannot be looked at", error) from error
+
+    def _make_folder(self) -> None:
+        try:
+            missing = [folder for folder in self.path.parents if not folder.exists()]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite flushes the names in the folder of its file, and not that of the folder.
+            for folder in reversed(missing):
+                flush_folder(folder.parent)
+        except OSError as error:
+            if raised_by_handler(error):
+                raise
+            raise storage_error(self.path, "its folder cannot be made", error) from error
+
     def _remember(self) -> None:
-        with _storage_errors(self.path, "it went away"):
+        try:
             found = _identity(self.path)
+        except OSError as error:
+            if raised_by_handler(error):
+                raise
+            raise storage_error(self.path, "it went away", error) from error
         if self._identity not in (None, found):
             raise StorageUnavailableError(f"{self.path} was replaced while it was open; open the store again")
         self._identity = found
 
-    def _explained(self, error: sqlite3.Error) -> StoreError:
-        code = _code(error)
-        # This one is of Python's making, and quotes the value.
-        said = "a text in it is not UTF-8" if str(error).startswith("Could not decode") else str(error)
-        where = f"{self.path}: SQLite says {said!r}"
-        if code in _BUSY:
-            return self.timeout("other processes")
-        if code == sqlite3.SQLITE_FULL:
-            return StorageFullError(f"{where}. Nothing was written, what was stored is intact; make room on the disk")
-        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := self._refusal()):
-            if reason.errno in _NO_ROOM:
-                return StorageFullError(
-                    f"{where}, the system {reason.strerror!r}. Nothing was written, what was stored is intact; make "
-                    "room on the disk"
-                )
-            return StorageUnavailableError(
-                f"{where}, the system {reason.strerror!r}. Nothing was written, what was stored is intact"
-            )
-        if getattr(error, "sqlite_errorcode", 0) in _REFUSED_WRITES:
-            return StorageFullError(
-                f"{where}. Nothing was written, what was stored is intact; the file has met a quota or a limit of file "
-                "size, or else the disk is failing"
-            )
-        if code in _DAMAGED:
-            return CorruptValueError(
-                f"{where}. It is damaged, or not a database of hutch; nothing was changed. Restore it from a backup"
-            )
-        return StorageUnavailableError(
-            f"{where}. This process must be able to write to the file and its folder, also in order to read"
-        )
 
-    def _refusal(self) -> OSError | None:
-        """What the system says to another file beside this one: SQLite keeps to itself why it could not write."""
-        try:
-            with tempfile.TemporaryFile(dir=self.path.parent, buffering=0) as trial:
-                trial.write(bytes(_TRIAL_BYTES))
-        except OSError as error:
-            return error
-        return None
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path, what: str) -> Iterator[None]:
-    """An OSError within becomes a StoreError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        kind = StorageFullError if error.errno in _NO_ROOM else StorageUnavailableError
-        raise kind(f"{path}: {what}: {error.strerror or error}") from error
-
-
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+def fetch(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+    """Return all rows in one call of C: no signal handler finds the statement, and its snapshot, half read."""
+    return list(chain.from_iterable(map(connection.execute, (sql,), (parameters,))))
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    found = os.stat(path)  # noqa: PTH116 - one call, in which no signal handler runs
     return found.st_dev, found.st_ino
 
 
 def _identity_or_none(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - twice as fast as Path.stat
+        found = os.lstat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino
@@ -345,7 +380,7 @@ def _identity_or_none(path: str) -> tuple[int, int] | None:
 
 def _size_of_log(path: Path) -> int:
     try:
-        return path.with_name(f"{path.name}-wal").stat().st_size
+        return os.stat(f"{path}-wal").st_size  # noqa: PTH116
     except OSError:
         return 0
 

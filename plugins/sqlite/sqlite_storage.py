@@ -26,7 +26,8 @@ from hutch import (
 from hutch.limits import check_key, legible
 
 from .sqlite_check import check
-from .sqlite_database import Database, registry
+from .sqlite_database import Database, leave_all
+from .sqlite_errors import is_from_sqlite
 from .sqlite_file import SYNCHRONOUS, NoDataError
 
 # A key is bound as text and made a blob by SQLite: to bind bytes, Python 3.11 first asks them for an adapter, in vain,
@@ -105,6 +106,8 @@ class SqlitePlugin(StoragePluginBase):
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
+        # Known to the databases that this factory uses, in its place: it must not be kept alive by them.
+        self._user = object()
         path: Path = self._storage_config["path"]
         if path.name == ":memory:":
             raise ConfigError(
@@ -139,22 +142,22 @@ class SqlitePlugin(StoragePluginBase):
         return check(self._shared(), fix)
 
     def close(self) -> None:
-        with registry:
-            database, self._database = self._database, None
-        if database is not None:
-            database.release()
+        leave_all(self._user)
+        self._database = None
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_user"):
+            leave_all(self._user, 0)
 
     def _shared(self) -> Database:
         options = self._storage_config
-        with registry:
-            database = Database.acquire(self._path, options["durability"], options["wait_s"], options["mmap_bytes"])
-            former, self._database = self._database, database
-            if former is not None:
-                former.release()
-            return database
+        database = Database.join(
+            self._user, self._path, options["durability"], options["wait_s"], options["mmap_bytes"]
+        )
+        former, self._database = self._database, database
+        if former is not None and former is not database:
+            former.leave(self._user)
+        return database
 
 
 class SqliteStorage(EncodedStorage):
@@ -167,9 +170,12 @@ class SqliteStorage(EncodedStorage):
         super().__init__(plugin, namespace)
         self._path = database.path
         self._number: int | None = None
-        self._database = database.retain()
+        self._user = object()
         # Of `Database`, for the short way of `_row`.
-        self._idle, self._trim = database.idle, database.trim
+        self._idle, self._trim = database.readers.idle, database.readers.trim
+        # In this order: whatever a signal handler raises, `close` knows what to leave.
+        self._database = database
+        database.add_user(self._user)
 
     # --- the six verbs ---
 
@@ -198,14 +204,17 @@ class SqliteStorage(EncodedStorage):
         return self.key_range(None, None, False)
 
     def close(self) -> None:
-        with registry:
-            database, self._database = self._database, None
-            self._idle = []
-        if database is not None:
-            database.release()
+        self._close(None)
 
     def __del__(self) -> None:
-        self.close()
+        self._close(0)
+
+    def _close(self, wait_s: float | None) -> None:
+        database = self._database
+        if database is not None:
+            self._idle = []
+            database.leave(self._user, wait_s)
+            self._database = None
 
     # --- what SQLite does better than the defaults ---
 
@@ -217,38 +226,11 @@ class SqliteStorage(EncodedStorage):
         if number is None:
             return {}
 
-        def read_all(connection: Connection) -> dict[bytes, bytes]:
-            connection.execute("BEGIN")  # one snapshot
-            found: dict[bytes, bytes] = {}
-            for at in range(0, len(keys), _TOGETHER):
-                some = keys[at : at + _TOGETHER]
-                sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
-                found.update(connection.execute(sql, (number, *some)))
-            connection.execute("COMMIT")
-            return found
-
-        found = self._shared.read(read_all)
+        found = self._shared.read(_read_all, number, keys)
         return {key: found[name] for key in keys if (name := key.encode()) in found}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        number = self._find_or_make()
-        # In order, so that one page after the other is filled. (The order of texts is that of their UTF-8.)
-        keys = sorted(items)
-        together = len(keys) // _TOGETHER * _TOGETHER
-
-        bindable = bytearray if max(map(len, items.values()), default=0) < _COPIED_BYTES else bytes
-
-        def rows(some: list[str]) -> Iterator[tuple[str, bytes | bytearray]]:
-            return zip(some, map(bindable, map(items.__getitem__, some)), strict=True)
-
-        def write_all(connection: Connection) -> None:
-            connection.execute("BEGIN IMMEDIATE")
-            fields = chain.from_iterable(rows(keys[:together]))
-            connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER)))
-            connection.executemany(_SET, ((number, *row) for row in rows(keys[together:])))
-            connection.execute("COMMIT")
-
-        self._shared.write(write_all)
+        self._shared.write(_write_all, self._find_or_make(), items)
 
     def delete_many(self, keys: list[str]) -> int:
         number = self._find()
@@ -321,8 +303,10 @@ class SqliteStorage(EncodedStorage):
             return self._shared.row(sql, parameters)
         try:
             return reader.execute(sql, parameters).fetchone()
-        except sqlite3.Error:
-            pass  # perhaps only busy: the long way waits, or says what is wrong
+        except sqlite3.Error as error:
+            if not is_from_sqlite(error):
+                raise
+            # Perhaps only busy: the long way waits, or says what is wrong.
         finally:
             idle.append(reader)
             if self._idle is not idle:
@@ -384,3 +368,28 @@ class SqliteStorage(EncodedStorage):
             number = self._find()
             assert number is not None, "no row of namespaces is ever deleted"
         return number
+
+
+def _read_all(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
+    connection.execute("BEGIN")  # one snapshot
+    found: dict[bytes, bytes] = {}
+    for at in range(0, len(keys), _TOGETHER):
+        some = keys[at : at + _TOGETHER]
+        sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
+        found.update(connection.execute(sql, (number, *some)))
+    connection.execute("COMMIT")
+    return found
+
+
+def _write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:
+    # In order, so that one page after the other is filled. (The order of texts is that of their UTF-8.)
+    keys = sorted(items)
+    together = len(keys) // _TOGETHER * _TOGETHER
+    bindable = bytearray if max(map(len, items.values()), default=0) < _COPIED_BYTES else bytes
+    # Iterators in C alone: no Python code runs, and so no signal handler, while SQLite reads them.
+    frames = map(bindable, map(items.__getitem__, keys))
+    fields = chain.from_iterable(zip(keys[:together], frames, strict=False))
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER), strict=False))
+    connection.executemany(_SET, zip(repeat(number), keys[together:], frames, strict=False))
+    connection.execute("COMMIT")

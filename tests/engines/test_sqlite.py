@@ -679,7 +679,7 @@ def test_a_child_forked_from_the_middle_of_a_write_is_told_and_harms_nothing(
         blocker.execute("BEGIN IMMEDIATE")
         writer = threading.Thread(target=space.__setitem__, args=("key", "new"))
         writer.start()
-        while not space._store._shared._writing.locked():  # type: ignore[attr-defined]
+        while not space._store._shared.writer._lock._tickets:  # type: ignore[attr-defined]
             time.sleep(0.001)
 
         def child() -> None:
