@@ -1,7 +1,11 @@
-"""The memory engine: a dict of encoded bytes a namespace.
+"""The memory engine: one dict of encoded bytes per namespace.
 
 Values are held encoded, so that nothing the caller keeps can change what is stored, and every engine refuses
 the same values.
+
+A signal handler may raise, or write itself, in the middle of a write. CPython runs handlers after a call, when a loop
+jumps back and when a function begins, and at no other point. So what must be one step is one call of C, or has no call
+between its first look at the dict and its change. The lock keeps out other threads; its holder may take it again.
 """
 
 from __future__ import annotations
@@ -9,13 +13,38 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import compress, islice, repeat, tee
+from operator import is_not
 from typing import Any, ClassVar
 
-from hutch import EncodedStorage, Option, StoragePluginBase
+from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
+from hutch.handlers import raised_by_handler
+from hutch.limits import check_key
 
-# None stands for a key that a batch is just removing.
-_Root = dict[str, dict[str, bytes | None]]
+
+class _Data:
+    """What one namespace holds."""
+
+    __slots__ = ("frames", "removed")
+
+    def __init__(self) -> None:
+        #: None stands for a key that a batch is just removing.
+        self.frames: dict[str, bytes | None] = {}
+        #: The keys of such batches, by the identity of the list, until they are taken out of `frames`.
+        self.removed: dict[int, list[str]] = {}
+
+    def take_out_removed(self) -> None:
+        """Take out the keys that stand for None. Safe to run more than once, and within itself."""
+        frames = self.frames
+        for keys in list(self.removed.values()):
+            for key in keys:
+                # One step: see the head of the page. The key may be set again, or be gone.
+                if key in frames and frames[key] is None:
+                    del frames[key]
+            self.removed.pop(id(keys), None)
+
+
+_Root = dict[str, _Data]
 
 # A hundred decoded values at once stay in the processor's cache, a thousand do not.
 _CHUNK_ITEMS = 128
@@ -23,12 +52,12 @@ _CHUNK_ITEMS = 128
 # The roots of memory://NAME live as long as the process.
 _named: dict[str, _Root] = {}
 # One lock for all writers: each holds it for less than a switch of threads would cost.
-_write_lock = threading.Lock()
+_write_lock = threading.RLock()
 
 
 def _fresh_lock_after_fork() -> None:
     global _write_lock  # noqa: PLW0603
-    _write_lock = threading.Lock()
+    _write_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -49,31 +78,31 @@ class MemoryPlugin(StoragePluginBase):
         self._root: _Root = _named.setdefault(name, {}) if name else {}
 
     def open(self, namespace: str) -> MemoryStorage:
-        return MemoryStorage(self, namespace, self._root.setdefault(namespace, {}))
+        return MemoryStorage(self, namespace, self._root.setdefault(namespace, _Data()))
 
     def namespaces(self) -> list[str]:
-        with _write_lock:
-            return [namespace for namespace, data in list(self._root.items()) if data]
+        return [namespace for namespace, data in list(self._root.items()) if _count(data)]
 
     def drop(self, namespace: str) -> None:
         data = self._root.get(namespace)
         if data is not None:
             # Emptied in place: another store may hold a handle on it.
             with _write_lock:
-                data.clear()
+                data.frames.clear()
 
 
 class MemoryStorage(EncodedStorage):
     """One namespace. Reading a key takes no lock: one operation of a dict is atomic under CPython.
 
-    So a batch must change the dict in one operation. What looks at the whole of it takes the lock.
+    So a batch must change the dict in one operation. Code that looks at the whole of it takes the lock.
     """
 
     binds_keys = False
 
-    def __init__(self, plugin: MemoryPlugin, namespace: str, data: dict[str, bytes | None]) -> None:
+    def __init__(self, plugin: MemoryPlugin, namespace: str, data: _Data) -> None:
         super().__init__(plugin, namespace)
-        self._data = data
+        self._all = data
+        self._data = data.frames
 
     def read(self, key: str) -> bytes | None:
         return self._data.get(key)
@@ -82,11 +111,18 @@ class MemoryStorage(EncodedStorage):
         # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
         try:
             data = self._data.get(key)
-            if data is not None:
-                return self._decode(data, 0)
-        except Exception:  # noqa: S110 - the long way knows what it was, and says so
-            pass
-        return super().get(key)
+        except TypeError:
+            check_key(key)  # not hashable
+            raise
+        if data is None:
+            check_key(key)
+            raise KeyError(key)
+        try:
+            return self._decode(data, 0)
+        except CorruptValueError as error:
+            if raised_by_handler(error):
+                raise
+        return self._decoded(key, data)  # which says where
 
     def write(self, key: str, data: bytes) -> None:
         with _write_lock:
@@ -97,11 +133,12 @@ class MemoryStorage(EncodedStorage):
             return self._data.pop(key, None) is not None
 
     def len(self) -> int:
-        with _write_lock:
-            return len(self._data)
+        return _count(self._all)
 
     def keys(self) -> Iterable[str]:
         with _write_lock:
+            while self._all.removed:
+                self._all.take_out_removed()
             return list(self._data)
 
     def close(self) -> None:
@@ -112,8 +149,8 @@ class MemoryStorage(EncodedStorage):
         return self._data.get(key) is not None
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
-        with _write_lock:
-            return super().read_many(keys)
+        found = dict(zip(keys, map(self._data.get, keys), strict=True))  # one call, and so one snapshot
+        return {key: data for key, data in found.items() if data is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
         with _write_lock:
@@ -121,12 +158,14 @@ class MemoryStorage(EncodedStorage):
 
     def delete_many(self, keys: list[str]) -> int:
         with _write_lock:
-            there = [key for key in keys if key in self._data]
-            # All gone at once for who reads keys; then taken out one by one, unseen by who needs the lock.
-            self._data.update(dict.fromkeys(there))
-            for key in there:
-                del self._data[key]
-            return len(there)
+            there = compress(keys, map(is_not, map(self._data.get, keys), repeat(None)))
+            names, again = tee(there)
+            removed: list[str] = []
+            self._all.removed[id(removed)] = removed
+            # One call of C: the keys that are there become None at once, and are noted (`append` returns None).
+            self._data.update(zip(names, map(removed.append, again), strict=False))
+            self._all.take_out_removed()
+            return len(removed)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         # No order is promised here, and a sort would cost more than the reading.
@@ -140,14 +179,24 @@ class MemoryStorage(EncodedStorage):
 
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         with _write_lock:
-            if self._data.get(key) != old:
+            frames = self._data
+            # One step: no call, and so no signal handler, comes between the look and the change.
+            current = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
+            if current != old:
                 return False
             if new is not None:
-                self._data[key] = new
-            elif old is not None:
-                del self._data[key]
+                frames[key] = new
+            elif current is not None:
+                del frames[key]
             return True
 
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._data), "memory")
+
+
+def _count(data: _Data) -> int:
+    with _write_lock:
+        while data.removed:
+            data.take_out_removed()
+        return len(data.frames)
