@@ -69,11 +69,11 @@ SWAP = Script(
     "if ARGV[5] == '1' then",
     "  redis.call('HSET', KEYS[1], ARGV[2], ARGV[6])",
     "  if not now then redis.call('ZADD', KEYS[2], 0, ARGV[2]) end",
-    "  redis.call('SADD', KEYS[3], ARGV[1])",
     "elseif now then",
     "  redis.call('HDEL', KEYS[1], ARGV[2])",
     "  redis.call('ZREM', KEYS[2], ARGV[2])",
     "end",
+    "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return 1",
 )
 # ARGV: namespace. UNLINK takes one step whatever the size; the memory is freed beside the server's work.

@@ -147,7 +147,9 @@ class RedisPlugin(StoragePluginBase):
             ) from error
 
     def _with_data(self, names: list[str]) -> list[str]:
-        there = self.server.exchange([("EXISTS", self.key(name, "values")) for name in names])
+        # Where the values were evicted, the listing says that there were some.
+        parts = ("values", "order")
+        there = self.server.exchange([("EXISTS", *(self.key(name, part) for part in parts)) for name in names])
         return [name for name, is_there in zip(names, there, strict=True) if is_there]
 
     def _greet(self, connection: Connection) -> None:
