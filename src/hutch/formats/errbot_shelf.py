@@ -7,13 +7,10 @@ that will load it. So it makes no difference what is installed here, and which b
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import pickletools
 import tempfile
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +20,8 @@ from hutch import ConfigError, CorruptValueError, NamespaceError, Store
 
 from ..codec.carried import Pickled
 from ..codec.typed import TypedCodec
+from ..handlers import passes_through
+from .plain_pickle import read_plain
 
 _BATCH_ITEMS: Final = 1000
 # What the file of a shelf has behind the name of its namespace: one of these, or two, by the kind of database.
@@ -109,65 +108,21 @@ _codec = TypedCodec()
 def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:
     """What is pickled, if it is made of what hutch stores; else the pickle."""
     try:
-        value = _PlainUnpickler(io.BytesIO(pickled)).load()
+        value = read_plain(pickled)
         _codec.encode(value)
         return value
-    except Exception:  # noqa: S110 - whatever is the matter with it, the bot may be able to load it
-        pass
+    except Exception as error:
+        if passes_through(error):
+            raise
+        # Whatever is the matter with it, the bot may be able to load it.
     try:
         for _ in pickletools.genops(pickled):
             pass
     except Exception as error:
+        if passes_through(error):
+            raise
         raise CorruptValueError(
             f"{path}: the value of key {key!r} in the shelf {namespace!r} is no whole pickle ({type(error).__name__}); "
             "the file was damaged, restore it from a backup"
         ) from error
     return Pickled(pickled)
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
-def _latin_1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError
-    return text.encode("latin-1")
-
-
-def _zone_maker(owner: Any, name: str) -> Any:
-    from zoneinfo import ZoneInfo
-
-    if owner is not ZoneInfo or name != "_unpickle":
-        raise pickle.UnpicklingError
-    return owner._unpickle  # type: ignore[attr-defined]  # what its pickles name
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows the types of the default codec, and imports, calls and makes nothing else."""
-
-    _TYPES: Final = {
-        "builtins": ("set", "frozenset", "complex", "range"),
-        "datetime": ("datetime", "date", "time", "timedelta", "timezone"),
-        "decimal": ("Decimal",),
-        "fractions": ("Fraction",),
-        "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
-        "uuid": ("UUID", "SafeUUID"),
-        "zoneinfo": ("ZoneInfo",),
-    }
-    # What pickles of protocol 2 make bytes of, and all pickles time zones.
-    _STAND_INS: Final = {
-        ("builtins", "bytes"): _no_bytes,
-        ("_codecs", "encode"): _latin_1,
-        ("builtins", "getattr"): _zone_maker,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        # The names of Python 2, in which protocol 2 is written, and of Python 3.13.
-        module = {"__builtin__": "builtins", "pathlib._local": "pathlib"}.get(module, module)
-        name = "range" if (module, name) == ("builtins", "xrange") else name
-        if stand_in := self._STAND_INS.get((module, name)):
-            return stand_in
-        if name not in self._TYPES.get(module, ()):
-            raise pickle.UnpicklingError
-        return getattr(import_module(module), name)

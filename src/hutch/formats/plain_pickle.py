@@ -1,0 +1,441 @@
+"""Read a pickle as far as it is made of the types that the default codec stores, without running any of its code.
+
+`pickle.Unpickler` with a list of allowed classes is not enough: BUILD sets attributes of whatever object it is given,
+classes included; ``set(range(10**12))`` and ``Fraction("1e99999999")`` are calls of allowed classes; a memo index of
+ten digits allocates gigabytes; and tuples that hold one tuple twice, thirty times over, take a minute to hash or to
+encode. So the opcodes are carried out here. A class is a name, not an object; each call of one is a function of this
+module that validates its arguments; and time and memory are bounded by the length of the pickle.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable, Hashable
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID, SafeUUID
+
+# A text that is used again takes two bytes; as a value of its own it takes all of its length each time.
+_LARGEST_FACTOR: Final = 100
+_FREE_UNITS: Final = 1 << 20
+# Beyond it no codec of hutch goes.
+_DEEPEST: Final = 300
+# Making a fraction looks for a common divisor, for which time grows with the square of the length.
+_LONGEST_INT_BITS: Final = 1 << 15
+
+
+class NotPlainError(Exception):
+    """The pickle holds something else than the types of the default codec, or would grow beyond any use."""
+
+
+def read_plain(pickled: bytes) -> Any:
+    """Return the value of `pickled`.
+
+    Raises NotPlainError, ValueError where it is cut short, and what the constructors of the types raise.
+    """
+    return _Machine(len(pickled)).run(pickled)
+
+
+class _Global:
+    """Stands for a class or function of a pickle; equal to nothing, and stored by no codec."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, module: str, name: str) -> None:
+        # The names of Python 2, in which protocol 2 is written, and of Python 3.13.
+        module = {"__builtin__": "builtins", "pathlib._local": "pathlib", "copy_reg": "copyreg"}.get(module, module)
+        self.name = "builtins.range" if (module, name) == ("builtins", "xrange") else f"{module}.{name}"
+
+
+class _Machine:
+    """The stack and the memo of one pickle."""
+
+    def __init__(self, length: int) -> None:
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        # What each immutable object is made of in all, and how deep it is nested, by id; and the objects themselves,
+        # which keep their ids.
+        self._made: dict[int, tuple[int, int]] = {}
+        self._alive: list[object] = []
+        self._most = _FREE_UNITS + _LARGEST_FACTOR * length
+        self._left = self._most
+
+    def run(self, pickled: bytes) -> Any:
+        for opcode, argument, _ in pickletools.genops(pickled):
+            name = opcode.name
+            if name in _VALUES:
+                self._stack.append(argument)
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name]())
+            elif name == "STOP":
+                break
+            elif (carry_out := _OPCODES.get(name)) is not None:
+                carry_out(self, argument)
+            elif name not in _IGNORED:
+                raise NotPlainError(name)
+        value = self._stack.pop()
+        if self._expanded(value, {}, set(), 0) > self._most:
+            raise NotPlainError("too large")
+        return value
+
+    # --- opcodes ---
+
+    def mark(self, _: object) -> None:
+        self._marks.append(len(self._stack))
+
+    def _after_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        found = self._stack[start:]
+        del self._stack[start:]
+        return found
+
+    def pop(self, _: object) -> None:
+        if self._marks and self._marks[-1] == len(self._stack):
+            self._marks.pop()
+        else:
+            self._stack.pop()
+
+    def pop_mark(self, _: object) -> None:
+        self._after_mark()
+
+    def dup(self, _: object) -> None:
+        self._stack.append(self._stack[-1])
+
+    def put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    def memoize(self, _: object) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    def get(self, index: int) -> None:
+        self._stack.append(self._memo[index])
+
+    def old_text(self, argument: str) -> None:
+        if not argument.isascii():
+            raise NotPlainError("bytes of Python 2")
+        self._stack.append(argument)
+
+    def tuple_of_mark(self, _: object) -> None:
+        items = tuple(self._after_mark())
+        self._push_made(items, items)
+
+    def tuple_of(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise NotPlainError("empty stack")
+        items = tuple(self._stack[-count:])
+        del self._stack[-count:]
+        self._push_made(items, items)
+
+    def list_of_mark(self, _: object) -> None:
+        self._stack.append(self._after_mark())
+
+    def append(self, _: object) -> None:
+        value = self._stack.pop()
+        self._top(list).append(value)
+
+    def appends(self, _: object) -> None:
+        values = self._after_mark()
+        self._top(list).extend(values)
+
+    def dict_of_mark(self, _: object) -> None:
+        items = self._after_mark()
+        self._stack.append({})
+        self._set_items(items)
+
+    def set_item(self, _: object) -> None:
+        value, key = self._stack.pop(), self._stack.pop()
+        self._set_items([key, value])
+
+    def set_items(self, _: object) -> None:
+        self._set_items(self._after_mark())
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self._hashable(key)] = value
+
+    def add_items(self, _: object) -> None:
+        values = self._after_mark()
+        self._top(set).update(map(self._hashable, values))
+
+    def frozenset_of_mark(self, _: object) -> None:
+        items = frozenset(map(self._hashable, self._after_mark()))
+        self._push_made(items, tuple(items))
+
+    def global_(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self._stack.append(_Global(module, name))
+
+    def stack_global(self, _: object) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise NotPlainError("STACK_GLOBAL")
+        self._stack.append(_Global(module, name))
+
+    def reduce(self, _: object) -> None:
+        arguments, function = self._stack.pop(), self._stack.pop()
+        make = _CALLS.get(function.name) if type(function) is _Global else None
+        if make is None or type(arguments) is not tuple:
+            raise NotPlainError("REDUCE")
+        if make in (_set, _frozenset):
+            arguments = tuple(list(map(self._hashable, part)) if type(part) is list else part for part in arguments)
+        made = make(*arguments)
+        if type(made) is set or type(made) is frozenset:
+            arguments = tuple(made)
+        self._push_made(made, arguments)
+
+    def new_object(self, _: object) -> None:
+        arguments, function = self._stack.pop(), self._stack.pop()
+        if type(function) is not _Global or function.name != "uuid.UUID" or arguments != ():
+            raise NotPlainError("NEWOBJ")
+        self._stack.append(UUID.__new__(UUID))
+
+    def build(self, _: object) -> None:
+        state = self._stack.pop()
+        uuid = self._top(UUID)
+        if type(state) is not dict or not {"int"} <= set(state) <= {"int", "is_safe"} or hasattr(uuid, "int"):
+            raise NotPlainError("BUILD")
+        if type(state["int"]) is not int or not 0 <= state["int"] < 1 << 128:
+            raise NotPlainError("BUILD")
+        object.__setattr__(uuid, "int", state["int"])
+        object.__setattr__(uuid, "is_safe", _safe(state.get("is_safe")))
+
+    # --- bounds ---
+
+    def _top(self, kind: type) -> Any:
+        if type(self._stack[-1]) is not kind:
+            raise NotPlainError(f"no {kind.__name__}")
+        return self._stack[-1]
+
+    def _push_made(self, value: Any, parts: tuple[Any, ...]) -> None:
+        """Push `value`, which was made of `parts`, unless it is larger or deeper nested than any value hutch stores."""
+        units = 1 + sum(map(self._units_of, parts))
+        depth = 1 + max((self._made.get(id(part), (0, 0))[1] for part in parts), default=0)
+        if units > self._most or depth > _DEEPEST:
+            raise NotPlainError("too large, or nested too deep")
+        self._made[id(value)] = units, depth
+        self._alive.append(value)
+        self._stack.append(value)
+
+    def _units_of(self, value: Any) -> int:
+        """How long it takes to hash or to encode `value`, if it is immutable, in bytes."""
+        kind = type(value)
+        if kind is str or kind is bytes or kind is bytearray:
+            return 1 + len(value)
+        if kind is int:
+            return 1 + int(value.bit_length()) // 8
+        return self._made.get(id(value), (1, 0))[0]
+
+    def _hashable(self, value: Any) -> Hashable:
+        """Return `value`, which is about to be hashed; what that takes is counted."""
+        kind = type(value)
+        # Text and bytes keep their hashes.
+        self._left -= 1 if kind is str or kind is bytes else self._units_of(value)
+        if self._left < 0:
+            raise NotPlainError("too large")
+        return value  # type: ignore[no-any-return]
+
+    def _expanded(self, value: Any, known: dict[int, int], around: set[int], depth: int) -> int:
+        """How much `value` is once each part stands wherever it is used."""
+        kind = type(value)
+        if kind not in _CONTAINERS:
+            return self._units_of(value)
+        place = id(value)
+        if place in known:
+            return known[place]
+        if place in around or depth > _DEEPEST:
+            raise NotPlainError("refers to itself, or too deep")
+        around.add(place)
+        parts = [*value, *value.values()] if kind is dict else value
+        units = 1 + sum(self._expanded(part, known, around, depth + 1) for part in parts)
+        around.discard(place)
+        known[place] = units
+        return units
+
+
+_CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
+
+
+# --- the constructors: what each takes is what its own pickles give it ---
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise NotPlainError("arguments")
+
+
+def _are(kinds: tuple[type, ...], arguments: tuple[Any, ...]) -> bool:
+    return len(kinds) == len(arguments) and all(type(a) is kind for a, kind in zip(arguments, kinds, strict=True))
+
+
+def _set(*arguments: Any) -> set[Any]:
+    _require(not arguments or _are((list,), arguments))
+    return set(*arguments)
+
+
+def _frozenset(*arguments: Any) -> frozenset[Any]:
+    _require(not arguments or _are((list,), arguments))
+    return frozenset(*arguments)
+
+
+def _bytes(*arguments: Any) -> bytes:
+    _require(not arguments)
+    return b""
+
+
+def _encode(*arguments: Any) -> bytes:
+    _require(_are((str, str), arguments) and arguments[1] == "latin1")
+    return bytes(arguments[0], "latin-1")
+
+
+def _complex(*arguments: Any) -> complex:
+    _require(_are((float, float), arguments))
+    return complex(*arguments)
+
+
+def _range(*arguments: Any) -> range:
+    _require(_are((int, int, int), arguments) and all(number.bit_length() <= _LONGEST_INT_BITS for number in arguments))
+    return range(*arguments)
+
+
+def _date(*arguments: Any) -> date:
+    _require(_are((bytes,), arguments))
+    return date(*arguments)
+
+
+def _datetime(*arguments: Any) -> datetime:
+    _require(_are((bytes,), arguments[:1]) and all(isinstance(zone, tzinfo) for zone in arguments[1:]))
+    return datetime(*arguments)
+
+
+def _time(*arguments: Any) -> time:
+    _require(_are((bytes,), arguments[:1]) and all(isinstance(zone, tzinfo) for zone in arguments[1:]))
+    return time(*arguments)
+
+
+def _timedelta(*arguments: Any) -> timedelta:
+    _require(_are((int, int, int), arguments))
+    return timedelta(*arguments)
+
+
+def _timezone(*arguments: Any) -> timezone:
+    _require(_are((timedelta,), arguments) or _are((timedelta, str), arguments))
+    return timezone(*arguments)
+
+
+def _decimal(*arguments: Any) -> Decimal:
+    _require(_are((str,), arguments))
+    return Decimal(*arguments)
+
+
+def _fraction(*arguments: Any) -> Any:
+    from fractions import Fraction
+
+    if _are((str,), arguments):  # before Python 3.12
+        _require(re.fullmatch(r"-?[0-9]{1,4000}(/[0-9]{1,4000})?", arguments[0]) is not None)
+    else:
+        _require(_are((int, int), arguments) and all(number.bit_length() <= _LONGEST_INT_BITS for number in arguments))
+    return Fraction(*arguments)
+
+
+def _path(name: str) -> Callable[..., Any]:
+    def make(*arguments: Any) -> Any:
+        import pathlib
+
+        _require(all(type(part) is str for part in arguments))
+        return getattr(pathlib, name)(*arguments)
+
+    return make
+
+
+def _safe(*arguments: Any) -> SafeUUID:
+    _require(len(arguments) == 1 and (arguments[0] is None or _are((int,), arguments)))
+    return SafeUUID(arguments[0])
+
+
+def _getattr(*arguments: Any) -> _Global:
+    _require(len(arguments) == 2 and type(arguments[0]) is _Global and type(arguments[1]) is str)
+    _require((arguments[0].name, arguments[1]) == ("zoneinfo.ZoneInfo", "_unpickle"))
+    return _Global("zoneinfo", "ZoneInfo._unpickle")
+
+
+def _zone(*arguments: Any) -> tzinfo:
+    from zoneinfo import ZoneInfo
+
+    _require(len(arguments) == 2 and type(arguments[0]) is str and type(arguments[1]) in (bool, int))
+    return ZoneInfo(arguments[0]) if arguments[1] else ZoneInfo.no_cache(arguments[0])
+
+
+_CALLS: Final[dict[str, Callable[..., Any]]] = {
+    "builtins.set": _set,
+    "builtins.frozenset": _frozenset,
+    "builtins.bytes": _bytes,
+    "_codecs.encode": _encode,
+    "builtins.complex": _complex,
+    "builtins.range": _range,
+    "datetime.date": _date,
+    "datetime.datetime": _datetime,
+    "datetime.time": _time,
+    "datetime.timedelta": _timedelta,
+    "datetime.timezone": _timezone,
+    "decimal.Decimal": _decimal,
+    "fractions.Fraction": _fraction,
+    "pathlib.PosixPath": _path("PosixPath"),
+    "pathlib.WindowsPath": _path("WindowsPath"),
+    "pathlib.PurePosixPath": _path("PurePosixPath"),
+    "pathlib.PureWindowsPath": _path("PureWindowsPath"),
+    "uuid.SafeUUID": _safe,
+    "builtins.getattr": _getattr,
+    "zoneinfo.ZoneInfo._unpickle": _zone,
+}
+_VALUES: Final = frozenset(
+    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+    | {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+)
+_CONSTANTS: Final[dict[str, Callable[[], Any]]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+_IGNORED: Final = frozenset({"PROTO", "FRAME"})
+_OPCODES: Final[dict[str, Callable[[_Machine, Any], None]]] = {
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": _Machine.pop_mark,
+    "DUP": _Machine.dup,
+    "PUT": _Machine.put,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": _Machine.memoize,
+    "GET": _Machine.get,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "STRING": _Machine.old_text,
+    "BINSTRING": _Machine.old_text,
+    "SHORT_BINSTRING": _Machine.old_text,
+    "TUPLE": _Machine.tuple_of_mark,
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "LIST": _Machine.list_of_mark,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.appends,
+    "DICT": _Machine.dict_of_mark,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": _Machine.frozenset_of_mark,
+    "GLOBAL": _Machine.global_,
+    "STACK_GLOBAL": _Machine.stack_global,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
+    "BUILD": _Machine.build,
+}
