@@ -265,8 +265,9 @@ def test_the_store_is_named_by_option_environment_file_or_default(
     fill(None, core={"default": 1})
     assert stored_where() == "default"
     (tmp_path / "hutch.yaml").write_text("STORAGE: lmdb\nSTORAGE_CONFIG: {path: here}\n")
-    fill("lmdb://here", core={"here": 1})
-    assert stored_where() == "here"
+    # It is not looked for; who relied on it is told.
+    assert stored_where() == "default"
+    assert "to use the config in this folder add: -c hutch.yaml" in hutch_("keys", "core").err
     monkeypatch.setenv("HUTCH_CONFIG", str(config))
     assert stored_where() == "file"
     monkeypatch.setenv("HUTCH_STORAGE", "lmdb://url")
@@ -484,12 +485,15 @@ def test_plugins_says_of_each_whether_it_loads_and_why_not(tmp_path: Path) -> No
     assert "\x1b" not in plain
 
 
-def test_plugins_are_listed_even_if_the_config_at_hand_is_broken(tmp_path: Path) -> None:
+def test_plugins_are_listed_even_if_the_config_of_the_environment_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "hutch.yaml").write_text("STORRAGE: memory\n")
+    monkeypatch.setenv("HUTCH_CONFIG", "hutch.yaml")
     result = hutch_("plugins")
     assert result.code == 0
     assert "memory\tok\t" in result.out
-    assert result.err.startswith("hutch: ./hutch.yaml")
+    assert result.err.startswith("hutch: $HUTCH_CONFIG (hutch.yaml)")
     assert hutch_("-c", "hutch.yaml", "plugins").code == 2
 
 

@@ -160,7 +160,6 @@ def test_a_mapping_sets_everything() -> None:
         namespaces=(NamespaceRule("tmp-*", CodecConfig("json"), None), NamespaceRule("log", None, ())),
         base_dir=NOWHERE,
         source="argument",
-        found=False,
         host_config=None,
     )
 

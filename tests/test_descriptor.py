@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import hutch
 from hutch.descriptor import (
     BrokenPlugin,
     PluginInfo,
@@ -123,6 +124,13 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     assert info.description == "One JSON file a key. Or two."
 
 
+def test_a_descriptor_may_say_that_its_engine_unpickles(tmp_path: Path) -> None:
+    for text, unpickles in (("", False), ("Unpickles = no\n", False), ("Unpickles = Yes\n", True)):
+        assert read_descriptor(written(tmp_path, MINIMAL + text)).unpickles is unpickles
+    engines = {info.name: info.unpickles for info in hutch.find_plugins().plugins}
+    assert engines == {"lmdb": False, "memory": False, "redis": False, "sqlite": False, "shelf": True}
+
+
 def test_a_url_s_path_goes_to_the_option_that_the_descriptor_names(tmp_path: Path) -> None:
     info = read_descriptor(written(tmp_path, MINIMAL + "[URL]\nPath = basedir\n"))
     assert (info.url_option, info.whole_url) == ("basedir", False)
@@ -218,6 +226,7 @@ def test_a_link_within_the_folder_is_a_module(tmp_path: Path) -> None:
         ("[Core]\nName = Files\n", "[Core] has no Module"),
         (MINIMAL + "Class = a.b\n", "Class = 'a.b': expected the name of a class"),
         (MINIMAL + "Extra = redis] ; rm -rf\n", "Extra = 'redis] ; rm -rf': expected the name of an extra"),
+        (MINIMAL + "Unpickles = perhaps\n", "Unpickles = 'perhaps': expected yes or no"),
         (MINIMAL + "[Python]\nVersion = new\n", "[Python] Version = 'new': expected the oldest Python"),
         (MINIMAL + "[Python]\nVersion = 3.1.2.3\n", "[Python] Version = '3.1.2.3'"),
         (MINIMAL + f"[Python]\nVersion = {'9' * 10_000}\n", "[Python] Version = '999"),

@@ -54,6 +54,8 @@ class PluginInfo(Record):
     entry_point: str | None = None
     #: The class itself, where a hook gave it.
     factory: type | None = None
+    #: ``[Core] Unpickles = yes``: reading a value runs code of whoever wrote it.
+    unpickles: bool = False
 
     @property
     def module_file(self) -> Path | None:
@@ -248,6 +250,9 @@ def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
     extra = option("Core", "Extra")
     if extra and not re.fullmatch(_EXTRA, extra):
         raise _Malformed(f"[Core] Extra = {_quoted(extra)}: expected the name of an extra of hutch, such as redis")
+    unpickles = option("Core", "Unpickles").lower()
+    if unpickles not in ("", "yes", "no"):
+        raise _Malformed(f"[Core] Unpickles = {_quoted(unpickles)}: expected yes or no")
     url_option, whole_url = _url_option(sections.get("URL", {}))
     info = PluginInfo(
         name=name,
@@ -261,6 +266,7 @@ def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
         schemes=_schemes(option("URL", "Schemes")) or (name.lower(),),
         url_option=url_option,
         whole_url=whole_url,
+        unpickles=unpickles == "yes",
     )
     assert info.module_file is not None
     _check_module(info.module_file)

@@ -56,11 +56,6 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     except PluginNotFoundError:
         # Only a search that reads everything knows the nearest name.
         info = find_plugins(config).find(config.storage)
-    if config.found and info.name.casefold() == "shelf":
-        raise ConfigError(
-            f"{config.source} was found, not named, and may not choose the shelf engine, which unpickles; "
-            "name the file with -c or in hutch.connect()"
-        )
     checked = PluginConfig(config, info)
     for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
         if codec is not None:

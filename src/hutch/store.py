@@ -329,8 +329,8 @@ class _Layered:
 def connect(config: Any = None) -> Store:
     """The store that `config` describes: a URL, a YAML or TOML file, a mapping, or a Python module.
 
-    Without one: `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else `./hutch.yaml`, else LMDB in the
-    user's data directory. Raises ConfigError for a config that does not fit, PluginNotFoundError,
+    Without one: `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else LMDB in the user's data directory; no
+    file is looked for in the working folder. Raises ConfigError for a config that does not fit, PluginNotFoundError,
     PluginConflictError or PluginLoadError if its engine cannot be had, StorageUnavailableError and the like if
     the storage cannot be reached.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _EPILOG = """\b
 Without -s or -c the storage is that of hutch.connect(): $HUTCH_STORAGE (a URL),
-else $HUTCH_CONFIG (a file), else ./hutch.yaml, else LMDB in the user's data folder.
+else $HUTCH_CONFIG (a file), else LMDB in the user's data folder.
 
 \b
 Exit codes:
@@ -53,6 +54,8 @@ class Call:
         """The store that the options name. Raises what `hutch.connect` raises."""
         form = self.config_form()
         self.import_modules()
+        if form is None:
+            _tell_of_unread_config()
         return connect(form)
 
     def import_modules(self) -> None:
@@ -65,6 +68,16 @@ class Call:
                     f"--import {name}: {type(error).__name__}: {error}. Modules are found as Python finds them; "
                     "PYTHONPATH adds a folder"
                 ) from error
+
+
+def _tell_of_unread_config() -> None:
+    """Say that a config in the working folder is not the one in use: older versions took it where none was named."""
+    if os.environ.get("HUTCH_STORAGE") or os.environ.get("HUTCH_CONFIG"):
+        return
+    for name in ("hutch.yaml", "hutch.toml"):
+        if Path(name).exists():
+            click.echo(f"hutch: this is the default store; to use the config in this folder add: -c {name}", err=True)
+            return
 
 
 pass_call = click.make_pass_decorator(Call)

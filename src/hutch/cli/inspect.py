@@ -48,6 +48,7 @@ class _Listed:
     state: str
     found_at: str
     note: str
+    unpickles: bool
 
 
 @hutch.command()
@@ -64,7 +65,7 @@ def plugins(call: Call, as_json: bool) -> None:
     try:
         found = find_plugins(read_config(form))
     except ConfigError as error:
-        # A config that was named must be right; one that merely lies about must not hide the plugins.
+        # A config of the command line must be right; one of the environment must not hide the plugins.
         if form is not None:
             raise
         click.echo(f"hutch: {printable(redact(str(error)))}. Listed without it", err=True)
@@ -72,9 +73,18 @@ def plugins(call: Call, as_json: bool) -> None:
     listed = list(_judged(found))
     if as_json:
         for one in listed:
-            print_json({"name": one.name, "state": one.state, "found": one.found_at, "note": one.note})
+            print_json(
+                {
+                    "name": one.name,
+                    "state": one.state,
+                    "unpickles": one.unpickles,
+                    "found": one.found_at,
+                    "note": one.note,
+                }
+            )
     else:
-        print_table(("name", "state", "found", "note"), [(p.name, p.state, p.found_at, p.note) for p in listed])
+        rows = [(p.name, p.state + (", unpickles" if p.unpickles else ""), p.found_at, p.note) for p in listed]
+        print_table(("name", "state", "found", "note"), rows)
 
 
 def _judged(found: Discovery) -> Iterator[_Listed]:
@@ -93,9 +103,9 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
                 "conflict",
                 "several plugins have this name, so none can be used; rename or remove all but one",
             )
-        yield _Listed(info.name, state, str(info.path), note)
+        yield _Listed(info.name, state, str(info.path), note, info.unpickles)
     for broken in found.broken:
-        yield _Listed(broken.name or "", "broken", str(broken.path), redact(broken.reason))
+        yield _Listed(broken.name or "", "broken", str(broken.path), redact(broken.reason), False)
 
 
 @hutch.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +17,6 @@ from .variables import expand, without_variables
 
 KEYS = ("STORAGE", "STORAGE_CONFIG", "EXTRA_PLUGIN_DIRS", "CODEC", "LAYERS", "NAMESPACES")
 _RULE_KEYS = ("CODEC", "LAYERS")
-#: Built-in engines whose data is unpickled when it is read.
-_UNPICKLING = frozenset({"shelf"})
 # Of a codec or a layer. What has another form (a key, put in the wrong place) is not shown.
 _NAME = r"[A-Za-z][A-Za-z0-9_.+-]{0,63}"
 _STORAGE_NAME = r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?"
@@ -36,7 +34,6 @@ class Checker:
         base_dir: Path,
         environ: Mapping[str, str] | None = None,
         *,
-        found: bool = False,
         keyed: bool = True,
         default_codec: CodecConfig = _DEFAULT_CODEC,
     ) -> None:
@@ -44,8 +41,6 @@ class Checker:
         self.base_dir = base_dir
         #: Where variables are looked up; None leaves text as it stands.
         self.environ = environ
-        #: See `StoreConfig.found`. Expands no variables: they could carry a secret to a server of the file's choice.
-        self.found = found
         #: False for a bare URL: there is no key STORAGE to name in a message.
         self.keyed = keyed
         #: The codec of a config that names none.
@@ -55,8 +50,6 @@ class Checker:
     def read(self, given: Mapping[Any, object]) -> StoreConfig:
         """The config that the mapping `given` amounts to. Raises ConfigError."""
         keys = self._keys(given, "", KEYS)
-        if self.found and keys["EXTRA_PLUGIN_DIRS"] is not None:
-            raise self._untrusted("EXTRA_PLUGIN_DIRS", "add plugin directories")
         storage, url, url_options = self._storage(keys["STORAGE"])
         options = self._options(keys["STORAGE_CONFIG"], "STORAGE_CONFIG")
         codec = None if keys["CODEC"] is None else self._codec(keys["CODEC"], "CODEC")
@@ -70,8 +63,6 @@ class Checker:
                     f"STORAGE_CONFIG.{name}", "the URL in STORAGE has this option too; keep one of the two"
                 )
         options.update(url_options)
-        if self.found and any(word.strip().casefold() == "pickle" for word in _words(options)):
-            raise self._untrusted("STORAGE_CONFIG", "choose pickle")
         return StoreConfig(
             storage=storage,
             options=MappingProxyType(options),
@@ -82,7 +73,6 @@ class Checker:
             namespaces=self._namespaces(keys["NAMESPACES"], "NAMESPACES"),
             base_dir=self.base_dir,
             source=self.source,
-            found=self.found,
         )
 
     def dirs(self, value: object, place: str) -> tuple[Path, ...]:
@@ -130,8 +120,6 @@ class Checker:
             text, url, options = split_url(text, self._where("STORAGE"))
         elif not re.fullmatch(_STORAGE_NAME, text) or not text.isprintable():
             raise self._wrong("STORAGE", f"expected {expected}; this is neither")
-        if self.found and text.casefold() in _UNPICKLING:
-            raise self._untrusted("STORAGE", f"choose the {text} engine, which unpickles what it reads")
         return text, url, options
 
     def _options(self, value: object, place: str) -> dict[str, Any]:
@@ -178,8 +166,6 @@ class Checker:
             raise self._wrong(
                 place, f"expected a name such as {example}, or a mapping with 'name' and options; found {found}"
             )
-        if self.found and any("pickle" in word.casefold() for word in (name, *_words(options))):
-            raise self._untrusted(place, "choose pickle")
         return name, MappingProxyType(options)
 
     # --- values ---
@@ -208,10 +194,6 @@ class Checker:
         """`value`, if it is text with variables expanded; none of which may hold a character of `refused`."""
         if not isinstance(value, str) or "${" not in value:
             return value
-        if self.found:
-            raise self._untrusted(
-                place, "use ${...}", "it could send a secret of your environment to a server of its choice"
-            )
         if self.environ is None:
             return value
         return expand(value, self.environ, self._where(place), refused)
@@ -225,31 +207,9 @@ class Checker:
     def _wrong(self, place: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._where(place)}: {problem}")
 
-    def _untrusted(
-        self, place: str, action: str, danger: str = "whoever can write here could run code as you"
-    ) -> ConfigError:
-        return self._wrong(
-            place,
-            f"a config that was found, not named, may not {action}: {danger}. If you trust this file, name it: "
-            f"hutch -c {self.source.removeprefix('./')}, or hutch.connect({self.source.removeprefix('./')!r})",
-        )
-
 
 def _dotted(place: str, key: object) -> str:
     return f"{place}.{shown_name(key)[1:-1]}"
-
-
-def _words(value: object) -> Iterator[str]:
-    """Every text in `value`, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _words(key)
-            yield from _words(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _words(item)
 
 
 def _kind(value: object) -> str:

@@ -1,7 +1,7 @@
 """One YAML or TOML file as plain values, whatever the file is.
 
-A config file may have been written by somebody who means harm (a ``hutch.yaml`` in a folder just unpacked), so
-reading one is bounded in time and memory, runs nothing, and no message quotes what the file says.
+A config file may have been written by somebody who means harm (one of a folder just unpacked), so reading one is
+bounded in time and memory, runs nothing, and no message quotes what the file says.
 """
 
 from __future__ import annotations

@@ -67,8 +67,6 @@ class StoreConfig(Record):
     base_dir: Path = _CWD
     #: Where all this was said, for messages.
     source: str = "argument"
-    #: True for a ./hutch.yaml that nobody named: nothing it selects may run code, unpickling included.
-    found: bool = False
     #: The Errbot-like module or object itself, for plugins that read other attributes of it.
     host_config: object | None = None
 
@@ -101,7 +99,6 @@ class StoreConfig(Record):
             "namespaces": self.namespaces,
             "base_dir": repr(str(self.base_dir)),
             "source": repr(self.source),
-            "found": self.found,
             "host_config": f"<{type(self.host_config).__name__}>",  # its repr may well show its attributes
         }
         return f"StoreConfig({', '.join(f'{name}={value}' for name, value in shown.items())})"

@@ -4,10 +4,6 @@
 argument, or in a Python object (an Errbot config is Python, and may well have a ``${`` in a password). ``$${``
 stands for a plain ``${``. The default counts when the variable is unset or empty. What a variable holds is not
 expanded again, and where it stands within a URL it must be written as URLs are (``%3F`` for ``?``).
-
-A file that was found in the working folder, not named, is the work of whoever could write there. It may select
-and configure an engine. It may not add plugin directories or choose what unpickles (the pickle codec, the shelf
-engine), for that runs code; nor use variables, for that could send a secret to a server of its choice.
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ from .file import SUFFIXES, read_file
 from .model import CodecConfig, StoreConfig
 from .url import shown_name
 
-_FOUND_NAMES = ("hutch.yaml", "hutch.toml")
 # What an Errbot config has in STORAGE for hutch.bridges.errbot to be loaded: the config of hutch is its STORAGE_CONFIG.
 _BRIDGE = "hutch"
 # Plugins of a bot store what pickle takes, as in Errbot's own storages. What msgpack takes too need not be pickled.
@@ -44,10 +39,10 @@ def read_config(
 
     `config` is a URL, the path of a YAML or TOML file (`str` or path object), a mapping with a file's keys, a
     Python module or object (an Errbot ``config.py``), a `StoreConfig` (returned as it is), or None. None takes
-    ``$HUTCH_STORAGE`` (a URL), else ``$HUTCH_CONFIG`` (a file), else ``hutch.yaml``, else ``hutch.toml`` in the
-    working folder, else LMDB in the user's data directory; an empty variable counts as unset. `environ` and
-    `cwd` stand in for `os.environ` and the working folder. Relative paths are relative to the config file, and
-    to the working folder in the other forms, Python modules included: so has Errbot always read them.
+    ``$HUTCH_STORAGE`` (a URL), else ``$HUTCH_CONFIG`` (a file), else LMDB in the user's data directory; an empty
+    variable counts as unset. No file is looked for in the working folder. `environ` and `cwd` stand in for
+    `os.environ` and the working folder. Relative paths are relative to the config file, and to the working folder in
+    the other forms, Python modules included: so has Errbot always read them.
 
     Nothing but the config file is opened, and nothing is written. Raises ConfigError that says where, what was
     expected and the nearest valid name, and that shows no value.
@@ -84,9 +79,6 @@ def _from_surroundings(environ: Mapping[str, str], here: Path) -> StoreConfig:
         if "://" in path:
             raise ConfigError("$HUTCH_CONFIG: expected the path of a file; a URL goes into $HUTCH_STORAGE")
         return _from_file(path, f"$HUTCH_CONFIG ({path})", environ, here)
-    for name in _FOUND_NAMES:
-        if os.path.lexists(here / name):
-            return Checker(f"./{name}", here, found=True).read(read_file(here / name, f"./{name}"))
     options = MappingProxyType({"path": str(_data_dir(environ) / "hutch" / "store")})
     return StoreConfig("lmdb", options, base_dir=here, source="default")
 
