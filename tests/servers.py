@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -224,6 +225,74 @@ class RedisServer:
         except OSError:
             return False
         return answer.startswith((b"+PONG", b"-NOAUTH")) and self.socket.exists()
+
+
+class Proxy:
+    """A TCP proxy: stands for a name that may lead to another server, and for a firewall that forgets connections."""
+
+    def __init__(self, target_port: int) -> None:
+        #: Where new connections lead to.
+        self.target_port = target_port
+        #: How many connections were made so far.
+        self.accepted = 0
+        self._frozen: set[socket.socket] = set()
+        self._open: list[tuple[socket.socket, socket.socket]] = []
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        """Of a Redis server behind it."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def freeze(self) -> None:
+        """Forward nothing more over the connections that are open now, and tell neither end."""
+        self._frozen.update(one for pair in self._open for one in pair)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in [one for pair in self._open for one in pair]:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+        for one in [one for pair in self._open for one in pair]:
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target_port))
+            except OSError:
+                client.close()
+                continue
+            self._open.append((client, server))
+            for pair in ((client, server), (server, client)):
+                thread = threading.Thread(target=self._forward, args=pair, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if source not in self._frozen:
+                    target.sendall(data)
+        if source not in self._frozen:
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_RDWR)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -45,6 +45,8 @@ def hint(error: Exception, host: str, port: int, tls: bool, patience_s: float) -
     """Return what may be wrong with the address of a server to which the first connection failed; "" if unknown."""
     if port == _SENTINEL_PORT:
         return f". Port {port} is that of a Sentinel, which stores nothing: {SENTINEL_HINT}"
+    if "unknown command 'SELECT'" in str(error):
+        return f". A Sentinel has no databases and stores nothing: {SENTINEL_HINT}"
     if isinstance(error, driver.ResponseError | driver.AuthenticationError) or "refused" in str(error):
         return ""
     patience_s = min(patience_s, _LONGEST_PROBE_S)

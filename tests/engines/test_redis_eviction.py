@@ -244,9 +244,9 @@ def test_a_rebuild_keeps_the_server_busy_for_a_page_at_a_time() -> None:
         with hutch.connect(own.url) as store, store.open("core") as core:
             core.update({f"{i:06}": "x" * 100 for i in range(50_000)})
             client.delete("hutch:{core}:order")
-            client.execute_command("CONFIG", "RESETSTAT")
+            client.config_resetstat()
             assert len(list(core)) == 50_000
-            stats: dict[str, Any] = client.info("commandstats")  # type: ignore[assignment]
+            stats: dict[str, Any] = client.info("commandstats")
         assert stats["cmdstat_hscan"]["calls"] >= 200
         longest_us = max(stats[name]["usec_per_call"] for name in ("cmdstat_evalsha", "cmdstat_hscan"))
         print(f"a step of a rebuild took {longest_us:.0f} us on average")
