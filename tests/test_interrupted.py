@@ -87,8 +87,12 @@ def interrupt_everywhere(work: Callable[[], object], most: int = 150) -> None:
             came_out = raised
         finally:
             sys.unraisablehook = sys.__unraisablehook__
-        # What is raised while an object is collected Python drops.
-        if visit.where is not None and all(one.exc_value is not error for one in dropped):
+        # What is raised while an object is collected Python drops, and copy.py catches KeyError.
+        if (
+            visit.where is not None
+            and "/copy.py:" not in visit.where
+            and all(one.exc_value is not error for one in dropped)
+        ):
             assert came_out is error, f"{came_out!r} in place of {error!r}, at {visit.where}"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import itertools
+import json
 import signal
 import sys
 import threading
@@ -97,11 +97,11 @@ class PlainPlugin(hutch.StoragePluginBase):
 
     @staticmethod
     def encode(value: object) -> bytes:
-        return repr(value).encode()
+        return json.dumps(value).encode()
 
     @staticmethod
     def decode(data: bytes) -> Any:
-        return ast.literal_eval(data.decode())
+        return json.loads(data)
 
     def open(self, namespace: str) -> PlainStorage:
         return PlainStorage(self, namespace)
@@ -379,3 +379,83 @@ def test_a_key_that_was_freed_by_a_handler_wakes_who_waits_for_it(memory: hutch.
     thread.join(AT_ONCE_S)
     assert taken == [[0]]
     assert kept
+
+
+class PlainObjects(hutch.StorageBase):
+    """The six verbs on a dict of objects."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+
+    def set(self, key: str, value: Any) -> None:
+        self.data[key] = value
+
+    def get(self, key: str) -> Any:
+        return self.data[key]
+
+    def remove(self, key: str) -> None:
+        del self.data[key]
+
+    def len(self) -> int:
+        return len(self.data)
+
+    def keys(self) -> list[str]:
+        return list(self.data)
+
+    def close(self) -> None:
+        pass
+
+
+class ObjectsPlugin:
+    def open(self, _namespace: str) -> PlainObjects:
+        return PlainObjects()
+
+
+NESTED: dict[str, Callable[[Plain], object]] = {
+    "set": lambda ns: ns.__setitem__("a", "nested"),
+    "update": lambda ns: ns.update({"a": "nested", "z": 1}),
+    "compare_and_set": lambda ns: ns.compare_and_set("a", ns["a"], "nested"),
+    "remove": lambda ns: ns.__delitem__("a"),
+    "clear": lambda ns: ns.clear(),
+}
+
+
+@pytest.mark.parametrize("verb", NESTED)
+@pytest.mark.parametrize("factory", [PlainPlugin, ObjectsPlugin])
+def test_a_write_by_a_handler_in_a_compare_and_set_is_refused_or_seen(factory: Callable[[], Any], verb: str) -> None:
+    """Where the engine has no compare-and-swap of its own; an acknowledged write was overwritten."""
+    ns = Plain()
+    ns.open_storage(factory(), "core")
+    outcomes: set[str] = set()
+
+    def work() -> bool:
+        ns["a"] = "old"
+        started.append(1)
+        return ns.compare_and_set("a", "old", "new")
+
+    started: list[int] = []
+    for point in points(work):
+        done: list[str] = []
+        started.clear()
+
+        def nested(done: list[str] = done) -> None:
+            if not started:
+                return  # within the first write
+            try:
+                result = NESTED[verb](ns)
+                done.append("done" if result is not False else "unequal")
+            except hutch.ConflictError as error:
+                done.append("refused" if "key 'a' is just being replaced" in str(error) else "conflict")
+            except KeyError:
+                done.append("unequal")
+
+        swapped = run_at(point, nested, work)
+        outcomes.update(done)
+        if done == ["done"] and swapped:
+            # It came before the swap began, which compared what was there before, or after it: never lost in between.
+            assert ns.get("a") != "new", f"point {point}: the write of the handler was lost"
+        elif swapped:
+            assert ns["a"] == "new"
+    assert {"done", "refused"} <= outcomes
+    assert not keylocks.swapping
+    ns.close_storage()

@@ -528,7 +528,7 @@ def test_the_cache_counts_its_bytes_right_whatever_happens(engine: Engine) -> No
     kept = storage._kept
     assert 0 < kept._bytes == sum(len(key) + len(entry.data) + 300 for key, entry in kept._entries.items())
     storage.clear()
-    assert (kept._bytes, kept._entries, kept._readings, kept._writing) == (0, {}, {}, {})
+    assert (kept._bytes, kept._entries, kept._readings, kept._writes) == (0, {}, {}, {})
 
 
 def test_errors_are_those_of_the_engine(engine: Engine) -> None:
@@ -662,7 +662,7 @@ def test_a_forked_child_has_an_empty_cache_and_figures_of_its_own_and_waits_for_
         core["k"] = 1
         core["k"]
         kept = core._store._inner._kept
-        with kept._lock, metrics._lock:  # as another thread would hold them
+        with kept._lock.current, metrics._lock.current:  # as another thread would hold them
             child = os.fork()
             if child == 0:
                 fine = not kept._entries and not metrics.snapshot()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import enum
 import os
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from .errors import CapabilityError, ConflictError
 from .handlers import is_missing, passes_through
-from .keylocks import WAIT_S
+from .keylocks import WAIT_S, run_swap
 from .options import Option, read_options
 from .record import Record
 
@@ -216,20 +215,22 @@ class StorageBase(ABC):
         As atomic as `atomic-modify` says. This default holds only against threads of this process that use
         the same two primitives.
         """
-        with _update_lock:
-            try:
-                current = self.get(key)
-            except KeyError as error:
-                if not is_missing(error, key):
-                    raise
-                current = MISSING
-            if not _same(current, token):
-                return False
-            if value is not MISSING:
-                self.set(key, value)
-            elif current is not MISSING:
-                self.remove(key)
-            return True
+        return run_swap(self.lock_scope, key, self._set_if_unchanged, key, token, value)
+
+    def _set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+        try:
+            current = self.get(key)
+        except KeyError as error:
+            if not is_missing(error, key):
+                raise
+            current = MISSING
+        if not _same(current, token):
+            return False
+        if value is not MISSING:
+            self.set(key, value)
+        elif current is not MISSING:
+            self.remove(key)
+        return True
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
         """Set `key` to `value` if it now equals `expected`, in value and type; whether it did.
@@ -355,19 +356,6 @@ class StoragePluginBase(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-_update_lock = threading.RLock()
-
-
-def _fresh_lock_after_fork() -> None:
-    # A thread that held it does not exist in the child.
-    global _update_lock  # noqa: PLW0603
-    _update_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -13,22 +11,12 @@ from zlib import crc32
 from .base import MISSING, Codec, StorageBase, StoragePluginBase
 from .codec.typed import TypedCodec
 from .errors import CorruptValueError
+from .keylocks import run_swap
 from .limits import MAX_VALUE_BYTES, check_key, check_keys, check_value_size, explain_failure
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
 _default_codec = TypedCodec()
-_swap_lock = threading.RLock()
-
-
-def _fresh_lock_after_fork() -> None:
-    # A thread that held it does not exist in the child.
-    global _swap_lock  # noqa: PLW0603
-    _swap_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
 
 
 class EncodedStorage(StorageBase):
@@ -112,14 +100,16 @@ class EncodedStorage(StorageBase):
         This default holds only against threads of this process; an engine that declares `atomic-modify` for
         the host or a cluster overrides it.
         """
-        with _swap_lock:
-            if self.read(key) != old:
-                return False
-            if new is not None:
-                self.write(key, new)
-            elif old is not None:
-                self.delete(key)
-            return True
+        return run_swap(self.lock_scope, key, self._swap, key, old, new)
+
+    def _swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        if self.read(key) != old:
+            return False
+        if new is not None:
+            self.write(key, new)
+        elif old is not None:
+            self.delete(key)
+        return True
 
     # --- StorageBase, made of them ---
 

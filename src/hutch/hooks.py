@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import pluggy
 
 from .errors import PluginError, nearest
+from .fork import ForkSafeLock
 from .handlers import passes_through, raised_by_handler
 
 PROJECT = "hutch"
@@ -49,8 +49,9 @@ class HookSpecs:
         """`namespace` could not be opened; whoever opened it gets `error` afterwards."""
 
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _manager: pluggy.PluginManager | None = None
+_is_loaded = _is_loading = False
 
 
 def plugin_manager() -> pluggy.PluginManager:
@@ -58,14 +59,24 @@ def plugin_manager() -> pluggy.PluginManager:
 
     An entry point that cannot be loaded is a RuntimeWarning that names it; the others are loaded.
     """
-    global _manager  # noqa: PLW0603 - one manager a process is the point
-    with _lock:
-        if _manager is not None:
+    global _manager, _is_loaded, _is_loading  # noqa: PLW0603 - one manager a process is the point
+    if _is_loaded and _manager is not None:
+        return _manager  # without the lock: a finalizer may close a namespace while another thread holds it
+    with _lock.current:
+        if _manager is None:
+            manager = pluggy.PluginManager(PROJECT)
+            manager.add_hookspecs(HookSpecs)
+            # Set before anything is loaded: a package may call register_hooks while it is imported.
+            _manager = manager
+        if _is_loaded or _is_loading:
             return _manager
-        # Set before anything is loaded: a package may call register_hooks while it is imported.
-        _manager = pluggy.PluginManager(PROJECT)
-        _manager.add_hookspecs(HookSpecs)
-        problems = _load_entry_points(_manager)
+        try:
+            _is_loading = True
+            problems = _load_entry_points(_manager)
+            _is_loaded = True
+        finally:
+            # What a signal handler broke off is loaded by the next call.
+            _is_loading = False
     # Said last, because a program may turn warnings into errors.
     for problem in problems:
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
@@ -83,7 +94,7 @@ def register_hooks(hooks: object) -> None:
 def unregister_hooks(hooks: object) -> None:
     """Remove `hooks` again. Raises PluginError if it is not registered."""
     manager = plugin_manager()
-    with _lock:
+    with _lock.current:
         if not manager.is_registered(hooks):
             raise PluginError(f"these hooks are not registered: {_shown(hooks)}")
         manager.unregister(hooks)
@@ -150,7 +161,7 @@ def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
 
 
 def _register(manager: pluggy.PluginManager, hooks: object, name: str | None) -> None:
-    with _lock:
+    with _lock.current:
         try:
             manager.register(hooks, name)
         except ValueError as error:

@@ -12,11 +12,12 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextvars import ContextVar
 from typing import Final, TypeVar
 
 from .errors import ConflictError, StorageTimeoutError
+from .fork import ForkSafeLock
 
 T = TypeVar("T")
 
@@ -35,6 +36,10 @@ _QUEUES: Final[tuple[dict[Ticket, object], ...]] = tuple({} for _ in range(64))
 # The innermost wait of each owner that waits.
 _waiting: dict[Hashable, Ticket] = {}
 _serials = itertools.count()
+
+#: The swaps under way: a thread, and the scope and key that it is replacing.
+swapping: Final[dict[object, tuple[int, Hashable, str]]] = {}
+_swap_lock = ForkSafeLock()
 
 
 class Ticket:
@@ -206,6 +211,36 @@ def run_locked(scope: Hashable, key: str, wait_s: float, fn: Callable[..., T], *
             ticket.wake_next()
 
 
+def run_swap(scope: Hashable, key: str, swap: Callable[..., bool], *args: object) -> bool:
+    """Return ``swap(*args)``, which compares the value of `key` and then writes it, as one step for this process.
+
+    For engines that have no compare-and-swap of their own. Raises ConflictError if a signal handler or finalizer calls
+    it in the middle of another swap of the same key, which could not see the change.
+    """
+    token = object()
+    try:
+        swapping[token] = (threading.get_ident(), scope, key)
+        with _swap_lock.current:
+            refuse_nested_write(scope, [key], token)
+            return swap(*args)
+    finally:
+        swapping.pop(token, None)
+
+
+def refuse_nested_write(scope: Hashable, keys: Collection[str] | None, token: object = None) -> None:
+    """Raise ConflictError if this thread is in the middle of swapping one of `keys` (None: any) within `scope`.
+
+    For a write by a signal handler or finalizer, when `swapping` is not empty: the outer call would overwrite it.
+    """
+    thread = threading.get_ident()
+    for other, (swapper, place, key) in list(swapping.items()):
+        if swapper == thread and place == scope and other is not token and (keys is None or key in keys):
+            raise ConflictError(
+                f"key {key!r} is just being replaced by a call that this one interrupts, and which would overwrite it; "
+                "nothing was written by this call. Write it after that call, or another key"
+            )
+
+
 def waiters() -> int:
     """Return how many tickets there are, held ones included: for tests, which see that none is left."""
     return sum(map(len, _QUEUES))
@@ -238,6 +273,8 @@ def _after_fork_in_child() -> None:
     """Forget the threads that the child does not have."""
     thread = threading.get_ident()
     _waiting.clear()
+    for token in [token for token, (swapper, _, _) in swapping.items() if swapper != thread]:
+        del swapping[token]
     for queue in _QUEUES:
         for ticket in [ticket for ticket in queue if ticket.thread != thread]:
             del queue[ticket]

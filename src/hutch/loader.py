@@ -11,20 +11,24 @@ import importlib.util
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard, TypeVar
 
+from .adapted import close_interrupted
 from .base import StoragePluginBase
 from .descriptor import PluginInfo, shown
 from .errors import ConfigError, PluginLoadError, StoreError, nearest, redact
+from .fork import ForkSafeLock
 from .handlers import passes_through, raised_by_handler
 
 T = TypeVar("T")
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
+# The names of modules whose import has begun and not ended. One that is not being imported was broken off.
+_unfinished: set[str] = set()
+_importing: set[str] = set()
 # An option's text shorter than this is no secret, and replacing it would garble words at random.
 _SHORTEST_SECRET = 3
 _LONGEST_TEXT = 300
@@ -53,18 +57,25 @@ def build_factory(info: PluginInfo, config: object) -> object:
     factory reads, and all else PluginLoadError; what it said is quoted without the values of its options.
     """
     factory = load_factory(info)
+    built: list[object] = []
     try:
-        return factory(config)
+        # `extend` and `map` run no Python code of their own: no signal handler comes between the call and the list.
+        built.extend(map(factory, [config]))
+        return built[0]
     except StoreError:
         raise
     except (KeyError, ValueError) as error:
         if passes_through(error):
+            if built:
+                close_interrupted(built[0])
             raise
         raise ConfigError(
             f"plugin {info.name!r} did not accept its options: {_text(error, config)} ({_origin(info)})"
         ) from error
-    except (Exception, SystemExit) as error:
-        if isinstance(error, MemoryError) or raised_by_handler(error):
+    except BaseException as error:
+        if built:
+            close_interrupted(built[0])
+        if not isinstance(error, Exception | SystemExit) or isinstance(error, MemoryError) or raised_by_handler(error):
             raise
         told = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
         raise _error(info, told) from error
@@ -79,11 +90,15 @@ def _load_module(info: PluginInfo) -> ModuleType:
     assert file is not None
     package_name = _package_name(file.parent)
     name = f"{package_name}.{info.module}"
-    with _lock:
-        if name in sys.modules:
+    with _lock.current:
+        if name in sys.modules and name not in _unfinished:
             return sys.modules[name]
+        if name in _importing:
+            raise _error(info, f"its module {shown(file)} is just being imported by the call that this one interrupts")
         before = set(sys.modules)
         try:
+            _importing.add(name)
+            _unfinished.add(name)
             package = _package(package_name, file.parent)
             spec = importlib.util.spec_from_file_location(name, file)
             assert spec is not None
@@ -91,12 +106,16 @@ def _load_module(info: PluginInfo) -> ModuleType:
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             setattr(package, info.module, module)
+            _unfinished.discard(name)
             return sys.modules.get(name, module)
         except BaseException as error:  # a module may raise anything, and call sys.exit
             _forget(package_name, set(sys.modules) - before)
+            _unfinished.discard(name)
             if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
                 raise
             raise _error(info, _import_failure(info, file, error), file) from error
+        finally:
+            _importing.discard(name)
 
 
 def _package_name(folder: Path) -> str:

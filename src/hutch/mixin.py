@@ -21,7 +21,7 @@ from .base import MISSING, StorageBase
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handlers import is_missing, passes_through
-from .keylocks import run_locked
+from .keylocks import refuse_nested_write, run_locked, swapping
 from .limits import check_key, check_keys, check_namespace, explain_failure, plain_function
 from .mutable import Mutable
 
@@ -142,9 +142,13 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         store = self._store
+        if swapping:
+            refuse_nested_write(store.lock_scope, [key])
         store.set(key if store.checks_keys else check_key(key), value)
 
     def __delitem__(self, key: str) -> None:
+        if swapping:
+            refuse_nested_write(self._store.lock_scope, [key])
         self._store.remove(check_key(key))
 
     def __contains__(self, key: object) -> bool:
@@ -245,6 +249,8 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Remove every key of this namespace, in one step where the engine declares `atomic-batch`."""
+        if swapping:
+            refuse_nested_write(self._store.lock_scope, None)
         self._store.clear()
 
     # --- beyond the mapping ---
@@ -258,11 +264,16 @@ class StoreMixin(MutableMapping[str, Any]):
         store = self._store
         if not store.checks_keys:
             items = {check_key(key): value for key, value in items.items()}
+        if swapping:
+            refuse_nested_write(store.lock_scope, items)
         store.set_many(items)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         """Remove those `keys` that are there, as one batch; how many that were."""
-        return self._store.remove_many(check_keys(keys))
+        checked = check_keys(keys)
+        if swapping:
+            refuse_nested_write(self._store.lock_scope, checked)
+        return self._store.remove_many(checked)
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False

@@ -47,7 +47,10 @@ def shared_store(url: str | object | None = None) -> hutch.Store:
         if key not in _stores:
             # A URL within a mapping has its variables expanded, one by itself has not.
             form = {"STORAGE": config} if isinstance(config, str) and "://" in config else config
-            _stores[key] = config, hutch.connect(form)
+            made = config, hutch.connect(form)
+            # A signal handler or finalizer may have connected meanwhile: its store stays, for it may be in use.
+            if _stores.setdefault(key, made) is not made:
+                made[1].close()
         return _stores[key][1]
 
 

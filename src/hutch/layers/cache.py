@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from ..base import MISSING
 from ..encoded import EncodedStorage
+from ..fork import ForkSafeLock
 from ..limits import check_key, explain_failure
 from ..options import Option
 from .layer import Layer
+
+T = TypeVar("T")
 
 OPTIONS = {
     "max_bytes": Option(
@@ -73,52 +74,42 @@ class CacheLayer(Layer):
 
     def set(self, key: str, value: Any) -> None:
         key = check_key(key)
-        with self._kept.written([key]):
-            self._engine.set(key, value)
+        self._kept.write([key], self._engine.set, key, value)
 
     def remove(self, key: str) -> None:
         key = check_key(key)
-        with self._kept.written([key]):
-            self._engine.remove(key)
+        self._kept.write([key], self._engine.remove, key)
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         checked = {check_key(key): value for key, value in items.items()}
-        with self._kept.written(checked):
-            self._engine.set_many(checked)
+        self._kept.write(checked, self._engine.set_many, checked)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         checked = [check_key(key) for key in keys]
-        with self._kept.written(checked):
-            return self._engine.remove_many(checked)
+        return self._kept.write(checked, self._engine.remove_many, checked)
 
     def clear(self) -> None:
-        with self._kept.cleared():
-            self._engine.clear()
+        self._kept.write(None, self._engine.clear)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         key = check_key(key)
         # It may find something newer than what is kept, and no read may go back behind it.
-        with self._kept.written([key]):
-            return self._engine.get_for_update(key)
+        return self._kept.write([key], self._engine.get_for_update, key)
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
         key = check_key(key)
-        with self._kept.written([key]):
-            return self._engine.set_if_unchanged(key, token, value)
+        return self._kept.write([key], self._engine.set_if_unchanged, key, token, value)
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
         key = check_key(key)
-        with self._kept.written([key]):
-            return self._engine.compare_and_set(key, expected, value)
+        return self._kept.write([key], self._engine.compare_and_set, key, expected, value)
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
         key = check_key(key)
-        with self._kept.written([key]):
-            return self._engine.modify(key, fn, default)
+        return self._kept.write([key], self._engine.modify, key, fn, default)
 
     def close(self) -> None:
-        with self._kept.cleared():
-            super().close()
+        self._kept.write(None, super().close)
 
 
 class _Reading:
@@ -134,107 +125,97 @@ class _Reading:
 class _Entry(NamedTuple):
     data: bytes
     began_s: float
+    size: int
 
 
 class _Kept:
-    """Bytes by key: at most `max_bytes`, none older than `ttl_s`, the least recently used go first."""
+    """Bytes by key: at most `max_bytes`, none older than `ttl_s`, the least recently used go first.
+
+    A signal handler may read and write in the middle of any method, in the same thread and so within the lock. What
+    belongs together is therefore changed without a call between.
+    """
 
     def __init__(self, max_bytes: int, ttl_s: float) -> None:
         self._max_bytes, self._ttl_s = max_bytes, ttl_s
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
         self._readings: dict[str, _Reading] = {}
-        #: How many writes of a key, and of all keys, are under way.
-        self._writing: Counter[str] = Counter()
-        self._clearing = 0
+        #: The keys of each write under way; None stands for all keys.
+        self._writes: dict[object, frozenset[str] | None] = {}
         _all.add(self)
 
     def get(self, key: str) -> bytes | None:
-        with self._lock:
+        with self._lock.current:
             entry = self._entries.get(key)
             if entry is None:
                 return None
             if time.monotonic() - entry.began_s >= self._ttl_s:
                 self._drop(key)
                 return None
-            self._entries.move_to_end(key)
+            if key in self._entries:
+                self._entries.move_to_end(key)
             return entry.data
 
     def begin(self, key: str) -> _Reading:
-        with self._lock:
+        with self._lock.current:
             reading = _Reading()
-            if key not in self._writing and not self._clearing:
+            if not any(keys is None or key in keys for keys in list(self._writes.values())):
                 self._readings[key] = reading
             return reading
 
     def end(self, key: str, reading: _Reading, data: bytes | None) -> None:
-        with self._lock:
-            if self._readings.get(key) is not reading:
-                return  # a write began meanwhile, or a later read has taken over
-            del self._readings[key]
-            if data is None or _size(key, data) > self._max_bytes:
-                return
-            self._drop(key)
-            self._entries[key] = _Entry(data, reading.began_s)
-            self._bytes += _size(key, data)
-            while self._bytes > self._max_bytes:
+        with self._lock.current:
+            entry = None
+            if data is not None:
+                entry = _Entry(data, reading.began_s, len(key) + len(data) + _ENTRY_BYTES)
+            # Else a write began meanwhile, or a later read has taken over.
+            if key in self._readings and self._readings[key] is reading:
+                del self._readings[key]
+                if key in self._entries:
+                    self._bytes -= self._entries[key].size
+                    del self._entries[key]
+                if entry is not None and entry.size <= self._max_bytes:
+                    self._entries[key] = entry
+                    self._bytes += entry.size
+            while self._bytes > self._max_bytes and self._entries:
                 self._drop(next(iter(self._entries)))
 
-    @contextmanager
-    def written(self, keys: Iterable[str]) -> Iterator[None]:
-        """While the block writes `keys`, and whether or not it fails, nothing is kept of them.
+    def write(self, keys: Iterable[str] | None, fn: Callable[..., T], *args: Any) -> T:
+        """Return ``fn(*args)``, which writes `keys` (None: any). While it runs nothing is kept of them.
 
         Already before it begins: a reader who got one key of a batch from the engine must not find the old value
         of another here. And until it is over, since a read beside it may still find the old value.
         """
-        keys = set(keys)
-        with self._lock:
-            self._writing.update(keys)
+        names = None if keys is None else frozenset(keys)
+        token = object()
+        try:
+            self._writes[token] = names
+            with self._lock.current:
+                self._forget(names)
+            return fn(*args)
+        finally:
+            self._writes.pop(token, None)
+
+    def after_fork_in_child(self) -> None:
+        # A thread of the parent may have been half way through a change, or be writing.
+        self._forget(None)
+        self._writes.clear()
+
+    def _forget(self, keys: frozenset[str] | None) -> None:
+        if keys is None:
+            self._readings.clear()
+            self._entries.clear()
+            self._bytes = 0
+        else:
             for key in keys:
                 self._readings.pop(key, None)
                 self._drop(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                for key in keys:
-                    self._writing[key] -= 1
-                    if not self._writing[key]:
-                        del self._writing[key]
-
-    @contextmanager
-    def cleared(self) -> Iterator[None]:
-        """The same for all keys."""
-        with self._lock:
-            self._clearing += 1
-            self._forget_all()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._clearing -= 1
-
-    def after_fork_in_child(self) -> None:
-        # A thread of the parent may have held the lock, half way through a change, or be writing.
-        self._lock = threading.Lock()
-        self._forget_all()
-        self._writing.clear()
-        self._clearing = 0
-
-    def _forget_all(self) -> None:
-        self._readings.clear()
-        self._entries.clear()
-        self._bytes = 0
 
     def _drop(self, key: str) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._bytes -= _size(key, entry.data)
-
-
-def _size(key: str, data: bytes) -> int:
-    return len(key) + len(data) + _ENTRY_BYTES
+        if key in self._entries:
+            self._bytes -= self._entries[key].size
+            del self._entries[key]
 
 
 _all: weakref.WeakSet[_Kept] = weakref.WeakSet()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from ..base import StorageBase
 from ..errors import StoreError
+from ..fork import ForkSafeLock
 from ..options import Option
 from .layer import Layer
 
@@ -33,9 +33,10 @@ class Figures(NamedTuple):
     seconds: float = 0.0
 
 
-_Counts = dict[str, Figures]
+# By verb what `Figures` shows, to be changed in place.
+_Counts = dict[str, list[Any]]
 _stores: dict[tuple[str, str], _Counts] = {}
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def snapshot() -> dict[tuple[str, str], dict[str, Figures]]:
@@ -43,8 +44,12 @@ def snapshot() -> dict[tuple[str, str], dict[str, Figures]]:
 
     The figures only grow, and outlive the handles. Namespaces of one name under one label are counted together.
     """
-    with _lock:
-        return {place: dict(counts) for place, counts in _stores.items() if counts}
+    with _lock.current:
+        return {
+            place: {verb: Figures(*figures) for verb, figures in list(counts.items())}
+            for place, counts in list(_stores.items())
+            if counts
+        }
 
 
 def _timed(verb: Callable[Concatenate[Layer, P], T]) -> Callable[Concatenate[MetricsLayer, P], T]:
@@ -102,9 +107,12 @@ def _iterate(counts: _Counts, name: str, iterator: Iterator[T], seconds: float) 
 
 
 def _count(counts: _Counts, verb: str, errors: int, seconds: float) -> None:
-    with _lock:
-        before = counts.get(verb, Figures())
-        counts[verb] = Figures(before.calls + 1, before.errors + errors, before.seconds + seconds)
+    with _lock.current:
+        figures = counts.setdefault(verb, [0, 0, 0.0])
+        # In place and without a call, so that a signal handler that counts meanwhile loses nothing.
+        figures[0] += 1
+        figures[1] += errors
+        figures[2] += seconds
 
 
 class MetricsLayer(Layer):
@@ -112,7 +120,7 @@ class MetricsLayer(Layer):
 
     def __init__(self, inner: StorageBase, label: str, namespace: str) -> None:
         super().__init__(inner)
-        with _lock:
+        with _lock.current:
             self._counts = _stores.setdefault((label, namespace), {})
 
     set = _timed(Layer.set)
@@ -136,9 +144,7 @@ class MetricsLayer(Layer):
 
 
 def _after_fork_in_child() -> None:
-    # The parent goes on counting what it did; a thread of it may have held the lock.
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
+    # The parent goes on counting what it did.
     for counts in _stores.values():
         counts.clear()
 
