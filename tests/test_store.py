@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import os
+import stat
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 import hutch
+from hutch.config import read_config
 from hutch.testing.promises.kit import together
 from hutch.testing.signal_points import Interrupt, Visit, points, raise_interrupt, run_at
 
@@ -562,3 +565,46 @@ def test_plugins_can_be_listed_without_a_config() -> None:
     found = hutch.find_plugins()
     assert isinstance(found, hutch.Discovery)
     assert found.find("lmdb").name == "lmdb"
+
+
+# --- the default store ---
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mode bits")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o377])
+def test_the_default_store_is_its_owner_s_alone(umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HUTCH_STORAGE", "HUTCH_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "share").mkdir()
+    before = os.umask(umask)
+    try:
+        with hutch.connect() as store, store.open("core") as core:
+            core["k"] = 1
+    finally:
+        os.umask(before)
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folders if path.name in ("hutch", "store")}
+    assert made == {"hutch": 0o700, "store": 0o700}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mode bits")
+def test_a_folder_that_exists_and_one_that_the_caller_named_keep_to_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HUTCH_STORAGE", "HUTCH_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    default = Path(str(read_config(None, environ={"XDG_DATA_HOME": str(tmp_path)}).options["path"]))
+    default.mkdir(parents=True)
+    default.chmod(0o750)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    before = os.umask(0o002)
+    try:
+        for config in (None, f"lmdb://{tmp_path}/named"):
+            with hutch.connect(config) as store, store.open("core") as core:
+                core["k"] = 1
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(default.stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "named").stat().st_mode) == 0o775

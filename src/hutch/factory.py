@@ -13,8 +13,8 @@ from .base import Codec
 from .config import CodecConfig, StoreConfig, read_config, url_path
 from .descriptor import PluginInfo
 from .discovery import Discovery, discover
-from .errors import ConfigError, PluginNotFoundError
-from .handlers import passes_through
+from .errors import ConfigError, PluginNotFoundError, StorageUnavailableError
+from .handlers import passes_through, raised_by_handler
 from .installed import HOOKS_GROUP, may_have_entry_points
 from .loader import build_factory
 
@@ -62,6 +62,19 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
             checked.make_codec(codec)
     _check_layers(config)
     return info, build_factory(info, checked)
+
+
+def make_private(config: StoreConfig) -> None:
+    """Make the folder of the default store before its engine would. Raises StorageUnavailableError."""
+    from .filesystem import make_private_folder
+
+    folder = config.options["path"]
+    try:
+        make_private_folder(folder, parents=1)
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
+        raise StorageUnavailableError(f"the folder {folder!r} cannot be made: {error.strerror or error}") from error
 
 
 def _check_layers(config: StoreConfig) -> None:

@@ -168,6 +168,27 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> None:
+    """Make `folder`, and the last `parents` of its parents, for their owner alone, whatever the umask is.
+
+    Parents above are made as usual. A folder that exists already keeps its mode. Raises OSError.
+    """
+    missing = []
+    path = Path(folder)
+    for number, each in enumerate((path, *path.parents)):
+        if each.exists():
+            break
+        missing.append((each, number <= parents))
+    for each, private in reversed(missing):
+        try:
+            each.mkdir(0o700 if private else 0o777)
+        except FileExistsError:
+            continue  # another process was faster
+        if private:
+            each.chmod(0o700)  # the umask may have taken bits of the owner
+        flush_folder(each.parent)
+
+
 def _open(path: str | os.PathLike[str], mode: str, flags: int, permissions: int) -> io.FileIO:
     # One call, so that a signal handler that raises finds either no descriptor or a file that closes itself.
     return next(map(io.FileIO, map(os.open, (path,), (flags | _FLAGS,), (permissions,)), (mode,)))

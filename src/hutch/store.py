@@ -13,7 +13,7 @@ from .base import StoragePluginBase
 from .config import StoreConfig, read_config
 from .descriptor import PluginInfo
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
-from .factory import build, hooks_are_used
+from .factory import build, hooks_are_used, make_private
 from .fork import ForkSafeLock
 from .handlers import passes_through
 from .limits import check_namespace
@@ -312,6 +312,8 @@ class _Layered:
     def open(self, namespace: str) -> Any:
         opened: list[Any] = []
         try:
+            if self._config.private:
+                make_private(self._config)
             # `extend` and `map` run no Python code of their own: no signal handler comes between `open` and the list.
             opened.extend(map(self._factory.open, [namespace]))
             layers = self._config.layers_for(namespace)

@@ -67,6 +67,8 @@ class StoreConfig(Record):
     base_dir: Path = _CWD
     #: Where all this was said, for messages.
     source: str = "argument"
+    #: True for the default store alone: its folder is made for the owner alone, whatever the umask is.
+    private: bool = False
     #: The Errbot-like module or object itself, for plugins that read other attributes of it.
     host_config: object | None = None
 
@@ -99,6 +101,7 @@ class StoreConfig(Record):
             "namespaces": self.namespaces,
             "base_dir": repr(str(self.base_dir)),
             "source": repr(self.source),
+            "private": self.private,
             "host_config": f"<{type(self.host_config).__name__}>",  # its repr may well show its attributes
         }
         return f"StoreConfig({', '.join(f'{name}={value}' for name, value in shown.items())})"

@@ -80,7 +80,7 @@ def _from_surroundings(environ: Mapping[str, str], here: Path) -> StoreConfig:
             raise ConfigError("$HUTCH_CONFIG: expected the path of a file; a URL goes into $HUTCH_STORAGE")
         return _from_file(path, f"$HUTCH_CONFIG ({path})", environ, here)
     options = MappingProxyType({"path": str(_data_dir(environ) / "hutch" / "store")})
-    return StoreConfig("lmdb", options, base_dir=here, source="default")
+    return StoreConfig("lmdb", options, base_dir=here, source="default", private=True)
 
 
 def _data_dir(environ: Mapping[str, str]) -> Path:
