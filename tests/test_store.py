@@ -496,7 +496,7 @@ def test_each_namespace_has_the_codec_of_the_first_rule_that_fits() -> None:
             with store.open(name) as space:
                 space["k"] = [1]
                 assert space["k"] == [1]
-                assert store._factory._root[name]["k"][0] == header
+                assert store._factory._root[name].frames["k"][0] == header
 
 
 @pytest.mark.parametrize(
