@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -359,3 +361,104 @@ def test_closing_in_one_loop_is_seen_by_the_others() -> None:
 
     in_threads([*[lambda: asyncio.run(work())] * LOOPS, lambda: asyncio.run(close())])
     assert not core.is_open_storage()
+
+
+# --- signal handlers that raise ---
+
+INTERRUPTED = """
+import asyncio, gc, random, signal, sys, threading, warnings
+import hutch, hutch.aio
+from hutch import keylocks
+
+class Stop(Exception):
+    pass
+
+def stop(*_):
+    global fired
+    fired += 1
+    raise Stop
+
+async def begin():
+    store = await hutch.aio.connect(sys.argv[1], threads=3)
+    return store, await store.open("core")
+
+async def use(core, task):
+    n = 0
+    while True:
+        n += 1
+        await core.set(f"k{task}", n)
+        acknowledged[task] = n
+        await core.modify("shared", lambda value: value + 1, default=0)
+        async with core.mutable("list", default=[]) as changed:
+            changed[:] = [n]
+
+def interrupted(core, rng):
+    # asyncio itself may lose a wake-up where a handler raises: each time is a loop of its own, as with asyncio.run.
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    tasks = [loop.create_task(use(core, task)) for task in range(4)]
+    loop.call_later(0.012, loop.stop)
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.008))
+    try:
+        loop.run_forever()
+    except Stop:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for task in tasks:
+        task.cancel()
+    try:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=0.2))
+    except RuntimeError:  # stopped before
+        pass
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            assert isinstance(task.exception(), Stop), repr(task.exception())
+    loop.close()
+
+async def end(store, core):
+    async with asyncio.timeout(30):
+        for task, n in acknowledged.items():
+            await core.set(f"k{task}", "end")
+            assert await core[f"k{task}"] == "end"
+        await core.modify("shared", lambda value: value + 1, default=0)
+        await core.modify("list", lambda value: value, default=[])
+        await core.close()
+        await store.close()
+
+fired, acknowledged, rng = 0, {}, random.Random()
+warnings.simplefilter("ignore")
+signal.signal(signal.SIGALRM, stop)
+store, core = asyncio.run(begin())
+for _ in range(int(sys.argv[2])):
+    interrupted(core, rng)
+gc.collect()
+asyncio.run(end(store, core))
+print(f"{fired} interrupts, {keylocks.waiters()} keys held, {threading.active_count()} thread")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGALRM on Windows")
+@pytest.mark.parametrize("engine", ["memory", "lmdb", "sqlite"])
+def test_handlers_that_raise_leave_no_key_held_no_thread_and_no_call_that_never_ends(
+    engine: str, tmp_path: Any
+) -> None:
+    url = "memory://" if engine == "memory" else f"{engine}://{tmp_path}/data"
+    command = [sys.executable, "-c", INTERRUPTED, url, "40"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith(" interrupts, 0 keys held, 1 thread\n")
+
+
+def test_the_default_executor_of_the_loop_is_left_to_the_application(url: str) -> None:
+    async def main() -> None:
+        async with hutch.aio.connect(url) as store, store.open("core") as core:
+            await core.set("k", 1)
+            await core.modify("k", lambda n: n + 1)
+            async with core.mutable("k"):
+                pass
+            assert [key async for key in core] == ["k"]
+            assert await store.namespaces() == ["core"]
+        assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
+
+    asyncio.run(main())

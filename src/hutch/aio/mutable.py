@@ -12,7 +12,7 @@ import hutch
 from ..keylocks import current_owner
 from ..limits import plain_function
 from ..workers import Calls
-from ..workers.pool import Call
+from ..workers.call import Call
 from .habits import Opened
 from .ticket import TaskTicket
 

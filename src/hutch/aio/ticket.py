@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any, Final
 
 from ..keylocks import Ticket
-from ..workers.pool import DONE, HELD, Call, WorkerPool
+from ..workers import WorkerPool
+from ..workers.call import DONE, HELD, Call
 
 # A waiting task is woken by the one before it. Where that one came to a sudden end, the wait ends after this.
 _LONGEST_NAP_S: Final = 1.0

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from ..errors import StorageTimeoutError
-from .pool import DONE, GRACE_S, HELD, Call, CallGroup, WorkerPool
+from .call import DONE, HELD, Call, CallGroup
+from .pool import GRACE_S, WorkerPool
 
 T = TypeVar("T")
 
@@ -19,6 +20,8 @@ T = TypeVar("T")
 Keys = tuple[str, ...] | None
 
 _PATIENCE_S: Final = 60.0
+# A waiting task is woken. Where a signal handler raised in place of that, the wait ends after this.
+_LONGEST_NAP_S: Final = 1.0
 
 
 def patience_s(options: Mapping[str, object]) -> float:
@@ -153,7 +156,7 @@ class Calls:
     async def _is_closed_by_another(self) -> bool:
         closing = self._group.closing
         while closing is not None and closing.state != DONE and not closing.is_abandoned:
-            await self._changed(closing, None)
+            await self._changed(closing)
         return closing is not None and closing.state == DONE
 
     async def _is_held_up(self, closing: Call[Any]) -> bool:
@@ -172,7 +175,7 @@ class Calls:
         """Wait until all calls are done, for abandoned ones `GRACE_S` at most and only once."""
         unfinished = self._group.unfinished
         while wanted := [call for call in unfinished.copy() if not call.is_abandoned]:
-            await self._changed(wanted[0], None)
+            await self._changed(wanted[0])
         until_s = time.monotonic() + GRACE_S
         for call in unfinished.copy():
             while call.state != DONE and not call.is_forsaken:
@@ -209,14 +212,14 @@ class Calls:
             f"for it ({self.patience_s:g} s at most) and was not sent. Try again later"
         )
 
-    async def _changed(self, call: Call[Any], timeout_s: float | None) -> None:
-        """Wait until `call` is done or abandoned."""
+    async def _changed(self, call: Call[Any], timeout_s: float = _LONGEST_NAP_S) -> None:
+        """Wait until `call` is done or abandoned, or the time is over; look again afterwards."""
         loop = self.loop()
         waiter: asyncio.Future[None] = loop.create_future()
         wake = partial(_wake, loop, waiter)
         if self.pool.watch(call, wake):
             try:
-                await asyncio.wait([waiter], timeout=timeout_s)
+                await asyncio.wait([waiter], timeout=min(timeout_s, _LONGEST_NAP_S))
             finally:
                 with suppress(ValueError):
                     call.callbacks.remove(wake)

@@ -6,9 +6,7 @@ its thread until the storage has answered, and the pool starts another thread in
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import contextvars
 import os
 import threading
 import time
@@ -16,11 +14,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, Final
 
-from ..errors import StorageUnavailableError, StoreNotOpenError
-
-T = TypeVar("T")
+from ..errors import StorageUnavailableError
+from .call import DONE, HELD, RUNNING, WAITING, Call, CallGroup
 
 #: How long `close` and the end of the process wait for abandoned calls, in seconds.
 GRACE_S: Final = 1.0
@@ -28,70 +26,6 @@ GRACE_S: Final = 1.0
 _REPLACEMENTS: Final = 3
 _BEFORE_REPLACING_S: Final = 0.05
 _JOIN_S: Final = 1.0
-
-HELD: Final = "held"
-WAITING: Final = "waiting"
-RUNNING: Final = "running"
-DONE: Final = "done"
-
-
-class Call(Generic[T]):
-    """One call of `fn` in a thread. Its `future` belongs to the event loop that made the call."""
-
-    __slots__ = (
-        *("args", "callbacks", "context", "fn", "future", "group"),
-        *("is_abandoned", "is_forsaken", "keys", "state", "undo"),
-    )
-
-    def __init__(
-        self,
-        group: CallGroup,
-        loop: asyncio.AbstractEventLoop,
-        fn: Callable[..., T],
-        args: tuple[Any, ...] = (),
-        keys: tuple[str, ...] | None = (),
-        undo: Callable[[T], object] | None = None,
-    ) -> None:
-        self.group = group
-        self.fn = fn
-        self.args = args
-        self.context = contextvars.copy_context()
-        self.future: asyncio.Future[T] = loop.create_future()
-        #: The keys that the call writes; None stands for all of them.
-        self.keys = keys
-        #: Called with the result if nobody waits for it any more.
-        self.undo = undo
-        self.state = HELD
-        #: Whether the caller gave up after the call had begun.
-        self.is_abandoned = False
-        #: Whether a `close` waited for the abandoned call already; no other one waits again.
-        self.is_forsaken = False
-        #: Called, in any thread, when the call is done or abandoned.
-        self.callbacks: list[Callable[[], object]] = []
-
-
-class CallGroup:
-    """The unfinished calls of one handle, or of a store together with its handles, whose `parent` it is."""
-
-    __slots__ = ("__weakref__", "abandoned", "closing", "parent", "refusal", "unfinished")
-
-    def __init__(self, parent: CallGroup | None = None) -> None:
-        self.parent = parent
-        self.unfinished: dict[Call[Any], None] = {}
-        #: Writes that have begun and that nobody waits for.
-        self.abandoned: dict[Call[Any], None] = {}
-        #: The call that closes the handle or the store; it begins when every other one is done.
-        self.closing: Call[Any] | None = None
-        #: Why no more calls are taken; None as long as they are.
-        self.refusal: str | None = None
-
-    def check_open(self) -> None:
-        """Raise StoreNotOpenError if no more calls are taken, here or by the parent."""
-        group: CallGroup | None = self
-        while group is not None:
-            if group.refusal is not None:
-                raise StoreNotOpenError(group.refusal)
-            group = group.parent
 
 
 class WorkerPool:
@@ -112,12 +46,11 @@ class WorkerPool:
         # Re-enterable: a finalizer that runs while it is held may end the pool.
         self._lock = threading.RLock()
         self._started = 0
-        self._abandoned = 0
         self._waiting: OrderedDict[Call[Any], None] = OrderedDict()
         self._running: dict[Call[Any], None] = {}
         self._workers: set[threading.Thread] = set()
-        # Each idle thread sleeps on a lock of its own.
-        self._idle: list[threading.Lock] = []
+        # Each idle thread sleeps on a queue of its own. A thread that is woken twice finds nothing to do, no more.
+        self._idle: list[SimpleQueue[None]] = []
 
     def group(self, parent: CallGroup | None = None) -> CallGroup:
         """Return a new group of calls of this pool."""
@@ -145,8 +78,8 @@ class WorkerPool:
             if call not in self._waiting:
                 return False
             del self._waiting[call]
-            callbacks = self._end(call)
-        _call_all(callbacks)
+            self._end(call)
+        call.notify()
         return True
 
     def abandon(self, call: Call[Any]) -> None:
@@ -156,15 +89,12 @@ class WorkerPool:
         """
         if call is not call.group.closing and self.withdraw(call):
             return
-        callbacks: list[Callable[[], object]] = []
         with self._lock:
             if call.state != DONE and not call.is_abandoned:
-                call.is_abandoned = True
-                self._abandoned += call.state == RUNNING
                 if call.keys != ():
-                    _owner(call).abandoned[call] = None
-                callbacks = _taken(call)
-        _call_all(callbacks)
+                    call.blocked_group().abandoned[call] = None
+                call.is_abandoned = True
+        call.notify()
         if call.state == DONE:
             self._discard(call)
         try:
@@ -193,7 +123,7 @@ class WorkerPool:
             group.refusal = refusal
             group.closing = call
             if group.parent is not None:
-                _register(call, group.parent)
+                group.parent.add(call)
             if not group.unfinished:
                 self._enqueue(call)
         self._grow()
@@ -203,10 +133,9 @@ class WorkerPool:
         """End the threads as soon as no call waits; with `join`, threads that are idle have ended on return."""
         with self._lock:
             self._is_shut = True
-            idle, self._idle = self._idle, []
+            for wake in self._idle:
+                wake.put(None)
             workers = [] if self._running or self._waiting or not join else list(self._workers)
-        for wake in idle:
-            wake.release()
         for worker in workers:
             if worker is not threading.current_thread():
                 worker.join(_JOIN_S)
@@ -242,28 +171,28 @@ class WorkerPool:
     # --- in the threads ---
 
     def _work(self) -> None:
-        wake = threading.Lock()
-        wake.acquire()
+        wake: SimpleQueue[None] = SimpleQueue()
         while (call := self._next(wake)) is not None:
             self._run(call)
             del call  # a sleeping thread must not keep a value alive
 
-    def _next(self, wake: threading.Lock) -> Call[Any] | None:
+    def _next(self, wake: SimpleQueue[None]) -> Call[Any] | None:
         """Return the next call for a thread, which sleeps until there is one; None ends the thread."""
         while True:
             with self._lock:
+                if wake in self._idle:
+                    self._idle.remove(wake)
                 is_surplus = len(self._workers) > self._limit()
                 if self._waiting and not is_surplus:
                     call, _ = self._waiting.popitem(last=False)
                     call.state = RUNNING
                     self._running[call] = None
-                    self._abandoned += call.is_abandoned
                     return call
                 if is_surplus or self._is_shut:
                     self._workers.discard(threading.current_thread())
                     return None
                 self._idle.append(wake)
-            wake.acquire()
+            wake.get()
 
     def _run(self, call: Call[Any]) -> None:
         result: Any = None
@@ -289,24 +218,29 @@ class WorkerPool:
                 undo, call.undo = call.undo, None
                 return undo
             self._running.pop(call, None)
-            self._abandoned -= call.is_abandoned
-            callbacks = self._end(call)
-        _call_all(callbacks)
+            self._end(call)
+        call.notify()
         return None
 
     # --- inside, with the lock held ---
 
     def _limit(self) -> int:
-        return self._most + min(self._abandoned, _REPLACEMENTS * self._most)
+        """Return how many threads there may be. Nothing is counted along: a signal handler may raise anywhere."""
+        if len(self._workers) < self._most:
+            return self._most
+        abandoned = sum(call.is_abandoned for call in self._running)
+        return self._most + min(abandoned, _REPLACEMENTS * self._most)
 
     def _enqueue(self, call: Call[Any]) -> None:
         call.state = WAITING
         self._waiting[call] = None
         if self._idle:
-            self._idle.pop().release()
+            # In this order: if a signal handler raises in between, the thread takes itself off the list.
+            self._idle[-1].put(None)
+            self._idle.pop()
 
-    def _end(self, call: Call[Any]) -> list[Callable[[], object]]:
-        """Forget `call`, and let the closing call begin that waited for it; return the callbacks to be called."""
+    def _end(self, call: Call[Any]) -> None:
+        """Forget `call`, and let the closing call begin that waited for it."""
         call.state = DONE
         group: CallGroup | None = call.group
         while group is not None:
@@ -315,7 +249,6 @@ class WorkerPool:
             if group.closing is not None and group.closing.state == HELD and not group.unfinished:
                 self._enqueue(group.closing)
             group = group.parent
-        return _taken(call)
 
     # --- inside ---
 
@@ -323,7 +256,7 @@ class WorkerPool:
         with self._lock:
             # In this order: a signal handler that raises in between leaves no call that is never made.
             self._enqueue(call)
-            _register(call, call.group)
+            call.group.add(call)
         if (error := self._grow()) is not None and self.withdraw(call):
             raise StorageUnavailableError(f"{error}, and the call was not made; try again later") from error
 
@@ -352,29 +285,6 @@ class WorkerPool:
                 self._workers.discard(worker)
             raise
         return None
-
-
-def _owner(call: Call[Any]) -> CallGroup:
-    """Return the group whose later calls wait for `call`: for the closing call of a handle it is the store's."""
-    group = call.group
-    return group.parent if call is group.closing and group.parent is not None else group
-
-
-def _register(call: Call[Any], group: CallGroup) -> None:
-    one: CallGroup | None = group
-    while one is not None:
-        one.unfinished[call] = None
-        one = one.parent
-
-
-def _taken(call: Call[Any]) -> list[Callable[[], object]]:
-    callbacks, call.callbacks = call.callbacks, []
-    return callbacks
-
-
-def _call_all(callbacks: list[Callable[[], object]]) -> None:
-    for callback in callbacks:
-        callback()
 
 
 def _deliver(pool: WorkerPool, call: Call[Any], result: Any, error: BaseException | None) -> None:
