@@ -17,8 +17,9 @@ class Database(ABC):
     """One open database. Whoever uses it holds a lock: no dialect is safe for threads.
 
     A call of the same thread may interrupt any other, as a signal handler does, and then only reads: until `write` is
-    done, reading gives what was there before. After an exception in `write` or `clear` the files are whole, and what
-    is in memory may not be what they say: the database is released and opened again.
+    done, reading gives what was there before. A `write` or `clear` that raises a StoreError has changed nothing. After
+    any other exception, such as what a handler raised, the files are whole, and what is in memory may not be what they
+    say: the database is released and opened again.
     """
 
     #: Let go of the files. A C function, so that a signal handler finds it either done or not begun.

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from hutch import CorruptValueError, StorageFullError
+from hutch import CorruptValueError, StorageFullError, StoreError
 from hutch.filesystem import create_file, open_existing, write_all
 from hutch.handlers import raised_by_handler, suppress_own
 
@@ -79,13 +79,17 @@ class DumbDatabase(Database):
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         index = self._index
-        placed = self._put_all(changes)
-        removed = {key for key, value in changes.items() if value is None and key in index}
-        if len(placed) == 1 and not removed and self._lines < 2 * len(index) + _SPARE_LINES:
-            self._add_line(*next(iter(placed.items())))
-        elif placed or removed:
-            index = {key: at for key, at in {**index, **placed}.items() if key not in removed}
-            self._write_index(index)
+        try:
+            placed = self._put_all(changes)
+            removed = {key for key, value in changes.items() if value is None and key in index}
+            if len(placed) == 1 and not removed and self._lines < 2 * len(index) + _SPARE_LINES:
+                self._add_line(*next(iter(placed.items())))
+            elif placed or removed:
+                index = {key: at for key, at in {**index, **placed}.items() if key not in removed}
+                self._write_index(index)
+        except StoreError:  # the index is the old one
+            self._find_free()
+            raise
         if self._is_tidy:
             freed = (self._index[key] for key in changes if key in self._index)
             self._free += [(position, _blocks(size)) for position, size in freed]

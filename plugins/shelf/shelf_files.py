@@ -143,9 +143,11 @@ class Place:
 
     def flush(self) -> None:
         """Flush the files that hold data, and their names, to the disk. Raises OSError."""
+        # Windows flushes only what may be written to.
+        mode = "r+b" if _ON_WINDOWS else "rb"
         for suffix in _SUFFIXES[self.dialect]:
             if suffix in _DATA_SUFFIXES:
-                with suppress_own(FileNotFoundError), open_existing(self.file(suffix), "r+b") as file:
+                with suppress_own(FileNotFoundError), open_existing(self.file(suffix), mode) as file:
                     os.fsync(file.fileno())
         flush_folder(self.base.parent)
 

@@ -18,8 +18,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hutch import ConflictError, StorageUnavailableError
+from hutch import ConflictError, StorageUnavailableError, StoreError
 from hutch.filesystem import validate_regular_file
+from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock
 
 from .shelf_database import Database
@@ -152,12 +153,20 @@ class SharedShelf:
         self._must_be_in_place()
         self._wrote = True
         self._is_current = False
-        result = fn(database, *args)
-        # A write may put new files in the place of the old.
-        assert self._place is not None
-        self._files = self._place.identities()
-        self._is_current = True
+        try:
+            result = fn(database, *args)
+        except StoreError as error:
+            if not raised_by_handler(error):  # a full disk, for one: the database undid what it could not do
+                self._note_files()
+            raise
+        self._note_files()
         return result
+
+    def _note_files(self) -> None:
+        # A write may put new files in the place of the old.
+        if self._place is not None:
+            self._files = self._place.identities()
+            self._is_current = True
 
     def _validate(self) -> None:
         if self._busy is None:

@@ -23,6 +23,7 @@ import io
 import pickle
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, time
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,6 +46,8 @@ from .shelf_shared import SharedShelf, open_shelf, share
 
 # What Errbot writes: a bot on any Python 3 reads it back.
 _PROTOCOL = 2
+# How many values an iterator reads at once.
+_CHUNK_KEYS = 16
 
 
 class ShelfPlugin(StoragePluginBase):
@@ -187,10 +190,12 @@ class ShelfStorage(StorageBase):
         return self._items(self.scan_keys(prefix, start, stop, reverse))
 
     def _items(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        for key in keys:
-            data = self._read(key)
-            if data is not None:
-                yield key, self._loaded(key, data)
+        rest = iter(keys)
+        while chunk := list(islice(rest, _CHUNK_KEYS)):
+            found = self._shelf.read(self._wait_s, _get_all, [key.encode() for key in chunk])
+            for key, data in zip(chunk, found, strict=True):
+                if data is not None:
+                    yield key, self._loaded(key, data)
 
     def clear(self) -> None:
         self._shelf.write_if_there(self._wait_s, _clear)
@@ -289,6 +294,10 @@ def _decoded_key(key: bytes, where: str) -> str:
 
 def _get(database: Database | None, key: bytes) -> bytes | None:
     return None if database is None else database.get(key)
+
+
+def _get_all(database: Database | None, keys: list[bytes]) -> list[bytes | None]:
+    return [None] * len(keys) if database is None else [database.get(key) for key in keys]
 
 
 def _contains(database: Database | None, key: bytes) -> bool:
