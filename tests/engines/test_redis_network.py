@@ -486,3 +486,34 @@ def test_options_in_the_url_option_are_named_without_their_values(redis_server: 
         connect("redis", url=f"{redis_server.url[:-2]}?db=1&password=hunter2&hunter3")
     assert "hunter" not in str(caught.value)
     connect("redis", url=redis_server.url[:-2], db=1, prefix=prefix).close()
+
+
+# --- speed ---
+
+
+def test_items_cost_about_what_reading_all_at_once_and_decoding_does(redis_server: RedisServer, prefix: str) -> None:
+    with connect(redis_server.unix_url, prefix=prefix) as store, store.open("core") as core:
+        core.update({f"key{i:06}": {"n": i, "s": "x" * 60} for i in range(10_000)})
+        storage: Any = hutch.load_plugin("redis", {"url": redis_server.unix_url, "prefix": prefix}).open("core")
+
+        def ours() -> None:
+            for _ in core.items():
+                pass
+
+        with closing(redis.Redis(unix_socket_path=str(redis_server.socket))) as client:
+
+            def theirs() -> None:
+                found = client.hgetall(f"{prefix}:{{core}}:values")
+                keys = [key.decode() for key in found]
+                dict(zip(keys, storage._decode_many(list(found.values()), storage._seeds(keys)), strict=True))
+
+            times: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
+            for _ in range(7):
+                for work, took in times.items():
+                    started = time.perf_counter()
+                    work()
+                    took.append(time.perf_counter() - started)
+        storage._plugin.close()
+    ratio = min(times[ours]) / min(times[theirs])
+    print(f"items(): {ratio:.2f} of HGETALL and decoding")
+    assert ratio < 1.15 * 3
