@@ -23,8 +23,9 @@ _IDLE_READERS = 8
 class Readers:
     """A pool of connections that read. A reader never waits for a writer: it sees the last commit.
 
-    Whatever a signal handler raises, a connection goes back to the pool in the first operation of a `finally`; one that
-    was lost before, on its way out of the pool, is found again when the next is needed.
+    A connection goes back to the pool only where all went well. Whatever is raised, by a signal handler too, closes it,
+    since a kept traceback may keep a part of a read that was not ended. One that a handler's exception lost on its way
+    out of the pool, before it had a name, is found again when the next is needed.
     """
 
     def __init__(self, file: DatabaseFile) -> None:
@@ -41,24 +42,19 @@ class Readers:
 
         Raises NoDataError if there is no file.
         """
-        reader: Connection | None
         try:
             reader = self.idle.pop()
         except IndexError:
             reader = self._opening.run(self._file.wait_s, self._take)
         try:
-            return self._file.run(work, reader, *args)
+            result = self._file.run(work, reader, *args)
         except BaseException:
-            if not is_open(reader):
-                self._all.discard(reader)
-                reader = None
+            reader.close()
             raise
-        finally:
-            # No call comes before: a signal handler could raise after it.
-            if reader is not None:
-                self.idle.append(reader)
-                if len(self.idle) > _IDLE_READERS or not self._file.users:
-                    self.trim()
+        self.idle.append(reader)
+        if len(self.idle) > _IDLE_READERS or not self._file.users:
+            self.trim()
+        return result
 
     def trim(self) -> None:
         """Close the idle readers that are too many; once the last user is gone, all."""
@@ -114,20 +110,26 @@ class Readers:
         return reader
 
     def _lost(self) -> list[Connection]:
-        """Return the readers that are not idle and that no code uses: a handler raised before they had a name.
+        """Return the open readers that are not idle and that no code uses: a handler raised before they had a name.
 
         Call it only while `_opening` is held, since every caller takes them for its own.
         """
-        lost = []
-        probe = object()
+        lost: list[Connection] = []
+        if len(self._all) == len(self.idle):
+            return lost
+        # Whoever uses a reader has a reference to it, besides those that every connection has, to itself and from
+        # `self._all`, in the place of which stands the name `probe`.
+        probe = Connection(":memory:")
         unused = 0
-        # Whoever uses a reader has a reference to it. For the probe, `probe` stands in the place of `self._all`.
         for reader in [probe, *self._all]:
             count = sys.getrefcount(reader)
             if reader is probe:
                 unused = count
-            elif count <= unused and isinstance(reader, Connection):
+            elif not is_open(reader):
+                self._all.discard(reader)
+            elif count <= unused:
                 lost.append(reader)
+        probe.close()
         return lost
 
     def _close_lost(self) -> None:

@@ -7,7 +7,6 @@ sqlite_file.py.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
@@ -302,15 +301,18 @@ class SqliteStorage(EncodedStorage):
         except IndexError:
             return self._shared.row(sql, parameters)
         try:
-            return reader.execute(sql, parameters).fetchone()
-        except sqlite3.Error as error:
+            row = reader.execute(sql, parameters).fetchone()
+        except BaseException as error:
+            # As in `Readers.run`.
+            reader.close()
             if not is_from_sqlite(error):
                 raise
-            # Perhaps only busy: the long way waits, or says what is wrong.
-        finally:
+        else:
             idle.append(reader)
             if self._idle is not idle:
                 self._trim()  # closed meanwhile
+            return row
+        # Perhaps only busy: the long way waits, or says what is wrong.
         return self._shared.row(sql, parameters)
 
     def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[list[Any]]:

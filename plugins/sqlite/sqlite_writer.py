@@ -129,6 +129,8 @@ class Writer:
                 continue
             if connection is self._new:
                 self._new = None
+                if not is_open(connection):
+                    continue  # not connected yet, or failed
             elif connection.in_transaction:
                 self._connection = None
             else:
