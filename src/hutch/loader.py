@@ -128,7 +128,9 @@ def _sha256() -> Any:
     """That of Python itself where there is one, as `random` does it: hashlib loads OpenSSL, for one short path."""
     try:
         return importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
-    except ImportError:
+    except ImportError as error:
+        if passes_through(error):
+            raise
         return importlib.import_module("hashlib").sha256
 
 
