@@ -10,15 +10,18 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
 
 import hutch
@@ -575,6 +578,45 @@ def test_an_error_shows_where_it_came_from_when_asked(url: str, monkeypatch: pyt
     assert "Traceback" in hutch_(*broken).err
     monkeypatch.setenv("HUTCH_DEBUG", "0")
     assert "Traceback" not in hutch_(*broken).err
+
+
+def _put(url: str, body: bytes) -> None:
+    """Store a frame of msgpack `body` under core, k."""
+    frame = b"\x92" + body + b"\xce"
+    with hutch.connect(url) as store, store.open("core") as handle:
+        storage = handle._store
+        assert isinstance(storage, hutch.EncodedStorage)
+        storage.write("k", frame + struct.pack("<I", zlib.crc32(frame, zlib.crc32(b"k"))))
+
+
+def test_neither_a_message_nor_a_traceback_shows_a_stored_value_or_an_escape_code(tmp_path: Path, url: str) -> None:
+    (tmp_path / "quoting.py").write_text(
+        "import hutch\nclass User: pass\n"
+        "def decode(state):\n"
+        "    try:\n        int(state)\n"
+        "    except ValueError as error:\n        raise RuntimeError(f'bad {state}') from error\n"
+        "hutch.register_type(User, name='User', encode=lambda user: 1, decode=decode)\n"
+    )
+    secret = "\x1b]0;PWNED\x07" + "SECRET" * 100
+    packed = ormsgpack.packb
+    bodies = {
+        "a registered type": packed(ormsgpack.Ext(17, packed(["User", secret]))),
+        "a zone": packed(ormsgpack.Ext(6, packed(["2024-01-01T00:00:00", 0, secret]))),
+        "a date": packed(ormsgpack.Ext(7, secret.encode())),
+        "a datetime": packed(ormsgpack.Ext(6, packed([secret[:26], 0, None]))),
+        "a Decimal": packed(ormsgpack.Ext(10, secret.encode())),
+        "a UUID": packed(ormsgpack.Ext(13, secret.encode())),
+        "a path": packed(ormsgpack.Ext(14, packed([secret, False, b"x"]))),
+        "a name that is not registered": packed(ormsgpack.Ext(17, packed(["\x1b]0;PWNED\x07", 1]))),
+    }
+    for what, body in bodies.items():
+        _put(url, body)
+        for debug in ([], ["--debug"]):
+            ran = hutch_process(*debug, "--import", "quoting", "-s", url, "get", "core", "k")
+            assert ran.returncode == 4, (what, ran)
+            assert "SECRET" not in ran.stdout + ran.stderr, (what, ran.stderr)
+            assert "\x1b" not in ran.stdout + ran.stderr, what
+            assert ("Traceback" in ran.stderr) == bool(debug)
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])

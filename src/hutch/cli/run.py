@@ -31,6 +31,8 @@ from . import formats, inspect, items, move  # noqa: F401 - each adds its comman
 from .app import Call, hutch
 from .show import printable
 
+# Packages whose errors say what is wrong with a file or a server, and quote no value.
+_DRIVERS = frozenset({"lmdb", "sqlite3", "redis", "click"})
 _USAGE, _STORAGE, _UNREADABLE, _INTERRUPTED = 2, 3, 4, 130
 _USAGE_ERRORS = (
     ConfigError,
@@ -84,9 +86,32 @@ def _end(error: BaseException, call: Call) -> int:
     except OSError:
         _abandon_output()
     if call.debug and not isinstance(error, click.ClickException):
-        _tell(redact("".join(traceback.format_exception(error))).rstrip("\n"))
+        _tell(_traceback(error))
     _tell(f"hutch: {printable(redact(told))}")
     return code
+
+
+def _traceback(error: BaseException) -> str:
+    """The tracebacks of `error` and of what led to it, fit for a terminal, without the text that may quote a value."""
+    told: list[str] = []
+    following: BaseException | None = error
+    seen: set[int] = set()
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(following.__traceback__)]
+        told.append("".join(lines) + _described(following))
+        suppressed = following.__suppress_context__ or following.__cause__ is not None
+        following = following.__cause__ if suppressed else following.__context__
+    text = redact("\n\nThis led to:\n\n".join(reversed(told)))
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _described(error: BaseException) -> str:
+    """The type of `error`, and its text unless that may quote a value, as that of an application's code may."""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    if isinstance(error, StoreError | OSError | ImportError) or kind.partition(".")[0] in _DRIVERS:
+        return printable(f"{kind}: {error}")
+    return f"{printable(kind)} (its text may quote a value and is not shown)"
 
 
 def _judge(error: BaseException) -> tuple[int, str]:
@@ -107,7 +132,7 @@ def _judge(error: BaseException) -> tuple[int, str]:
         return _STORAGE, told
     if isinstance(error, OSError):
         return _STORAGE, f"{error.filename or 'input or output failed'}: {error.strerror or told}"
-    return _STORAGE, f"unexpected {type(error).__name__}: {told}. HUTCH_DEBUG=1 shows where; please report it"
+    return _STORAGE, f"unexpected {type(error).__name__}. HUTCH_DEBUG=1 shows where; please report it"
 
 
 def _tell(text: str) -> None:
