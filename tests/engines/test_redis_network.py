@@ -503,7 +503,7 @@ def test_items_cost_about_what_reading_all_at_once_and_decoding_does(redis_serve
         with closing(redis.Redis(unix_socket_path=str(redis_server.socket))) as client:
 
             def theirs() -> None:
-                found = client.hgetall(f"{prefix}:{{core}}:values")
+                found: Any = client.hgetall(f"{prefix}:{{core}}:values")
                 keys = [key.decode() for key in found]
                 dict(zip(keys, storage._decode_many(list(found.values()), storage._seeds(keys)), strict=True))
 
