@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self
 from .errors import CapabilityError, ConflictError
 from .handlers import is_missing, passes_through
 from .keylocks import WAIT_S, run_swap
+from .limits import PLAIN_TYPES, check_result
 from .options import Option, read_options
 from .record import Record
 
@@ -249,7 +250,7 @@ class StorageBase(ABC):
 
         `fn` gets a fresh value each time it is called, and may be called more than once. If there is no such
         key it gets a copy of `default`; without one, KeyError. If `fn` returns MISSING the key is removed.
-        Raises ConflictError after 60 s of lost races. As atomic as `atomic-modify` says.
+        Raises ConflictError after 60 s of lost races, TypeError if `fn` is async. As atomic as `atomic-modify` says.
         """
         backoff_s = _FIRST_BACKOFF_S
         deadline = time.monotonic() + _MODIFY_PATIENCE_S
@@ -260,6 +261,8 @@ class StorageBase(ABC):
                     raise KeyError(key)
                 value = copy.deepcopy(default)
             value = fn(value)
+            if type(value) not in PLAIN_TYPES:
+                check_result(value, fn, key)
             if self.set_if_unchanged(key, token, value):
                 return value
             if time.monotonic() > deadline:

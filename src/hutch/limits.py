@@ -21,6 +21,9 @@ MAX_VALUE_BYTES = 512 * 1024 * 1024
 # Of a code object, as inspect.CO_COROUTINE; importing inspect takes longer than importing hutch.
 _CO_COROUTINE: Final = 0x80
 
+#: Types that most results of a function have, which need no closer look.
+PLAIN_TYPES: Final = frozenset({int, str, dict, list, float, bool, bytes, tuple, set})
+
 # A code point takes at most four bytes, so a text of this length needs no counting.
 _SHORT = MAX_KEY_BYTES // 4
 
@@ -124,25 +127,25 @@ def check_value_size(key: str, size_bytes: int) -> None:
         )
 
 
-def plain_function(fn: Callable[[Any], Any], key: str) -> Callable[[Any], Any]:
-    """Return `fn`, as a function that raises TypeError in place of an awaitable result, which is closed.
-
-    Raises TypeError at once if `fn` is an ``async def``.
-    """
-    if getattr(getattr(fn, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
+def check_function(fn: Callable[[Any], Any], key: str) -> None:
+    """Raise TypeError if `fn`, given to `modify` of `key`, is an ``async def``."""
+    try:
+        is_async = fn.__code__.co_flags & _CO_COROUTINE
+    except AttributeError:  # no Python function
+        return
+    if is_async:
         _refuse_async(fn, key)
 
-    def checked(value: Any) -> Any:
-        result = fn(value)
-        if hasattr(type(result), "__await__"):
-            # A coroutine that is not closed would be warned about: it was never awaited.
-            close = getattr(result, "close", None)
-            if callable(close):
-                close()
-            _refuse_async(fn, key)
-        return result
 
-    return checked
+def check_result(result: object, fn: Callable[[Any], Any], key: str) -> None:
+    """Raise TypeError if `result`, which `fn` returned to `modify` of `key`, must be awaited; it is closed."""
+    if type(result) in PLAIN_TYPES or not hasattr(type(result), "__await__"):
+        return
+    # A coroutine that is not closed would be warned about: it was never awaited.
+    close = getattr(result, "close", None)
+    if callable(close):
+        close()
+    _refuse_async(fn, key)
 
 
 def _refuse_async(fn: object, key: str) -> NoReturn:

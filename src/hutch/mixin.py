@@ -22,7 +22,7 @@ from .errors import StoreAlreadyOpenError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handlers import is_missing, passes_through
 from .keylocks import refuse_nested_write, run_locked, swapping
-from .limits import check_key, check_keys, check_namespace, explain_failure, plain_function
+from .limits import check_function, check_key, check_keys, check_namespace, explain_failure
 from .mutable import Mutable
 
 T = TypeVar("T")
@@ -303,7 +303,8 @@ class StoreMixin(MutableMapping[str, Any]):
         among all processes where `capabilities` has `atomic-modify`. Raises ConflictError after 60 s.
         """
         key, store = check_key(key), self._store
-        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, plain_function(fn, key), default)
+        check_function(fn, key)
+        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
 
     def mutable(self, key: str, default: Any = None) -> AbstractContextManager[Any]:
         """Read a value, let the block change it in place, write it back: ``with ns.mutable("k", {}) as v:``.

@@ -10,7 +10,7 @@ from typing import Any
 import hutch
 
 from ..keylocks import current_owner
-from ..limits import plain_function
+from ..limits import check_function
 from ..workers import Calls
 from ..workers.call import Call
 from .habits import Opened
@@ -19,10 +19,11 @@ from .ticket import TaskTicket
 
 async def modify(handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any) -> Any:
     """Modify `key` in a thread when it is this task's turn, and return the new value."""
+    check_function(fn, key)
     storage = handle._store
     # Not of the handle: it would wait, in the thread, for the key that the task holds.
     call: Call[Any] = calls.prepare(storage.modify, keys=(key,))
-    call.args = (key, _Function(plain_function(fn, key), call), default)
+    call.args = (key, _Function(fn, call), default)
     ticket = TaskTicket(storage.lock_scope, key)
     call.context.run(current_owner.set, ticket.owner)
     try:
@@ -95,6 +96,7 @@ class _Function:
     def __init__(self, fn: Callable[[Any], Any], call: Call[Any]) -> None:
         self._fn = fn
         self._call = call
+        self.__qualname__ = getattr(fn, "__qualname__", type(fn).__name__)
 
     def __call__(self, value: Any) -> Any:
         if self._call.is_abandoned:
