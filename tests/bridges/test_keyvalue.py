@@ -805,7 +805,7 @@ def test_a_server_that_hangs_leaves_look_ups_and_callers_alone() -> None:
         store = HutchStore(f"{server.url}?timeout_s=20")
         await store.put("k", {"n": 1})
         server.stall()
-        calls = [asyncio.create_task(store.put(f"k{n}", {})) for n in range(50)]
+        calls: list[asyncio.Task[Any]] = [asyncio.create_task(store.put(f"k{n}", {})) for n in range(50)]
         calls += [asyncio.create_task(store.get("k")) for _ in range(50)]
         await asyncio.sleep(0.1)
         began_s = time.monotonic()
