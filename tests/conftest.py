@@ -56,6 +56,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long form of the conformance kit takes its time."""
+    signals = int(os.environ.get("HUTCH_INTERRUPTS", "0"))
+    if signals >= 1000:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(600 + signals))
+
+
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """A test that needs a small disk runs as root of a user namespace of its own if this user may not mount."""
     if "small_disk" not in pyfuncitem.fixturenames or may_mount():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,50 @@ FAULTS = {
     "KeepsItsLockInAForkedChild": "Forks while threads write",
     "HoldsALockWhileItIterates": "In the middle of an iteration another thread can write",
 }
+# The same for what happens inside one living process.
+FAULTS_INSIDE = {
+    "LeaksALockWhenInterrupted": "Wherever in a verb a handler raises",
+    "SwallowsWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
+    "ChangesWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
+    "ReadsASecondTime": "Wherever in a verb a handler raises",
+    "StarvesAWriter": "While one thread writes in a tight loop",
+    "WaitsForItselfWhenNested": "A signal handler may set",
+    "LosesANestedWrite": "A signal handler may set",
+    "DeadlocksInAFinalizer": "A finalizer, which the collector",
+    "KeepsAReservation": "Wherever in a verb a handler raises",
+}
+
+
+def the_only_test(fault: str, told: str) -> PromiseResult:
+    """What becomes of the promise that begins as `told` does, on the engine with this fault."""
+    [name] = [
+        name
+        for name in dir(StorageSuite)
+        if name.startswith("test_") and str(getattr(StorageSuite, name).__doc__).startswith(told)
+    ]
+    [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
+    assert result.promise.startswith(told)
+    return result
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_engine_fails_the_promise_that_it_breaks(fault: str) -> None:
-    [name] = [
-        name
-        for name in dir(StorageSuite)
-        if name.startswith("test_") and str(getattr(StorageSuite, name).__doc__).startswith(FAULTS[fault])
-    ]
-    [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
-    assert result.promise.startswith(FAULTS[fault])
+    result = the_only_test(fault, FAULTS[fault])
     assert (result.outcome, bool(result.detail)) == ("failed", True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.parametrize("fault", FAULTS_INSIDE)
+def test_an_engine_that_breaks_within_one_process_is_caught(fault: str) -> None:
+    result = the_only_test(fault, FAULTS_INSIDE[fault])
+    assert (result.outcome, bool(result.detail)) == ("failed", True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.parametrize("told", sorted({*FAULTS_INSIDE.values()}))
+def test_the_same_engine_without_the_fault_passes(told: str) -> None:
+    result = the_only_test("Sound", told)
+    assert (result.outcome, result.detail) == ("passed", "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the example locks with flock, which Windows has not")

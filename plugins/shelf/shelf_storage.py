@@ -66,6 +66,8 @@ class ShelfPlugin(StoragePluginBase):
             help="how many seconds a call waits for other threads before StorageTimeoutError; 0 does not wait",
         ),
     }
+    #: A write in the middle of another of the same thread, by a signal handler or a finalizer, is a ConflictError.
+    refuses_nested_writes = True
     capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "durable"})
 
     def __init__(self, config: object = None) -> None:

@@ -407,7 +407,8 @@ class LosesANestedWrite(Sound):
     def write(self, key: str, data: bytes) -> None:
         with self.lock:
             everything = dict(self.items_)
-            hashlib.sha256(data)
+            for _ in range(50):
+                hashlib.sha256(data)
             everything[key] = data
             self.items_.update(everything)
 
@@ -432,11 +433,11 @@ class DeadlocksInAFinalizer(Sound):
     def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
         with self.lock:
             super().__init__(plugin, namespace, items)
-            self.opened = [[number] for number in range(10)]
+            self.opened = [[number] for number in range(100)]
 
     def close(self) -> None:
         with self.lock:
-            self.opened = [[number] for number in range(10)]
+            self.opened = [[number] for number in range(100)]
 
 
 class KeepsAReservation(Sound):

@@ -44,6 +44,9 @@ class Visit:
         #: Where `action` was called: file, line, function and the kind of point.
         self.where: str | None = None
         self._outside: set[str] = set()
+        #: Python 3.11: whether the trace function looks after the starts of functions, and the one that has just begun.
+        self._traces_starts = False
+        self._started: FrameType | None = None
 
     def run(self, work: Callable[[], T], *, loops: bool = True) -> T:
         """Return ``work()``. The code of the file that defines `work`, and of this one, has no points.
@@ -65,11 +68,13 @@ class Visit:
         monitoring: Any = getattr(sys, "monitoring", None)
         if monitoring is None:  # Python 3.11
             before = sys.gettrace()
+            self._traces_starts = True
             sys.settrace(self._trace)
             try:
                 yield
             finally:
                 sys.settrace(before)
+                self._traces_starts, self._started = False, None
             return
         thread = threading.get_ident()
 
@@ -89,16 +94,24 @@ class Visit:
             monitoring.free_tool_id(_TOOL_ID)
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
-        if event in ("call", "c_return"):
+        if event == "c_return" or (event == "call" and not self._traces_starts):
             self._point(frame, event)
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "call":
-            if frame.f_code.co_filename in self._outside or not _jumps_back(frame.f_code):
+            if frame.f_code.co_filename in self._outside:
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        elif event == "opcode" and frame.f_lasti in _jumps_back(frame.f_code):
-            self._point(frame, "jump")
+            # An exception of this very call would pass by an `except` that guards the start of the function, where
+            # that of a signal handler would not.
+            self._started = frame
+        elif event == "opcode":
+            if self._started is frame:
+                self._started = None
+                frame.f_trace_opcodes = bool(_jumps_back(frame.f_code))
+                self._point(frame, "call")
+            if frame.f_lasti in _jumps_back(frame.f_code):
+                self._point(frame, "jump")
         return self._trace
 
     def _point(self, frame: FrameType, kind: str) -> None:

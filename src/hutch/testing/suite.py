@@ -5,23 +5,31 @@ from __future__ import annotations
 from .promises.batches import Batches
 from .promises.corruption import Corruption
 from .promises.durability import Durability
+from .promises.fairness import Fairness
 from .promises.fidelity import Fidelity
+from .promises.interrupts import Interrupts
 from .promises.isolation import Isolation
 from .promises.iteration import Iteration
 from .promises.lifecycle import Lifecycle
 from .promises.limits import Limits
 from .promises.mapping import MappingProtocol
 from .promises.processes import Processes
+from .promises.reentrancy import Reentrancy
 from .promises.scans import Scans
 from .promises.stateful import Stateful
 from .promises.threads import Threads
 from .promises.updates import Updates
 from .promises.verbs import Verbs
+from .promises.waits import Waits
 
 
 class StorageSuite(
     Stateful,
     Durability,
+    Interrupts,
+    Reentrancy,
+    Waits,
+    Fairness,
     Processes,
     Threads,
     Corruption,

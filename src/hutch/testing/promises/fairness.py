@@ -15,7 +15,7 @@ import hutch
 
 from .child import Child
 from .interrupts import ALL_POINTS_FROM, SIGNALS
-from .kit import Promises, needs
+from .kit import PATIENCE_S, Promises, needs
 
 #: Each write gets its turn within a second on a machine that does nothing else; here ten times that is allowed.
 TURN_S = 10.0
@@ -75,13 +75,13 @@ class Fairness(Promises):
             busy.start("write_all_the_time", "core", str(stop))
             try:
                 with store.open("core") as ns:
-                    deadline = time.monotonic() + TURN_S
+                    deadline = time.monotonic() + PATIENCE_S
                     while "busy" not in ns:
                         assert time.monotonic() < deadline, "a process that writes gets nothing written"
                         time.sleep(0.01)
                 for number, child in enumerate(others, 1):
                     child.start("write_from_time_to_time", "core", number)
-                waits = [wait for child in others for wait in child.result(TURN_S * 3)]
+                waits = [wait for child in others for wait in child.result(PATIENCE_S)]
             finally:
                 stop.touch()
             assert busy.result() > 0

@@ -58,5 +58,5 @@ def table_row(engine: str, verb: str, figures: dict[str, int]) -> str:
         figures.get(name, 0)
         for name in ("delivered", "landed inside", "raised as they were", "acknowledged and read back")
     ]
-    others = sum(count for name, count in figures.items() if name.startswith(("taken", "dropped")))
+    others = sum(count for name, count in figures.items() if name.startswith(("taken", "dropped", "swallowed")))
     return f"| {engine} | {verb} | {' | '.join(f'{count:,}' for count in [*counted, others])} |"

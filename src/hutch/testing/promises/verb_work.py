@@ -5,14 +5,18 @@ Runs in the main thread of a `Child`. A second thread does what another thread o
 
 from __future__ import annotations
 
+import os
 import queue
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
+from types import FrameType
 from typing import Any, Self, TypeVar
 
 import hutch
@@ -25,11 +29,35 @@ KEYS = [f"k{number}" for number in range(6)]
 #: The key that a thread writes meanwhile, so that the interrupted verb has to wait now and then.
 BUSY = "busy"
 _LONG_ENOUGH_S = 2e-4
+_HUTCH = str(Path(hutch.__file__).parent) + os.sep
+_TESTING = str(Path(__file__).parents[1]) + os.sep
 
 
 def value(number: int) -> list[Any]:
     """Return a value with types that a codec decodes in code of its own."""
     return [number, {number}, date(2024, 2, 29), "text" * 20]
+
+
+class Landing:
+    """Tells where a handler ran: in hutch's or the engine's own code, or called by it."""
+
+    def __init__(self, store: hutch.Store) -> None:
+        module = sys.modules[type(store._factory).__module__]
+        engine = str(Path(module.__file__ or "").parent) + os.sep
+        self._own = (_HUTCH, engine)
+
+    def is_own(self, frame: FrameType) -> bool:
+        """Whether `frame` runs code of hutch or of the engine."""
+        name = frame.f_code.co_filename
+        return name.startswith(self._own) and not name.startswith(_TESTING)
+
+    def is_inside(self, frame: FrameType | None) -> bool:
+        """Whether `frame` was called by hutch or by the engine, or is theirs."""
+        while frame is not None:
+            if self.is_own(frame):
+                return True
+            frame = frame.f_back
+        return False
 
 
 @dataclass
@@ -39,6 +67,8 @@ class Step:
     call: Callable[[], object] = field(repr=False)
     #: What the keys hold when the call returned; `hutch.MISSING` for a removed one.
     changes: dict[str, Any] = field(default_factory=dict)
+    #: Whether the new value is made of the old one, so that a write in between must not be lost.
+    reads_first: bool = False
 
 
 class Work:
@@ -48,6 +78,7 @@ class Work:
         self.rng = random.Random(seed)
         self._config = config
         self.store = hutch.connect(config)
+        self.landing = Landing(self.store)
         self.ns = self.store.open("core")
         self.is_atomic = "atomic-batch" in self.ns.capabilities
         self.known = {key: value(number) for number, key in enumerate(KEYS)}
@@ -336,7 +367,7 @@ def plan_modify(work: Work) -> Step:
         for _ in range(work.repeats - 1):
             ns.modify(key, lambda old: old)
 
-    return Step(call, {key: new})
+    return Step(call, {key: new}, reads_first=True)
 
 
 def plan_mutable(work: Work) -> Step:
@@ -352,7 +383,7 @@ def plan_mutable(work: Work) -> Step:
             with ns.mutable(key):
                 pass
 
-    return Step(call, {key: new})
+    return Step(call, {key: new}, reads_first=True)
 
 
 def plan_items(work: Work) -> Step:
