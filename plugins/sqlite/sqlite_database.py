@@ -78,7 +78,7 @@ class Database:
 
     def _register(self) -> None:
         _databases[self] = None
-        self.writer.write_lock.writers[self.writer] = None
+        self.writer.write_lock.add(self.writer)
 
     def leave(self, user: object, wait_s: float | None = None) -> None:
         """Forget `user`, and close the connections after the last; does nothing if it is not a user.
@@ -99,7 +99,7 @@ class Database:
     def _unregister(self) -> None:
         if not self._users:
             _databases.pop(self, None)
-            self.writer.write_lock.writers.pop(self.writer, None)
+            self.writer.write_lock.remove(self.writer)
 
     # --- reading ---
 
@@ -151,7 +151,7 @@ class Database:
 
     def change(self, sql: str, parameters: Sequence[object]) -> int:
         """Run one statement that writes, in a transaction of its own; how many rows it changed."""
-        return self.write(_change, sql, parameters)
+        return self.write(change, sql, parameters)
 
     def change_many(self, sql: str, rows: list[tuple[object, ...]]) -> int:
         """Run a statement that writes for each of `rows`, all in one transaction; how many rows that changed."""
@@ -201,7 +201,8 @@ def _fetch_row(connection: Connection, sql: str, parameters: Sequence[object]) -
     return connection.execute(sql, parameters).fetchone()
 
 
-def _change(connection: Connection, sql: str, parameters: Sequence[object]) -> int:
+def change(connection: Connection, sql: str, parameters: Sequence[object]) -> int:
+    """Run one statement that writes; how many rows it changed."""
     return connection.execute(sql, parameters).rowcount
 
 

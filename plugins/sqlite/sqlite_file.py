@@ -71,7 +71,7 @@ _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.01
 # The lock has no queue: it goes to whoever asks at the right moment. So those that have waited longer ask more often;
 # after some seconds, others are not merely busy, and to ask often is a waste.
-_IMPATIENT_AFTER_S = 0.05
+_IMPATIENT_AFTER_S = 0.02
 _IMPATIENT_PAUSE_S = 0.0005
 _RESIGNED_AFTER_S = 3.0
 
@@ -143,7 +143,8 @@ class DatabaseFile:
         self._synchronous = SYNCHRONOUS[durability]
         self._mmap_bytes = mmap_bytes
         self._identity: tuple[int, int] | None = None
-        self._trusted_until_s = -math.inf
+        #: Until then (of `time.monotonic`) `must_be_in_place` need not be called.
+        self.trusted_until_s = -math.inf
 
     def is_the_one_opened(self) -> bool:
         """Whether the path still leads to the file first connected to; True if there was none yet."""
@@ -164,15 +165,12 @@ class DatabaseFile:
         SQLite would go on to write into files that were removed, and say nothing; and whoever opens the path then
         makes files, and locks, of their own.
         """
-        now = time.monotonic()
-        if now < self._trusted_until_s:
-            return
         if self.files() != files:
             raise StorageUnavailableError(
                 f"{self.path} or its log was removed, moved, replaced or closed to this process while it was open; "
                 "nothing was written. Put that right, or close the store and connect again, to use what is there"
             )
-        self._trusted_until_s = now + _TRUST_S
+        self.trusted_until_s = time.monotonic() + _TRUST_S
 
     def connect(self, connection: Connection, create: bool) -> None:
         """Connect `connection` after a check of the file; with `create` the file and its folders are made if missing.

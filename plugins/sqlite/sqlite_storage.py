@@ -7,11 +7,12 @@ sqlite_file.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 from hutch import (
     ConfigError,
@@ -25,7 +26,7 @@ from hutch import (
 from hutch.limits import check_key, legible
 
 from .sqlite_check import check
-from .sqlite_database import Database, leave_all
+from .sqlite_database import Database, change, leave_all
 from .sqlite_errors import is_from_sqlite
 from .sqlite_file import SYNCHRONOUS, NoDataError
 
@@ -172,6 +173,8 @@ class SqliteStorage(EncodedStorage):
         self._user = object()
         # Of `Database`, for the short way of `_row`.
         self._idle, self._trim = database.readers.idle, database.readers.trim
+        # The same for writes; replaced when this is closed.
+        self._run_write: Callable[..., int] = database.write
         # In this order: whatever a signal handler raises, `close` knows what to leave.
         self._database = database
         database.add_user(self._user)
@@ -183,7 +186,8 @@ class SqliteStorage(EncodedStorage):
         return None if row is None else row[0]
 
     def write(self, key: str, data: bytes) -> None:
-        self._shared.change(_SET, (self._find_or_make(), key, bytearray(data) if len(data) < _COPIED_BYTES else data))
+        number = self._number or self._find_or_make()
+        self._run_write(change, _SET, (number, key, bytearray(data) if len(data) < _COPIED_BYTES else data))
 
     def delete(self, key: str) -> bool:
         number = self._find()
@@ -212,6 +216,7 @@ class SqliteStorage(EncodedStorage):
         database = self._database
         if database is not None:
             self._idle = []
+            self._run_write = partial(_refuse, self.namespace)
             database.leave(self._user, wait_s)
             self._database = None
 
@@ -353,7 +358,7 @@ class SqliteStorage(EncodedStorage):
     @property
     def _shared(self) -> Database:
         if self._database is None:
-            raise StoreNotOpenError(f"namespace {self.namespace!r} is closed; open it again to use it")
+            _refuse(self.namespace)
         return self._database
 
     def _find(self) -> int | None:
@@ -370,6 +375,10 @@ class SqliteStorage(EncodedStorage):
             number = self._find()
             assert number is not None, "no row of namespaces is ever deleted"
         return number
+
+
+def _refuse(namespace: str, *_: object) -> NoReturn:
+    raise StoreNotOpenError(f"namespace {namespace!r} is closed; open it again to use it")
 
 
 def _read_all(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
