@@ -168,10 +168,11 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> None:
+def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> bool:
     """Make `folder`, and the last `parents` of its parents, for their owner alone, whatever the umask is.
 
-    Parents above are made as usual. A folder that exists already keeps its mode. Raises OSError.
+    Return whether `folder` was not there. Parents above are made as usual. A folder that exists already keeps its mode.
+    Raises OSError.
     """
     missing = []
     path = Path(folder)
@@ -187,6 +188,14 @@ def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> Non
         if private:
             each.chmod(0o700)  # the umask may have taken bits of the owner
         flush_folder(each.parent)
+    return bool(missing)
+
+
+def make_files_private(folder: str | os.PathLike[str]) -> None:
+    """Give the files of `folder` to their owner alone. Raises OSError."""
+    for file in Path(folder).iterdir():
+        if stat.S_ISREG(file.lstat().st_mode):
+            file.chmod(0o600)
 
 
 def _open(path: str | os.PathLike[str], mode: str, flags: int, permissions: int) -> io.FileIO:
