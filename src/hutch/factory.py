@@ -64,16 +64,13 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     return info, build_factory(info, checked)
 
 
-def make_private(config: StoreConfig) -> bool:
-    """Make the folder of the default store before its engine would; whether it was not there.
-
-    Raises StorageUnavailableError.
-    """
+def make_private(config: StoreConfig) -> None:
+    """Make the folder of the default store before its engine would. Raises StorageUnavailableError."""
     from .filesystem import make_private_folder
 
     folder = config.options["path"]
     try:
-        return make_private_folder(folder, parents=1)
+        make_private_folder(folder, parents=1)
     except OSError as error:
         if raised_by_handler(error):
             raise

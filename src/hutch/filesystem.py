@@ -168,11 +168,10 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> bool:
+def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> None:
     """Make `folder`, and the last `parents` of its parents, for their owner alone, whatever the umask is.
 
-    Return whether `folder` was not there. Parents above are made as usual. A folder that exists already keeps its mode.
-    Raises OSError.
+    Parents above are made as usual. A folder that exists already keeps its mode. Raises OSError.
     """
     missing = []
     path = Path(folder)
@@ -188,14 +187,6 @@ def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> boo
         if private:
             each.chmod(0o700)  # the umask may have taken bits of the owner
         flush_folder(each.parent)
-    return bool(missing)
-
-
-def make_files_private(folder: str | os.PathLike[str]) -> None:
-    """Give the files of `folder` to their owner alone. Raises OSError."""
-    for file in Path(folder).iterdir():
-        if stat.S_ISREG(file.lstat().st_mode):
-            file.chmod(0o600)
 
 
 def _open(path: str | os.PathLike[str], mode: str, flags: int, permissions: int) -> io.FileIO:

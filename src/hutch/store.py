@@ -312,13 +312,10 @@ class _Layered:
     def open(self, namespace: str) -> Any:
         opened: list[Any] = []
         try:
-            made = self._config.private and make_private(self._config)
+            if self._config.private:
+                make_private(self._config)
             # `extend` and `map` run no Python code of their own: no signal handler comes between `open` and the list.
             opened.extend(map(self._factory.open, [namespace]))
-            if made:
-                from .filesystem import make_files_private
-
-                make_files_private(self._config.options["path"])
             layers = self._config.layers_for(namespace)
             if not layers:
                 return opened[0]
