@@ -8,6 +8,7 @@ the next commit; where reads and writes alternate, nothing is kept and nothing i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -59,7 +60,7 @@ class Kept:
 class Keeper:
     """Decides when one open namespace keeps what is read: `kept` is None while it does not.
 
-    Whoever reads then takes one off `reads_left`, and calls `begin` once nothing is left.
+    Whoever reads then takes one off `reads_left`, and calls `begin` once it is zero or less.
     """
 
     __slots__ = ("_last_id", "_max_bytes", "_pause", "kept", "reads_left")
@@ -69,8 +70,8 @@ class Keeper:
         self._pause = _QUIET_READS
         self._last_id = -1
         self.kept: Kept | None = None
-        #: Below zero, keeping never begins.
-        self.reads_left = _QUIET_READS if max_bytes else -1
+        #: Infinite where keeping never begins.
+        self.reads_left: float = _QUIET_READS if max_bytes else math.inf
 
     def begin(self, id_: int) -> None:
         """After `reads_left` reads, the last of them in transaction `id_`: keep from now on if none committed."""

@@ -7,14 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch import Finding, NamespaceError
+from hutch import Finding, NamespaceError, StorageUnavailableError
+from hutch.filesystem import validate_regular_file
 from hutch.limits import check_namespace, legible
 
 from .lmdb_environment import Environment
 from .lmdb_pages import Damage, DataFile, UnreadableFileError
+from .open_files import add_cursor
 
 if TYPE_CHECKING:
-    from .lmdb_environment import Txn
+    from .open_files import Slot, Txn
 
 # The layout of lmdb_storage.
 _ID_BYTES = 4
@@ -23,6 +25,7 @@ _FORMAT_KEY = _META + b"v"
 _LAST_ID_KEY = _META + b"i"
 _NAME = _META + b"n"
 _LONGEST_KEY_BYTES = 1024
+_KEYS_AT_ONCE = 1024
 # A header is written anew by every second transaction: one that is, while it is read, makes no sense.
 _TRIES = 20
 
@@ -31,12 +34,15 @@ def unreadable(path: Path) -> Finding | None:
     """A finding if nothing of the file at `path` can be read, so that LMDB must not open it; no file is no fault."""
     for _ in range(_TRIES):
         try:
-            if not path.stat().st_size:
+            status = validate_regular_file(path)
+            if status is None or not status.st_size:
                 return None
             with DataFile(path):
                 return None
         except FileNotFoundError:
             return None
+        except StorageUnavailableError as error:
+            return Finding("structure", str(error))
         except UnreadableFileError as error:
             told = str(error)
     return Finding("structure", f"{path} is damaged, or is not an LMDB file: {told}. Restore it from a copy")
@@ -65,60 +71,59 @@ def structure(environment: Environment) -> list[Finding]:
 def contents(environment: Environment, fix: bool) -> list[Finding]:
     """Findings about names, ids, counts and keys, in one transaction; with `fix` repaired in another."""
     nothing: list[Finding] = []
-    found = environment.read(lambda txn: list(_Contents(txn).findings(False)), nothing)
+    found = environment.read(lambda txn: list(_Contents([txn]).findings(False)), nothing)
     if found and fix:
         # Looked at anew: others may have written meanwhile.
-        return environment.write(lambda txn: list(_Contents(txn).findings(True)))
+        return list(environment.write(lambda slot: list(_Contents(slot).findings(True))))
     return found
 
 
 class _Contents:
     """All keys of a store, counted."""
 
-    def __init__(self, txn: Txn) -> None:
-        self._txn = txn
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
         self._names: dict[bytes, bytes] = {}  # name -> id
         self._kept: dict[bytes, bytes] = {}  # id -> the count that is stored
         self._counts: dict[bytes, int] = {}
         self._bad_keys: list[bytes] = []
         self._foreign: list[bytes] = []
-        for key in txn.cursor().iternext(True, False):
-            assert isinstance(key, bytes)
+        for key in _all_keys(slot):
             self._see(key)
 
     def _see(self, key: bytes) -> None:
         id_ = key[:_ID_BYTES]
         if id_ == _META:
             if key.startswith(_NAME):
-                self._names[key[len(_NAME) :]] = self._txn.get(key) or b""
+                self._names[key[len(_NAME) :]] = self._slot[0].get(key) or b""
             elif key not in (_FORMAT_KEY, _LAST_ID_KEY):
                 self._foreign.append(key)
         elif len(key) < _ID_BYTES:
             self._foreign.append(key)
         elif len(key) == _ID_BYTES:
-            self._kept[key] = self._txn.get(key) or b""
+            self._kept[key] = self._slot[0].get(key) or b""
         else:
             self._counts[id_] = self._counts.get(id_, 0) + 1
             if len(key) > _ID_BYTES + _LONGEST_KEY_BYTES or not _is_text(key[_ID_BYTES:]):
                 self._bad_keys.append(key)
 
     def findings(self, fix: bool) -> Iterator[Finding]:
-        txn = self._txn
+        slot = self._slot
         for key in self._foreign:
             yield Finding("key", f"an entry {key[:60]!a} that hutch did not write")
         yield from self._check_names(fix)
         owner = {id_: name.decode() for name, id_ in self._names.items()}
         yield from self._check_orphans(fix, owner)
         last = max([0, *(_number(id_) for id_ in {*owner, *self._counts, *self._kept})])
-        if _number(txn.get(_LAST_ID_KEY) or b"") < last:
+        if _number(slot[0].get(_LAST_ID_KEY) or b"") < last:
             if fix:
-                txn.put(_LAST_ID_KEY, last.to_bytes(_ID_BYTES, "big"))
+                slot[0].put(_LAST_ID_KEY, last.to_bytes(_ID_BYTES, "big"))
             yield Finding("count", "the last id given out is lower than one in use", fixed=fix)
         for id_, name in sorted(owner.items()):
             kept, count = self._kept.get(id_), self._counts.get(id_, 0)
             if kept != count.to_bytes(8, "big"):
                 if fix:
-                    txn.put(id_, count.to_bytes(8, "big"))
+                    slot[0].put(id_, count.to_bytes(8, "big"))
                 told = "is missing" if kept is None else f"is {_number(kept):,}"
                 yield Finding("count", f"the count of its keys {told}, there are {count:,}", name, fixed=fix)
         for key in self._bad_keys:
@@ -139,7 +144,7 @@ class _Contents:
                 seen[id_] = name
                 continue
             if fix and fixable:
-                self._txn.delete(_NAME + name)
+                self._slot[0].delete(_NAME + name)
             yield Finding("orphan", told, shown, fixed=fix and fixable)
             del self._names[name]
 
@@ -150,7 +155,7 @@ class _Contents:
             count = self._counts.get(id_, 0)
             if not count:
                 if fix:
-                    self._txn.delete(id_)
+                    self._slot[0].delete(id_)
                 yield Finding("count", f"a count for id {_number(id_)}, which no namespace has", fixed=fix)
                 self._kept.pop(id_)
                 continue
@@ -159,7 +164,7 @@ class _Contents:
                 number += 1
             name = f"recovered-{number}"
             if fix:
-                self._txn.put(_NAME + name.encode(), id_)
+                self._slot[0].put(_NAME + name.encode(), id_)
                 owner[id_] = name
             told = f"{count:,} keys under id {_number(id_)}, which no namespace has"
             yield Finding(
@@ -173,11 +178,33 @@ class _Contents:
             return Finding("key", told, name, shown)
         # What it was cannot be known. Nothing is lost: the value moves, bytes and all.
         new = key[:_ID_BYTES] + b"recovered-" + key[_ID_BYTES:].hex().encode()[: _LONGEST_KEY_BYTES - 20]
-        value = self._txn.get(key)
-        if value is None or not self._txn.put(new, value, True, False):
+        value = self._slot[0].get(key)
+        if value is None or not self._slot[0].put(new, value, True, False):
             return Finding("key", told, name, shown)
-        self._txn.delete(key)
+        self._slot[0].delete(key)
         return Finding("key", f"{told}; it is {new[_ID_BYTES:].decode()!r} now", name, shown, True)
+
+
+def _all_keys(slot: Slot) -> Iterator[bytes]:
+    """Yield every key, without a cursor that lives from one to the next: a signal handler may end the transaction."""
+    low = b"\0"
+    while keys := _some_keys(slot, low):
+        yield from keys
+        low = keys[-1] + b"\0"
+
+
+def _some_keys(slot: Slot, low: bytes) -> list[bytes]:
+    add_cursor(slot)
+    try:
+        found = slot[1].set_range(low)
+        keys: list[bytes] = []
+        while found and len(keys) < _KEYS_AT_ONCE:
+            key = slot[1].key()
+            keys.append(key)
+            found = slot[1].next()
+        return keys
+    finally:
+        slot[1:] = []
 
 
 def _names(file: DataFile) -> Iterator[tuple[bytes, str]]:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
 from typing import cast
 
 import lmdb
 
-from hutch.filesystem import flush_folder
+from hutch import StorageUnavailableError
+from hutch.filesystem import create_file, flush_folder, open_existing, validate_regular_file
 
 #: Device and inode of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]
+
+# lock.mdb: a header, which begins with a magic number, and a slot for each reader.
+_LOCK_HEADER_BYTES, _READER_BYTES = 192, 64
+_MAGIC = Struct("=I").pack(0xBEEFC0DE)
 
 
 def make_store(folder: Path, lib_version: int) -> None:
     """Make `folder`, and a `data.mdb` that is whole, and on the disk, from the moment that it has its name.
 
     LMDB flushes neither the first pages of a new file by themselves nor its name: a full disk, or a power cut,
-    would leave a file that nothing can open, or none. Raises lmdb.Error, OSError.
+    would leave a file that nothing can open, or none. In a private folder the file is private, too. Raises lmdb.Error,
+    OSError.
     """
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,38 +35,63 @@ def make_store(folder: Path, lib_version: int) -> None:
         flush_folder(parent.parent)
     # Not by tempfile, whose import takes longer than all of this.
     new = folder / f"new-{os.urandom(8).hex()}"
-    new.mkdir(0o700)
     try:
+        new.mkdir(0o700)
         # Nobody else knows of it, so that it needs no lock.
         with lmdb.open(lmdb_name(new), map_size=1 << 20, lock=False, lib_version=lib_version) as env:
             env.sync(True)
+        if os.name == "posix" and not folder.stat().st_mode & 0o077:
+            (new / "data.mdb").chmod(0o600)
         # Fails if another process was faster, or where there are no links: there LMDB makes the file itself.
         with suppress(OSError):
             os.link(new / "data.mdb", folder / "data.mdb")
     finally:
-        for file in new.iterdir():
-            file.unlink()
-        new.rmdir()
+        with suppress(FileNotFoundError):
+            for file in new.iterdir():
+                file.unlink()
+            new.rmdir()
     flush_folder(folder)
 
 
-def reserve_lock_file(folder: Path, size_bytes: int) -> None:
-    """Make lock.mdb, with room on the disk for all of it. Raises OSError.
+def refuse_foreign_lock_file(folder: Path) -> None:
+    """Raise StorageUnavailableError if lock.mdb is not a regular file, or is one that another program wrote.
+
+    LMDB overwrites what it finds in it. A power cut can leave anything in a lock file, but of a lock file's size. To be
+    called only while this process does not have the folder open: closing the file takes the process's locks on it away.
+    """
+    lock = folder / "lock.mdb"
+    status = validate_regular_file(lock)
+    if status is None or not status.st_size:
+        return
+    with open_existing(lock) as file:
+        found = file.read(len(_MAGIC)) or b""
+    has_its_size = status.st_size > _LOCK_HEADER_BYTES and not (status.st_size - _LOCK_HEADER_BYTES) % _READER_BYTES
+    if found != _MAGIC and found.strip(b"\0") and not (has_its_size and status.st_nlink == 1):
+        raise StorageUnavailableError(
+            f"{str(lock)!r} is not a lock file of LMDB, which would overwrite it. Nothing was opened; move it away"
+        )
+
+
+def create_lock_file(folder: Path, size_bytes: int) -> None:
+    """Create lock.mdb with the permissions of data.mdb, and with room on the disk for all of it. Raises OSError.
 
     LMDB leaves the file full of holes. Were the disk full, the first reader to use a slot in one would be killed.
     """
     lock = folder / "lock.mdb"
-    with suppress(FileNotFoundError):
-        if lock.stat().st_size:
-            # In use, perhaps: whoever closes it again takes this process's locks on it away.
-            return
-    if not hasattr(os, "posix_fallocate"):
+    existing = validate_regular_file(lock)
+    if os.name != "posix" or (existing is not None and existing.st_size):
         return
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    data = validate_regular_file(folder / "data.mdb")
+    mode = 0o644 if data is None else stat.S_IMODE(data.st_mode)
     try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    finally:
-        os.close(descriptor)
+        file = open_existing(lock, "r+b") if existing is not None else create_file(lock, mode)
+    except FileExistsError:
+        return  # another process was faster
+    with file:
+        if data is not None and existing is None:
+            os.fchmod(file.fileno(), mode)  # whatever the umask is
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def lmdb_name(path: Path) -> str:
@@ -67,11 +100,11 @@ def lmdb_name(path: Path) -> str:
 
 
 def identities(place: str) -> Files | None:
-    """Which files are at `place`; None unless both are there."""
+    """Which files are at `place`, links not followed; None unless both are there."""
     found = []
     try:
         for name in ("data.mdb", "lock.mdb"):
-            status = os.stat(os.path.join(place, name))  # noqa: PTH116, PTH118 - twice as fast as Path.stat
+            status = os.lstat(os.path.join(place, name))  # noqa: PTH118 - twice as fast as Path.lstat
             found.append((status.st_dev, status.st_ino))
     except OSError:
         return None

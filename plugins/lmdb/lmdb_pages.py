@@ -20,6 +20,8 @@ from struct import Struct, unpack_from
 from types import TracebackType
 from typing import Any, Self
 
+from hutch.filesystem import open_existing
+
 _HEADER = Struct("=QQHHHH")  # page, transaction, pad, flags, lower, upper (a large value: pages in the place of both)
 _NODE = Struct("=HHHH")  # low and high part of a size (in a branch, with the flags: of the child), flags, key's size
 _LARGE = Struct("=QQQ")  # where a large value lies: first page, transaction, pages
@@ -87,7 +89,7 @@ class DataFile:
     def __init__(self, path: Path, txn_id: int | None = None) -> None:
         """Raises UnreadableFileError, OSError."""
         self.damage: list[Damage] = []
-        self._file = path.open("rb", buffering=0)
+        self._file = open_existing(path)
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             self._choose_header(txn_id)

@@ -22,14 +22,17 @@ from zlib import crc32
 
 import lmdb
 
-from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
-from hutch.limits import legible
+from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase, StoreError
+from hutch.handlers import raised_by_handler
+from hutch.limits import MAX_VALUE_BYTES, check_key, check_value_size, legible
 
 from .lmdb_cache import Keeper
-from .lmdb_environment import DURABILITY, Environment, shared_environment
+from .open_files import DURABILITY, add_cursor
+from .registry import release, shared_environment
 
 if TYPE_CHECKING:
-    from .lmdb_environment import Txn
+    from .lmdb_environment import Environment
+    from .open_files import Slot, Txn
 
 T = TypeVar("T")
 
@@ -42,6 +45,9 @@ _SHORTEST_NAME_BYTES, _LONGEST_NAME_BYTES = 4 + 1, 4 + 1024
 # A hundred decoded values at once stay in the processor's cache, a thousand do not.
 _FIRST_CHUNK_ITEMS, _LARGEST_CHUNK_ITEMS, _LARGEST_CHUNK_KEYS = 16, 128, 1024
 _CHUNK_BYTES = 1 << 20
+# What LMDB says of a key that it cannot have, or Python of one that is no text; and TypeError before the namespace has
+# an id.
+_READ_ERRORS = (lmdb.Error, TypeError, AttributeError, UnicodeError)
 # Windows gives a file the size of its map at once; elsewhere the file grows with its data.
 _MAP_SIZE_BYTES = 16 << 20 if sys.platform == "win32" else 1 << 30
 
@@ -60,6 +66,9 @@ class LmdbPlugin(StoragePluginBase):
     OPTIONS: ClassVar = {
         "path": Option(Path, required=True, help="the folder that holds the store"),
         "durability": Option(str, default="normal", choices=tuple(DURABILITY), help="what a power cut can cost"),
+        "wait_s": Option(
+            float, default=60, minimum=0, help="seconds that a write waits for other writers, threads and processes"
+        ),
         "map_size_bytes": Option(
             int, default=_MAP_SIZE_BYTES, minimum=1 << 20, help="how much is mapped at first; it grows by itself"
         ),
@@ -85,15 +94,17 @@ class LmdbPlugin(StoragePluginBase):
         if options["verify"]:
             _must_be_readable(options["path"])
         self.cache_bytes: int = options["cache_bytes"]
-        self._environment: Environment | None = shared_environment(
-            options["path"], options["durability"], options["map_size_bytes"]
-        )
+        self._environment: Environment | None = None
         try:
+            self._environment = shared_environment(
+                self, options["path"], options["durability"], options["map_size_bytes"], options["wait_s"]
+            )
             self._environment.read(_check_format, None)
             if options["verify"]:
                 _must_be_sound(self._environment)
         except BaseException:
-            self.close()
+            release(self)
+            self._environment = None
             raise
 
     def open(self, namespace: str) -> LmdbStorage:
@@ -125,11 +136,15 @@ class LmdbPlugin(StoragePluginBase):
 
         if found := unreadable(options["path"] / "data.mdb"):
             return [found]
-        environment = shared_environment(options["path"], options["durability"], options["map_size_bytes"])
+        user = cls.__new__(cls)
         try:
-            return structure(environment)
+            user._environment = shared_environment(
+                user, options["path"], options["durability"], options["map_size_bytes"], options["wait_s"]
+            )
+            return structure(user._environment)
         finally:
-            environment.release()
+            release(user)
+            user._environment = None
 
     def check(self, fix: bool = False) -> list[Finding]:
         from .lmdb_check import contents
@@ -137,13 +152,17 @@ class LmdbPlugin(StoragePluginBase):
         return contents(self._shared, fix)
 
     def close(self) -> None:
-        environment, self._environment = self._environment, None
-        if environment is not None:
-            environment.release()
+        try:
+            if self._environment is not None:
+                release(self)
+        except StoreError:
+            self._environment = None
+            raise
+        # Not where a handler raised: then the last reference that goes closes it.
+        self._environment = None
 
     def __del__(self) -> None:
-        if getattr(self, "_environment", None) is not None:
-            self.close()
+        release(self)
 
     @property
     def _shared(self) -> Environment:
@@ -157,12 +176,15 @@ class LmdbStorage(EncodedStorage):
     def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment) -> None:
         super().__init__(plugin, namespace)
         self._environment = environment
+        # Whether the next key is probably new, and may be the last.
+        self._appends = True
         self._keeper = Keeper(plugin.cache_bytes)
         # Only hutch's default codec has them; what others decode is not kept.
         self._body: Callable[[bytes], bytes | None] = getattr(self._codec, "body", lambda _: None)
         self._decode_body: Any = getattr(self._codec, "decode_body", None)
         # None until the namespace exists: opening writes nothing. It never changes after that.
-        self._id: bytes | None = environment.read(lambda txn: txn.get(_NAME + namespace.encode()), None)
+        self._name = _NAME + namespace.encode()
+        self._id: bytes | None = environment.read(lambda txn: txn.get(self._name), None)
 
     # --- reading ---
 
@@ -170,42 +192,59 @@ class LmdbStorage(EncodedStorage):
         try:
             # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
             return self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]  # see below
-        except (lmdb.Error, TypeError):
-            return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
+        except (lmdb.Error, TypeError) as error:
+            if raised_by_handler(error):
+                raise
+        return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
 
     def get(self, key: str) -> Any:
         # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
+        keeper = self._keeper
+        kept = keeper.kept
+        body = None
         try:
-            keeper = self._keeper
-            kept = keeper.kept
             if kept is None:
                 # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
                 name = key.encode()
                 data = self._environment.begin().get(self._id + name)  # type: ignore[operator]
                 keeper.reads_left -= 1
-                if not keeper.reads_left:
+                if keeper.reads_left <= 0:
                     keeper.begin(self._environment.begin().id())
-                if data is not None:
-                    return self._decode(data, crc32(name))
             else:
-                txn = self._environment.begin()
-                if txn.id() == kept.id:
-                    body = kept.bodies.get(key)
-                    if body is not None:
-                        kept.found += 1
-                        return self._decode_body(body)
-                    name = key.encode()
-                    data = txn.get(self._id + name)  # type: ignore[operator]
-                    if data is not None:
-                        value = self._decode(data, crc32(name))
-                        if not kept.keep(key, data, self._body):
-                            keeper.end(in_vain=True)
-                        return value
-                else:
+                txn: Txn | None = self._environment.begin()
+                if txn.id() != kept.id:  # type: ignore[union-attr]
                     keeper.end()
-        except Exception:  # noqa: S110 - the long way knows what it was, and says so
-            pass
-        return super().get(key)
+                    kept = None
+                    name = key.encode()
+                    data = txn.get(self._id + name)  # type: ignore[operator, union-attr]
+                elif (body := kept.bodies.get(key)) is None:
+                    name = key.encode()
+                    data = txn.get(self._id + name)  # type: ignore[operator, union-attr]
+                # A traceback that somebody keeps would keep the pages that the transaction may read.
+                txn = None
+        except _READ_ERRORS as error:
+            txn = None
+            if raised_by_handler(error):
+                raise
+            return super().get(key)
+        except BaseException:
+            txn = None
+            raise
+        if body is not None:
+            kept.found += 1  # type: ignore[union-attr]
+            return self._decode_body(body)
+        if data is None:
+            check_key(key)
+            raise KeyError(key)
+        try:
+            value = self._decode(data, crc32(name))
+        except CorruptValueError as error:
+            if raised_by_handler(error):
+                raise
+            return self._decoded(key, data)  # which names it
+        if kept is not None and not kept.keep(key, data, self._body):
+            keeper.end(in_vain=True)
+        return value
 
     def contains(self, key: str) -> bool:
         # `exists`, and what EncodedStorage asks of the key, in one step.
@@ -213,10 +252,12 @@ class LmdbStorage(EncodedStorage):
             name = self._id + key.encode()  # type: ignore[operator]
             # A cursor does not copy the value.
             found = self._environment.begin().cursor().set_key(name)
-            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (found or type(key) is str):
-                return found
-        except Exception:  # noqa: S110 - the long way knows what it was, and says so
-            pass
+        except _READ_ERRORS as error:
+            if raised_by_handler(error):
+                raise
+            return super().contains(key)
+        if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (found or type(key) is str):
+            return found
         return super().contains(key)
 
     def exists(self, key: str) -> bool:
@@ -225,8 +266,10 @@ class LmdbStorage(EncodedStorage):
     def len(self) -> int:
         try:
             return int.from_bytes(self._environment.begin().get(self._id), "big")  # type: ignore[arg-type]
-        except (lmdb.Error, TypeError):
-            return self._with_id(_count, 0)
+        except (lmdb.Error, TypeError) as error:
+            if raised_by_handler(error):
+                raise
+        return self._with_id(_count, 0)
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)
@@ -265,27 +308,41 @@ class LmdbStorage(EncodedStorage):
 
     # --- writing ---
 
+    def set(self, key: str, value: Any) -> None:
+        # EncodedStorage's, and `write`, in one step.
+        name = check_key(key).encode()
+        data = self._encode(value, crc32(name))
+        if len(data) > MAX_VALUE_BYTES:
+            check_value_size(key, len(data))
+        self._environment.write(self._put, name, data)
+
     def write(self, key: str, data: bytes) -> None:
         self._environment.write(self._put, key.encode(), data)
 
-    def _put(self, txn: Txn, name: bytes, data: bytes) -> None:
-        id_ = self._id or self._own_id(txn)
+    def _put(self, slot: Slot, name: bytes, data: bytes) -> None:
+        id_ = self._id or self._own_id(slot)
         name = id_ + name
         # Only a new key changes the count. One that comes after all others is appended: LMDB then fills its pages, and
-        # would leave half of each empty for values of 1 to 2 KB. It tells at once if the key is not the last.
-        if txn.put(name, data, True, False, True) or txn.put(name, data, True, False):
-            _add(txn, id_, 1)
+        # would leave half of each empty for values of 1 to 2 KB. It tells at once if the key is not the last; where the
+        # last write replaced a value, this one probably does too.
+        if (self._appends and slot[0].put(name, data, True, False, True)) or slot[0].put(name, data, True, False):
+            self._appends = True
+            _add(slot, id_, 1)
         else:
-            txn.put(name, data)
+            self._appends = False
+            slot[0].put(name, data)
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        def writing(txn: Txn) -> None:
-            id_ = self._own_id(txn)
-            before = txn.stat()["entries"]
-            with txn.cursor() as cursor:
-                names = map(id_.__add__, map(str.encode, items))
-                cursor.putmulti(zip(names, items.values(), strict=True))
-            _add(txn, id_, txn.stat()["entries"] - before)
+        def writing(slot: Slot) -> None:
+            id_ = self._own_id(slot)
+            # Made before, so that no collection of garbage runs in the middle of LMDB's own code.
+            pairs = list(zip(map(id_.__add__, map(str.encode, items)), items.values(), strict=True))
+            before = slot[0].stat()["entries"]
+            add_cursor(slot)
+            slot[1].putmulti(pairs)
+            del slot[1]
+            after = slot[0].stat()["entries"]
+            _add(slot, id_, after - before)
 
         self._environment.write(writing)
 
@@ -293,48 +350,52 @@ class LmdbStorage(EncodedStorage):
         return self.delete_many([key]) == 1
 
     def delete_many(self, keys: list[str]) -> int:
-        def deleting(txn: Txn, id_: bytes) -> int:
-            # Not a generator: a failed one keeps the transaction, and the lock for writing, as long as its error lives.
-            delete, removed = txn.delete, 0
+        def deleting(slot: Slot, id_: bytes) -> int:
+            removed = 0
             for key in keys:
-                removed += delete(id_ + key.encode())
+                name = id_ + key.encode()
+                removed += slot[0].delete(name)
             if removed:
-                _add(txn, id_, -removed)
+                _add(slot, id_, -removed)
             return removed
 
         return self._change(deleting, 0)
 
     def clear(self) -> None:
-        def clearing(txn: Txn, id_: bytes) -> None:
-            with txn.cursor() as cursor:
-                found = cursor.set_range(id_ + b"\0") if txn.get(id_) else False
-                while found and cursor.key().startswith(id_):
-                    # Deleting moves the cursor to the next key.
-                    found = cursor.delete()
-            txn.put(id_, _EIGHT_ZEROS)
+        def clearing(slot: Slot, id_: bytes) -> None:
+            low = id_ + b"\0"
+            add_cursor(slot)
+            found = slot[1].set_range(low) if slot[0].get(id_) else False
+            while found and slot[1].key().startswith(id_):
+                # Deleting moves the cursor to the next key.
+                found = slot[1].delete()
+            del slot[1]
+            slot[0].put(id_, _EIGHT_ZEROS)
 
         self._change(clearing, None)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
-        name = key.encode()
+        encoded = key.encode()
         # A race that is lost already costs no write transaction.
         if self.read(key) != old:
             return False
 
-        def swapping(txn: Txn) -> bool:
-            id_ = self._own_id(txn)
-            if txn.get(id_ + name) != old:
+        def swapping(slot: Slot) -> bool:
+            id_ = self._own_id(slot)
+            name = id_ + encoded
+            if slot[0].get(name) != old:
                 return False
             if new is None:
-                if txn.delete(id_ + name):
-                    _add(txn, id_, -1)
+                if slot[0].delete(name):
+                    _add(slot, id_, -1)
                 return True
-            txn.put(id_ + name, new)
+            slot[0].put(name, new)
             if old is None:
-                _add(txn, id_, 1)
+                _add(slot, id_, 1)
             return True
 
-        return self._environment.write(swapping)
+        swapped: bool = self._environment.write(swapping)
+        return swapped
 
     def close(self) -> None:
         # Every write was committed, with the flushes its durability has. The environment is the plugin's.
@@ -351,37 +412,37 @@ class LmdbStorage(EncodedStorage):
 
         def reading(txn: Txn) -> T:
             if self._id is None:
-                self._id = txn.get(_NAME + self.namespace.encode())
+                self._id = txn.get(self._name)
             return missing if self._id is None else fn(txn, self._id)
 
         return self._environment.read(reading, missing)
 
-    def _change(self, fn: Callable[[Txn, bytes], T], missing: T) -> T:
+    def _change(self, fn: Callable[[Slot, bytes], T], missing: T) -> T:
         """`fn` in a write transaction, or `missing` if there is nothing to change."""
 
-        def changing(txn: Txn) -> T:
-            id_ = self._id or txn.get(_NAME + self.namespace.encode())
-            return missing if id_ is None else fn(txn, id_)
+        def changing(slot: Slot) -> T:
+            id_ = self._id or slot[0].get(self._name)
+            return missing if id_ is None else fn(slot, id_)
 
-        return self._environment.write(changing)
+        result: T = self._environment.write(changing)
+        return result
 
     def _key(self, key: bytes) -> str:
         return _text(key, 4, f"a key in namespace {self.namespace!r} of the lmdb storage")
 
-    def _own_id(self, txn: Txn) -> bytes:
+    def _own_id(self, slot: Slot) -> bytes:
         """The namespace's id, given out in this transaction if it has none."""
         if self._id is not None:
             return self._id
-        name = _NAME + self.namespace.encode()
-        id_ = txn.get(name)
+        id_: bytes | None = slot[0].get(self._name)
         if id_ is None:
-            if txn.get(_FORMAT_KEY) is None:
-                txn.put(_FORMAT_KEY, _FORMAT)
-            last = int.from_bytes(txn.get(_LAST_ID_KEY) or b"\0", "big")
-            id_ = (last + 1).to_bytes(4, "big")
-            txn.put(_LAST_ID_KEY, id_)
-            txn.put(name, id_)
-            txn.put(id_, _EIGHT_ZEROS)
+            if slot[0].get(_FORMAT_KEY) is None:
+                slot[0].put(_FORMAT_KEY, _FORMAT)
+            last = slot[0].get(_LAST_ID_KEY)
+            id_ = (int.from_bytes(last or b"\0", "big") + 1).to_bytes(4, "big")
+            slot[0].put(_LAST_ID_KEY, id_)
+            slot[0].put(self._name, id_)
+            slot[0].put(id_, _EIGHT_ZEROS)
             # Not kept in self._id: this transaction may yet be rolled back. The next read finds it.
         return id_
 
@@ -486,14 +547,16 @@ def _count(txn: Txn, id_: bytes) -> int:
     return int.from_bytes(txn.get(id_) or b"", "big")
 
 
-def _add(txn: Txn, id_: bytes, change: int) -> None:
+def _add(slot: Slot, id_: bytes, change: int) -> None:
     if change:
-        count = _count(txn, id_) + change
+        stored = slot[0].get(id_)
+        count = int.from_bytes(stored or b"", "big") + change
         if count < 0:
             raise CorruptValueError(
                 "the count of a namespace's keys is lower than their number; hutch check-data --fix counts them anew"
             )
-        txn.put(id_, count.to_bytes(8, "big"))
+        data = count.to_bytes(8, "big")
+        slot[0].put(id_, data)
 
 
 def _check_format(txn: Txn) -> None:

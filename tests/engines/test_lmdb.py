@@ -773,8 +773,8 @@ def test_a_write_that_is_interrupted_leaves_nothing_half_done(path: Path) -> Non
         space["k"] = 1
         environment = store._factory._environment
 
-        def writing(txn: Any) -> None:
-            txn.put(b"\0\0\0\1k", b"half")
+        def writing(slot: Any) -> None:
+            slot[0].put(b"\0\0\0\1k", b"half")
             raise Stop
 
         for _ in range(3):

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.testing.promises.child import Child
 from hutch.testing.promises.kit import together
 
 THREADS = 12
@@ -47,14 +46,17 @@ def commits(store: hutch.Store) -> int:
 @contextmanager
 def held_up(store: hutch.Store, count: int) -> Iterator[None]:
     """Nobody gets the turn until `count` threads wait for it and the block is over."""
-    turns = environment(store)._turns
-    with turns.lock:
+    queue = environment(store)._queue
+    ticket = sys.modules[type(queue).__module__].new_ticket()
+    queue.enter(ticket)
+    try:
         yield
         deadline = time.monotonic() + 60
-        while len(turns.waiting) < count:
+        while len(queue.requests) < count + 1:
             assert time.monotonic() < deadline, "the writers do not wait for their turn"
             time.sleep(0.001)
-    turns.wake_next()
+    finally:
+        queue.leave(ticket)
 
 
 def outcomes(store: hutch.Store, *work: Callable[[], Any]) -> list[Any]:
@@ -117,8 +119,8 @@ def test_a_write_that_cannot_be_fails_alone(store: hutch.Store, space: hutch.Nam
     """Its transaction is undone; the others, who were in it, are committed without it."""
     with store.open("damaged") as damaged:
         damaged["x"] = 1
-        [txn_id] = [damaged._store._own_id(environment(store).begin())]  # type: ignore[attr-defined]
-        environment(store).write(lambda txn: txn.put(txn_id, bytes(8)))  # the count, which now is too low
+        [txn_id] = [damaged._store._own_id([environment(store).begin()])]  # type: ignore[attr-defined]
+        environment(store).write(lambda slot: slot[0].put(txn_id, bytes(8)))  # the count, which now is too low
         found = outcomes(
             store,
             lambda: space.__setitem__("a", 1),
@@ -143,27 +145,28 @@ import os, signal, sys, threading, time, hutch
 
 with hutch.connect(f"lmdb://{sys.argv[1]}?durability=relaxed") as store, store.open("core") as space:
     space["before"] = 1
-    turns = store._factory._environment._turns
+    queue = store._factory._environment._queue
     go = threading.Event()
 
     def hold():
-        with turns.lock:
+        queue.enter(ticket := sys.modules[type(queue).__module__].new_ticket())
+        try:
             others = [threading.Thread(target=space.__setitem__, args=(f"other {n}", n)) for n in range(5)]
             for other in others:
                 other.start()
-            while len(turns.waiting) < 6:  # the main thread is one of them
+            while len(queue.requests) < 7:  # the main thread is one of them
                 time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGINT)
             go.wait(30)
-        turns.wake_next()
+        finally:
+            queue.leave(ticket)
         for other in others:
             other.join()
 
     holder = threading.Thread(target=hold)
     holder.start()
-    while not turns.lock.acquire(False) or turns.lock.release():
-        if turns.waiting:
-            break
+    while not queue.requests:
+        time.sleep(0.001)
     try:
         space["main"] = 1
     except KeyboardInterrupt:
@@ -227,27 +230,6 @@ def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, s
     assert codes == [0] * 20
     assert {f"count {me}": count for me, count in enumerate(counts)} == dict(space.scan(prefix="count"))
     assert space["children"] == 20
-
-
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere the system's own lock is enough")
-def test_of_all_processes_one_need_not_wait_in_line_and_when_it_is_killed_another(tmp_path: Path) -> None:
-    url = f"lmdb://{tmp_path}/state?durability=relaxed"
-    with hutch.connect(url) as store, store.open("core") as space:
-        with Child(url) as child:
-            count = child.call("count", "core", 0.05)
-            for _ in range(10):
-                space.modify("n", lambda n: n + 1)
-            line = environment(store)._line
-            assert not line.is_first()
-            child.kill_only()
-        deadline = time.monotonic() + 60
-        while not line.is_first():
-            assert time.monotonic() < deadline, "nobody took the place of the one that was killed"
-            time.sleep(0.01)
-        assert space.modify("n", lambda n: n + 1) == count + 11
-        with Child(url) as child:
-            count += child.call("count", "core", 0.05)
-        assert space["n"] == count + 11
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of open files")

@@ -1,0 +1,101 @@
+"""Opening: a call of ``lmdb.open`` that no signal handler can interrupt in the middle.
+
+py-lmdb runs Python code as it opens files, before and after LMDB has them. A handler that used the store there would
+open them a second time, which LMDB forbids. Handlers run in the main thread alone, so that a thread of its own makes
+the call, and the main thread waits: a handler that interrupts that wait, waits for the same call.
+"""
+
+from __future__ import annotations
+
+import threading
+from _thread import start_new_thread
+from collections.abc import Callable
+
+import lmdb
+
+from hutch import StorageUnavailableError
+from hutch.handlers import raised_by_handler
+
+from .lmdb_files import Files
+
+# How long a thread may take to begin.
+_PATIENCE_S = 0.5
+
+
+class Opening:
+    """One call of `open_`, whose result is appended to `opened`. `before`: the files that were there before it.
+
+    Where address space `is_tight` it is made without a thread, which would take 72 MiB of it.
+    """
+
+    def __init__(
+        self,
+        open_: Callable[[str], lmdb.Environment],
+        name: str,
+        opened: list[lmdb.Environment],
+        before: Files | None,
+        is_tight: bool,
+    ) -> None:
+        self.before = before
+        #: Whether the call has returned, or raised.
+        self.is_over = False
+        self._is_tight = is_tight
+        self._open, self._name, self._opened = open_, name, opened
+        self._started: list[int] = []
+        # Taken by whoever makes the call.
+        self._turn = [0]
+        self._thread = 0
+        self._error: BaseException | None = None
+        self._is_done = threading.Lock()
+        # Nobody else knows it yet.
+        self._is_done.acquire()
+
+    def wait(self) -> None:
+        """Return once the files are open, or raise what `open_` raised. May be called by several threads, and again."""
+        if self._is_tight or threading.current_thread() is not threading.main_thread():
+            self._refuse_finalizer()
+            if not self._started:
+                self._started.append(0)
+                self._run()
+        elif not self._started:
+            self._start()
+        self.finish()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self) -> None:
+        nothing: tuple[()] = ()
+        try:
+            self._started += map(start_new_thread, (self._run,), (nothing,))
+        except RuntimeError as error:  # no thread can be started: a handler is less likely than that
+            if raised_by_handler(error):
+                raise
+            self._started.append(0)
+            self._run()
+
+    def finish(self) -> None:
+        """Wait for the call if it was begun."""
+        while self._started and not self.is_over:
+            if self._is_done.acquire(timeout=_PATIENCE_S):
+                self._is_done.release()
+            elif not self._thread:
+                self._run()  # the thread had not even the memory to begin
+
+    def _run(self) -> None:
+        try:
+            self._turn.pop()
+        except IndexError:
+            return
+        try:
+            self._thread = threading.get_ident()
+            if not self._opened:  # else a handler has opened them before this call began
+                self._opened += map(self._open, (self._name,))
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.is_over = True
+            self._is_done.release()
+
+    def _refuse_finalizer(self) -> None:
+        if self._thread == threading.get_ident() and not self.is_over:
+            raise StorageUnavailableError("lmdb: a finalizer uses a store in the middle of its being opened")

@@ -1,0 +1,132 @@
+"""The LMDB environments of this process: one per folder, shared by all stores, closed with its last user."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+from hutch import ConfigError
+
+from .lmdb_environment import Environment, hold_lock, release_lock
+from .lmdb_files import identities
+
+_environments: dict[str, Environment] = {}
+# Not a WeakSet, whose iteration a signal handler can spoil.
+_all: list[weakref.ref[Environment]] = []
+# Held for a few lookups only, and never while something is waited for: a finalizer may run anywhere, and close a store.
+_lock = threading.RLock()
+_FORK_ATTEMPTS = 3
+_FORK_WAIT_S = 60.0
+_fork_lock: list[Any] = []
+
+
+def shared_environment(
+    user: object, path: Path, durability: str, map_size_bytes: int, wait_s: float = 60
+) -> Environment:
+    """Return the environment of `path`, in use by `user` until `release`, or until `user` is forgotten.
+
+    Raises ConfigError if it is open in this process with another durability.
+    """
+    # A folder that is not there yet has no other names; one that is, is known by its real path.
+    place = os.path.realpath(path)
+    while True:
+        with _lock:
+            environment = _find(place)
+            if environment is None:
+                environment = _environments[place] = Environment(Path(place), durability, map_size_bytes, wait_s)
+                _all.append(weakref.ref(environment))
+            if environment.durability == durability:
+                environment.users.add(weakref.ref(user))
+                return environment
+            if environment.is_wanted():
+                raise ConfigError(
+                    f"option 'durability' of the lmdb engine: {path} is open in this process with "
+                    f"{environment.durability!r}; use the same everywhere, not {durability!r}"
+                )
+        _close_unused(environment)
+
+
+def release(user: object) -> None:
+    """Let go of the environment that `user` has, if any. The last user closes it. Raises StoreError."""
+    reference = weakref.ref(user)
+    for environment in _alive():
+        environment.users.discard(reference)
+        _close_unused(environment)
+
+
+def _alive() -> list[Environment]:
+    """Return all environments, and forget those that are gone."""
+    alive = []
+    for reference in list(_all):
+        if (environment := reference()) is not None:
+            alive.append(environment)
+        elif reference in _all:
+            _all.remove(reference)
+    return alive
+
+
+def _find(place: str) -> Environment | None:
+    environment = _environments.get(place)
+    if environment is None or environment.has_lost_its_files():
+        # The same files under another name, such as a second mount, are the same environment.
+        files = identities(place)
+        environment = next((one for one in _alive() if files and one.files == files and one.is_wanted()), None)
+        if environment is not None:
+            _environments[place] = environment
+    return environment
+
+
+def _close_unused(environment: Environment) -> None:
+    if environment.is_wanted():
+        return
+    try:
+        if environment.is_open():
+            environment.close()
+    finally:
+        with _lock:
+            # Where a handler raised it may still be open: then the next user takes it as it is.
+            if not environment.is_wanted() and not environment.is_open():
+                for place in [place for place, one in list(_environments.items()) if one is environment]:
+                    _environments.pop(place, None)
+
+
+# --- fork ---
+
+
+def _before_fork() -> None:
+    failure: BaseException | None = None
+    pending: list[Environment] | None = None
+    for _ in range(_FORK_ATTEMPTS):
+        # Python forks whatever a signal handler raises here, and the child must not have the files open.
+        try:
+            hold_lock(_fork_lock, _lock, _FORK_WAIT_S)
+            pending = _alive() if pending is None else pending
+            while pending:
+                pending[-1].before_fork()
+                pending.pop()
+            break
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _after_fork_in_parent() -> None:
+    for environment in _alive():
+        environment.after_fork_in_parent()
+    release_lock(_fork_lock)
+
+
+def _after_fork_in_child() -> None:
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+    _fork_lock.clear()
+    for environment in _alive():
+        environment.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

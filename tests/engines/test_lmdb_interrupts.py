@@ -1,0 +1,151 @@
+"""lmdb and signal handlers: whatever a handler raises, or does with the store, at any point of any verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hutch
+from hutch.testing.signal_points import Interrupt, Visit, count_points, points, raise_interrupt, run_at
+
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
+POINTS = int(os.environ.get("HUTCH_POINTS", "120"))
+
+VERBS: dict[str, Callable[[Any], object]] = {
+    "set": lambda space: space.__setitem__("k", [1]),
+    "set of a new key": lambda space: space.__setitem__(f"new {time.monotonic_ns()}", 1),
+    "update": lambda space: space.update({f"u{n}": n for n in range(5)}),
+    "remove": lambda space: space.pop("gone", None),
+    "remove_many": lambda space: space.remove_many(["u1", "u2", "nothing"]),
+    "compare_and_set": lambda space: space.compare_and_set("k", [1], [1]),
+    "clear": lambda space: space.clear(),
+    "get": lambda space: space.get("k"),
+    "in": lambda space: "k" in space,
+    "len": len,
+    "items": lambda space: list(space.items()),
+    "get_many": lambda space: space.get_many(["k", "u1"]),
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[hutch.Store]:
+    with hutch.connect(f"lmdb://{tmp_path}/state?durability=relaxed&map_size_bytes=1048576&wait_s=5") as store:
+        yield store
+
+
+def others_can_write(store: hutch.Store) -> bool:
+    """Whether another thread writes at once."""
+    done: list[bool] = []
+
+    def write() -> None:
+        with store.open("others") as others:
+            others["x"] = 1
+            done.append(True)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(10)
+    return bool(done)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_a_handler_raises_comes_out_and_leaves_nothing_behind(store: hutch.Store, verb: str) -> None:
+    """The traceback is kept, as a notebook keeps it in sys.last_value: it must not keep a transaction."""
+    with store.open("core") as space:
+        space.update({"k": [1], "u1": 1, "u2": 2})
+        kept: list[BaseException] = []
+        every = points(lambda: VERBS[verb](space), POINTS)
+        for point in every:
+            visit = Visit(point, raise_interrupt)
+            try:
+                visit.run(lambda: VERBS[verb](space))
+            except Interrupt as error:
+                kept = [*kept[-3:], error]
+            else:
+                assert visit.where is None, f"swallowed: {visit.where}"
+            assert others_can_write(store), visit.where
+            space["k"] = [1]
+        assert len(space) == len(list(space))
+    assert len(every) > 3
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_handler_may_write_at_any_point(store: hutch.Store, verb: str) -> None:
+    """Its write is there when it returns, and so is the one that it interrupted."""
+    with store.open("core") as space, store.open("saved") as saved:
+        space.update({"k": [1], "u1": 1, "u2": 2})
+        seen: list[int] = []
+
+        def save() -> None:
+            number = len(seen)
+            saved["state"] = number
+            assert saved["state"] == number
+            saved.update({"a": number, "b": number})
+            seen.append(number)
+
+        for point in points(lambda: VERBS[verb](space), POINTS):
+            expected = VERBS[verb](space)
+            began = time.monotonic()
+            found = run_at(point, save, lambda: VERBS[verb](space))
+            assert time.monotonic() - began < 5, f"point {point}"
+            assert found == expected, f"point {point}"
+            assert (saved["state"], dict(saved)["b"]) == (len(seen) - 1, len(seen) - 1)
+        assert len(space) == len(list(space))
+        assert others_can_write(store)
+        assert seen
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("what", ["raises", "writes", "closes another", "forks"])
+def test_opening_the_first_write_and_closing_with_a_handler_at_any_point(tmp_path: Path, what: str) -> None:
+    if what == "forks" and not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    number = 0
+
+    def life() -> None:
+        nonlocal number
+        number += 1
+        url = f"lmdb://{tmp_path}/{number % 7}?wait_s=5&durability=relaxed"
+        with hutch.connect(url) as store, store.open("core") as space:
+            space["k"] = 1
+            assert space["k"] == 1
+
+    def act() -> None:
+        if what == "raises":
+            raise_interrupt()
+        url = f"lmdb://{tmp_path}/{number % 7}?wait_s=5&durability=relaxed"
+        if what == "forks":
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+            return
+        with hutch.connect(url) as store, store.open("handler") as space:
+            space["h"] = number
+
+    life()
+    total = count_points(life)
+    every = sorted(set(range(1, total, max(1, total // POINTS))))
+    kept: list[BaseException] = []
+    for point in every:
+        began = time.monotonic()
+        try:
+            run_at(point, act, life)
+        except Interrupt as error:
+            kept = [*kept[-3:], error]
+        assert time.monotonic() - began < 5, f"point {point}"
+        # Whatever was left, the folder opens and is written to.
+        url = f"lmdb://{tmp_path}/{number % 7}?wait_s=5&durability=relaxed"
+        with hutch.connect(url) as store, store.open("core") as space:
+            space["k"] = point
+            assert space["k"] == point
+    kept.clear()
+    sys.last_value = None
