@@ -67,7 +67,7 @@ class LmdbPlugin(StoragePluginBase):
         "path": Option(Path, required=True, help="the folder that holds the store"),
         "durability": Option(str, default="normal", choices=tuple(DURABILITY), help="what a power cut can cost"),
         "wait_s": Option(
-            float, default=60, minimum=0, help="seconds that a write waits for other writers, threads and processes"
+            float, default=60.0, minimum=0, help="seconds that a write waits for other writers, threads and processes"
         ),
         "map_size_bytes": Option(
             int, default=_MAP_SIZE_BYTES, minimum=1 << 20, help="how much is mapped at first; it grows by itself"
