@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import sqlite3
 import stat
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,10 +22,12 @@ from sqlite3 import Connection
 from typing import Any, TypeVar
 
 from hutch import CorruptValueError, StorageUnavailableError, StoreNotOpenError
-from hutch.filesystem import flush_folder, validate_regular_file
+from hutch.filesystem import flush_folder
 from hutch.handlers import raised_by_handler
 
 from .sqlite_errors import explain, is_busy, is_from_sqlite, storage_error
+from .sqlite_paths import identity, identity_or_none, refuse_foreign_files, size_of_log, uri_of
+from .sqlite_wait import BusyWait
 
 T = TypeVar("T")
 #: Device and inode of each file.
@@ -62,19 +62,6 @@ _WHOSE = (
 _CACHE_KIB = 64 * 1024
 _LOG_BYTES = 64 * 1024 * 1024
 
-# What SQLite may keep beside the file.
-_BESIDE = ("-wal", "-shm", "-journal")
-
-# SQLite's own busy handler sleeps up to 100 ms between two tries, deaf to Ctrl-C, so that among many writers one
-# starves; and it is left out where the journal mode changes. Every wait is done here instead.
-_FIRST_PAUSE_S = 0.0005
-_LONGEST_PAUSE_S = 0.01
-# The lock has no queue: it goes to whoever asks at the right moment. So those that have waited longer ask more often;
-# after some seconds, others are not merely busy, and to ask often is a waste.
-_IMPATIENT_AFTER_S = 0.02
-_IMPATIENT_PAUSE_S = 0.0005
-_RESIGNED_AFTER_S = 3.0
-
 # How long a writer trusts that the files are in their place: a look takes 5 us. On Windows nobody can move or remove
 # files that are open.
 _TRUST_S = 0.001 if os.name != "nt" else math.inf
@@ -105,32 +92,6 @@ def is_open(connection: Connection) -> bool:
     return True
 
 
-class BusyWait:
-    """The wait of one call for other connections that hold the file, between tries."""
-
-    __slots__ = ("_began_s", "_deadline_s", "_pause_s")
-
-    def __init__(self, began_s: float, wait_s: float) -> None:
-        """The call began at `began_s` (of `time.monotonic`) and waits for up to `wait_s` seconds."""
-        self._began_s = began_s
-        self._deadline_s = began_s + wait_s
-        self._pause_s = _FIRST_PAUSE_S
-
-    def pause(self) -> bool:
-        """Sleep before the next try; return False at once when the time is up."""
-        now_s = time.monotonic()
-        if now_s >= self._deadline_s:
-            return False
-        # Jitter: two that met must not meet again.
-        time.sleep(min(random.uniform(0, self._pause_s), self._deadline_s - now_s))  # noqa: S311
-        waited_s = now_s - self._began_s
-        if _IMPATIENT_AFTER_S < waited_s < _RESIGNED_AFTER_S:
-            self._pause_s = _IMPATIENT_PAUSE_S
-        else:
-            self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
-        return True
-
-
 class DatabaseFile:
     """The file at `path`, for connections of one `durability` that wait for others up to `wait_s` seconds."""
 
@@ -151,13 +112,15 @@ class DatabaseFile:
         if self._identity is None:
             return True
         try:
-            return self._identity == _identity(self.path)
-        except OSError:
+            return self._identity == identity(self.path)
+        except OSError as error:
+            if raised_by_handler(error):
+                raise
             return False
 
     def files(self) -> Files:
         """Which files there are: the database, its log, and the index of that; None for one that is not there."""
-        return tuple(_identity_or_none(f"{self.path}{suffix}") for suffix in ("", "-wal", "-shm"))
+        return tuple(identity_or_none(f"{self.path}{suffix}") for suffix in ("", "-wal", "-shm"))
 
     def must_be_in_place(self, files: Files) -> None:
         """Raise StorageUnavailableError if `files`, those of an open connection, are not the ones at the path.
@@ -187,7 +150,7 @@ class DatabaseFile:
             raise NoDataError
         if not seen:
             self._make_folder()
-        uri = f"{_uri(self.path)}?mode={'rwc' if create else 'rw'}"
+        uri = f"{uri_of(self.path)}?mode={'rwc' if create else 'rw'}"
         try:
             # The object is there before the connection, which is closed with it, whatever a signal handler raises.
             Connection.__init__(connection, uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -196,7 +159,7 @@ class DatabaseFile:
                 raise
             raise explain(error, self.path, self.wait_s) from error
         self.run(self._prepare, connection, create)
-        self._refuse_links()
+        refuse_foreign_files(self.path)
         self._remember()
 
     def run(self, work: Callable[..., T], connection: Connection, *args: object) -> T:
@@ -296,9 +259,9 @@ class DatabaseFile:
 
     def _look(self) -> bool:
         """Whether there is a file. Raises StorageUnavailableError if something else is there, or it cannot be seen."""
-        self._refuse_links()
+        refuse_foreign_files(self.path)
         # The log first: a file that is being made has a size before it has a log.
-        log_bytes = _size_of_log(self.path)
+        log_bytes = size_of_log(self.path)
         try:
             found = os.stat(self.path)  # noqa: PTH116 - one call, in which no signal handler runs
         except FileNotFoundError:
@@ -318,22 +281,6 @@ class DatabaseFile:
             )
         return True
 
-    def _refuse_links(self) -> None:
-        """Raise StorageUnavailableError unless what SQLite keeps beside the file is regular files, or not there.
-
-        SQLite would follow a link, write to what it leads to, and wait for whoever reads a FIFO.
-        """
-        for suffix in _BESIDE:
-            beside = f"{self.path}{suffix}"
-            try:
-                validate_regular_file(beside)
-            except StorageUnavailableError:
-                raise
-            except OSError as error:
-                if raised_by_handler(error):
-                    raise
-                raise storage_error(Path(beside), "it cannot be looked at", error) from error
-
     def _make_folder(self) -> None:
         try:
             missing = [folder for folder in self.path.parents if not folder.exists()]
@@ -348,7 +295,7 @@ class DatabaseFile:
 
     def _remember(self) -> None:
         try:
-            found = _identity(self.path)
+            found = identity(self.path)
         except OSError as error:
             if raised_by_handler(error):
                 raise
@@ -361,29 +308,3 @@ class DatabaseFile:
 def fetch(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
     """Return all rows in one call of C: no signal handler finds the statement, and its snapshot, half read."""
     return list(chain.from_iterable(map(connection.execute, (sql,), (parameters,))))
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116 - one call, in which no signal handler runs
-    return found.st_dev, found.st_ino
-
-
-def _identity_or_none(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _size_of_log(path: Path) -> int:
-    try:
-        return os.stat(f"{path}-wal").st_size  # noqa: PTH116
-    except OSError:
-        return 0
-
-
-def _uri(path: Path) -> str:
-    """`path` as SQLite reads URIs: without a host, also where a Windows share begins with two slashes."""
-    text = path.as_posix()
-    return "file://" + urllib.parse.quote_from_bytes(os.fsencode(text if text.startswith("/") else f"/{text}"))

@@ -20,7 +20,8 @@ from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket
 
 from .sqlite_errors import is_from_sqlite
-from .sqlite_file import BusyWait, DatabaseFile, Files, close, fetch, is_open
+from .sqlite_file import DatabaseFile, Files, close, fetch, is_open
+from .sqlite_wait import BusyWait
 
 T = TypeVar("T")
 

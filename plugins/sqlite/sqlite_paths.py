@@ -1,0 +1,90 @@
+"""An SQLite file and the files beside it, as the file system names them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import urllib.parse
+from pathlib import Path
+
+from hutch import StorageUnavailableError
+from hutch.filesystem import open_existing, validate_regular_file
+from hutch.handlers import raised_by_handler
+
+from .sqlite_errors import storage_error
+
+# What SQLite may keep beside the file.
+_BESIDE = ("-wal", "-shm", "-journal")
+
+# How a rollback journal ends that names another file; see readSuperJournal in SQLite's pager.c.
+_NAME_TRAILER = struct.Struct(">II8s")
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
+def refuse_foreign_files(path: Path) -> None:
+    """Raise StorageUnavailableError if something that SQLite did not make lies where it keeps files beside `path`.
+
+    SQLite would follow a link and write to what it leads to, wait for the other end of a FIFO, and delete the file
+    that a journal names as that of a transaction over several databases, which hutch never makes.
+    """
+    try:
+        for suffix in _BESIDE:
+            validate_regular_file(f"{path}{suffix}")
+        if names_another_file(f"{path}-journal"):
+            raise StorageUnavailableError(
+                f"'{path}-journal' names another file, which SQLite would delete, and hutch writes no such "
+                "journal; nothing was opened. Move it away if you do not know where it comes from"
+            )
+    except StorageUnavailableError:
+        raise
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
+        raise storage_error(path, "the files beside it cannot be opened", error) from error
+
+
+def identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116 - one call, in which no signal handler runs
+    return found.st_dev, found.st_ino
+
+
+def identity_or_none(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
+        return None
+    return found.st_dev, found.st_ino
+
+
+def names_another_file(journal: str) -> bool:
+    """Whether the rollback journal `journal` ends with the name of another file; False if there is no journal.
+
+    The format: the name, its length, a checksum (four bytes each, big endian), the magic number.
+    """
+    try:
+        with open_existing(journal) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size < _NAME_TRAILER.size:
+                return False
+            file.seek(-_NAME_TRAILER.size, os.SEEK_END)
+            length, _, magic = _NAME_TRAILER.unpack(file.read(_NAME_TRAILER.size))
+    except FileNotFoundError:
+        return False
+    return bool(magic == _JOURNAL_MAGIC and 0 < length <= size)
+
+
+def size_of_log(path: Path) -> int:
+    try:
+        return os.stat(f"{path}-wal").st_size  # noqa: PTH116
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
+        return 0
+
+
+def uri_of(path: Path) -> str:
+    """`path` as SQLite reads URIs: without a host, also where a Windows share begins with two slashes."""
+    text = path.as_posix()
+    return "file://" + urllib.parse.quote_from_bytes(os.fsencode(text if text.startswith("/") else f"/{text}"))
