@@ -198,41 +198,31 @@ class LmdbStorage(EncodedStorage):
         return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
 
     def get(self, key: str) -> Any:
-        # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
+        # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read. No variable holds a
+        # transaction: a traceback that somebody keeps would keep the pages that it may read. Dropping one hands it to
+        # the next reader; `with` would cost as much as the read.
         keeper = self._keeper
         kept = keeper.kept
-        body = None
         try:
+            if kept is not None:
+                if self._environment.begin().id() == kept.id:
+                    body = kept.bodies.get(key)
+                    if body is not None:
+                        kept.found += 1
+                        return self._decode_body(body)
+                else:
+                    keeper.end()
+                    kept = None
+            name = key.encode()
+            data = self._environment.begin().get(self._id + name)  # type: ignore[operator]
             if kept is None:
-                # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
-                name = key.encode()
-                data = self._environment.begin().get(self._id + name)  # type: ignore[operator]
                 keeper.reads_left -= 1
                 if keeper.reads_left <= 0:
                     keeper.begin(self._environment.begin().id())
-            else:
-                txn: Txn | None = self._environment.begin()
-                if txn.id() != kept.id:  # type: ignore[union-attr]
-                    keeper.end()
-                    kept = None
-                    name = key.encode()
-                    data = txn.get(self._id + name)  # type: ignore[operator, union-attr]
-                elif (body := kept.bodies.get(key)) is None:
-                    name = key.encode()
-                    data = txn.get(self._id + name)  # type: ignore[operator, union-attr]
-                # A traceback that somebody keeps would keep the pages that the transaction may read.
-                txn = None
         except _READ_ERRORS as error:
-            txn = None
             if raised_by_handler(error):
                 raise
             return super().get(key)
-        except BaseException:
-            txn = None
-            raise
-        if body is not None:
-            kept.found += 1  # type: ignore[union-attr]
-            return self._decode_body(body)
         if data is None:
             check_key(key)
             raise KeyError(key)
@@ -242,6 +232,7 @@ class LmdbStorage(EncodedStorage):
             if raised_by_handler(error):
                 raise
             return self._decoded(key, data)  # which names it
+        # What another process committed in the middle is kept too, though it is newer: nobody finds it later.
         if kept is not None and not kept.keep(key, data, self._body):
             keeper.end(in_vain=True)
         return value
