@@ -14,18 +14,7 @@ from tests.servers import RedisServer
 
 # A1-PENDING: promises that an engine does not hold yet.
 _INTERRUPTS = "test_what_a_signal_handler_raises_comes_out_as_it_is"
-_POINTS = "test_an_exception_at_any_point_of_a_verb_breaks_nothing"
 PENDING = {
-    "TestLmdb": {
-        _INTERRUPTS,
-        _POINTS,
-        "test_a_handler_may_write_at_any_point_of_a_verb",
-        "test_a_handler_may_write_while_other_threads_do",
-        "test_a_finalizer_may_write_open_and_close",
-        "test_a_thread_that_writes_all_the_time_keeps_no_other_out",
-        "test_a_process_that_writes_all_the_time_keeps_no_other_out",
-        "test_a_signal_ends_a_wait_for_another_process",
-    },
     "TestRedis": {_INTERRUPTS},  # an interrupted modify leaves a connection open
     "TestShelf": {_INTERRUPTS},  # an interrupted open leaves a file open
 }

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, Final, Protocol
 
 from hutch import StoreError
@@ -254,7 +253,8 @@ class CommitQueue:
             members = group.requests = [own]
             if own.is_alone:
                 return
-            for one in list(islice(self.requests, _LARGEST_GROUP)):
+            # Not `islice`, in whose making the collector may run a finalizer that writes: the queue would have changed.
+            for one in list(self.requests)[:_LARGEST_GROUP]:
                 if one.is_alone:
                     break
                 if one is own or one.work is None or one.is_withdrawn or one.thread == own.thread:

@@ -11,8 +11,8 @@ import random
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -219,6 +219,7 @@ class BusyThread:
         self._may_go, self._stands, self._is_over = threading.Event(), threading.Event(), False
         #: The number of the last write that it began, and of the last that was acknowledged.
         self.begun = self.acknowledged = -1
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="busy")
         self._thread.start()
 
@@ -229,7 +230,12 @@ class BusyThread:
             self._may_go.set()
         else:
             self._may_go.clear()
-            assert self._stands.wait(OTHERS_PATIENCE_S), "a thread that only writes does not come to an end"
+            stands = self._stands.wait(OTHERS_PATIENCE_S)
+            if self._error is not None:
+                raise AssertionError("a thread that only writes failed") from self._error
+            if not stands:
+                where = "".join(traceback.format_stack(sys._current_frames().get(self._thread.ident or 0)))
+                raise AssertionError(f"a thread that only writes does not come to an end:\n{where}")
 
     def end(self) -> None:
         """End the thread."""
@@ -244,9 +250,13 @@ class BusyThread:
             if self._is_over:
                 return
             self.begun += 1
-            with suppress(hutch.StoreNotOpenError):
+            try:
                 self._ns[BUSY] = self.begun
-                self.acknowledged = self.begun
+            except BaseException as error:
+                self._error = error
+                self._stands.set()
+                return
+            self.acknowledged = self.begun
             time.sleep(0.0005)
 
 
