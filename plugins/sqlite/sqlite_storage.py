@@ -86,10 +86,11 @@ class SqlitePlugin(StoragePluginBase):
         ),
         "wait_s": Option(
             float,
-            default=10.0,
+            default=60.0,
             minimum=0,
             maximum=86_400,
-            help="how many seconds a call waits for other writers before StorageTimeoutError; 0 does not wait",
+            help="how many seconds a call waits for other writers, threads and processes, before StorageTimeoutError; "
+            "0 does not wait",
         ),
         "mmap_bytes": Option(
             int,
