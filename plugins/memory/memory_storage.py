@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from itertools import compress, islice, repeat, tee
+from itertools import chain, compress, islice, repeat
 from operator import is_not
 from typing import Any, ClassVar
 
@@ -81,7 +81,7 @@ class MemoryPlugin(StoragePluginBase):
         return MemoryStorage(self, namespace, self._root.setdefault(namespace, _Data()))
 
     def namespaces(self) -> list[str]:
-        return [namespace for namespace, data in list(self._root.items()) if _count(data)]
+        return [namespace for namespace, data in self._root.copy().items() if _count(data)]
 
     def drop(self, namespace: str) -> None:
         data = self._root.get(namespace)
@@ -102,7 +102,7 @@ class MemoryStorage(EncodedStorage):
     def __init__(self, plugin: MemoryPlugin, namespace: str, data: _Data) -> None:
         super().__init__(plugin, namespace)
         self._all = data
-        self._data = data.frames
+        self._data, self._removed = data.frames, data.removed
 
     def read(self, key: str) -> bytes | None:
         return self._data.get(key)
@@ -133,11 +133,14 @@ class MemoryStorage(EncodedStorage):
             return self._data.pop(key, None) is not None
 
     def len(self) -> int:
-        return _count(self._all)
+        with _write_lock:
+            while self._removed:
+                self._all.take_out_removed()
+            return len(self._data)
 
     def keys(self) -> Iterable[str]:
         with _write_lock:
-            while self._all.removed:
+            while self._removed:
                 self._all.take_out_removed()
             return list(self._data)
 
@@ -159,17 +162,20 @@ class MemoryStorage(EncodedStorage):
     def delete_many(self, keys: list[str]) -> int:
         with _write_lock:
             there = compress(keys, map(is_not, map(self._data.get, keys), repeat(None)))
-            names, again = tee(there)
             removed: list[str] = []
-            self._all.removed[id(removed)] = removed
-            # One call of C: the keys that are there become None at once, and are noted (`append` returns None).
-            self._data.update(zip(names, map(removed.append, again), strict=False))
+            self._removed[id(removed)] = removed
+            note: Iterator[Any] = filter(
+                None, map(removed.extend, (there,))
+            )  # gives nothing, and notes them when it is asked
+            # One call of C: the keys that are there are noted, and become None, before any other code runs.
+            self._data.update(chain(note, zip(removed, repeat(None), strict=False)))
             self._all.take_out_removed()
             return len(removed)
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        # No order is promised here, and a sort would cost more than the reading.
-        there = ((key, data) for key, data in list(self._data.items()) if data is not None)
+        # No order is promised here, and a sort would cost more than the reading. A copy of the dict makes no object for
+        # an item, at which Python 3.11 might collect garbage, and with it run a finalizer that writes.
+        there = ((key, data) for key, data in self._data.copy().items() if data is not None)
         while chunk := dict(islice(there, _CHUNK_ITEMS)):
             yield from self._decoded_items(chunk, chunk.values())
 
