@@ -51,30 +51,38 @@ class Database:
     # --- users ---
 
     @classmethod
-    def join(cls, user: object, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> Database:
+    def join(cls, owner: object, user: object, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> Database:
         """Return the database on that file with these settings, shared if there is one, with `user` as one more user.
+
+        `user` stands for `owner`, and leaves with it, should a handler have kept the finalizer of that from saying so.
 
         Connections of one process to a file may differ in their settings, so that each setting has its own.
         A file that was put in the place of another is another database.
         """
-        return _registry.run(_REGISTRY_WAIT_S, cls._join, user, (path, durability, wait_s, mmap_bytes))
+        return _registry.run(_REGISTRY_WAIT_S, cls._join, owner, user, (path, durability, wait_s, mmap_bytes))
 
     @classmethod
-    def _join(cls, user: object, settings: _Settings) -> Database:
+    def _join(cls, owner: object, user: object, settings: _Settings) -> Database:
         for database in list(_databases):
             if database._settings == settings and database._file.is_the_one_opened():
-                database._users[user] = None
+                database._remember(owner, user)
                 return database
         path = settings[0]
         database = cls(settings, _write_locks.get(path) or _write_locks.setdefault(path, WriteLock(path)))
-        database._users[user] = None
+        database._remember(owner, user)
         database._register()
         return database
 
-    def add_user(self, user: object) -> None:
-        """Keep the connections open until `user` leaves, too."""
-        self._users[user] = None
+    def add_user(self, owner: object, user: object) -> None:
+        """Keep the connections open until `user`, which stands for `owner`, leaves, too."""
+        self._remember(owner, user)
         _registry.run(_REGISTRY_WAIT_S, self._register)
+
+    def _remember(self, owner: object, user: object) -> None:
+        self._users[user] = weakref.ref(owner, partial(self._owner_is_gone, user))
+
+    def _owner_is_gone(self, user: object, _: object) -> None:
+        self.leave(user, 0)
 
     def _register(self) -> None:
         _databases[self] = None

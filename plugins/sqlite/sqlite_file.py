@@ -99,8 +99,8 @@ class DatabaseFile:
         self.path = path
         self.wait_s = wait_s
         self.durability = durability
-        #: Who uses it; without users nothing connects. Its keys are what counts, and their order does not.
-        self.users: dict[object, None] = {}
+        #: Who uses it, and of each its owner; without users nothing connects.
+        self.users: dict[object, object] = {}
         self._synchronous = SYNCHRONOUS[durability]
         self._mmap_bytes = mmap_bytes
         self._identity: tuple[int, int] | None = None

@@ -153,7 +153,7 @@ class SqlitePlugin(StoragePluginBase):
     def _shared(self) -> Database:
         options = self._storage_config
         database = Database.join(
-            self._user, self._path, options["durability"], options["wait_s"], options["mmap_bytes"]
+            self, self._user, self._path, options["durability"], options["wait_s"], options["mmap_bytes"]
         )
         former, self._database = self._database, database
         if former is not None and former is not database:
@@ -178,7 +178,7 @@ class SqliteStorage(EncodedStorage):
         self._run_write: Callable[..., int] = database.write
         # In this order: whatever a signal handler raises, `close` knows what to leave.
         self._database = database
-        database.add_user(self._user)
+        database.add_user(self, self._user)
 
     # --- the six verbs ---
 
