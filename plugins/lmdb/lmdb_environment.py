@@ -19,7 +19,7 @@ from hutch.handlers import raised_by_handler
 
 from .commit_queue import CommitQueue, Request, new_ticket
 from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, Slot, end_transaction, in_doubt
-from .writer_gate import RELEASE, TRY, WriterGate, flock
+from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
 
 if TYPE_CHECKING:
     from .open_files import Txn
@@ -160,12 +160,12 @@ class Environment(OpenFiles):
                 gate = self.gate
                 if gate is None:  # closed by a fork or a nested call
                     continue
+                fd = gate.fd_in_use
                 try:
-                    try:
-                        flock(gate.fd, TRY)
-                    except OSError as error:
-                        gate.must_be_busy(error)
-                        self._wait_at_gate(gate, request)
+                    if fd >= 0 or gate.lock_file[MUTEX] != FREE:
+                        fd = gate.fd
+                        if not gate.enter():
+                            self._wait_at_gate(gate, request)
                     with self.lock:
                         try:
                             if in_doubt and self._place in in_doubt:
@@ -185,8 +185,9 @@ class Environment(OpenFiles):
                             # Whatever a handler raises, also in the line above: the transaction ends.
                             slot.clear()
                 finally:
-                    flock(gate.fd, RELEASE)
-            except (IndexError, lmdb.Error) as error:
+                    if fd >= 0:
+                        flock(fd, RELEASE)
+            except (IndexError, ValueError, lmdb.Error) as error:
                 self._recover(error, slot)
             if committed:
                 return result
@@ -196,7 +197,7 @@ class Environment(OpenFiles):
         self.open_now()
         self._must_be_in_place()
         gate = self.gate
-        if gate is not None and gate.has_waiters():
+        if gate is not None and gate.look():
             self._wait_at_gate(gate, request)
         self._look_at_s = time.monotonic() + TRUST_S
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
+import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from struct import Struct
 from typing import cast
@@ -92,6 +95,26 @@ def create_lock_file(folder: Path, size_bytes: int) -> None:
             os.fchmod(file.fileno(), mode)  # whatever the umask is
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size_bytes)
+
+
+def map_lock_file(folder: Path, maps: list[mmap.mmap]) -> None:
+    """Put a map of the begin of lock.mdb into `maps`, to read LMDB's lock for writing, where its layout is known.
+
+    The map has a descriptor of the file. To be closed, and opened, only while this process does not have the folder
+    open: closing one takes the process's locks on the file away.
+    """
+    if maps or sys.platform != "linux" or not _is_glibc():
+        return
+    with open_existing(folder / "lock.mdb") as file:
+        if os.fstat(file.fileno()).st_size >= mmap.PAGESIZE:
+            maps += map(partial(mmap.mmap, length=mmap.PAGESIZE, prot=mmap.PROT_READ), (file.fileno(),))
+
+
+def _is_glibc() -> bool:
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (ValueError, OSError):
+        return False
 
 
 def lmdb_name(path: Path) -> str:

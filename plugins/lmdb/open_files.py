@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from .lmdb_files import (
     is_cut_off,
     lmdb_name,
     make_store,
+    map_lock_file,
     refuse_foreign_lock_file,
 )
 from .opening import Opening
@@ -96,6 +98,8 @@ class OpenFiles:
         # What py-lmdb has open; it is in here before it is looked at and used.
         self._opened: list[lmdb.Environment] = []
         self._opening: Opening | None = None
+        # Of lock.mdb, see `map_lock_file`.
+        self._maps: list[mmap.mmap] = []
         # Whether address space is so short that a thread's share of it is missed.
         self._is_tight = False
         # The write transaction, if there is one.
@@ -109,7 +113,7 @@ class OpenFiles:
 
     def is_open(self) -> bool:
         """Return whether files are open, or something was written before a fork closed them."""
-        return bool(self._opened) or self._is_unflushed
+        return bool(self._opened or self._maps) or self._is_unflushed
 
     def has_lost_its_files(self) -> bool:
         """Return whether there were files open, and the path leads to others now, or to none."""
@@ -173,7 +177,7 @@ class OpenFiles:
         try:
             self._validate(env)
             if self.gate is None:
-                self.gate = WriterGate(self.path)
+                self.gate = WriterGate(self.path, self._maps)
             self.files = identities(self._place)
         except OSError as error:
             self._shut()
@@ -221,36 +225,38 @@ class OpenFiles:
             opening = self._opening = self._prepare_opening(map_size_bytes)
         try:
             opening.wait()
-            if opening.before is not None and opening.before != identities(self._place):
-                self._shut()
-                raise StorageUnavailableError(
-                    f"lmdb {self.path}: data.mdb or lock.mdb was replaced while it was opened; nothing was read or "
-                    "written"
-                )
         finally:
             if opening.is_over:
                 self._opening = None
 
     def _prepare_opening(self, map_size_bytes: int) -> Opening:
-        exists = self.exists()
-        if not exists:
+        if not self.exists():
             make_store(self.path, _FORMAT)
-            exists = self.exists()
+        return Opening(self._call_lmdb, map_size_bytes, self._opened, self._is_tight)
+
+    def _call_lmdb(self, map_size_bytes: int) -> lmdb.Environment:
+        """Call ``lmdb.open``. No signal handler runs meanwhile: it would open the files a second time."""
         refuse_foreign_lock_file(self.path)
         create_lock_file(self.path, _LOCK_FILE_BYTES)
+        map_lock_file(self.path, self._maps)
         before = identities(self._place)
         flags: dict[str, Any] = DURABILITY[self.durability]
-        open_ = partial(
-            lmdb.open,
+        env = lmdb.open(
+            lmdb_name(self.path),
             map_size=map_size_bytes,
             max_readers=MAX_READERS,
             # One transaction is kept for the next reader, which saves it the search for a slot.
             max_spare_txns=1,
             # An existing folder keeps the format it has.
-            lib_version=cast(int, None) if exists else _FORMAT,
+            lib_version=cast(int, None) if self.exists() else _FORMAT,
             **flags,
         )
-        return Opening(open_, lmdb_name(self.path), self._opened, before, self._is_tight)
+        if before is not None and before != identities(self._place):
+            env.close()
+            raise StorageUnavailableError(
+                f"lmdb {self.path}: data.mdb or lock.mdb was replaced while it was opened; nothing was read or written"
+            )
+        return env
 
     def _validate(self, env: lmdb.Environment) -> None:
         """Refuse a file that would end in a crash or in refused keys: reading past its end is a SIGBUS."""
@@ -285,6 +291,9 @@ class OpenFiles:
             if env in self._opened:
                 self._opened.remove(env)
         self.gate = None
+        for lock_file in self._maps:
+            lock_file.close()
+        self._maps.clear()
 
     def _forget(self, env: lmdb.Environment) -> None:
         if self._env is env or self._env is None:

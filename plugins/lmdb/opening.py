@@ -16,31 +16,27 @@ import lmdb
 from hutch import StorageUnavailableError
 from hutch.handlers import raised_by_handler
 
-from .lmdb_files import Files
-
 # How long a thread may take to begin.
 _PATIENCE_S = 0.5
 
 
 class Opening:
-    """One call of `open_`, whose result is appended to `opened`. `before`: the files that were there before it.
+    """One call of ``open_(map_size_bytes)``, whose result is appended to `opened`.
 
     Where address space `is_tight` it is made without a thread, which would take 72 MiB of it.
     """
 
     def __init__(
         self,
-        open_: Callable[[str], lmdb.Environment],
-        name: str,
+        open_: Callable[[int], lmdb.Environment],
+        map_size_bytes: int,
         opened: list[lmdb.Environment],
-        before: Files | None,
         is_tight: bool,
     ) -> None:
-        self.before = before
         #: Whether the call has returned, or raised.
         self.is_over = False
         self._is_tight = is_tight
-        self._open, self._name, self._opened = open_, name, opened
+        self._open, self._map_size_bytes, self._opened = open_, map_size_bytes, opened
         self._started: list[int] = []
         # Taken by whoever makes the call.
         self._turn = [0]
@@ -89,7 +85,7 @@ class Opening:
         try:
             self._thread = threading.get_ident()
             if not self._opened:  # else a handler has opened them before this call began
-                self._opened += map(self._open, (self._name,))
+                self._opened += map(self._open, (self._map_size_bytes,))
         except BaseException as error:
             self._error = error
         finally:
