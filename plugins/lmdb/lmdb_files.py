@@ -107,7 +107,8 @@ def map_lock_file(folder: Path, maps: list[mmap.mmap]) -> None:
         return
     with open_existing(folder / "lock.mdb") as file:
         if os.fstat(file.fileno()).st_size >= mmap.PAGESIZE:
-            maps += map(partial(mmap.mmap, length=mmap.PAGESIZE, prot=mmap.PROT_READ), (file.fileno(),))
+            with suppress(OSError):  # no address space, or no descriptor: it is done without
+                maps += map(partial(mmap.mmap, length=mmap.PAGESIZE, prot=mmap.PROT_READ), (file.fileno(),))
 
 
 def _is_glibc() -> bool:

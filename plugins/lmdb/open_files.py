@@ -165,7 +165,11 @@ class OpenFiles:
         # After a fork, or where the map could not be moved, it must be the store that it was.
         self._must_be_in_place()
         if not self._opened:
-            self._open_environment()
+            try:
+                self._open_environment()
+            except StoreError:
+                self._shut()
+                raise
         env = self._opened[0]
         try:
             env.reader_check()

@@ -93,7 +93,11 @@ class WriterGate:
         self.is_waiting = False
         if sys.platform != "win32":
             self._data = open_existing(folder / "data.mdb", "r+b")
-            self._folder += map(os.open, (folder,), (os.O_RDONLY | os.O_CLOEXEC,))
+            try:
+                self._folder += map(os.open, (folder,), (os.O_RDONLY | os.O_CLOEXEC,))
+            except OSError:
+                self._data.close()  # the error keeps this object alive
+                raise
             self.fd = self._folder[0]
             self._marks = self._data.fileno()
         #: The descriptor whose lock is taken for the next write; -1 while the gate stands open.
