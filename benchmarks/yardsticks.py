@@ -25,7 +25,7 @@ from ormsgpack import packb, unpackb
 
 import hutch
 
-from .turns import Rounds, in_turn
+from .rounds import Rounds, in_turn
 from .workload import VALUE, fresh, key_names, shuffled
 
 _KEYS = 10_000
@@ -356,7 +356,7 @@ def sqlite_update(folder: Path, rounds: int) -> Rounds:
 
 
 def memory_get(_: Path, rounds: int) -> Rounds:
-    from hutch.codec.typed import TypedCodec
+    from hutch.codec.msgpack import TypedCodec
 
     keys = shuffled(key_names(_KEYS), _CHUNK)
     codec = TypedCodec()
@@ -390,7 +390,7 @@ def memory_bytes(_: Path, rounds: int) -> Rounds:
 
 
 def encode(_: Path, rounds: int) -> Rounds:
-    from hutch.codec.typed import TypedCodec
+    from hutch.codec.msgpack import TypedCodec
 
     ours_encode, theirs_encode = TypedCodec().encode, import_module("msgspec.msgpack").Encoder().encode
     values = [fresh(number) for number in range(_CHUNK)]
@@ -407,7 +407,7 @@ def encode(_: Path, rounds: int) -> Rounds:
 
 
 def decode(_: Path, rounds: int) -> Rounds:
-    from hutch.codec.typed import TypedCodec
+    from hutch.codec.msgpack import TypedCodec
 
     codec, msgpack = TypedCodec(), import_module("msgspec.msgpack")
     theirs_decode = msgpack.Decoder().decode

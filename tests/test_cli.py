@@ -964,7 +964,7 @@ def test_a_copy_on_a_terminal_shows_its_progress_and_leaves_no_trace_of_it(tmp_p
 
 # --- data of other frameworks ---
 
-SAMPLES = Path(__file__).parent / "formats"
+SAMPLES = Path(__file__).parent / "bridges" / "data"
 
 
 @pytest.fixture(params=["dotevals-json", "errbot-shelf", "ragas-jsonl", "themis-sqlite"])

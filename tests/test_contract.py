@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import hutch
 from hutch import base
-from hutch.codec.jsontext import JsonCodec
+from hutch.codec.json import JsonCodec
 from hutch.encoded import _after_prefix
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

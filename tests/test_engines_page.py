@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hutch
-from hutch.loader import load_factory
+from hutch.discovery.load import load_factory
 
 PAGE = Path(__file__).parents[1] / "docs" / "engines.md"
 ENGINES = sorted(plugin.name for plugin in hutch.find_plugins().plugins)

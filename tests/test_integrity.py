@@ -22,7 +22,7 @@ import pytest
 
 import hutch
 from hutch.cli.run import run as run_command
-from hutch.codec.choose import make_codec
+from hutch.codec.select import make_codec
 from tests.servers import RedisServer
 
 DATA: dict[str, dict[str, Any]] = {

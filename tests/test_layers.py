@@ -19,11 +19,11 @@ import redis
 import hutch
 from hutch.config import LayerConfig
 from hutch.layers.cache import CacheLayer
-from hutch.layers.choose import add_layers, check_layers
 from hutch.layers.layer import Layer
 from hutch.layers.metrics import Figures, snapshot
+from hutch.layers.select import add_layers, check_layers
 from hutch.testing import StorageSuite
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 from tests.servers import RedisServer
 
 HOUR_S = 3600.0

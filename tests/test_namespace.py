@@ -15,7 +15,7 @@ import pytest
 
 import hutch
 from hutch import keylocks
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

@@ -21,7 +21,7 @@ import pytest
 
 import hutch
 from hutch.config import read_config
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 from hutch.testing.signal_points import Interrupt, Visit, points, raise_interrupt, run_at
 
 DUCK = '''

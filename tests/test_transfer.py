@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import hutch
 from hutch import transfer
-from hutch.codec.typed import TypedCodec
+from hutch.codec.msgpack import TypedCodec
 from hutch.transfer import from_json, to_json
 
 

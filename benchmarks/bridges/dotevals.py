@@ -18,7 +18,7 @@ from dotevals.results import EvaluationMetadata, EvaluationStatus, Record, Score
 from dotevals.storage import Storage, get_storage
 from dotevals.storage.json import JSONStorage
 
-from hutch.bridges.shared import close_shared
+from hutch.bridges.connections import close_shared
 
 from .side_by_side import compare
 

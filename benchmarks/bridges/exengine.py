@@ -13,8 +13,8 @@ import numpy as np
 from exengine.kernel.data_coords import DataCoordinates
 from exengine.storage_backends.ndtiff_and_ndram import NDTiffStorage
 
+from hutch.bridges.connections import close_shared
 from hutch.bridges.exengine import HutchStorage
-from hutch.bridges.shared import close_shared
 
 from .side_by_side import compare
 

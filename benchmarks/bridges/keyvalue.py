@@ -15,8 +15,8 @@ from typing import Any
 from key_value.aio.stores.disk import DiskStore
 from key_value.aio.stores.memory import MemoryStore
 
+from hutch.bridges.connections import close_shared
 from hutch.bridges.keyvalue import HutchStore
-from hutch.bridges.shared import close_shared
 
 from .side_by_side import Work, compare
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from ragas.backends import LocalJSONLBackend
 
+from hutch.bridges.connections import close_shared
 from hutch.bridges.ragas import HutchBackend
-from hutch.bridges.shared import close_shared
 
 from .side_by_side import compare
 

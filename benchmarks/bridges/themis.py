@@ -18,7 +18,7 @@ from themis.core.models import Case, Dataset
 from themis.core.store import RunStore
 from themis.core.stores import sqlite_store
 
-from hutch.bridges.shared import close_shared
+from hutch.bridges.connections import close_shared
 from hutch.bridges.themis import HutchRunStore
 
 from .side_by_side import compare

@@ -18,7 +18,7 @@ from themis.core import entities
 from themis.interfaces import StatelessTaskExecutor
 from themis.storage import ExperimentStorage, StorageConfig, task_cache_key
 
-from hutch.bridges.shared import close_shared
+from hutch.bridges.connections import close_shared
 from hutch.bridges.themis1 import HutchStorageBackend
 
 from .side_by_side import Work, compare

@@ -27,7 +27,7 @@ from hutch import CorruptValueError, StorageFullError, StorageUnavailableError, 
 from hutch.filesystem import open_existing, validate_regular_file
 from hutch.handlers import raised_by_handler
 
-from .lmdb_files import (
+from .files import (
     Files,
     create_lock_file,
     identities,

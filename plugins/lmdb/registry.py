@@ -10,8 +10,8 @@ from typing import Any
 
 from hutch import ConfigError
 
-from .lmdb_environment import Environment, hold_lock, release_lock
-from .lmdb_files import identities
+from .environment import Environment, hold_lock, release_lock
+from .files import identities
 
 _environments: dict[str, Environment] = {}
 # Not a WeakSet, whose iteration a signal handler can spoil.

@@ -17,8 +17,8 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from hutch import ConfigError
 
-from .redis_hints import OPTION_HINTS, SENTINEL_HINT, hint
-from .redis_pool import keepalive_options
+from .hints import OPTION_HINTS, SENTINEL_HINT, hint
+from .pool import keepalive_options
 
 __all__ = ["OPTION_HINTS", "SENTINEL_HINT", "Address", "read_address"]
 

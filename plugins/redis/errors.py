@@ -17,7 +17,7 @@ from hutch import (
     StoreError,
 )
 
-from .redis_protocol import Command
+from .protocol import Command
 
 # The server that answers so has another role than it had, or is not ready: the name may lead to another one by now.
 _MOVED: Final = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")

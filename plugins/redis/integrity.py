@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 from hutch import Finding
 
-from .redis_scripts import INDEXED, LISTED, NAMES
+from .scripts import INDEXED, LISTED, NAMES
 
 if TYPE_CHECKING:
-    from .redis_storage import RedisPlugin
+    from .storage import RedisPlugin
 
 _CHUNK_KEYS = 1000
 _GLOB = str.maketrans({char: f"\\{char}" for char in "\\*?[]^-"})

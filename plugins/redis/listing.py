@@ -12,9 +12,9 @@ from typing import Any, Final, cast
 from hutch import CorruptValueError, StorageUnavailableError
 from hutch.handlers import raised_by_handler
 
-from .redis_protocol import Argument
-from .redis_scripts import PAGE, REBUILD
-from .redis_server import Server
+from .protocol import Argument
+from .scripts import PAGE, REBUILD
+from .server import Server
 
 # The first page: a caller may need only the first key.
 _FIRST_KEYS: Final = 32

@@ -20,7 +20,7 @@ from hutch import StorageTimeoutError
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket
 
-from .redis_protocol import PING, CallFailedError, Connection, close_socket, connection_of
+from .protocol import PING, CallFailedError, Connection, close_socket, connection_of
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from .redis_protocol import Argument, Command
+from .protocol import Argument, Command
 
 
 class Script:

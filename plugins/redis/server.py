@@ -11,10 +11,10 @@ from redis import exceptions as driver
 
 from hutch import ConfigError
 
-from .redis_errors import code_of, has_moved, may_pass, store_error
-from .redis_pool import Pool
-from .redis_protocol import Argument, CallFailedError, Command, packed
-from .redis_scripts import Script
+from .errors import code_of, has_moved, may_pass, store_error
+from .pool import Pool
+from .protocol import Argument, CallFailedError, Command, packed
+from .scripts import Script
 
 _FIRST_BACKOFF_S: Final = 0.05
 _LONGEST_BACKOFF_S: Final = 1.0

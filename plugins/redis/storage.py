@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 from hutch import ConfigError, CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
 
-from .redis_address import OPTION_HINTS, SENTINEL_HINT, read_address
-from .redis_check import check
-from .redis_listing import Listing
-from .redis_pool import Pool
-from .redis_protocol import Command, Connection, packed
-from .redis_scripts import CLEAR, DELETE, SWAP, WRITE
-from .redis_server import Server
+from .address import OPTION_HINTS, SENTINEL_HINT, read_address
+from .integrity import check
+from .listing import Listing
+from .pool import Pool
+from .protocol import Command, Connection, packed
+from .scripts import CLEAR, DELETE, SWAP, WRITE
+from .server import Server
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Any
 from hutch import CorruptValueError, StorageFullError, StoreError, StoreLockedError
 from hutch.handlers import raised_by_handler, suppress_own
 
-from .shelf_database import Database, copy_file, remove, take_place
-from .shelf_files import FULL, Place, storage_error, storage_errors
+from .database import Database, copy_file, remove, take_place
+from .files import FULL, Place, storage_error, storage_errors
 
 
 class CopiedDatabase(Database):

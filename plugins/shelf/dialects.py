@@ -9,10 +9,10 @@ from hutch import StorageUnavailableError
 from hutch.filesystem import open_or_create
 from hutch.handlers import raised_by_handler
 
-from .shelf_copied import CopiedDatabase, copy_and_change, driver
-from .shelf_database import Database
-from .shelf_dumb import DumbDatabase
-from .shelf_files import Dialect, Place, has_dialect, storage_errors
+from .copied import CopiedDatabase, copy_and_change, driver
+from .database import Database
+from .dumb import DumbDatabase
+from .files import Dialect, Place, has_dialect, storage_errors
 
 _PACKAGES: Final[dict[Dialect, str]] = {
     "gnu": "the _gdbm module (on Debian the package python3-gdbm; a Python built from source needs libgdbm-dev first)",
@@ -31,7 +31,7 @@ def open_database(place: Place, scratch: Path) -> Database:
     if place.dialect == "dumb":
         return DumbDatabase(place, scratch)
     if place.dialect == "sqlite3":
-        from .shelf_sqlite import SqliteDatabase
+        from .sqlite import SqliteDatabase
 
         return SqliteDatabase(place)
     return CopiedDatabase(place, scratch)
@@ -43,7 +43,7 @@ def open_to_read(place: Place) -> Database | None:
     if place.dialect == "dumb":
         return DumbDatabase(place, place.base, to_read=True)
     if place.dialect == "sqlite3":
-        from .shelf_sqlite import open_copy
+        from .sqlite import open_copy
 
         return open_copy(place)
     return CopiedDatabase(place, place.base)
@@ -58,7 +58,7 @@ def create_database(place: Place, scratch: Path) -> None:
             open_or_create(place.file(".dir")).close()
             open_or_create(place.file(".dat")).close()
         elif place.dialect == "sqlite3":
-            from .shelf_sqlite import create
+            from .sqlite import create
 
             create(place.base, scratch)
         else:
@@ -70,9 +70,9 @@ def holds_data(place: Place) -> bool:
     if not has_dialect(place.dialect):
         return True
     if place.dialect == "sqlite3":
-        from . import shelf_sqlite
+        from . import sqlite
 
-        return shelf_sqlite.holds_data(place)
+        return sqlite.holds_data(place)
     try:
         if place.dialect == "dumb":
             return place.file(".dir").stat().st_size > 0

@@ -18,8 +18,8 @@ from hutch import CorruptValueError, StorageFullError, StoreError
 from hutch.filesystem import create_file, open_existing, write_all
 from hutch.handlers import raised_by_handler, suppress_own
 
-from .shelf_database import Database, take_place
-from .shelf_files import Place, storage_errors
+from .database import Database, take_place
+from .files import Place, storage_errors
 
 _BLOCK_BYTES: Final = 512
 # The index grows by a line a write; it is written anew when this many more lines than keys are in it.

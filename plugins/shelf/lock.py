@@ -14,7 +14,7 @@ from hutch import StoreLockedError
 from hutch.filesystem import open_existing, open_or_create, validate_regular_file
 from hutch.handlers import raised_by_handler, suppress_own
 
-from .shelf_files import storage_error, storage_errors
+from .files import storage_error, storage_errors
 
 if sys.platform == "win32":
     import msvcrt

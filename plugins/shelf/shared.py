@@ -23,10 +23,10 @@ from hutch.filesystem import validate_regular_file
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock
 
-from .shelf_database import Database
-from .shelf_dialects import create_database, open_database
-from .shelf_files import Folder, Place, creating, default_dialect, storage_errors
-from .shelf_lock import ProcessLock
+from .database import Database
+from .dialects import create_database, open_database
+from .files import Folder, Place, creating, default_dialect, storage_errors
+from .lock import ProcessLock
 
 log = logging.getLogger("hutch.shelf")
 

@@ -14,8 +14,8 @@ from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, Stor
 from hutch.filesystem import flush_folder, open_existing, validate_regular_file
 from hutch.handlers import raised_by_handler
 
-from .shelf_database import Database, copy_file, remove
-from .shelf_files import Place, refusal, storage_error, storage_errors
+from .database import Database, copy_file, remove
+from .files import Place, refusal, storage_error, storage_errors
 
 # How long a call waits for a program that knows nothing of hutch, as the process lock keeps out the others.
 _BUSY_PATIENCE_S: Final = 5.0

@@ -38,11 +38,11 @@ from hutch import (
 from hutch.handlers import raised_by_handler
 from hutch.limits import check_key, check_namespace, check_value_size
 
-from .shelf_database import Database
-from .shelf_dialects import holds_data, open_to_read
-from .shelf_files import Folder, Place, storage_errors
-from .shelf_lock import kept_out
-from .shelf_shared import SharedShelf, open_shelf, share
+from .database import Database
+from .dialects import holds_data, open_to_read
+from .files import Folder, Place, storage_errors
+from .lock import kept_out
+from .shared import SharedShelf, open_shelf, share
 
 # What Errbot writes: a bot on any Python 3 reads it back.
 _PROTOCOL = 2

@@ -19,9 +19,9 @@ from typing import Any
 from hutch import CorruptValueError, StorageTimeoutError
 from hutch.locks import FairLock, Ticket
 
-from .sqlite_file import DatabaseFile, NoDataError, fetch, spoilt_by_fork
-from .sqlite_readers import Readers
-from .sqlite_writer import WriteLock, Writer
+from .file import DatabaseFile, NoDataError, fetch, spoilt_by_fork
+from .readers import Readers
+from .writer import WriteLock, Writer
 
 _CHUNK_BYTES = 1024 * 1024
 _FORK_PATIENCE_S = 10.0

@@ -25,9 +25,9 @@ from hutch import CorruptValueError, StorageUnavailableError, StoreNotOpenError
 from hutch.filesystem import flush_folder
 from hutch.handlers import raised_by_handler
 
-from .sqlite_errors import explain, is_busy, is_from_sqlite, storage_error
-from .sqlite_paths import identity, identity_or_none, refuse_foreign_files, size_of_log, uri_of
-from .sqlite_wait import BusyWait
+from .errors import explain, is_busy, is_from_sqlite, storage_error
+from .paths import identity, identity_or_none, refuse_foreign_files, size_of_log, uri_of
+from .wait import BusyWait
 
 T = TypeVar("T")
 #: Device and inode of each file.

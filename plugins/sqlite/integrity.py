@@ -9,8 +9,8 @@ from sqlite3 import Connection, DatabaseError
 from hutch import Finding, NamespaceError
 from hutch.limits import MAX_KEY_BYTES, check_namespace, legible
 
-from .sqlite_database import Database
-from .sqlite_file import NoDataError
+from .database import Database
+from .file import NoDataError
 
 _MOST_DAMAGE = 100
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from hutch import StorageTimeoutError
 from hutch.locks import FairLock, Ticket
 
-from .sqlite_file import DatabaseFile, close, is_open
+from .file import DatabaseFile, close, is_open
 
 T = TypeVar("T")
 

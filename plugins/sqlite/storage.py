@@ -25,10 +25,10 @@ from hutch import (
 )
 from hutch.limits import check_key, legible
 
-from .sqlite_check import check
-from .sqlite_database import Database, change, leave_all
-from .sqlite_errors import is_from_sqlite
-from .sqlite_file import SYNCHRONOUS, NoDataError
+from .database import Database, change, leave_all
+from .errors import is_from_sqlite
+from .file import SYNCHRONOUS, NoDataError
+from .integrity import check
 
 # A key is bound as text and made a blob by SQLite: to bind bytes, Python 3.11 first asks them for an adapter, in vain,
 # which costs a tenth of a read. (Values are bound as bytearrays, which it does not ask.)

@@ -19,9 +19,9 @@ from hutch import StorageTimeoutError, StoreError
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket
 
-from .sqlite_errors import is_from_sqlite
-from .sqlite_file import DatabaseFile, Files, close, fetch, is_open
-from .sqlite_wait import BusyWait
+from .errors import is_from_sqlite
+from .file import DatabaseFile, Files, close, fetch, is_open
+from .wait import BusyWait
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ TYPE_CHECKING = False  # to a type checker it is True; `typing` would be most of
 if TYPE_CHECKING:
     from typing import Any
 
-    from .base import MISSING, Codec, Finding, StorageBase, StoragePluginBase
-    from .checking import check_data
-    from .codec.registered import register_type
+    from .codec.registry import register_type
     from .config import StoreConfig
-    from .discovery import Discovery
+    from .contract import MISSING, Codec, Finding, StorageBase, StoragePluginBase
+    from .discovery.factory import find_plugins, load_plugin
+    from .discovery.search import Discovery
     from .encoded import EncodedStorage
     from .errors import (
         CapabilityError,
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
         ValueLimitError,
         ValueTypeError,
     )
-    from .factory import find_plugins, load_plugin
     from .hooks import hookimpl, register_hooks, unregister_hooks
-    from .mixin import StoreMixin
+    from .integrity import check_data
+    from .namespace import StoreMixin
     from .options import Option
     from .store import Namespace, Store, connect
 
@@ -92,15 +92,15 @@ __all__ = [
 
 # Imported when first used, so that `import hutch` alone costs next to nothing. What is not listed is an error.
 _HOME = {
-    "base": ("MISSING", "Codec", "Finding", "StorageBase", "StoragePluginBase"),
-    "checking": ("check_data",),
-    "codec.registered": ("register_type",),
+    "contract": ("MISSING", "Codec", "Finding", "StorageBase", "StoragePluginBase"),
+    "codec.registry": ("register_type",),
     "config": ("StoreConfig",),
-    "discovery": ("Discovery",),
+    "discovery.factory": ("find_plugins", "load_plugin"),
+    "discovery.search": ("Discovery",),
     "encoded": ("EncodedStorage",),
-    "factory": ("find_plugins", "load_plugin"),
     "hooks": ("hookimpl", "register_hooks", "unregister_hooks"),
-    "mixin": ("StoreMixin",),
+    "integrity": ("check_data",),
+    "namespace": ("StoreMixin",),
     "options": ("Option",),
     "store": ("Namespace", "Store", "connect"),
 }

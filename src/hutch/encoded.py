@@ -8,8 +8,8 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
-from .base import MISSING, Codec, StorageBase, StoragePluginBase
-from .codec.typed import TypedCodec
+from .codec.msgpack import TypedCodec
+from .contract import MISSING, Codec, StorageBase, StoragePluginBase
 from .errors import CorruptValueError
 from .keylocks import run_swap
 from .limits import MAX_VALUE_BYTES, check_key, check_keys, check_value_size, explain_failure

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from .adapted import open_checked
-from .base import Finding, StorageBase, StoragePluginBase
 from .codec.frame import RESIDUE
 from .config import StoreConfig, read_config
+from .contract import Finding, StorageBase, StoragePluginBase
+from .discovery.factory import PluginConfig, build, find_plugins
+from .discovery.foreign import open_checked
+from .discovery.load import load_factory
 from .encoded import EncodedStorage
 from .errors import CorruptValueError, KeyLimitError
-from .factory import PluginConfig, build, find_plugins
 from .filesystem import create_file, flush_folder, write_all
 from .limits import check_key
-from .loader import load_factory
 from .options import read_options
 from .store import Store
 
@@ -76,7 +76,7 @@ def check_data(
 def _refuse_read_only(config: StoreConfig) -> None:
     for pattern, layers in [("*", config.layers), *((rule.pattern, rule.layers) for rule in config.namespaces)]:
         if layers:
-            from .layers.choose import check_drop
+            from .layers.select import check_drop
 
             check_drop(layers, pattern)
 

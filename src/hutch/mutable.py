@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from .base import MISSING, StorageBase
+from .contract import MISSING, StorageBase
 from .errors import ConflictError, StoreNotOpenError
 from .keylocks import Ticket
 

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from .adapted import close_interrupted, open_checked
-from .base import MISSING, StorageBase
+from .contract import MISSING, StorageBase
+from .discovery.foreign import close_interrupted, open_checked
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handlers import is_missing, passes_through

@@ -8,16 +8,16 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from .adapted import as_storage, close_interrupted
-from .base import StoragePluginBase
 from .config import StoreConfig, read_config
-from .descriptor import PluginInfo
+from .contract import StoragePluginBase
+from .discovery.descriptor import PluginInfo
+from .discovery.factory import build, hooks_are_used, make_private
+from .discovery.foreign import as_storage, close_interrupted
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
-from .factory import build, hooks_are_used, make_private
 from .fork import ForkSafeLock
 from .handlers import passes_through
 from .limits import check_namespace
-from .mixin import StoreMixin
+from .namespace import StoreMixin
 
 
 class _Claim:
@@ -165,7 +165,7 @@ class Store:
         """
         name = check_namespace(namespace)
         if layers := self.config.layers_for(name):
-            from .layers.choose import check_drop
+            from .layers.select import check_drop
 
             check_drop(layers, name)
         claim = _Claim(None)
@@ -319,7 +319,7 @@ class _Layered:
             layers = self._config.layers_for(namespace)
             if not layers:
                 return opened[0]
-            from .layers.choose import add_layers
+            from .layers.select import add_layers
 
             return add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace)
         except BaseException as error:

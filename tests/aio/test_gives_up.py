@@ -23,7 +23,7 @@ import pytest
 import hutch
 import hutch.aio
 
-from .servers import RedisServer
+from ..servers import RedisServer
 
 # A caller is to be let go within 0.1 s, and a machine may be ten times as slow.
 LET_GO_S = 0.1 * 10

@@ -16,7 +16,7 @@ import hutch
 import hutch.aio
 from hutch import keylocks
 
-from .servers import RedisServer
+from ..servers import RedisServer
 
 LOOPS = 4
 TIMES = 25

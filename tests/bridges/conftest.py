@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.bridges.shared import close_shared
+from hutch.bridges.connections import close_shared
 
 # What a test file needs: a module of its framework, which tells Themis 4 from Themis 1, too.
 _NEEDS = {

@@ -282,9 +282,10 @@ BRIDGE_PROMISES = [
 
 def main() -> None:
     sys.path.insert(0, sys.argv[1])
-    import config  # type: ignore[import-not-found]  # the bot's
     from errbot.bootstrap import get_storage_plugin
     from errbot.storage import StoreAlreadyOpenError, StoreMixin, StoreNotOpenError
+
+    import config  # type: ignore[import-not-found]  # the bot's
 
     plugin = get_storage_plugin(config)
     for promise in PROMISES + BRIDGE_PROMISES:

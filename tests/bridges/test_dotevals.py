@@ -33,11 +33,11 @@ from dotevals.summary import EvaluationSummary
 
 import hutch
 from hutch import transfer
-from hutch.bridges import dotevals as bridge
+from hutch.bridges.connections import close_shared, shared_namespace
 from hutch.bridges.dotevals import HutchStorage
-from hutch.bridges.shared import close_shared, shared_namespace
-from hutch.formats import dotevals_json
-from hutch.formats.dotevals_json import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
+from hutch.bridges.dotevals import json_files as dotevals_json
+from hutch.bridges.dotevals import storage as bridge
+from hutch.bridges.dotevals.json_files import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
 from tests import pages
 from tests.bridges.processes import run, run_until
 
@@ -1002,9 +1002,9 @@ def test_without_dotevals_the_error_says_what_to_install(tmp_path: Path) -> None
     code = """
 import sys
 sys.modules["dotevals"] = None
-import hutch, hutch.bridges, hutch.formats.dotevals_json
+import hutch, hutch.bridges, hutch.bridges.dotevals.json_files
 try:
-    import hutch.bridges.dotevals
+    from hutch.bridges.dotevals import HutchStorage
 except ImportError as error:
     print(error)
     print(type(error.__cause__).__name__)

@@ -13,10 +13,18 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.formats import dotevals_json
-from hutch.formats.dotevals_json import NAMESPACE, check, evaluation_key, experiment_key, read, results_prefix, write
+from hutch.bridges.dotevals import json_files as dotevals_json
+from hutch.bridges.dotevals.json_files import (
+    NAMESPACE,
+    check,
+    evaluation_key,
+    experiment_key,
+    read,
+    results_prefix,
+    write,
+)
 
-SAMPLE = Path(__file__).parent / "dotevals"
+SAMPLE = Path(__file__).parent / "data" / "dotevals"
 SMALL = "eval_sums[None-None-org/small]"
 
 

@@ -28,8 +28,8 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.codec.carried import Pickled
-from hutch.formats.errbot_shelf import read, write
+from hutch.bridges.errbot.shelf_files import read, write
+from hutch.codec.passthrough import Pickled
 from tests.bridges.bot import Bot, BotFolder, environment, errbot_python, hutch_command
 from tests.bridges.conftest import url_of
 from tests.bridges.processes import run_until
@@ -171,7 +171,7 @@ import sys
 from pathlib import Path
 import hutch
 from hutch import transfer
-from hutch.formats.errbot_shelf import read
+from hutch.bridges.errbot.shelf_files import read
 
 with hutch.connect(sys.argv[1]) as store:
     transfer.copy_items(read(Path("shelves")), store, progress=lambda progress: print(progress.done))

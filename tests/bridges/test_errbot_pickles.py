@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from hutch.codec.carried import Pickled
-from hutch.formats.errbot_shelf import _value
-from hutch.formats.plain_pickle import NotPlainError, read_plain
+from hutch.bridges.errbot.plain_pickle import NotPlainError, read_plain
+from hutch.bridges.errbot.shelf_files import _value
+from hutch.codec.passthrough import Pickled
 from hutch.testing.signal_points import Interrupt, Visit, points, raise_interrupt
 
 CLASSES = [
@@ -251,7 +251,7 @@ def test_a_length_beyond_the_input_is_a_damaged_pickle(pickled: bytes) -> None:
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_no_bomb_ends_the_process_where_memory_is_scarce(bomb: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from hutch.formats.errbot_shelf import _value\n"
+        "import sys; from pathlib import Path; from hutch.bridges.errbot.shelf_files import _value\n"
         "_value(Path('shelf'), 'n', 'k', sys.stdin.buffer.read())"
     )
     limit = 1 << 30

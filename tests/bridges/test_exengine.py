@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 import hutch
 import hutch.bridges.exengine as bridge
+from hutch.bridges.connections import close_shared, shared_namespace
 from hutch.bridges.exengine import HutchStorage
-from hutch.bridges.shared import close_shared, shared_namespace
 from tests import pages
 from tests.bridges import processes
 from tests.servers import RedisServer
@@ -725,7 +725,9 @@ def test_without_exengine_the_error_says_what_to_install() -> None:
 
 
 def test_hutch_alone_imports_neither_exengine_nor_numpy() -> None:
-    done = _python("import sys, hutch, hutch.bridges.shared; sys.exit(bool({'exengine', 'numpy'} & set(sys.modules)))")
+    done = _python(
+        "import sys, hutch, hutch.bridges.connections; sys.exit(bool({'exengine', 'numpy'} & set(sys.modules)))"
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -14,14 +14,19 @@ from hutch import transfer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="on Windows a link takes a right of its own")
 
-SAMPLES = Path(__file__).parent
+SAMPLES = Path(__file__).parent / "data"
+MODULES = {
+    "dotevals_json": "dotevals.json_files",
+    "ragas_jsonl": "ragas.jsonl_files",
+    "themis_sqlite": "themis.sqlite_files",
+}
 FORMATS = {"dotevals_json": "dotevals", "ragas_jsonl": "ragas", "themis_sqlite": "themis/runs.sqlite3"}
 
 
 @pytest.mark.parametrize("dangling", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_export_follows_no_link(tmp_path: Path, name: str, dangling: bool) -> None:
-    module = import_module(f"hutch.formats.{name}")
+    module = import_module(f"hutch.bridges.{MODULES[name]}")
     target = tmp_path / "out" / "file.db" if name == "themis_sqlite" else tmp_path / "out"
     (tmp_path / "out").mkdir()
     with hutch.connect("memory://") as store:

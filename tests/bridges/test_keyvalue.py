@@ -40,8 +40,8 @@ from pydantic import AnyUrl
 
 import hutch
 from hutch.bridges import keyvalue
+from hutch.bridges.connections import close_shared, shared_namespace
 from hutch.bridges.keyvalue import HutchStore
-from hutch.bridges.shared import close_shared, shared_namespace
 
 from .. import pages
 from ..servers import RedisServer
@@ -1192,7 +1192,7 @@ def test_without_the_framework_the_error_says_what_to_install() -> None:
     script = """
 import sys
 sys.modules["key_value"] = None
-import hutch.bridges, hutch.bridges.shared
+import hutch.bridges, hutch.bridges.connections
 try:
     import hutch.bridges.keyvalue
 except ImportError as error:
@@ -1206,8 +1206,8 @@ else:
 
 def test_hutch_alone_imports_nothing_of_the_framework() -> None:
     script = """
-import sys, hutch.bridges.shared
-hutch.bridges.shared.shared_namespace("memory://", "x")["k"] = 1
+import sys, hutch.bridges.connections
+hutch.bridges.connections.shared_namespace("memory://", "x")["k"] = 1
 assert not [name for name in sys.modules if name.startswith(("key_value", "fastmcp", "asyncio"))]
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

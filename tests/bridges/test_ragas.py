@@ -25,8 +25,8 @@ import tqdm
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 import hutch
-from hutch.bridges.shared import close_shared, shared_namespace
-from hutch.formats import ragas_jsonl
+from hutch.bridges.connections import close_shared, shared_namespace
+from hutch.bridges.ragas import jsonl_files as ragas_jsonl
 from tests import pages
 from tests.bridges.processes import run, run_until
 

@@ -1,6 +1,6 @@
 """Folders of ragas's local/jsonl backend, into a store and out again. ragas itself is not needed for it.
 
-`ragas/` was written by ragas 0.4.3: ``LocalJSONLBackend("tests/formats/ragas")``, `save_dataset`, `save_experiment`.
+ragas 0.4.3 wrote `data/ragas/`: ``LocalJSONLBackend("tests/bridges/data/ragas")``, `save_dataset`, `save_experiment`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.formats import ragas_jsonl as ragas
+from hutch.bridges.ragas import jsonl_files as ragas
 
-FOLDER = Path(__file__).parent / "ragas"
+FOLDER = Path(__file__).parent / "data" / "ragas"
 NAMES = {"datasets": ["capitals", "empty", "six hundred, 100%"], "experiments": ["capitals"]}
 NAMESPACES = {"datasets": ragas.DATASETS, "experiments": ragas.EXPERIMENTS}
 

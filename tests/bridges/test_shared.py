@@ -1,4 +1,4 @@
-"""One connection for each URL in a process: `hutch.bridges.shared`."""
+"""One connection for each URL in a process: `hutch.bridges.connections`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hutch
-from hutch.bridges.shared import close_shared, shared_namespace, shared_store
+from hutch.bridges.connections import close_shared, shared_namespace, shared_store
 from tests.bridges.processes import run
 
 
@@ -119,7 +119,7 @@ def test_a_url_that_fails_leaves_nothing_behind_and_may_work_the_next_time(tmp_p
 
 FORGETFUL = """
 import sys
-from hutch.bridges.shared import shared_namespace
+from hutch.bridges.connections import shared_namespace
 for number in range(20):
     shared_namespace(sys.argv[1], f"part {number % 3}")[str(number)] = number
 """
@@ -166,6 +166,8 @@ print("parent", sorted(core.values()), flush=True)
 
 
 def test_bridges_import_no_framework_and_no_other_bridge() -> None:
-    script = "import sys, hutch.bridges.shared; print(*sorted(n for n in sys.modules if n.startswith('hutch.bridges')))"
-    assert run(script, folder=Path.cwd()) == ["hutch.bridges hutch.bridges.shared"]
-    assert "hutch.bridges.shared" in sys.modules
+    script = (
+        "import sys, hutch.bridges.connections; print(*sorted(n for n in sys.modules if n.startswith('hutch.bridges')))"
+    )
+    assert run(script, folder=Path.cwd()) == ["hutch.bridges hutch.bridges.connections"]
+    assert "hutch.bridges.connections" in sys.modules

@@ -47,10 +47,10 @@ from themis.core.stores import InMemoryRunStore, available_store_backends, creat
 
 import hutch
 from hutch import transfer
-from hutch.bridges.shared import close_shared, shared_namespace, shared_store
+from hutch.bridges.connections import close_shared, shared_namespace, shared_store
 from hutch.bridges.themis import HutchRunStore
-from hutch.formats import themis_sqlite
-from hutch.formats.themis_sqlite import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix
+from hutch.bridges.themis import sqlite_files as themis_sqlite
+from hutch.bridges.themis.sqlite_files import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix
 from tests.bridges.processes import run, run_until
 from tests.pages import blocks
 
@@ -776,7 +776,7 @@ def assert_hutch(*arguments: str) -> None:
 
 
 def test_a_verified_import_reads_what_the_bridge_reads(tmp_path: Path) -> None:
-    sample = Path(shutil.copy(ROOT / "tests" / "formats" / "themis" / "runs.sqlite3", tmp_path))
+    sample = Path(shutil.copy(ROOT / "tests" / "bridges" / "data" / "themis" / "runs.sqlite3", tmp_path))
     with closing(sqlite3.connect(sample)) as file, file:
         file.execute("DELETE FROM run_projections")  # for another Themis may make others of the same events
     transfer.copy_items(themis_sqlite.read(sample), shared_store("memory://"))
@@ -848,9 +848,10 @@ def test_a_store_can_be_sent_to_another_process(tmp_path: Path) -> None:
 def test_hutch_is_among_themis_s_backends_and_imports_no_framework_by_itself(tmp_path: Path) -> None:
     assert "hutch" in available_store_backends()
     told = run(
-        "import sys, hutch, hutch.bridges, hutch.formats.themis_sqlite\nprint('themis' in sys.modules)", folder=tmp_path
+        "import sys, hutch, hutch.bridges, hutch.bridges.themis.sqlite_files\nprint('themis' in sys.modules)",
+        folder=tmp_path,
     )
-    assert told == ["False"]
+    assert told == ["read"]
 
 
 @pytest.mark.parametrize("missing", ["themis", "themis.core.stores"])

@@ -36,7 +36,7 @@ from themis.interfaces import StatelessTaskExecutor
 from themis.storage import ExperimentStorage, RunStatus, task_cache_key
 
 import hutch
-from hutch.bridges.shared import close_shared, shared_namespace
+from hutch.bridges.connections import close_shared, shared_namespace
 from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend, copy_runs
 from hutch.bridges.themis1 import storage as themis1
 

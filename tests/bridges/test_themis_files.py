@@ -20,7 +20,7 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.formats.themis_sqlite import (
+from hutch.bridges.themis.sqlite_files import (
     BLOBS,
     RUNS,
     STAGE_CACHE,

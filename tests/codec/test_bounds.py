@@ -24,8 +24,8 @@ import pytest
 from ormsgpack import Ext
 
 import hutch
-from hutch.codec.tagged import from_json, to_json
-from hutch.codec.typed import TypedCodec
+from hutch.codec.msgpack import TypedCodec
+from hutch.codec.tagged_json import from_json, to_json
 
 CODEC = TypedCodec()
 packb = ormsgpack.packb

@@ -31,12 +31,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hutch
-from hutch.codec import frame, registered
-from hutch.codec.carried import Pickled
-from hutch.codec.choose import make_codec
-from hutch.codec.jsontext import JsonCodec
-from hutch.codec.pickled import PickleCodec
-from hutch.codec.typed import TypedCodec
+from hutch.codec import frame
+from hutch.codec.json import JsonCodec
+from hutch.codec.msgpack import TypedCodec
+from hutch.codec.passthrough import Pickled
+from hutch.codec.pickle import PickleCodec
+from hutch.codec.select import make_codec
 
 KEY = b"a key of some length"
 TYPED, JSON, PICKLE, SIGNED = TypedCodec(), JsonCodec(), PickleCodec(), PickleCodec(KEY)
@@ -47,12 +47,12 @@ each_codec = pytest.mark.parametrize("name", CODECS)
 @pytest.fixture(autouse=True)
 def no_registration_stays() -> Iterator[None]:
     """Registrations are the process's; each test gets a copy of its own."""
-    by_type, by_name = dict(registered._by_type), dict(registered._by_name)
+    by_type, by_name = dict(registry._by_type), dict(registry._by_name)
     yield
-    registered._by_type.clear()
-    registered._by_type.update(by_type)
-    registered._by_name.clear()
-    registered._by_name.update(by_name)
+    registry._by_type.clear()
+    registry._by_type.update(by_type)
+    registry._by_name.clear()
+    registry._by_name.update(by_name)
 
 
 def identical(a: Any, b: Any) -> bool:
@@ -589,10 +589,10 @@ def test_a_dataclass_that_gained_a_field_reads_its_default() -> None:
         needed: int
 
     name = f"{Frozen.__module__}.{Frozen.__qualname__}"
-    del registered._by_name[name]
+    del registry._by_name[name]
     hutch.register_type(Grown, name=name)
     assert TYPED.decode(data) == Grown(1, 7, [8])
-    del registered._by_name[name]
+    del registry._by_name[name]
     hutch.register_type(Demanding, name=name)
     with pytest.raises(
         hutch.CorruptValueError,
@@ -638,10 +638,10 @@ def test_a_pydantic_model_that_gained_a_field_reads_its_default() -> None:
 
     hutch.register_type(Before, name="model")
     data = TYPED.encode(Before(a=1))
-    del registered._by_name["model"]
+    del registry._by_name["model"]
     hutch.register_type(After, name="model")
     assert TYPED.decode(data) == After.model_construct({"a"}, a=1)
-    del registered._by_name["model"]
+    del registry._by_name["model"]
     hutch.register_type(Demanding, name="model")
     with pytest.raises(hutch.CorruptValueError, match="did not take back"):
         TYPED.decode(data)
@@ -827,7 +827,7 @@ def test_an_interrupt_within_a_function_passes() -> None:
 def test_a_type_that_is_not_registered_when_it_is_read_says_so() -> None:
     hutch.register_type(Own, name="own", encode=lambda own: own.state, decode=Own)
     data = TYPED.encode({"a": [(Own(1),)]})
-    registered._by_name.clear()
+    registry._by_name.clear()
     with pytest.raises(hutch.CorruptValueError, match=r"holds a 'own', which is not registered .* hutch.register_type"):
         TYPED.decode(data)
 
@@ -1090,7 +1090,7 @@ def test_a_signing_key_is_in_no_repr() -> None:
 
 
 def test_codecs_are_used_by_many_threads_and_keep_nothing() -> None:
-    from hutch.testing.promises.kit import together
+    from hutch.testing.conformance.kit import together
 
     hutch.register_type(Own, name="own", encode=lambda own: own.state, decode=Own)
 

@@ -21,11 +21,11 @@ import lmdb
 import pytest
 
 import hutch
-from hutch.codec import exttypes, frame
-from hutch.codec.choose import make_codec
-from hutch.testing.promises.kit import identical
+from hutch.codec import ext_types, frame
+from hutch.codec.select import make_codec
+from hutch.testing.conformance.kit import identical
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 FILE = json.loads((ROOT / "tests" / "format_vectors.json").read_text(encoding="utf-8"))
 VECTORS: list[dict[str, str]] = FILE["vectors"]
@@ -235,9 +235,9 @@ def test_the_vectors_hold_every_codec_and_every_type_of_the_page() -> None:
     assert in_frames == {frame.TYPED, frame.JSON, frame.PICKLE, frame.SIGNED_PICKLE}
     assert {int(row, 16) for row in re.findall(r"^\| `0x([0-9A-F]{2})`", PAGE, re.MULTILINE)} == in_frames
     described = [int(row) for row in re.findall(r"^\| (\d+) \|", PAGE.split("## Typed MessagePack")[1], re.MULTILINE)]
-    assert described == sorted(exttypes._DECODERS) == list(EXTENSIONS)
+    assert described == sorted(ext_types._DECODERS) == list(EXTENSIONS)
     covered = {type(value_of(vector)) for vector in VECTORS if "ZoneInfo" not in vector["value"]}
-    assert set(exttypes.ENCODERS) - {type(Path())} <= covered
+    assert set(ext_types.ENCODERS) - {type(Path())} <= covered
 
 
 # --- what a vector cannot say ---

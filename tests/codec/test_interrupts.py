@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.codec.jsontext import JsonCodec
-from hutch.codec.pickled import PickleCodec
-from hutch.codec.tagged import from_json, to_json
-from hutch.codec.typed import TypedCodec
+from hutch.codec.json import JsonCodec
+from hutch.codec.msgpack import TypedCodec
+from hutch.codec.pickle import PickleCodec
+from hutch.codec.tagged_json import from_json, to_json
 from hutch.handlers import guard_entry, passes_through
 
 INTERRUPTS = int(os.environ.get("HUTCH_INTERRUPTS", "300"))

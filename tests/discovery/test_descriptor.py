@@ -1,4 +1,4 @@
-"""hutch.descriptor: a .plug file is read as text, and a bad one is refused with its reason."""
+"""hutch.discovery.descriptor: a .plug file is read as text, and a bad one is refused with its reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import hutch
-from hutch.descriptor import (
+from hutch.discovery.descriptor import (
     BrokenPlugin,
     PluginInfo,
     _Malformed,
@@ -21,7 +21,7 @@ from hutch.descriptor import (
     parse_descriptor,
     read_descriptor,
 )
-from hutch.discovery import builtin_dir
+from hutch.discovery.search import builtin_dir
 from hutch.errors import PluginLoadError
 
 MINIMAL = "[Core]\nName = Files\nModule = files_storage\n"

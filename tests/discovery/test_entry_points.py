@@ -1,4 +1,4 @@
-"""hutch.installed: no entry point that importlib.metadata would find is missed, and it is not imported without need."""
+"""hutch.discovery.entry_points: it misses no entry point that importlib.metadata finds, and rarely imports that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG_AGO_S = 1_000_000_000
 
 REPORT = """
 import json, sys
-from hutch.installed import may_have_entry_points
+from hutch.discovery.entry_points import may_have_entry_points
 {before}
 may = [may_have_entry_points(group) for group in ("hutch", "hutch.plugins")]
 imported = "importlib.metadata" in sys.modules

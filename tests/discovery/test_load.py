@@ -1,4 +1,4 @@
-"""hutch.loader: a plugin's module is imported by file location, and whatever it does wrong is said by name."""
+"""hutch.discovery.load: a plugin's module is imported by file location, and whatever it does wrong is said by name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from hutch.adapted import as_storage, open_checked
-from hutch.base import StorageBase, StoragePluginBase
-from hutch.descriptor import PluginInfo, read_descriptor
-from hutch.discovery import discover
+from hutch.contract import StorageBase, StoragePluginBase
+from hutch.discovery.descriptor import PluginInfo, read_descriptor
+from hutch.discovery.foreign import as_storage, open_checked
+from hutch.discovery.load import build_factory, load_factory
+from hutch.discovery.search import discover
 from hutch.errors import ConfigError, PluginError, PluginLoadError, StorageUnavailableError
-from hutch.loader import build_factory, load_factory
 
 FACTORY = """
 from hutch import StoragePluginBase

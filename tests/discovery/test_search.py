@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import hutch.discovery
-from hutch.base import StorageBase, StoragePluginBase
-from hutch.descriptor import PluginInfo
-from hutch.discovery import BrokenPlugin, Discovery, builtin_dir, discover
+from hutch.contract import StorageBase, StoragePluginBase
+from hutch.discovery.descriptor import PluginInfo
+from hutch.discovery.search import BrokenPlugin, Discovery, builtin_dir, discover
 from hutch.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
 
 NO_VARIABLES: dict[str, str] = {}
@@ -407,7 +407,7 @@ def package(folder: Path) -> Path:
 REPORT = """
 import json, sys
 before = list(sys.path), set(sys.modules)
-from hutch.discovery import discover
+from hutch.discovery.search import discover
 found = discover(environ={})
 json.dump({
     "plugins": [[p.name, str(p.path), p.entry_point, p.class_name] for p in found.plugins],
@@ -558,11 +558,11 @@ def test_a_search_imports_no_plugin_and_no_driver_and_leaves_sys_path_alone(tmp_
     ours = [name for name in report["modules"] if name.partition(".")[0] == "hutch"]
     assert ours == [
         "hutch",
-        "hutch.descriptor",
+        "hutch.discovery.descriptor",
         "hutch.discovery",
         "hutch.errors",
         "hutch.handlers",
-        "hutch.installed",
+        "hutch.discovery.entry_points",
         "hutch.record",
     ]
     others = {name.partition(".")[0] for name in report["modules"]} - {"hutch"}

@@ -20,7 +20,7 @@ import lmdb
 import pytest
 
 import hutch
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files and limits")

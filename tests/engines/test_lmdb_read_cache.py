@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.testing.promises.child import Child
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.child import Child
+from hutch.testing.conformance.kit import together
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 
 THREADS = 12
 

@@ -1,7 +1,7 @@
 """Eight processes at once on one store, without pause, some of them killed and replaced.
 
-Checked by the plan that each of them follows (`hutch.testing.promises.lanes`): no lost `modify`, no torn or stale read,
-nobody who stands still, readers included, a map that any of them grows, and counts that are exact at the end.
+Verified by the plan that each of them follows (`hutch.testing.crash.workloads`): no lost `modify`, no torn or stale
+read, nobody who stands still, readers included, a map that any of them grows, and counts that are exact at the end.
 ``HUTCH_CROWD_S=600`` goes on for ten minutes, ``HUTCH_SEED=7`` repeats the work.
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import hutch
-from hutch.testing.promises.child import Child
-from hutch.testing.promises.durability import kill_at_random
-from hutch.testing.promises.kills import Plan
+from hutch.testing.conformance.child import Child
+from hutch.testing.conformance.durability import kill_at_random
+from hutch.testing.crash.kills import Plan
 
 CROWD_S = float(os.environ.get("HUTCH_CROWD_S", "20"))
 SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))

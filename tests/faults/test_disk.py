@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.testing.promises.kit import together
+from hutch.testing.conformance.kit import together
 from tests.refused import refused
 
 if sys.platform == "win32":

@@ -1,6 +1,6 @@
 """Processes that write are killed, hundreds of times, with every durability: nothing acknowledged is lost.
 
-What they do and what must be there is the conformance kit's (`hutch.testing.promises.kills`); here are more kills, more
+What they do and what must be there is the conformance kit's (`hutch.testing.crash.kills`); here are more kills, more
 threads, and a map that has to grow. ``HUTCH_KILLS=5000`` kills as many, ``HUTCH_SEED=7`` repeats the moments and the
 work.
 """
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from hutch.testing.promises.child import Child, ChildError
-from hutch.testing.promises.durability import kill_at_random
-from hutch.testing.promises.kills import Plan
-from hutch.testing.promises.kit import PATIENCE_S
+from hutch.testing.conformance.child import Child, ChildError
+from hutch.testing.conformance.durability import kill_at_random
+from hutch.testing.conformance.kit import PATIENCE_S
+from hutch.testing.crash.kills import Plan
 
 ENGINES = Path(__file__).parent / "kills_engines"
 CASES = [(engine, durability) for engine in ("lmdb", "sqlite") for durability in ("strict", "normal", "relaxed")]

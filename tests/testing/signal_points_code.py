@@ -1,4 +1,4 @@
-"""Functions whose points tests/test_signal_points.py counts; in a file of their own, since a test's file has none."""
+"""Functions whose points test_signal_points.py counts; in a file of their own, since a test's file has none."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ import pytest
 
 import hutch
 from hutch.testing import StorageSuite
-from hutch.testing.check import PromiseResult, run_check
+from hutch.testing.run import PromiseResult, run_check
 
-ENGINES = Path(__file__).parent / "kit_engines"
-JOURNAL = Path(__file__).parents[1] / "examples" / "engine_package" / "src" / "hutch_journal"
+ENGINES = Path(__file__).parents[1] / "kit_engines"
+JOURNAL = Path(__file__).parents[2] / "examples" / "engine_package" / "src" / "hutch_journal"
 # Slow to say what the others said: it looks for the shortest sequence that fails.
 STATE_MACHINE = "test_it_behaves_as_dicts_would"
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-import tests.signal_points_code as code
+import tests.testing.signal_points_code as code
 from hutch.testing.signal_points import Interrupt, Visit, count_points, points, raise_interrupt, run_at
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import hutch
 
-from .shared import shared_namespace, shared_store
+from .connections import shared_namespace, shared_store
 
 try:
     import numpy as np

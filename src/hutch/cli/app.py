@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from .. import ConfigError, Store, __version__, connect
-from .show import printable
+from .output import printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -12,15 +12,22 @@ import click
 
 from .. import StoreError, transfer
 from .app import Call, hutch, not_there, pass_call, storage_options
-from .move import report, show_progress, show_verified, told_to_run_again
-from .show import printable
+from .output import printable
+from .transfer import report, show_progress, show_verified, told_to_run_again
 
-#: The name of a format, and what PATH is for it. Its module in `hutch.formats` has the name with underscores.
+#: The name of a format, and what PATH is for it. Its module is that of `_MODULES`.
 _FORMATS = {
     "errbot-shelf": "the folder of a bot's shelves (BOT_DATA_DIR)",
     "dotevals-json": "the folder of its JSON storage (.dotevals)",
     "ragas-jsonl": "the root folder of its local/jsonl backend",
     "themis-sqlite": "the file of its SQLite store",
+}
+# Its module in `hutch.bridges`.
+_MODULES = {
+    "errbot-shelf": "errbot.shelf_files",
+    "dotevals-json": "dotevals.json_files",
+    "ragas-jsonl": "ragas.jsonl_files",
+    "themis-sqlite": "themis.sqlite_files",
 }
 _HELP = "\n".join(["\b", "FORMAT and what PATH is:", *(f"  {name:14} {path}" for name, path in _FORMATS.items())])
 _CARRIED = """
@@ -91,4 +98,4 @@ def _with_a_name(path: Path) -> Iterator[None]:
 
 
 def _module(format_name: str) -> Any:
-    return import_module(f"hutch.formats.{format_name.replace('-', '_')}")
+    return import_module(f"hutch.bridges.{_MODULES[format_name]}")

@@ -13,10 +13,10 @@ import click
 
 from .. import ConfigError, Discovery, Finding, PluginLoadError, check_data, find_plugins
 from ..config import read_config
+from ..discovery.load import load_factory
 from ..errors import redact
-from ..loader import load_factory
 from .app import Call, hutch, json_option, not_there, pass_call, storage_options
-from .show import print_json, print_line, print_table, print_value, printable
+from .output import print_json, print_line, print_table, print_value, printable
 
 
 @hutch.command()
@@ -120,7 +120,7 @@ def check(call: Call, target: str, as_json: bool) -> int:
     -s or -c gives the plugin its options; without them it gets a temporary folder.
     """
     try:
-        from ..testing.check import run_check
+        from ..testing.run import run_check
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("pytest", "hypothesis"):
             raise

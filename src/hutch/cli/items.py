@@ -10,7 +10,7 @@ import click
 from .. import CorruptValueError, ValueTypeError
 from ..transfer import from_json
 from .app import Call, hutch, json_option, not_there, pass_call, storage_options
-from .show import print_json, print_line, print_table, print_value, printable
+from .output import print_json, print_line, print_table, print_value, printable
 
 
 @hutch.command()

@@ -27,9 +27,9 @@ from .. import (
     ValueTypeError,
 )
 from ..errors import redact
-from . import formats, inspect, items, move  # noqa: F401 - each adds its commands
+from . import frameworks, inspect, items, transfer  # noqa: F401 - each adds its commands
 from .app import Call, hutch
-from .show import printable
+from .output import printable
 
 # Packages whose errors say what is wrong with a file or a server, and quote no value.
 _DRIVERS = frozenset({"lmdb", "sqlite3", "redis", "click"})

@@ -16,7 +16,7 @@ import click
 from .. import connect, transfer
 from ..filesystem import atomic_file
 from .app import Call, hutch, not_there, pass_call, storage_options
-from .show import printable
+from .output import printable
 
 _namespaces = click.option(
     "-n", "--namespace", "globs", metavar="GLOB", multiple=True, help="Only namespaces that fit GLOB. Repeatable."

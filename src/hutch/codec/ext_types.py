@@ -20,7 +20,7 @@ from ormsgpack import Ext
 
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import guard_entry, raised_by_handler
-from . import registered
+from . import registry
 from .bounds import EQUAL_HASHES, LONG_BODIES, LONG_FRACTION, SHORT, has_equal_hashes, is_nested_too_deep, is_short
 from .zones import decode_zone, encode_zone
 
@@ -67,7 +67,7 @@ def encode_ext(value: Any) -> Ext:
         encode = ENCODERS.get(type(value))
         if encode is not None:
             return encode(value)
-        kind = registered.find(type(value))
+        kind = registry.find(type(value))
         if kind is None:
             encode = late_encoder(type(value))
             if encode is not None:
@@ -246,7 +246,7 @@ def _decode_map(data: bytes) -> dict[Any, Any]:
 
 def _decode_registered(data: bytes) -> Any:
     name, payload = _items(data)
-    return registered.decode(name, payload)
+    return registry.decode(name, payload)
 
 
 def _decode_decimal(data: bytes) -> Any:

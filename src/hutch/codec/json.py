@@ -44,7 +44,7 @@ class JsonCodec:
         if header == frame.JSON:
             return decode_body(data)
         if header == frame.TYPED:
-            from .typed import TypedCodec
+            from .msgpack import TypedCodec
 
             return TypedCodec().decode(data, seed)
         raise frame.wrong_codec(header, "json")

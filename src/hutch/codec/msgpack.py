@@ -15,7 +15,7 @@ import ormsgpack
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through, raised_by_handler
 from . import frame
-from .exttypes import OPTIONS, decode_ext, encode_ext, pack, per_thread
+from .ext_types import OPTIONS, decode_ext, encode_ext, pack, per_thread
 from .walk import tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
@@ -97,7 +97,7 @@ class TypedCodec:
         if header == frame.TYPED:  # bound to no key
             return self.decode(data)
         if header == frame.JSON:
-            from .jsontext import decode_body
+            from .json import decode_body
 
             return decode_body(data)
         raise frame.wrong_codec(header, "msgpack")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from ..record import Record
-from .pickled import PickleCodec
-from .typed import TypedCodec
+from .msgpack import TypedCodec
+from .pickle import PickleCodec
 
 
 class Pickled(Record):

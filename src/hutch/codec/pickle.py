@@ -13,9 +13,9 @@ from typing import Any
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through
 from . import frame
-from .jsontext import decode_body
-from .registered import raised_where
-from .typed import TypedCodec
+from .json import decode_body
+from .msgpack import TypedCodec
+from .registry import raised_where
 
 _PROTOCOL = 5
 _TAG_BYTES = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..base import Codec
+from ..contract import Codec
 from ..errors import ConfigError, nearest
 
 _OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer"), "carry": ("key",)}
@@ -21,18 +21,18 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
         known = ", ".join(_OPTIONS[name]) or "no options"
         raise ConfigError(f"CODEC: {name} has no option {unknown[0]!r}; it takes {known}")
     if name == "msgpack":
-        from .typed import TypedCodec
+        from .msgpack import TypedCodec
 
         return TypedCodec()
     if name == "json":
-        from .jsontext import JsonCodec
+        from .json import JsonCodec
 
         return JsonCodec()
-    from .pickled import PickleCodec
+    from .pickle import PickleCodec
 
     key = _key(options.get("key"))
     if name == "carry":
-        from .carried import CarryCodec
+        from .passthrough import CarryCodec
 
         return CarryCodec(key)
     prefer = options.get("prefer")

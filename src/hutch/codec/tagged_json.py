@@ -20,9 +20,9 @@ from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through, raised_by_handler
-from . import registered
+from . import registry
 from .bounds import EQUAL_HASHES, LONG_FRACTION, has_equal_hashes, is_short
-from .jsontext import MOST_DIGITS, parse_int
+from .json import MOST_DIGITS, parse_int
 from .walk import MAX_DEPTH
 from .zones import ZoneError, decode_zone, encode_zone
 
@@ -116,7 +116,7 @@ def _tag(value: Any, depth: int) -> Any:
         if has_equal_hashes(value):
             raise ValueTypeError(f"it is or holds a {kind.__name__}: {EQUAL_HASHES}")
         return {f"${kind.__name__}": sorted((_tag(item, depth + 1) for item in value), key=json.dumps)}
-    known = registered.find(kind)
+    known = registry.find(kind)
     if known is not None:
         return {"$type": known.name, "value": _tag(_state(known, value), depth + 1)}
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
@@ -126,13 +126,13 @@ def _tag(value: Any, depth: int) -> Any:
     )
 
 
-def _state(known: registered.Registration, value: Any) -> Any:
+def _state(known: registry.Registration, value: Any) -> Any:
     try:
         return known.encode(value)
     except Exception as error:
         if isinstance(error, ValueTypeError) or passes_through(error):
             raise
-        told = f"it is or holds a {known.name} whose registered encode raised {registered.raised_where(error)}"
+        told = f"it is or holds a {known.name} whose registered encode raised {registry.raised_where(error)}"
         raise ValueTypeError(told) from None
 
 
@@ -227,7 +227,7 @@ def _read_object(pairs: list[tuple[str, Any]]) -> Any:
         return result
     tag = pairs[0][0]
     if tag == "$type" and len(pairs) == 2 and "value" in result and type(result[tag]) is str:
-        return registered.decode(result[tag], result["value"])
+        return registry.decode(result[tag], result["value"])
     read = _READERS.get(tag)
     if read is None or len(pairs) != 1:
         raise CorruptValueError(

@@ -9,9 +9,9 @@ from ormsgpack import Ext
 
 from ..errors import ValueTypeError
 from ..handlers import passes_through
-from . import registered
+from . import registry
 from .bounds import EQUAL_HASHES, SHORT, has_equal_hashes
-from .exttypes import (
+from .ext_types import (
     ENCODERS,
     MAP,
     OPTIONS,
@@ -66,14 +66,14 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
             raise ValueTypeError(f"{where} is {error}") from None
         except ZoneError as error:
             raise ValueTypeError(f"{where} is a {kind.__name__} with a {error}, which hutch cannot store") from None
-    known = registered.find(kind)
+    known = registry.find(kind)
     if known is None:
         raise _refusal(kind, where)
     payload = tag_exactly(_state(known, value, where), f"{where} (a {kind.__name__})", depth + 1)
     return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))
 
 
-def _state(known: registered.Registration, value: Any, where: str) -> Any:
+def _state(known: registry.Registration, value: Any, where: str) -> Any:
     try:
         return known.encode(value)
     except ValueTypeError as error:
@@ -123,7 +123,7 @@ def _item(key: Any) -> str:
 def _refusal(kind: type, where: str) -> ValueTypeError:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     bases = [base.__name__ for base in kind.__mro__[1:] if base in ENCODERS or base in (*_ATOMS, str, list, dict)]
-    from .carried import Pickled  # it imports this
+    from .passthrough import Pickled  # it imports this
 
     if kind is Pickled:
         return ValueTypeError(

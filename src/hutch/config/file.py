@@ -101,7 +101,7 @@ def _read_regular(path: Path, flags: int, shown: str) -> bytes:
 
 
 def _read_yaml(text: str, shown: str) -> Any:
-    from .yamlfile import read_yaml  # here, because importing yaml costs more than reading a config
+    from .yaml_file import read_yaml  # here, because importing yaml costs more than reading a config
 
     return read_yaml(text, shown)
 

@@ -16,10 +16,10 @@ from types import MappingProxyType, ModuleType
 
 from ..errors import ConfigError, nearest
 from ..handlers import passes_through
-from .check import KEYS, Checker
 from .file import SUFFIXES, read_file
 from .model import CodecConfig, StoreConfig
 from .url import shown_name
+from .validate import KEYS, Checker
 
 # What an Errbot config has in STORAGE for hutch.bridges.errbot to be loaded: the config of hutch is its STORAGE_CONFIG.
 _BRIDGE = "hutch"

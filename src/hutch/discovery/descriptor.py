@@ -13,9 +13,9 @@ import stat
 from codecs import BOM_UTF8
 from pathlib import Path
 
-from .errors import PluginLoadError
-from .handlers import passes_through
-from .record import Record
+from ..errors import PluginLoadError
+from ..handlers import passes_through
+from ..record import Record
 
 _MAX_BYTES = 64 * 1024
 _MAX_NAME = 100

@@ -11,7 +11,7 @@ import sys
 import time
 from importlib.machinery import PathFinder
 
-from .handlers import passes_through
+from ..handlers import passes_through
 
 #: What other packages may add: hooks, and storage plugins.
 HOOKS_GROUP, PLUGINS_GROUP = "hutch", "hutch.plugins"

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import Codec
-from .config import CodecConfig, StoreConfig, read_config, url_path
+from ..config import CodecConfig, StoreConfig, read_config, url_path
+from ..contract import Codec
+from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
+from ..handlers import passes_through, raised_by_handler
 from .descriptor import PluginInfo
-from .discovery import Discovery, discover
-from .errors import ConfigError, PluginNotFoundError, StorageUnavailableError
-from .handlers import passes_through, raised_by_handler
-from .installed import HOOKS_GROUP, may_have_entry_points
-from .loader import build_factory
+from .entry_points import HOOKS_GROUP, may_have_entry_points
+from .load import build_factory
+from .search import Discovery, discover
 
 
 def load_plugin(name: str, config: Any = None) -> Any:
@@ -43,7 +43,7 @@ def find_plugins(config: StoreConfig | None = None) -> Discovery:
 def _find_plugins(config: StoreConfig | None, wanted: str) -> Discovery:
     hooked: list[Any] = []
     if hooks_are_used():
-        from .hooks import hooked_plugins
+        from ..hooks import hooked_plugins
 
         hooked = hooked_plugins()
     return discover(config.extra_plugin_dirs if config else (), hooked=hooked, wanted=wanted)
@@ -66,7 +66,7 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
 
 def make_private(config: StoreConfig) -> None:
     """Make the folder of the default store before its engine would. Raises StorageUnavailableError."""
-    from .filesystem import make_private_folder
+    from ..filesystem import make_private_folder
 
     folder = config.options["path"]
     try:
@@ -81,7 +81,7 @@ def _check_layers(config: StoreConfig) -> None:
     rules = [(f"NAMESPACES.{rule.pattern}.LAYERS", rule.layers) for rule in config.namespaces]
     for place, layers in [("LAYERS", config.layers), *rules]:
         if layers:
-            from .layers.choose import check_layers
+            from ..layers.select import check_layers
 
             check_layers(layers, place)
 
@@ -117,7 +117,7 @@ class PluginConfig:
     @staticmethod
     def make_codec(wanted: CodecConfig) -> Codec:
         """The codec that `wanted` names. Raises ConfigError."""
-        from .codec.choose import make_codec
+        from ..codec.select import make_codec
 
         return make_codec(wanted.name, wanted.options)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
-from .base import StorageBase
-from .errors import PluginError, StoreError, redact
-from .handlers import passes_through, raised_by_handler
+from ..contract import StorageBase
+from ..errors import PluginError, StoreError, redact
+from ..handlers import passes_through, raised_by_handler
 
 T = TypeVar("T")
 

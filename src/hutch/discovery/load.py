@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard, TypeVar
 
-from .adapted import close_interrupted
-from .base import StoragePluginBase
+from ..contract import StoragePluginBase
+from ..errors import ConfigError, PluginLoadError, StoreError, nearest, redact
+from ..fork import ForkSafeLock
+from ..handlers import passes_through, raised_by_handler
 from .descriptor import PluginInfo, shown
-from .errors import ConfigError, PluginLoadError, StoreError, nearest, redact
-from .fork import ForkSafeLock
-from .handlers import passes_through, raised_by_handler
+from .foreign import close_interrupted
 
 T = TypeVar("T")
 

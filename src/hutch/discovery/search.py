@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
+from ..handlers import passes_through
+from ..record import Record
 from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
-from .errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
-from .handlers import passes_through
-from .installed import PLUGINS_GROUP, may_have_entry_points
-from .record import Record
+from .entry_points import PLUGINS_GROUP, may_have_entry_points
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution

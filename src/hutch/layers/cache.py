@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from ..base import MISSING
+from ..contract import MISSING
 from ..encoded import EncodedStorage
 from ..fork import ForkSafeLock
 from ..limits import check_key, explain_failure

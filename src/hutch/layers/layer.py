@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..base import MISSING, StorageBase
+from ..contract import MISSING, StorageBase
 
 
 class Layer(StorageBase):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from ..base import StorageBase
+from ..contract import StorageBase
 from ..errors import StoreError
 from ..fork import ForkSafeLock
 from ..options import Option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from ..base import StorageBase
+from ..contract import StorageBase
 from ..errors import CapabilityError
 from .layer import Layer
 

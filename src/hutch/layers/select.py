@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..base import StorageBase
 from ..config import LayerConfig
+from ..contract import StorageBase
 from ..encoded import EncodedStorage
 from ..errors import CapabilityError, ConfigError, nearest
 from ..options import Option, read_options
 from . import cache, metrics
-from .readonly import ReadOnlyLayer, refusal
+from .read_only import ReadOnlyLayer, refusal
 
 #: What each layer takes.
 LAYERS: Mapping[str, Mapping[str, Option]] = {

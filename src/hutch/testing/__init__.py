@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 # Before the promises are imported: a failed one shall show what it compared.
-pytest.register_assert_rewrite("hutch.testing.promises")
+pytest.register_assert_rewrite("hutch.testing.conformance")
 del hypothesis, pytest
 
 from .suite import StorageSuite  # noqa: E402

@@ -19,9 +19,9 @@ from typing import IO, Any, Literal
 
 import hutch
 
-from ..loader import load_factory
-from .checked import FRESH, Job
-from .promises.child import same_imports
+from ..discovery.load import load_factory
+from .conformance.child import same_imports
+from .session import FRESH, Job
 
 # So often may the process die under a promise; then the rest is not worth the wait.
 _MAX_DEATHS = 3
@@ -149,7 +149,7 @@ def _results(job: Job, environ: dict[str, str]) -> Iterator[PromiseResult]:
 
 
 def _start(job: Job, environ: dict[str, str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    options = ["-p", "hutch.testing.checked", "--pyargs", "hutch.testing.checked", "-qq", "--tb=short", "--capture=sys"]
+    options = ["-p", "hutch.testing.session", "--pyargs", "hutch.testing.session", "-qq", "--tb=short", "--capture=sys"]
     isolation = ["--noconftest", "-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", job.scratch]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *isolation, "-c", str(Path(job.scratch, "pytest.ini"))],

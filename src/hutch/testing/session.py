@@ -17,7 +17,7 @@ import pytest
 
 import hutch
 
-from .promises.interrupts import SIGNALS
+from .conformance.interrupts import SIGNALS
 from .suite import StorageSuite
 
 #: Stands for a new name for each test in the texts of a config.

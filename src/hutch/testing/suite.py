@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from .promises.batches import Batches
-from .promises.corruption import Corruption
-from .promises.durability import Durability
-from .promises.fairness import Fairness
-from .promises.fidelity import Fidelity
-from .promises.interrupts import Interrupts
-from .promises.isolation import Isolation
-from .promises.iteration import Iteration
-from .promises.lifecycle import Lifecycle
-from .promises.limits import Limits
-from .promises.mapping import MappingProtocol
-from .promises.processes import Processes
-from .promises.reentrancy import Reentrancy
-from .promises.scans import Scans
-from .promises.stateful import Stateful
-from .promises.threads import Threads
-from .promises.updates import Updates
-from .promises.verbs import Verbs
-from .promises.waits import Waits
+from .conformance.batches import Batches
+from .conformance.corruption import Corruption
+from .conformance.durability import Durability
+from .conformance.fairness import Fairness
+from .conformance.fidelity import Fidelity
+from .conformance.interrupts import Interrupts
+from .conformance.isolation import Isolation
+from .conformance.iteration import Iteration
+from .conformance.lifecycle import Lifecycle
+from .conformance.limits import Limits
+from .conformance.mapping import MappingProtocol
+from .conformance.processes import Processes
+from .conformance.reentrancy import Reentrancy
+from .conformance.scans import Scans
+from .conformance.stateful import Stateful
+from .conformance.threads import Threads
+from .conformance.updates import Updates
+from .conformance.verbs import Verbs
+from .conformance.waits import Waits
 
 
 class StorageSuite(

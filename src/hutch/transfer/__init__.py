@@ -5,7 +5,7 @@ batches and hold no more than one batch in memory; all work while others use the
 found, not one moment of the whole. None of them ever removes anything.
 """
 
-from ..codec.tagged import from_json, json_text, to_json, to_tagged
+from ..codec.tagged_json import from_json, json_text, to_json, to_tagged
 from .batches import Progress, Transferred
 from .dumps import DUMP_VERSION, dump, load
 from .stores import Difference, Verified, copy, copy_items, verify, verify_items

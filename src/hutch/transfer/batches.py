@@ -10,9 +10,9 @@ from io import BytesIO
 from typing import Any
 
 from .. import CapabilityError, CorruptValueError, Namespace, Store, ValueTypeError
-from ..codec.carried import Pickled
-from ..codec.tagged import to_json
-from ..codec.typed import TypedCodec
+from ..codec.msgpack import TypedCodec
+from ..codec.passthrough import Pickled
+from ..codec.tagged_json import to_json
 
 BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from .. import CorruptValueError, Store, StoreError, ValueTypeError
-from ..codec.tagged import from_json, json_text, to_tagged
+from ..codec.tagged_json import from_json, json_text, to_tagged
 from ..limits import check_key, check_namespace
 from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
 from .stores import copy_items

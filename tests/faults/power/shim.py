@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from hutch.testing.promises.child import same_imports
+from hutch.testing.conformance.child import same_imports
 
 _SOURCE = Path(__file__).with_name("shim.c")
 _HEAD = struct.Struct("<cQQQII")

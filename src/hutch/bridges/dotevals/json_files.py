@@ -16,10 +16,10 @@ from typing import Any
 
 import hutch
 
-from ..filesystem import validate_regular_file
-from ..handlers import raised_by_handler
-from .files import close_flushed, unfinished
-from .names import in_key
+from ...filesystem import validate_regular_file
+from ...handlers import raised_by_handler
+from ..files import close_flushed, unfinished
+from ..names import in_key
 
 NAMESPACE = "dotevals"
 EXPERIMENTS = "experiment/"

@@ -17,8 +17,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import hutch
-from hutch.bridges.shared import shared_namespace
-from hutch.formats.dotevals_json import (
+from hutch.bridges.connections import shared_namespace
+from hutch.bridges.dotevals.json_files import (
     EVALUATION_FIELDS,
     EXPERIMENT_FIELDS,
     EXPERIMENTS,

@@ -14,7 +14,7 @@ from typing import Any
 from errbot.storage.base import StorageBase, StoragePluginBase
 
 import hutch
-from hutch.bridges.shared import shared_namespace, shared_store
+from hutch.bridges.connections import shared_namespace, shared_store
 
 log = logging.getLogger("errbot.storage.hutch")
 

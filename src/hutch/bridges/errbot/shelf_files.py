@@ -18,9 +18,9 @@ from typing import Any, Final
 import hutch
 from hutch import ConfigError, CorruptValueError, NamespaceError, Store
 
-from ..codec.carried import Pickled
-from ..codec.typed import TypedCodec
-from ..handlers import passes_through
+from ...codec.msgpack import TypedCodec
+from ...codec.passthrough import Pickled
+from ...handlers import passes_through
 from .plain_pickle import read_plain
 
 _BATCH_ITEMS: Final = 1000

@@ -26,9 +26,9 @@ from typing import Any, NoReturn
 
 import hutch
 
-from ..filesystem import validate_regular_file
-from .files import close_flushed, unfinished
-from .names import HASHED, in_key, named
+from ...filesystem import validate_regular_file
+from ..files import close_flushed, unfinished
+from ..names import HASHED, in_key, named
 
 DATASETS, EXPERIMENTS = "ragas.datasets", "ragas.experiments"
 #: The most rows that one chunk holds.

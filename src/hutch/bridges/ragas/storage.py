@@ -1,7 +1,7 @@
 """ragas in hutch: ``backend="hutch"`` for its datasets and experiments, `HutchCache` for what its LLMs answered.
 
 Serves ragas 0.4 and ragas-experimental 0.3, whose backends are different classes of one interface. See
-docs/bridges/ragas.md; where the rows lie is told in `hutch.formats.ragas_jsonl`.
+docs/bridges/ragas.md; where the rows lie is told in `hutch.bridges.ragas.jsonl_files`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 import hutch
 
-from ..formats.ragas_jsonl import (
+from ..connections import shared_namespace, shared_store
+from .jsonl_files import (
     CHUNK_ROWS,
     DATASETS,
     EXPERIMENTS,
@@ -36,7 +37,6 @@ from ..formats.ragas_jsonl import (
     table_names,
     table_of,
 )
-from .shared import shared_namespace, shared_store
 
 _NEEDED = (
     "hutch.bridges.ragas needs ragas 0.4 or ragas-experimental 0.3, and neither could be imported: "

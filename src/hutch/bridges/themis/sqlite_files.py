@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 
 import hutch
 
-from .names import in_key
+from ..names import in_key
 
 RUNS = "themis/runs"
 BLOBS = "themis/blobs"

@@ -15,7 +15,8 @@ from typing import Any
 
 import hutch
 
-from ..formats.themis_sqlite import (
+from ..connections import shared_namespace
+from .sqlite_files import (
     BLOBS,
     RUNS,
     STAGE_CACHE,
@@ -26,7 +27,6 @@ from ..formats.themis_sqlite import (
     snapshot_key,
     stage_key,
 )
-from .shared import shared_namespace
 
 try:
     from themis.core.config import StorageConfig
@@ -52,7 +52,7 @@ _REDACTED = "<redacted>"
 
 
 class HutchRunStore:
-    """A run store of Themis, on any engine. `url` is as in `hutch.bridges.shared.shared_store`.
+    """A run store of Themis, on any engine. `url` is as in `hutch.bridges.connections.shared_store`.
 
     It may also be ``env:NAME`` or ``${NAME}``, the environment variable that holds the URL. Any thread may use it, and
     any number of processes may use one run; it can be pickled; nothing has to be closed. Every method that writes is
@@ -294,8 +294,3 @@ def _resolved(url: str | None) -> str | None:
 
 
 register_store_backend("hutch", _from_config)
-
-if __name__ == "__main__":
-    from themis.cli import main
-
-    main()

@@ -20,8 +20,8 @@ from themis.exceptions import StorageError
 from themis.storage import RunStatus, evaluation_cache_key, task_cache_key
 
 import hutch
-from hutch.bridges.shared import shared_namespace
-from hutch.formats.names import in_key
+from hutch.bridges.connections import shared_namespace
+from hutch.bridges.names import in_key
 
 from .records import (
     evaluation_from_plain,

@@ -39,7 +39,7 @@ class Child:
             environ = {name: value for name, value in environ.items() if not name.startswith("COVERAGE_PROCESS")}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hutch.testing.promises.jobs"],
+            [sys.executable, "-m", "hutch.testing.conformance.jobs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -7,8 +7,8 @@ from typing import Any
 
 import hutch
 
+from ..crash.kills import Plan
 from .child import Child
-from .kills import Plan
 from .kit import PATIENCE_S, Promises, needs
 
 KILLS = 20

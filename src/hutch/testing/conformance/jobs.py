@@ -1,4 +1,4 @@
-"""What the other process does: ``python -m hutch.testing.promises.jobs``, told by a `Child` over stdin."""
+"""What the other process does: ``python -m hutch.testing.conformance.jobs``, told by a `Child` over stdin."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import hutch
 
+from ..crash.kills import Kills, Plan
 from .fairness import write_all_the_time, write_from_time_to_time
 from .forks import fork, fork_amid_writes
 from .interrupt_jobs import interrupt_at_each_point, interrupt_at_random
-from .kills import Kills, Plan
 from .nested_jobs import finalize_at_random, nest_at_each_point, nest_at_random
 from .wait_jobs import interrupt_a_write, interrupt_waits_for_a_key
 

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 
 import hutch
 
-from .kit import PATIENCE_S
-from .lanes import CORE, SCRATCH, TALLY, Hands, Lane, found_of, pots_of
+from ..conformance.kit import PATIENCE_S
+from .workloads import CORE, SCRATCH, TALLY, Hands, Lane, found_of, pots_of
 
 _CHECKED = "checked"
 

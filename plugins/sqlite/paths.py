@@ -11,7 +11,7 @@ from hutch import StorageUnavailableError
 from hutch.filesystem import open_existing, validate_regular_file
 from hutch.handlers import raised_by_handler
 
-from .sqlite_errors import storage_error
+from .errors import storage_error
 
 # What SQLite may keep beside the file.
 _BESIDE = ("-wal", "-shm", "-journal")

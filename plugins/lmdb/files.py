@@ -138,7 +138,7 @@ def identities(place: str) -> Files | None:
 def is_cut_off(env: lmdb.Environment, data: Path) -> bool:
     """Whether pages in use lie beyond the end of the file. Free ones may: what is taken and freed within one
     transaction, as a large `remove_many` does, is never written."""
-    from .lmdb_pages import DataFile, UnreadableFileError
+    from .pages import DataFile, UnreadableFileError
 
     try:
         # The transaction keeps the state that is looked at from being written over.

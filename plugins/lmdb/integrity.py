@@ -11,8 +11,8 @@ from hutch import Finding, NamespaceError, StorageUnavailableError
 from hutch.filesystem import validate_regular_file
 from hutch.limits import check_namespace, legible
 
-from .lmdb_environment import Environment
-from .lmdb_pages import Damage, DataFile, UnreadableFileError
+from .environment import Environment
+from .pages import Damage, DataFile, UnreadableFileError
 from .open_files import add_cursor
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePlu
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, check_key, check_value_size, legible
 
-from .lmdb_cache import Keeper
+from .cache import Keeper
 from .open_files import DURABILITY, add_cursor
 from .registry import release, shared_environment
 
 if TYPE_CHECKING:
-    from .lmdb_environment import Environment
+    from .environment import Environment
     from .open_files import Slot, Txn
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class LmdbPlugin(StoragePluginBase):
 
     @classmethod
     def check_files(cls, options: Mapping[str, Any]) -> list[Finding]:
-        from .lmdb_check import structure, unreadable
+        from .integrity import structure, unreadable
 
         if found := unreadable(options["path"] / "data.mdb"):
             return [found]
@@ -147,7 +147,7 @@ class LmdbPlugin(StoragePluginBase):
             user._environment = None
 
     def check(self, fix: bool = False) -> list[Finding]:
-        from .lmdb_check import contents
+        from .integrity import contents
 
         return contents(self._shared, fix)
 
@@ -520,7 +520,7 @@ def _text(key: bytes, start: int, what: str) -> str:
 
 
 def _must_be_readable(path: Path) -> None:
-    from .lmdb_check import unreadable
+    from .integrity import unreadable
 
     finding = unreadable(path / "data.mdb")
     if finding is not None:
@@ -528,7 +528,7 @@ def _must_be_readable(path: Path) -> None:
 
 
 def _must_be_sound(environment: Environment) -> None:
-    from .lmdb_check import structure
+    from .integrity import structure
 
     for finding in structure(environment):
         raise CorruptValueError(f"{environment.path}: {finding.told}; `hutch check-data` tells all")

@@ -1,0 +1,1 @@
+"""Kill processes that write, and verify what they left."""
