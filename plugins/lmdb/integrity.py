@@ -12,8 +12,8 @@ from hutch.filesystem import validate_regular_file
 from hutch.limits import check_namespace, legible
 
 from .environment import Environment
-from .pages import Damage, DataFile, UnreadableFileError
 from .open_files import add_cursor
+from .pages import Damage, DataFile, UnreadableFileError
 
 if TYPE_CHECKING:
     from .open_files import Slot, Txn

@@ -140,7 +140,7 @@ def test_a_forked_child_uses_the_connection_that_it_inherits(lasting_url: str, t
 
 FORKING = """
 import os, sys, threading
-from hutch.bridges import shared
+from hutch.bridges import connections as shared
 core = shared.shared_namespace(sys.argv[1], "core")
 core["1"] = 1
 held, done = threading.Event(), threading.Event()
