@@ -117,8 +117,9 @@ def test_connecting_imports_no_engine_but_the_one_named_and_no_driver_of_another
     loaded = modules_after("import hutch; hutch.connect('memory://').close()")
     packages = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
     assert {name for name in packages if not name.startswith("hutch_plugin_")} == {"hutch", "ormsgpack"}
-    engines = {name for name in loaded if name.endswith("_storage")}
-    assert [name.partition(".")[2] for name in engines] == ["memory_storage"]
+    assert [name.partition(".")[2] for name in loaded if name.startswith("hutch_plugin_") and "." in name] == [
+        "storage"
+    ]
     assert not loaded & {"sqlite3", "dbm", "shelve", "asyncio", "http"}
 
 
@@ -135,10 +136,10 @@ def test_a_store_is_opened_and_read_without_loading_what_it_does_not_need(tmp_pa
     packages = {name.partition(".")[0] for name in own - stdlib}
     assert {name for name in packages if not name.startswith("hutch_plugin_")} == {"hutch", "lmdb"}
     # Nor of hutch what only its other engines, codecs, layers and commands need.
-    others = ("cli", "layers", "hooks", "aio", "bridges", "testing", "transfer", "checking", "codec.pickled")
+    others = ("cli", "layers", "hooks", "aio", "bridges", "testing", "transfer", "integrity", "codec.pickle")
     assert not {name for name in own if name.startswith(tuple(f"hutch.{room}" for room in others))}
     assert len(own - stdlib) <= 50, sorted(own - stdlib)
-    assert not {name for name in own if name.endswith(("_check", "_pages"))}
+    assert not {name for name in own if name.startswith("hutch_plugin_") and name.endswith((".integrity", ".pages"))}
 
 
 def test_every_public_name_has_a_docstring_and_is_where_it_says() -> None:

@@ -266,7 +266,7 @@ def test_a_handle_that_outlives_the_modules_at_the_end_of_the_interpreter_goes_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with hutch.connect("memory://") as store, store.open("core") as core, monkeypatch.context() as end:
-        end.setattr("hutch.mixin._Closed", None)  # the interpreter sets the names of modules to None
+        end.setattr("hutch.namespace._Closed", None)  # the interpreter sets the names of modules to None
         core.__del__()
 
 

@@ -18,7 +18,7 @@ from .pages import Damage, DataFile, UnreadableFileError
 if TYPE_CHECKING:
     from .open_files import Slot, Txn
 
-# The layout of lmdb_storage.
+# The layout of storage.py.
 _ID_BYTES = 4
 _META = bytes(_ID_BYTES)
 _FORMAT_KEY = _META + b"v"

@@ -26,8 +26,8 @@ from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePlu
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, check_key, check_value_size, legible
 
-from .cache import Keeper
 from .open_files import DURABILITY, add_cursor
+from .read_cache import Keeper
 from .registry import release, shared_environment
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The SQLite engine: all namespaces in one file, in WAL mode, through the standard library's sqlite3.
 
 Keys are stored as UTF-8, so that SQLite's order of bytes is the order of code points. The layout of the file is in
-sqlite_file.py.
+file.py.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from hutch.bridges.themis.sqlite_files import (
     write,
 )
 
-SAMPLE = Path(__file__).with_name("themis") / "runs.sqlite3"
+SAMPLE = Path(__file__).parent / "data" / "themis" / "runs.sqlite3"
 RUN = "185a37e9799fcdb6828e24d209510ca044a6fa1f1c53001e56d9d89b18325479"
 
 

@@ -31,7 +31,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hutch
-from hutch.codec import frame
+from hutch.codec import frame, registry
 from hutch.codec.json import JsonCodec
 from hutch.codec.msgpack import TypedCodec
 from hutch.codec.passthrough import Pickled
@@ -596,7 +596,7 @@ def test_a_dataclass_that_gained_a_field_reads_its_default() -> None:
     hutch.register_type(Demanding, name=name)
     with pytest.raises(
         hutch.CorruptValueError,
-        match=r"Frozen' that the class did not take back \(KeyError in registered\.py, line \d+\)",
+        match=r"Frozen' that the class did not take back \(KeyError in registry\.py, line \d+\)",
     ):
         TYPED.decode(data)
 

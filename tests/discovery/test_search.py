@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-import hutch.discovery
 from hutch.contract import StorageBase, StoragePluginBase
+from hutch.discovery import search
 from hutch.discovery.descriptor import PluginInfo
 from hutch.discovery.search import BrokenPlugin, Discovery, builtin_dir, discover
 from hutch.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
@@ -211,7 +211,7 @@ def test_ten_thousand_descriptors_are_read_and_no_more(tmp_path: Path) -> None:
 
 
 def test_the_whole_disk_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hutch.discovery, "MAX_ENTRIES", 50)
+    monkeypatch.setattr(search, "MAX_ENTRIES", 50)
     for number in range(60):
         (tmp_path / "big" / f"{number:02}").mkdir(parents=True)
     plugin(tmp_path / "small", "Files")
@@ -556,13 +556,14 @@ def test_a_search_imports_no_plugin_and_no_driver_and_leaves_sys_path_alone(tmp_
     assert len(report["plugins"]) == 2
     assert report["sys_path_kept"]
     ours = [name for name in report["modules"] if name.partition(".")[0] == "hutch"]
-    assert ours == [
+    assert sorted(ours) == [
         "hutch",
-        "hutch.discovery.descriptor",
         "hutch.discovery",
+        "hutch.discovery.descriptor",
+        "hutch.discovery.entry_points",
+        "hutch.discovery.search",
         "hutch.errors",
         "hutch.handlers",
-        "hutch.discovery.entry_points",
         "hutch.record",
     ]
     others = {name.partition(".")[0] for name in report["modules"]} - {"hutch"}
@@ -572,9 +573,9 @@ def test_a_search_imports_no_plugin_and_no_driver_and_leaves_sys_path_alone(tmp_
 def test_a_checkout_and_a_wheel_each_have_the_built_in_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_wheel = tmp_path / "site-packages" / "hutch"
     in_checkout = tmp_path / "src" / "hutch"
-    monkeypatch.setattr(hutch.discovery, "__file__", str(in_wheel / "discovery.py"))
+    monkeypatch.setattr(search, "__file__", str(in_wheel / "discovery" / "search.py"))
     assert builtin_dir() == in_wheel / "plugins"
-    monkeypatch.setattr(hutch.discovery, "__file__", str(in_checkout / "discovery.py"))
+    monkeypatch.setattr(search, "__file__", str(in_checkout / "discovery" / "search.py"))
     assert builtin_dir() == tmp_path / "plugins"
     (in_checkout / "plugins").mkdir(parents=True)
     assert builtin_dir() == in_checkout / "plugins"

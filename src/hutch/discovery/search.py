@@ -111,7 +111,7 @@ def discover(
 
 def builtin_dir() -> Path:
     """The folder of hutch's own plugins: in the package where installed, beside ``src`` in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     checkout = package.parent
     inside = package / "plugins"
     return checkout.parent / "plugins" if checkout.name == "src" and not inside.is_dir() else inside

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .storage import HutchStorage
+    from .storage import (
+        HutchStorage,
+        LmdbStorage,
+        RedissStorage,
+        RedisStorage,
+        SqliteStorage,
+        ValkeysStorage,
+        ValkeyStorage,
+    )
 
-__all__ = ["HutchStorage"]
+__all__ = [
+    "HutchStorage",
+    "LmdbStorage",
+    "RedisStorage",
+    "RedissStorage",
+    "SqliteStorage",
+    "ValkeyStorage",
+    "ValkeysStorage",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: `hutch import dotevals-json` needs this package, but not dotevals.
-    from . import storage
-
-    return getattr(storage, name)
+    # On first use: `hutch import` needs this package, but not dotevals.
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.storage"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ See docs/bridges/ragas.md.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ __all__ = ["HutchBackend", "HutchCache"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: `hutch import ragas-jsonl` needs this package, but not ragas.
-    from . import storage
-
-    return getattr(storage, name)
+    # On first use: `hutch import` needs this package, but not ragas.
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.storage"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
