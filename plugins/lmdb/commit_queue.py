@@ -79,6 +79,8 @@ class Committer(Protocol):
 
     def is_exclusive(self) -> bool: ...
 
+    def pause_writer(self) -> None: ...
+
     def deadline(self) -> float: ...
 
     def time_out(self, thread: int) -> StoreError: ...
@@ -166,6 +168,8 @@ class CommitQueue:
         if not is_nested:
             self._linger()
             return self._lead(request)
+        if self._committer.is_exclusive():
+            self._committer.pause_writer()
         assert request.work is not None
         return self._transact(request, request.work, request.arguments)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import compress
 from operator import methodcaller
 from pathlib import Path
-from threading import RLock
+from threading import RLock, get_ident
 from threading import enumerate as all_threads
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import ref
@@ -166,24 +166,28 @@ class Environment(OpenFiles):
                         fd = gate.fd
                         if not gate.enter():
                             self._wait_at_gate(gate, request)
-                    with self.lock:
-                        try:
-                            if in_doubt and self._place in in_doubt:
-                                self._settle(slot)
-                            slot += map(self.begin_write, NO)
-                            if self._slot is slot:
-                                self._is_unflushed = True
-                                result = work(slot, *arguments)
-                                if committed is None:
-                                    slot[0].commit()
-                                    return result
-                                committed += map(_commit, slot)
-                        except BaseException:
-                            end_transaction(slot)  # also where a debugger or a profiler holds it
-                            raise
-                        finally:
-                            # Whatever a handler raises, also in the line above: the transaction ends.
-                            slot.clear()
+                    try:
+                        self._busy = request
+                        if self._is_paused and not self.is_exclusive():
+                            self._wait_for_pause()
+                            continue
+                        if in_doubt and self._place in in_doubt:
+                            self._settle(slot)
+                        slot += map(self.begin_write, NO)
+                        if self._slot is slot:
+                            self._is_unflushed = True
+                            result = work(slot, *arguments)
+                            if committed is None:
+                                slot[0].commit()
+                                return result
+                            committed += map(_commit, slot)
+                    except BaseException:
+                        end_transaction(slot)  # also where a debugger or a profiler holds it
+                        raise
+                    finally:
+                        # Whatever a handler raises, also in the line above: the transaction ends.
+                        slot.clear()
+                        self._busy = None
                 finally:
                     if fd >= 0:
                         flock(fd, RELEASE)
@@ -191,6 +195,16 @@ class Environment(OpenFiles):
                 self._recover(error, slot)
             if committed:
                 return result
+
+    def _wait_for_pause(self) -> None:
+        self._busy = None
+        with self.lock:
+            self._is_paused = False
+
+    def _is_writing(self) -> bool:
+        busy = self._busy
+        # Where a handler raised before `_busy` was set back, its request is not in the queue any more.
+        return isinstance(busy, Request) and busy.thread != get_ident() and busy in self._queue.requests
 
     def _look(self, request: Request) -> None:
         """Open the files if they are not; see that they are in their place, and let waiting processes write first."""
@@ -280,6 +294,7 @@ class Environment(OpenFiles):
                 if raised_by_handler(error):
                     raise
         hold_lock(self._fork_lock, self.lock, self.wait_s)
+        self.pause_writer()
         self._shut()
 
     def after_fork_in_parent(self) -> None:
@@ -290,7 +305,7 @@ class Environment(OpenFiles):
 
     def after_fork_in_child(self) -> None:
         self._fork_lock.clear()
-        self.lock = RLock()
+        self.lock, self._is_paused, self._busy = RLock(), False, None
         self._fork_ticket = None
         self._queue.after_fork_in_child()
         self._is_unflushed = False
