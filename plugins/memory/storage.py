@@ -43,6 +43,21 @@ class _Data:
                     del frames[key]
             self.removed.pop(id(keys), None)
 
+    # Apart from the `with` of their callers: on Python 3.12 and 3.13 an exception that a handler raises as a loop jumps
+    # back can miss the `with` or `try` around it.
+
+    def count(self) -> int:
+        """The number of keys. The lock is held."""
+        while self.removed:
+            self.take_out_removed()
+        return len(self.frames)
+
+    def keys(self) -> list[str]:
+        """All keys. The lock is held."""
+        while self.removed:
+            self.take_out_removed()
+        return list(self.frames)
+
 
 _Root = dict[str, _Data]
 
@@ -134,15 +149,11 @@ class MemoryStorage(EncodedStorage):
 
     def len(self) -> int:
         with _write_lock:
-            while self._removed:
-                self._all.take_out_removed()
-            return len(self._data)
+            return self._all.count()
 
     def keys(self) -> Iterable[str]:
         with _write_lock:
-            while self._removed:
-                self._all.take_out_removed()
-            return list(self._data)
+            return self._all.keys()
 
     def close(self) -> None:
         # The data outlives the handle, as it does on every engine.
@@ -203,6 +214,4 @@ class MemoryStorage(EncodedStorage):
 
 def _count(data: _Data) -> int:
     with _write_lock:
-        while data.removed:
-            data.take_out_removed()
-        return len(data.frames)
+        return data.count()

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from sqlite3 import Connection
+from sqlite3 import Connection, Cursor
 from typing import Any
 
 from hutch import CorruptValueError, StorageTimeoutError
@@ -139,21 +139,25 @@ class Database:
     def _fetch_chunk(
         self, connection: Connection, sql: str, parameters: Sequence[object], limit: int
     ) -> tuple[list[Any], bool]:
-        rows = []
-        size = 0
         cursor = connection.execute(sql, (*parameters, limit))
         try:
-            for row in cursor:
-                rows.append(row)
-                if type(row[-1]) is not bytes:
-                    raise CorruptValueError(f"{self.path} is damaged: a value in it is a {type(row[-1]).__name__}")
-                size += len(row[-1])
-                if size >= _CHUNK_BYTES:
-                    return rows, False
-            return rows, len(rows) < limit
+            # A loop here would be outside of the `try` on Python 3.12 and 3.13, where a handler runs as it jumps back.
+            return self._take_rows(cursor, limit)
         finally:
-            # Else a kept traceback could keep the cursor, and that the snapshot, while others use the connection.
+            # Else a kept traceback could keep the cursor, and with it the snapshot, after the connection was closed.
             cursor.close()
+
+    def _take_rows(self, cursor: Cursor, limit: int) -> tuple[list[Any], bool]:
+        rows = []
+        size = 0
+        for row in cursor:
+            rows.append(row)
+            if type(row[-1]) is not bytes:
+                raise CorruptValueError(f"{self.path} is damaged: a value in it is a {type(row[-1]).__name__}")
+            size += len(row[-1])
+            if size >= _CHUNK_BYTES:
+                return rows, False
+        return rows, len(rows) < limit
 
     # --- writing ---
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dis
 import gc
 import os
 import random
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -300,6 +303,35 @@ def test_a_handler_may_open_drop_and_close_at_any_point(path: Path, verb: str) -
         storage.close()
         plugin.close()
         assert os.listdir(path.parent) == [path.name], point
+
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+
+
+@pytest.mark.parametrize(
+    "file", sorted([*PLUGINS.glob("sqlite/*.py"), *PLUGINS.glob("memory/*.py")]), ids=lambda file: file.name
+)
+def test_no_loop_stands_within_a_try_that_an_exception_of_a_handler_would_miss(file: Path) -> None:
+    """Python 3.12 and 3.13 leave some jumps back to the start of a loop out of the table of exception handlers."""
+    tree = ast.parse(source := file.read_text(encoding="utf-8"))
+    guarded = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try | ast.With)
+        for part in node.body
+        for loop in ast.walk(part)
+        if isinstance(loop, ast.For | ast.While)
+        for line in range(loop.lineno, (loop.end_lineno or 0) + 1)
+    }
+    codes = [compile(source, str(file), "exec")]
+    for code in codes:  # which grows meanwhile
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        bytecode: Any = dis.Bytecode(code)
+        for instruction in bytecode:
+            line = instruction.positions.lineno
+            if "JUMP_BACKWARD" in instruction.opname and line in guarded:
+                covered = [entry.start <= instruction.offset < entry.end for entry in bytecode.exception_entries]
+                assert any(covered), f"{code.co_qualname}, line {line}"
 
 
 def test_a_finalizer_that_writes_in_the_middle_of_a_batch_works(path: Path) -> None:
