@@ -80,6 +80,8 @@ class Shots:
         return self.fired == len(self._errors)
 
     def _handle(self, _: int, frame: FrameType | None) -> None:
+        if self.all_fired():  # the timer fired once more before it was switched off
+            return
         error = self._errors[self.fired]
         if not self.fired and frame is not None:
             self.landed, self.was_own = self._landing.is_inside(frame), self._landing.is_own(frame)
