@@ -354,9 +354,10 @@ def test_what_layers_make_read_only_is_looked_at_and_not_changed(url: str, tmp_p
 def test_a_plugin_without_a_check_has_its_values_keys_and_count_looked_at() -> None:
     with hutch.connect("memory://") as store, store.open("core") as core:
         core.update(good=1, bad=2)
-        store._factory._root["core"]["bad"] = b"nonsense"
+        frames = store._factory._root["core"].frames
+        frames["bad"] = b"nonsense"
         assert found(store) == [("value", "core", "bad", False)]
-        store._factory._root["core"][""] = store._factory._root["core"]["good"]
+        frames[""] = frames["good"]
         assert ("key", "core", "", False) in found(store)
 
 
