@@ -12,20 +12,6 @@ import pytest
 from hutch.testing import StorageSuite
 from tests.servers import RedisServer
 
-# A1-PENDING: promises that an engine does not hold yet.
-_INTERRUPTS = "test_what_a_signal_handler_raises_comes_out_as_it_is"
-PENDING = {
-    "TestRedis": {_INTERRUPTS},  # an interrupted modify leaves a connection open
-    "TestShelf": {_INTERRUPTS},  # an interrupted open leaves a file open
-}
-
-
-@pytest.fixture(autouse=True)
-def pending(request: pytest.FixtureRequest) -> None:
-    """Skip what is pending."""
-    if request.node.originalname in PENDING.get(request.cls.__name__, ()):
-        pytest.skip("A1-PENDING: the engine does not hold this promise yet")
-
 
 class TestMemory(StorageSuite):
     @pytest.fixture

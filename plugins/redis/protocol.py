@@ -92,7 +92,11 @@ class Connection:
                     raise _failed(error, "writing to") from error
             return self._answers(count)
         except BaseException:
-            self.close()
+            try:
+                self.close()
+            finally:
+                # A call of C, for a second handler may raise in `close`, and its traceback keep this object.
+                socket.SocketType.close(self._socket)
             raise
 
     def is_alive(self, timeout_s: float) -> bool:
@@ -219,19 +223,23 @@ class HiredisConnection(Connection):
         )
 
     def _answers(self, count: int) -> list[Any]:
-        reader = self._reader
-        answers: list[Any] = []
         try:
-            while len(answers) < count:
-                answer = reader.gets()
-                if answer is _MISSING:
-                    reader.feed(self._received(_READ_BYTES))
-                else:
-                    answers.append(answer)
+            answers = self._parsed(count)
         except _GarbledError:
             raise _garbled() from None
-        if reader.has_data():
+        if self._reader.has_data():
             raise _garbled()
+        return answers
+
+    def _parsed(self, count: int) -> list[Any]:
+        reader = self._reader
+        answers: list[Any] = []
+        while len(answers) < count:
+            answer = reader.gets()
+            if answer is _MISSING:
+                reader.feed(self._received(_READ_BYTES))
+            else:
+                answers.append(answer)
         return answers
 
 
@@ -278,6 +286,8 @@ def close_socket(connected: Any, is_ours: bool = True) -> None:
         except OSError as error:  # it has ended already
             if raised_by_handler(error):
                 raise
+        finally:
+            socket.SocketType.close(connected)  # a call of C: done before a handler can raise
     connected.close()
 
 

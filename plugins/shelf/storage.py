@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, time
 from itertools import islice
@@ -74,6 +75,8 @@ class ShelfPlugin(StoragePluginBase):
         super().__init__(config)
         self._folder = Folder(self._storage_config["basedir"])
         self.wait_s: float = self._storage_config["wait_s"]
+        # The storages of `open`, until they are collected.
+        self._storages: set[weakref.ref[ShelfStorage]] = set()
 
     def open(self, namespace: str) -> ShelfStorage:
         """Open `namespace`.
@@ -82,12 +85,20 @@ class ShelfPlugin(StoragePluginBase):
         StorageUnavailableError if they cannot be used, for one by a Python without the module for their dialect.
         """
         storage = ShelfStorage(self, namespace, share(self._folder, check_namespace(namespace)))
+        self._storages.add(weakref.ref(storage, self._storages.discard))
         try:
             storage.join()
             return storage
         except BaseException:
             storage.close()
             raise
+
+    def close(self) -> None:
+        """Close the storages that are still open, such as one whose own `close` a signal handler interrupted."""
+        for ref in list(self._storages):
+            storage = ref()
+            if storage is not None:
+                storage.close()
 
     def namespaces(self) -> list[str]:
         """Those with a key in them. One whose dialect this Python lacks counts; files of other programs do not."""

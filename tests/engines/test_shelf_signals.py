@@ -209,6 +209,20 @@ def test_an_interrupt_while_it_is_opened_or_closed_leaves_no_lock_and_no_damage(
     assert opened.returncode == 0, opened.stderr
 
 
+@closed_by_the_collector
+def test_closing_the_plugin_closes_what_an_interrupted_open_or_close_left_open(folder: Path) -> None:
+    plugin = hutch.load_plugin("shelf", {"basedir": str(folder)})
+    kept: list[Limit] = []  # as a notebook keeps the last exception, and with its traceback the storage
+    for point in some_points(lambda: open_and_close(plugin)):
+        try:
+            run_at(point, raising(Limit), lambda: open_and_close(plugin), loops=False)
+        except Limit as error:
+            kept.append(error)
+        plugin.close()
+        assert [key for _, key, _ in plugin.pickles()] in ([], ["k"])  # StoreLockedError if it is open still
+    assert kept
+
+
 def test_a_handle_that_a_handler_closes_in_the_middle_of_a_write_lets_others_in_at_its_end(folder: Path) -> None:
     def write(ns: hutch.Namespace, number: int) -> None:
         ns["k"] = number

@@ -79,6 +79,11 @@ class Shots:
         """Whether every signal has been delivered."""
         return self.fired == len(self._errors)
 
+    def wait_until_all_fired(self) -> None:
+        """Return once every signal has been delivered."""
+        while not self.all_fired():
+            time.sleep(0)
+
     def _handle(self, _: int, frame: FrameType | None) -> None:
         if self.all_fired():  # the timer fired once more before it was switched off
             return
@@ -114,6 +119,7 @@ def interrupt_at_random(_: hutch.Store, config: Any, verb: str, count: int, seed
             del caught
             gc.collect(0)  # a handle that nobody has is closed with its last frame
             work.settle()
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # the handler refers to the last exceptions
         work.finish()
         kept.clear()
         figures["acknowledged and read back"] = work.read_back
@@ -146,14 +152,17 @@ def _shoot(work: Work, plan: Callable[[Work], Step], shots: Shots, delay_s: floa
     try:
         try:
             shots.arm(delay_s)
-            while not shots.fired:
-                work.run(plan(work))
+            _run_until_fired(work, plan, shots)
         finally:
-            while not shots.all_fired():
-                time.sleep(0)
+            shots.wait_until_all_fired()
     except BaseException as error:
         return error
     return None
+
+
+def _run_until_fired(work: Work, plan: Callable[[Work], Step], shots: Shots) -> None:
+    while not shots.fired:
+        work.run(plan(work))
 
 
 def _judge(
