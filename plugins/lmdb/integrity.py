@@ -196,15 +196,19 @@ def _all_keys(slot: Slot) -> Iterator[bytes]:
 def _some_keys(slot: Slot, low: bytes) -> list[bytes]:
     add_cursor(slot)
     try:
-        found = slot[1].set_range(low)
-        keys: list[bytes] = []
-        while found and len(keys) < _KEYS_AT_ONCE:
-            key = slot[1].key()
-            keys.append(key)
-            found = slot[1].next()
-        return keys
+        return _next_keys(slot, low)
     finally:
         slot[1:] = []
+
+
+def _next_keys(slot: Slot, low: bytes) -> list[bytes]:
+    found = slot[1].set_range(low)
+    keys: list[bytes] = []
+    while found and len(keys) < _KEYS_AT_ONCE:
+        key = slot[1].key()
+        keys.append(key)
+        found = slot[1].next()
+    return keys
 
 
 def _names(file: DataFile) -> Iterator[tuple[bytes, str]]:

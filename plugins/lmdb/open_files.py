@@ -157,9 +157,12 @@ class OpenFiles:
         with self.lock:
             if not self.is_wanted():
                 raise StoreNotOpenError(f"lmdb {self.path} is closed")
-            while self._env is None:
-                self._open()
-            return self._env
+            return self._opened_env()
+
+    def _opened_env(self) -> lmdb.Environment:
+        while self._env is None:
+            self._open()
+        return self._env
 
     def exists(self) -> bool:
         """Return whether there are data. Raises StorageUnavailableError for anything but a regular file."""

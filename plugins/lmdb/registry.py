@@ -104,14 +104,19 @@ def _before_fork() -> None:
         try:
             hold_lock(_fork_lock, _lock, _FORK_WAIT_S)
             pending = _alive() if pending is None else pending
-            while pending:
-                pending[-1].before_fork()
-                pending.pop()
+            _prepare_fork(pending)
             break
         except BaseException as error:
             failure = error
     if failure is not None:
         raise failure
+
+
+def _prepare_fork(pending: list[Environment]) -> None:
+    """Prepare each of `pending`, and take it out of the list when that is done."""
+    while pending:
+        pending[-1].before_fork()
+        pending.pop()
 
 
 def _after_fork_in_parent() -> None:

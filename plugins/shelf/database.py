@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +75,7 @@ def take_place(new: Path, target: Path) -> None:
 def copy_file(source: Path, target: Path) -> None:
     """Copy the bytes of the file `source` to the new file `target`; what `shutil` has swallows what handlers raise."""
     with open_existing(source) as origin, create_file(target) as copy:
-        while chunk := origin.read(_CHUNK_BYTES):
+        for chunk in iter(partial(origin.read, _CHUNK_BYTES), b""):
             write_all(copy, chunk)
 
 

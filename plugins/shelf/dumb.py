@@ -61,9 +61,7 @@ class DumbDatabase(Database):
             return None
         position, size = place
         with storage_errors(self._dat):
-            data = self._read_at(position, size)
-            while len(data) < size and (more := self._read_at(position + len(data), size - len(data))):
-                data += more
+            data = self._read_all_at(position, size)
         if len(data) != size:
             raise self._cut_short(position + size)
         return data
@@ -105,6 +103,12 @@ class DumbDatabase(Database):
 
     def abandon(self) -> None:
         self.release()
+
+    def _read_all_at(self, position: int, size: int) -> bytes:
+        data = self._read_at(position, size)
+        while len(data) < size and (more := self._read_at(position + len(data), size - len(data))):
+            data += more
+        return data
 
     def _read_at(self, position: int, size: int) -> bytes:
         # Without moving the position at which a call that this one interrupted reads or writes.

@@ -178,8 +178,12 @@ class _Kept:
                 if entry is not None and entry.size <= self._max_bytes:
                     self._entries[key] = entry
                     self._bytes += entry.size
-            while self._bytes > self._max_bytes and self._entries:
-                self._drop(next(iter(self._entries)))
+            if self._bytes > self._max_bytes:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        while self._bytes > self._max_bytes and self._entries:
+            self._drop(next(iter(self._entries)))
 
     def write(self, keys: Iterable[str] | None, fn: Callable[..., T], *args: Any) -> T:
         """Return ``fn(*args)``, which writes `keys` (None: any). While it runs nothing is kept of them.

@@ -106,8 +106,9 @@ class Calls:
         """
         self.check_open()
         until_s = time.monotonic() + self.patience_s
+        hit: tuple[Call[Any], str | None] | None = None
         try:
-            while (hit := self._abandoned_write(keys)) is not None:
+            for hit in iter(partial(self._abandoned_write, keys), None):
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     raise StorageTimeoutError(self._unanswered(hit[1]))

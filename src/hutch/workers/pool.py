@@ -202,14 +202,17 @@ class WorkerPool:
                 result = call.context.run(call.fn, *call.args)
             except BaseException as raised:
                 error = _passable(raised, call.fn)
-            while (undo := self._undo_or_end(call, error)) is not None:
-                with suppress(Exception):  # nobody is left to be told
-                    undo(result)
+            self._end_undone(call, result, error)
             if not call.is_abandoned:
                 _deliver(self, call, result, error)
         finally:
             # The error knows this frame, which must not know the error.
             del error, result, call
+
+    def _end_undone(self, call: Call[Any], result: Any, error: BaseException | None) -> None:
+        while (undo := self._undo_or_end(call, error)) is not None:
+            with suppress(Exception):  # nobody is left to be told
+                undo(result)
 
     def _undo_or_end(self, call: Call[Any], error: BaseException | None) -> Callable[[Any], object] | None:
         """Return what undoes an abandoned call that succeeded; otherwise the call is done."""

@@ -278,11 +278,15 @@ def write(store: hutch.Store, path: Path) -> int:
                 target = path / folder / f"{name}.jsonl"
                 where = f"table {name!r} of {namespace!r}"
                 _check_name(target, name, where, made)
-                while not _write_table(tables, name, target, where):
-                    pass
+                _write_whole_table(tables, name, target, where)
                 made.add(_identity(target))
                 written += 1
     return written
+
+
+def _write_whole_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> None:
+    while not _write_table(tables, name, target, where):
+        pass
 
 
 def _check_name(target: Path, name: str, where: str, made: set[tuple[int, int]]) -> None:

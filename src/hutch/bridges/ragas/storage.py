@@ -128,14 +128,18 @@ class HutchBackend:
         remove_stale(tables, name, version, *replaced)
 
 
+def _write_chunks(tables: hutch.Namespace, name: str, version: str, chunks: Iterator[tuple[str, Any]]) -> None:
+    while batch := dict(islice(chunks, _BATCH_CHUNKS)):
+        tables.set_many({**batch, saving_key(version): name})
+
+
 def _write_rows(tables: hutch.Namespace, name: str, version: str, data: Sequence[Row]) -> int:
     """Write the rows that no table has yet; the number of their chunks."""
     chunk_rows = CHUNK_ROWS
     while True:
         chunks = _chunks(name, version, data, chunk_rows)
         try:
-            while batch := dict(islice(chunks, _BATCH_CHUNKS)):
-                tables.set_many({**batch, saving_key(version): name})
+            _write_chunks(tables, name, version, chunks)
             return -(-len(data) // chunk_rows)
         except hutch.ValueLimitError:
             # Rows of megabytes each. Those of a smaller chunk take the place of what was written.
