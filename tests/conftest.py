@@ -56,6 +56,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.fixture
+def few_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the conformance kit interrupt each verb a few times only, in a check whose subject is something else."""
+    monkeypatch.setenv("HUTCH_INTERRUPTS", "20")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long form of the conformance kit takes its time."""
     signals = int(os.environ.get("HUTCH_INTERRUPTS", "0"))

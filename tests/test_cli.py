@@ -500,7 +500,7 @@ def test_plugins_are_listed_even_if_the_config_of_the_environment_is_broken(
     assert hutch_("-c", "hutch.yaml", "plugins").code == 2
 
 
-def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path) -> None:
+def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path, few_signals: None) -> None:
     passed = hutch_process("check", "memory")
     assert passed.returncode == 0, passed.stdout + passed.stderr
     *promises, summary = passed.stdout.splitlines()

@@ -454,6 +454,18 @@ class KeepsAReservation(Sound):
         self.opening.discard(name)
 
 
+class LeavesFilesOpen(Sound):
+    """A handler that raises after `os.open` and before `try` leaves the file open."""
+
+    def read(self, key: str) -> bytes | None:
+        file = os.open(os.devnull, os.O_RDONLY)
+        try:
+            return super().read(key)
+        finally:
+            hashlib.sha256()
+            os.close(file)
+
+
 _locks: dict[int, threading.RLock] = {}
 
 

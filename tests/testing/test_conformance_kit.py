@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,14 @@ def failures(results: dict[str, PromiseResult]) -> list[str]:
 
 @pytest.mark.timeout(400)  # thousands of files, on whatever disk there is
 @pytest.mark.parametrize(("plug", "passed"), [("files", 90), ("errbots", 85), ("broken", 95)])
-def test_sound_engines_of_strangers_pass(plug: str, passed: int) -> None:
+def test_sound_engines_of_strangers_pass(plug: str, passed: int, few_signals: None) -> None:
     results = check(str(ENGINES / f"{plug}.plug"))
     assert failures(results) == []
     assert sum(result.outcome == "passed" for result in results.values()) >= passed
     assert all(result.detail for result in results.values() if result.outcome == "skipped")
 
 
-def test_a_broken_engine_fails_the_promise_that_it_breaks_and_no_unrelated_one() -> None:
+def test_a_broken_engine_fails_the_promise_that_it_breaks_and_no_unrelated_one(few_signals: None) -> None:
     results = check(str(ENGINES / "broken.plug"), broken("LeavesAThread"))
     [failed] = failures(results)
     assert failed.startswith("Opening and closing again and again leaves no thread and no open file behind.")
@@ -78,18 +77,6 @@ FAULTS = {
     "KeepsItsLockInAForkedChild": "Forks while threads write",
     "HoldsALockWhileItIterates": "In the middle of an iteration another thread can write",
 }
-# The same for what happens inside one living process.
-FAULTS_INSIDE = {
-    "LeaksALockWhenInterrupted": "Wherever in a verb a handler raises",
-    "SwallowsWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
-    "ChangesWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
-    "ReadsASecondTime": "Wherever in a verb a handler raises",
-    "StarvesAWriter": "While one thread writes in a tight loop",
-    "WaitsForItselfWhenNested": "A signal handler may set",
-    "LosesANestedWrite": "A signal handler may set",
-    "DeadlocksInAFinalizer": "A finalizer, which the collector",
-    "KeepsAReservation": "Wherever in a verb a handler raises",
-}
 
 
 def the_only_test(fault: str, told: str) -> PromiseResult:
@@ -108,20 +95,6 @@ def the_only_test(fault: str, told: str) -> PromiseResult:
 def test_a_broken_engine_fails_the_promise_that_it_breaks(fault: str) -> None:
     result = the_only_test(fault, FAULTS[fault])
     assert (result.outcome, bool(result.detail)) == ("failed", True)
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-@pytest.mark.parametrize("fault", FAULTS_INSIDE)
-def test_an_engine_that_breaks_within_one_process_is_caught(fault: str) -> None:
-    result = the_only_test(fault, FAULTS_INSIDE[fault])
-    assert (result.outcome, bool(result.detail)) == ("failed", True)
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-@pytest.mark.parametrize("told", sorted({*FAULTS_INSIDE.values()}))
-def test_the_same_engine_without_the_fault_passes(told: str) -> None:
-    result = the_only_test("Sound", told)
-    assert (result.outcome, result.detail) == ("passed", "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the example locks with flock, which Windows has not")
@@ -154,7 +127,7 @@ def test_the_state_machine_finds_a_broken_engine_by_itself_and_shows_how() -> No
     assert "reproduce_failure" in result.detail
 
 
-def test_an_engine_that_takes_the_interpreter_down_costs_one_promise() -> None:
+def test_an_engine_that_takes_the_interpreter_down_costs_one_promise(few_signals: None) -> None:
     results = check(str(ENGINES / "broken.plug"), broken("DiesOfALongKey"))
     [failed] = failures(results)
     assert failed.startswith("Keys of 1 to 1,024 bytes")

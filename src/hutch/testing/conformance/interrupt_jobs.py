@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import sysconfig
+import tempfile
 import time
 import traceback
 from collections import Counter, deque
@@ -26,6 +27,8 @@ _CHECK_EVERY = 50
 _AGAIN_S = 0.02
 #: Of the signals whose class a verb may catch itself, so many may be taken for the verb's own.
 _MOST_TAKEN = 0.1
+#: Of fewer signals, the share that landed inside hutch is left to chance.
+_ENOUGH_TO_JUDGE = 100
 
 
 class Limit(Exception):
@@ -68,7 +71,7 @@ class Shots:
         self._errors = errors
         self._landing = landing
         self.fired = 0
-        self.landed = self.was_own = self.was_in_finalizer = False
+        self.landed = self.was_own = self.was_in_finalizer = self.was_in_tempfile = False
         self.where = ""
 
     def arm(self, delay_s: float) -> None:
@@ -91,6 +94,7 @@ class Shots:
         if not self.fired and frame is not None:
             self.landed, self.was_own = self._landing.is_inside(frame), self._landing.is_own(frame)
             self.was_in_finalizer = is_in_finalizer(frame)
+            self.was_in_tempfile = is_in_tempfile(frame)
             self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}"
         self.fired += 1
         signal.setitimer(signal.ITIMER_REAL, *((0.0,) if self.all_fired() else (2e-5, _AGAIN_S)))
@@ -104,7 +108,7 @@ def interrupt_at_random(_: hutch.Store, config: Any, verb: str, count: int, seed
     write that is lost, and where fewer than 30% of the signals landed.
     """
     figures: Counter[str] = Counter()
-    with _measured_leaks(config), _dropped_by_python() as dropped, Work(config, seed) as work:
+    with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
         duration_s = work.measure(plan)
         # What a notebook and a log keep: the frames of an exception live as long as its traceback.
@@ -143,6 +147,7 @@ def _interrupt_once(
     caught = _shoot(work, plan, shots, delay_s)
     figures["delivered"] += 1
     figures["landed inside"] += shots.landed
+    figures["inside tempfile"] += shots.was_in_tempfile
     _judge(caught, errors, shots, kind in STRICT, figures, dropped)
     return caught
 
@@ -203,9 +208,20 @@ def is_in_finalizer(frame: FrameType | None) -> bool:
     return False
 
 
+def is_in_tempfile(frame: FrameType | None) -> bool:
+    """Return whether `frame` was called by the module tempfile, which keeps a file as a bare number for a moment."""
+    while frame is not None:
+        if frame.f_code.co_filename == tempfile.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _judge_figures(figures: Counter[str]) -> None:
     share = figures["landed inside"] / figures["delivered"]
-    assert share >= 0.3, f"only {share:.0%} of the signals landed inside hutch: {dict(figures)}"
+    assert share >= 0.3 or figures["delivered"] < _ENOUGH_TO_JUDGE, (
+        f"only {share:.0%} of the signals landed inside hutch: {dict(figures)}"
+    )
     assert figures["swallowed by the standard library"] <= max(3, 0.01 * figures["delivered"]), dict(figures)
     most = max(3, _MOST_TAKEN * figures["delivered"] / 3)
     assert figures["taken for the verb's own"] <= most, (
@@ -216,12 +232,12 @@ def _judge_figures(figures: Counter[str]) -> None:
 def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int | None, seed: int) -> dict[str, int]:
     """Raise at each point of `verb` at which a handler may run, or at `limit` of them: what was counted."""
     figures: Counter[str] = Counter()
-    with _measured_leaks(config), _dropped_by_python() as dropped, Work(config, seed) as work:
+    with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
         # What a notebook and a log keep: the frames of an exception live as long as its traceback.
         kept: deque[BaseException] = deque(maxlen=20)
         for point in points(lambda: work.run(plan(work)), limit, seed):
-            where = _interrupt_at(point, work, plan(work), dropped, kept if verb != "open" else None)
+            where = _interrupt_at(point, work, plan(work), dropped, kept if verb != "open" else None, figures)
             gc.collect(0)  # a handle that nobody has is closed with its last frame
             figures["points"] += where is not None
             try:
@@ -237,7 +253,12 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
 
 
 def _interrupt_at(
-    point: int, work: Work, step: Step, dropped: list[BaseException], kept: deque[BaseException] | None
+    point: int,
+    work: Work,
+    step: Step,
+    dropped: list[BaseException],
+    kept: deque[BaseException] | None,
+    figures: Counter[str],
 ) -> str | None:
     """Raise at the `point` of `step`: where that was."""
     error = STRICT[point % len(STRICT)](f"at point {point}")
@@ -246,6 +267,7 @@ def _interrupt_at(
     def action() -> None:
         nonlocal was_in_finalizer
         was_in_finalizer = is_in_finalizer(sys._getframe())
+        figures["inside tempfile"] += is_in_tempfile(sys._getframe())
         raise error
 
     visit = Visit(point, action)
@@ -278,15 +300,15 @@ def _dropped_by_python() -> Iterator[list[BaseException]]:
 
 
 @contextmanager
-def _measured_leaks(config: Any) -> Iterator[None]:
-    """Raise AssertionError if the block leaves files open."""
+def _measured_leaks(config: Any, figures: Counter[str]) -> Iterator[None]:
+    """Raise AssertionError if the block leaves files open: more than `figures` says the module tempfile may have."""
     with hutch.connect(config) as store, store.open("core") as ns:
         ns["first"] = 1  # what is made once is not a leak
         del ns["first"]
     before = open_files()
     yield
     deadline = time.monotonic() + 5
-    while (left := open_files() - before) > 0:
+    while (left := open_files() - before - figures["inside tempfile"]) > 0:
         gc.collect()
         assert time.monotonic() < deadline, f"{left} files or connections were left open"
         time.sleep(0.01)

@@ -16,8 +16,10 @@ from .child import Child
 from .kit import PATIENCE_S, Promises
 from .verb_work import VERBS
 
-#: How many signals interrupt each verb. From `ALL_POINTS_FROM` on, every point of a verb is visited, not a choice.
-SIGNALS = int(os.environ.get("HUTCH_INTERRUPTS", "200"))
+#: How many signals interrupt each verb. With fewer than usual, fewer points of a verb are visited, too; from
+#: `ALL_POINTS_FROM` on, every point and not a choice.
+USUAL_SIGNALS = 200
+SIGNALS = int(os.environ.get("HUTCH_INTERRUPTS", USUAL_SIGNALS))
 SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))
 ALL_POINTS_FROM = 1000
 _POINTS = 40
@@ -48,8 +50,10 @@ class Interrupts(Promises):
 
 
 def point_limit(limit: int) -> int | None:
-    """Return how many points of a verb are visited: `limit`, or all of them in the long form."""
-    return None if SIGNALS >= ALL_POINTS_FROM else limit
+    """Return how many points of a verb are visited: `limit`, or fewer in the short form; None for all of them."""
+    if SIGNALS >= ALL_POINTS_FROM:
+        return None
+    return max(3, min(limit, limit * SIGNALS // USUAL_SIGNALS))
 
 
 def table_row(engine: str, verb: str, figures: dict[str, int]) -> str:
