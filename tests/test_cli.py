@@ -69,13 +69,13 @@ def hutch_(*arguments: str, stdin: bytes = b"") -> Result:
     return Result(code, *texts)
 
 
-def hutch_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def hutch_process(*arguments: str, timeout_s: float = _TIMEOUT_S, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as users run it."""
     return subprocess.run(
         [sys.executable, "-m", "hutch", *arguments],
         capture_output=True,
         encoding="utf-8",
-        timeout=_TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
         **options,
     )
@@ -500,8 +500,9 @@ def test_plugins_are_listed_even_if_the_config_of_the_environment_is_broken(
     assert hutch_("-c", "hutch.yaml", "plugins").code == 2
 
 
+@pytest.mark.timeout(400)  # the whole conformance kit, twice
 def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path, few_signals: None) -> None:
-    passed = hutch_process("check", "memory")
+    passed = hutch_process("check", "memory", timeout_s=190)
     assert passed.returncode == 0, passed.stdout + passed.stderr
     *promises, summary = passed.stdout.splitlines()
     assert all(line.startswith(("passed  ", "skipped ")) for line in promises)
@@ -522,7 +523,7 @@ def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_pa
             def open(self, namespace): return Storage()
         """)
     )
-    failed = hutch_process("check", "deaf.plug", "--json")
+    failed = hutch_process("check", "deaf.plug", "--json", timeout_s=190)
     assert failed.returncode == 1
     outcomes = [json.loads(line) for line in failed.stdout.splitlines()]
     assert {one["outcome"] for one in outcomes} >= {"failed"}
