@@ -43,8 +43,14 @@ def test_sound_engines_of_strangers_pass(plug: str, passed: int, few_signals: No
     assert all(result.detail for result in results.values() if result.outcome == "skipped")
 
 
-def test_a_broken_engine_fails_the_promise_that_it_breaks_and_no_unrelated_one(few_signals: None) -> None:
-    results = check(str(ENGINES / "broken.plug"), broken("LeavesAThread"))
+def test_a_broken_engine_fails_the_promise_that_it_breaks_and_no_unrelated_one() -> None:
+    # What interrupts the start of a thread breaks this engine, too.
+    related = [
+        name for name in dir(StorageSuite) if any(word in name for word in ("_handler_", "_finalizer_", "_point_"))
+    ]
+    results = {
+        one.promise: one for one in run_check(str(ENGINES / "broken.plug"), broken("LeavesAThread"), skip=related)
+    }
     [failed] = failures(results)
     assert failed.startswith("Opening and closing again and again leaves no thread and no open file behind.")
     assert "(threads, open files) after closing" in failed
