@@ -143,7 +143,7 @@ def test_a_decimal_and_an_int_of_its_hash_are_compared_in_bounded_time() -> None
 def test_no_nesting_overflows_the_stack(levels: int) -> None:
     program = f"""
         import hutch
-        from tests.test_codec_bounds import CODEC, ext, seal
+        from tests.codec.test_bounds import CODEC, ext, seal
         packed = b"\\x01"
         for _ in range({levels}):
             packed = ext(1, b"\\x91" * 1_000 + packed)
@@ -257,7 +257,7 @@ def test_a_lifted_limit_of_digits_does_not_slow_reading_down() -> None:
 FUZZ = """
     import random, resource, sys, time, tracemalloc
     import hutch
-    from tests.test_codec_bounds import CODEC, from_json, samples, mutated, seal, to_json
+    from tests.codec.test_bounds import CODEC, from_json, samples, mutated, seal, to_json
     resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
     seed, count = int(sys.argv[1]), int(sys.argv[2])
     rng, outcomes, slowest = random.Random(seed), [0, 0], 0.0
