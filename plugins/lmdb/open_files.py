@@ -212,6 +212,7 @@ class OpenFiles:
         self.begin = env.begin
         self._env = env
         if env not in self._opened:  # a handler has closed it since
+            self.gate = None
             self._forget(env)
 
     def _open_environment(self) -> None:
