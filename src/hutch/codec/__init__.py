@@ -1,1 +1,1 @@
-"""Value <-> bytes. The format is docs/format.md."""
+"""Codecs: convert values to bytes and back. docs/format.md specifies the format."""

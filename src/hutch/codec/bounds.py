@@ -1,8 +1,8 @@
-"""Bounds on what is decoded, so that time, memory and stack depend on the length of the input alone.
+"""Bounds on decoding, so that its time, memory and stack depend only on the length of the input.
 
-Two things could take far more than their length: equal hashes, for a set compares all items that have the same one,
-and nesting, for ormsgpack uses the C stack for each level. Both need many bytes to do harm, so nothing is looked at
-in a body of at most `SHORT` bytes, which most are.
+Two things could exceed that: equal hashes, because a set compares all items with the same hash, and nesting, because
+ormsgpack uses the C stack for every level. Both need many bytes to do harm, so bodies of at most `SHORT` bytes, the
+usual case, are not inspected.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ from typing import Any
 
 import ormsgpack
 
-#: Length of a body in bytes up to which it can do no harm: 2,048 levels use 1.2 MB of the C stack.
+#: The length in bytes up to which a body is harmless: its at most 2,048 levels use 1.2 MB of the C stack.
 SHORT = 2048
-#: How many bodies longer than that may stand within each other before all within is looked at: each may have 1,023
-#: levels of its own.
+#: How many longer bodies may be nested before the innermost is inspected: each may have 1,023 levels of its own.
 LONG_BODIES = 4
-#: How many levels there may be within the last of them.
+#: How many levels the innermost of them may have.
 MOST_LEVELS = 2_000
 
-#: How a message says that.
+#: The error text for equal hashes.
 EQUAL_HASHES = "too many items of a set, or keys of a dict, have equal hashes"
-# Making a Fraction takes the greatest common divisor of the two, in time of the square of their length.
+# Making a Fraction computes the greatest common divisor, in time quadratic in the length of its two ints.
 _LONGEST_FRACTION_BITS = 65_536
 LONG_FRACTION = f"a Fraction of more than {_LONGEST_FRACTION_BITS:,} bits; store its numerator and denominator as ints"
 
-# As many comparisons of ints as the items of one set or dict with equal hashes may cost: 450 ints, or 60 tuples of
+# The most int comparisons that items with equal hashes may cost per set or dict: enough for 450 ints, or 60 tuples of
 # three tuples.
 _MOST_COMPARISONS = 100_000
-# Types whose hash is made with a secret of the process, so that nobody can choose items with equal ones.
+# Types whose hash depends on a secret of the process, so that an attacker cannot choose items with equal hashes.
 _SECRET_HASH = frozenset({str, bytes, date})
-# Types that the interpreter compares at once.
+# Types that the interpreter compares in one step.
 _PLAIN = frozenset({type(None), bool, float, complex, str, bytes})
 
 
 def has_equal_hashes(items: Collection[Hashable]) -> bool:
     """Return whether so many of `items` have equal hashes that a set of them would take too long to make.
 
-    Python's own hashes make some: -1 and -2 have the same, and so have tuples of them.
+    A few collisions are normal in Python: -1 and -2 have the same hash, and so have tuples of them.
     """
     if _SECRET_HASH.issuperset(map(type, items)):
         return False
@@ -60,30 +59,30 @@ def has_equal_hashes(items: Collection[Hashable]) -> bool:
 
 
 def _comparison(item: Any) -> int:
-    """What comparing `item` with another of its kind may cost, in comparisons of ints."""
+    """Return what comparing `item` with another of its type may cost, in int comparisons."""
     kind = type(item)
     if kind is int:
-        # A Decimal of the same hash turns it into a Decimal, in time of the square of its length.
+        # Comparing it with a Decimal of the same hash converts it to Decimal, in time quadratic in its length.
         return 1 + int(item.bit_length() >> 13) ** 2
     if kind in _PLAIN:
         return 1
     if kind is tuple:
         return 1 + sum(map(_comparison, item))
     if kind is frozenset:
-        # Whose items, where their hashes are equal too, are each compared with each.
+        # Items whose hashes are equal too are each compared with every other.
         return (1 + sum(map(_comparison, item))) ** 2
     return 10
 
 
 def is_short(numerator: int, denominator: int) -> bool:
-    """Return whether a Fraction of the two is made in no time; see `LONG_FRACTION`."""
+    """Return whether making a Fraction of the two takes negligible time; see `LONG_FRACTION`."""
     return max(numerator.bit_length(), denominator.bit_length()) <= _LONGEST_FRACTION_BITS
 
 
 def is_nested_too_deep(body: bytes, containers: Collection[int]) -> bool:
-    """Return whether packed `body` has more than `MOST_LEVELS` levels; `containers` are the extensions that have some.
+    """Return whether packed `body` has more than `MOST_LEVELS` levels; `containers` are the extensions that nest.
 
-    Bodies that are no MessagePack have none.
+    A body that is not MessagePack has no levels.
     """
     pending: list[tuple[Any, int]] = [(slice(next(iter(containers)), body), 0)]
     while pending:
@@ -94,7 +93,7 @@ def is_nested_too_deep(body: bytes, containers: Collection[int]) -> bool:
             if value.start not in containers:
                 continue
             try:
-                # An extension becomes slice(number, body), by which no code of Python runs.
+                # An extension becomes slice(number, body), which runs no Python code.
                 parts = [ormsgpack.unpackb(value.stop, ext_hook=slice)]
             except ValueError:
                 continue

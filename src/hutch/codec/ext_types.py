@@ -1,7 +1,7 @@
-"""The MessagePack extension types of hutch: one number a type, listed in docs/format.md.
+"""The MessagePack extension types of hutch: one number per type, listed in docs/format.md.
 
-`encode_ext` and `decode_ext` are the hooks of ormsgpack. A decoder takes what its encoder writes and nothing else, in
-time and memory that the length of the input bounds.
+`encode_ext` and `decode_ext` are hooks for ormsgpack. A decoder accepts only what its encoder writes; its time and
+memory are bounded by the length of the input.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ DECIMAL, FRACTION, COMPLEX, UUID_, PATH, RANGE, SURROGATES, REGISTERED = range(1
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _complex = struct.Struct(">dd")
-# All that str() of a Decimal can hold.
+# Every byte that str() of a Decimal can contain.
 _DECIMAL_BYTES = b"0123456789+-.EeINFNATYSinfatys"
-# Of items that an attempt to pack without a hook is too much for.
+# Sets of up to this many items are packed with the hook directly; trying without it first would not pay.
 _FEW = 100
 _CONTAINERS = frozenset({TUPLE, SET, FROZENSET, MAP, FRACTION, RANGE, REGISTERED})
 
 
 class _PerThread(threading.local):
-    #: What hooks raised, the newest first: ormsgpack discards it and says "ext_hook failed", or that a type cannot be
-    #: packed. Each call of ormsgpack that fails because of a hook takes the newest off. Between the two stands nothing
-    #: that the interpreter could interrupt by a signal handler, no call among them.
+    #: A linked list of the errors that hooks raised, newest first. ormsgpack discards them and raises "ext_hook failed"
+    #: or that a type cannot be packed. The caller of ormsgpack that sees such a failure pops the newest. No call
+    #: stands between push and pop, so that no signal handler can interrupt there.
     raised: tuple[BaseException, Any] | None = None
-    #: How many bodies of more than `bounds.SHORT` bytes are being decoded within each other.
+    #: The nesting depth of bodies longer than `bounds.SHORT` bytes that are being decoded.
     long_bodies = 0
 
 
 per_thread = _PerThread()
-# What ormsgpack says of a hook that raised.
+# The arguments of ormsgpack's error for a hook that raised.
 _HOOK_FAILED = ("ext_hook failed",)
 _MAKE: tuple[Any, ...] = (None, tuple, set, frozenset)
 
 
 @guard_entry
 def encode_ext(value: Any) -> Ext:
-    """ormsgpack's hook for a value it was told to pass through. Raises TypeError for a type without a number."""
+    """Return the Ext of a value that ormsgpack passes to its hook. Raises TypeError for a type without a number."""
     try:
         encode = ENCODERS.get(type(value))
         if encode is not None:
@@ -81,9 +81,9 @@ def encode_ext(value: Any) -> Ext:
 
 @guard_entry
 def decode_ext(number: int, data: bytes) -> Any:
-    """ormsgpack's hook for an extension. Raises CorruptValueError for a number or a body that is not hutch's."""
+    """Return the value of an extension. Raises CorruptValueError for a number or body that hutch does not write."""
     try:
-        if 0 < number < BIG_INT and len(data) <= SHORT:  # most are; without a call that another type needs
+        if 0 < number < BIG_INT and len(data) <= SHORT:  # the usual case, inlined to save a call
             items = _unpackb(data, ext_hook=decode_ext)
             if items.__class__ is list:
                 return _MAKE[number](items)
@@ -93,18 +93,18 @@ def decode_ext(number: int, data: bytes) -> Any:
             raise CorruptValueError(f"extension type {number} is unknown; a newer hutch may have written it")
         return decode(data)
     except BaseException as error:
-        if error.__class__ is not ValueError or error.args != _HOOK_FAILED:  # else the hook within took note
+        if error.__class__ is not ValueError or error.args != _HOOK_FAILED:  # else the inner hook recorded its error
             per_thread.raised = (error, per_thread.raised)
         raise
 
 
 def pack(value: Any) -> bytes:
-    """The MessagePack of `value`. Raises what a hook raised, or what ormsgpack raises for what it cannot pack."""
+    """Return `value` as MessagePack. Raises what a hook raised, or ormsgpack's error for what it cannot pack."""
     try:
         return _packb(value, encode_ext, OPTIONS)
     except (TypeError, ValueError) as error:
         traceback, raised = error.__traceback__, per_thread.raised
-        # What ormsgpack raises itself has no other frame; a signal handler leaves its own.
+        # An error of ormsgpack itself has no further stack frame; one from a signal handler has.
         if raised is None or traceback is None or traceback.tb_next is not None:
             raise
         per_thread.raised = raised[1]
@@ -115,7 +115,7 @@ def pack(value: Any) -> bytes:
 
 
 def _items(data: bytes) -> list[Any]:
-    """The items of a packed array. What a hook raised within stays noted; see `decode_ext`."""
+    """Return the items of a packed array. An error of an inner hook stays recorded; see `decode_ext`."""
     items = _unpackb(data, ext_hook=decode_ext) if len(data) <= SHORT else _unpack_long(data)
     if items.__class__ is list:
         return items
@@ -123,7 +123,7 @@ def _items(data: bytes) -> list[Any]:
 
 
 def _unpack_long(data: bytes) -> Any:
-    """What is packed in a body that is long enough to be nested too deep for the C stack."""
+    """Return the value of a body that is long enough to be nested too deep for the C stack."""
     outer = per_thread.long_bodies
     if outer == LONG_BODIES and is_nested_too_deep(data, _CONTAINERS):
         raise CorruptValueError("it is nested too deep")
@@ -135,9 +135,9 @@ def _unpack_long(data: bytes) -> Any:
 
 
 def _hashed(data: bytes) -> list[Any]:
-    """The same, where a set is to be made of the items in bounded time. Raises CorruptValueError otherwise."""
+    """Return the items of a packed array that make a set in bounded time. Raises CorruptValueError otherwise."""
     try:
-        # Without an extension there are at most nine ints, and a few floats, of one hash.
+        # Without extensions, at most nine ints and a few floats share a hash.
         items = _unpackb(data)
         if items.__class__ is list:
             return items
@@ -158,14 +158,14 @@ def _not_as_written(expected: str) -> CorruptValueError:
 
 
 def _encode_datetime(value: datetime) -> Ext:
-    if value.tzinfo is UTC:  # most are: half the time
+    if value.tzinfo is UTC:  # the usual case, in half the time
         return Ext(DATETIME, _packb([value.isoformat()[: -len("+00:00")], value.fold, 0]))
     return Ext(DATETIME, _packb([value.replace(tzinfo=None).isoformat(), value.fold, encode_zone(value.tzinfo)]))
 
 
 def _decode_datetime(data: bytes) -> datetime:
     text, fold, zone = _unpackb(data)
-    # As isoformat() writes it; fromisoformat() reads much else.
+    # The lengths that isoformat() writes; fromisoformat() accepts many other forms.
     if len(text) != 26 and len(text) != 19:
         raise _not_as_written("a time")
     if not fold and (zone is None or zone == 0):
@@ -174,7 +174,7 @@ def _decode_datetime(data: bytes) -> datetime:
 
 
 def _decode_date(data: bytes) -> date:
-    if data[7] != 0x2D:  # "-", as in no other form that fromisoformat() reads
+    if data[7] != 0x2D:  # "-": stands there in no other form that fromisoformat() accepts
         raise _not_as_written("a date")
     return date.fromisoformat(data.decode())
 
@@ -228,7 +228,7 @@ def _decode_path(data: bytes) -> PurePath:
     text = encoded.decode("utf-8", "surrogatepass")
     if kind != "path":
         return _PATHS[kind](text)
-    # A path of another system cannot be used here, but it can be looked at.
+    # A path of another operating system cannot be opened here; a pure path can still be inspected.
     here = issubclass(type(Path()), PureWindowsPath)
     return Path(text) if here == windows else _PATHS["windows" if windows else "posix"](text)
 
@@ -289,7 +289,9 @@ def _encode_set(value: set[Any] | frozenset[Any]) -> Ext:
     number = SEQUENCES[type(value)]
     if len(value) > _FEW:
         try:
-            return Ext(number, _packb(list(value), None, OPTIONS))  # without an extension, as in `_hashed`
+            return Ext(
+                number, _packb(list(value), None, OPTIONS)
+            )  # without extensions: few equal hashes, see `_hashed`
         except (TypeError, ValueError) as error:
             if raised_by_handler(error):
                 raise
@@ -300,7 +302,9 @@ def _encode_set(value: set[Any] | frozenset[Any]) -> Ext:
 
 
 def late_encoder(cls: type) -> Callable[[Any], Ext] | None:
-    """That of Decimal and Fraction, whose modules are imported by who has one: it takes as long as opening a store."""
+    """Return the encoder of Decimal or Fraction, else None. Importing their modules takes as long as opening a store,
+    so it waits until the application has such a value.
+    """
     if cls.__name__ == "Decimal":
         from decimal import Decimal
 
@@ -327,7 +331,7 @@ ENCODERS: dict[type, Callable[[Any], Ext]] = {
     **dict.fromkeys(_PATH_KINDS, _encode_path),
 }
 _DECODERS: dict[int, Callable[[bytes], Any]] = {
-    # These three if they are long.
+    # `decode_ext` handles these three itself when they are short.
     TUPLE: lambda d: tuple(_items(d)),
     SET: lambda d: set(_hashed(d)),
     FROZENSET: lambda d: frozenset(_hashed(d)),
@@ -347,7 +351,7 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     REGISTERED: _decode_registered,
 }
 
-# By number, of which those below zero are the upper half: half as long as a look into a dict.
+# Indexed by number, negative numbers in the upper half: takes half the time of a dict lookup.
 _DECODER = [_DECODERS.get(number if number < 128 else number - 256) for number in range(256)]
 
 SEQUENCES: dict[type, int] = {tuple: TUPLE, set: SET, frozenset: FROZENSET}

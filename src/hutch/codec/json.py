@@ -1,4 +1,4 @@
-"""The json codec: for data that other programs read. Takes only what JSON gives back as it was."""
+"""The json codec: for data that other programs read. It takes only values that JSON returns unchanged."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from . import frame
 
 _HEADER = bytes([frame.JSON])
 _MAX_DEPTH = 200
-# Some 3,000 digits: CPython refuses to read or write more than 4,300 (sys.set_int_max_str_digits).
+# About 3,000 digits: CPython refuses to parse or format more than 4,300 (sys.set_int_max_str_digits).
 _LONGEST_INT_BITS = 10_000
 MOST_DIGITS = 4_300
 
 
 class JsonCodec:
-    """`value` -> ``0x4a | JSON in UTF-8 | crc32``: None, bool, int, finite float, str, list, dict with str keys."""
+    """The codec for ``0x4a | JSON in UTF-8 | crc32``.
+
+    It takes None, bool, int, finite float, str, list, and dict with str keys.
+    """
 
     __slots__ = ()
     binds_keys = True
 
     def encode(self, value: object, seed: int = 0, /) -> bytes:
-        """Raises ValueTypeError for a value that JSON would change."""
+        """Return the frame of `value`. Raises ValueTypeError if JSON would change the value."""
         try:
             _check(value, "the value", 0)
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -39,7 +42,7 @@ class JsonCodec:
         return frame.seal(_HEADER + text.encode(), seed)
 
     def decode(self, data: bytes, seed: int = 0, /) -> Any:
-        """Reads what the json and the msgpack codec wrote. Raises CorruptValueError for anything else."""
+        """Return the value in a frame of the json or msgpack codec. Raises CorruptValueError for any other `data`."""
         header = frame.check(data, seed)
         if header == frame.JSON:
             return decode_body(data)
@@ -51,7 +54,7 @@ class JsonCodec:
 
 
 def decode_body(data: bytes) -> Any:
-    """The value in an intact JSON frame."""
+    """Return the value in an intact JSON frame. Raises CorruptValueError if its body is not JSON."""
     try:
         return json.loads(data[1:-4], parse_int=parse_int())
     except (ValueError, RecursionError) as error:
@@ -61,9 +64,9 @@ def decode_body(data: bytes) -> Any:
 
 
 def parse_int() -> Callable[[str], int] | None:
-    """What `json.loads` needs to read ints in bounded time: an int of n digits takes the square of n.
+    """Return the `parse_int` that makes `json.loads` read ints in bounded time: n digits take time in the square of n.
 
-    None where Python refuses more than 4,300 digits itself, as it does unless the application lifted that limit.
+    It is None where Python itself refuses more than 4,300 digits, as it does unless the application lifts that limit.
     """
     return None if 0 < sys.get_int_max_str_digits() <= MOST_DIGITS else _parse_int
 

@@ -1,4 +1,4 @@
-"""The default codec: MessagePack that keeps the exact type of every value, or refuses it."""
+"""The msgpack codec, the default: MessagePack that keeps the exact type of every value or refuses the value."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ from .walk import tag_exactly
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
 _pack_checksum = frame.pack_checksum
-# Placeholder for the checksum: packed as 0xce and four bytes, which `encode` replaces.
+# A placeholder for the checksum: packed as 0xce and four bytes, which `encode` replaces.
 _U32 = 0xFFFFFFFF
-# How many values of a batch are packed in one call, and the length of the header of an array of that many. For large
-# values, of which it takes three copies at once, it is few enough.
+# How many values of a batch are packed in one call, and the length of the header of an array of that many. Small
+# enough for large values, of which packing holds three copies at a time.
 _TOGETHER, _TOGETHER_HEADER = 64, 3
-# Exact types that have no parts, and those whose parts are looked at by their types.
+# Exact types without parts, and those whose parts `_is_plain` inspects by type.
 _SINGLE = frozenset({*(type(None), bool, int, float, complex, str, bytes), *(date, datetime, time, timedelta, UUID)})
 _NESTED = frozenset({list, tuple, dict})
-# The header of an array of two, and of bytes of this many or more, whose length follows in four bytes.
+# Bytes of at least this length take the shortcut of `_large_frame`. Its header: an array of two, then bytes whose
+# length follows in four bytes.
 _LARGE_BYTES, _LARGE_HEADER = 1 << 16, b"\x92\xc6"
 
 
 class TypedCodec:
-    """`value` -> ``0x92 | msgpack(value) | 0xce | crc32``: one MessagePack array of the value and a checksum.
+    """The codec for ``0x92 | msgpack(value) | 0xce | crc32``: one MessagePack array of the value and a checksum.
 
-    The fast path is ormsgpack's encoder, told to hand every type that MessagePack cannot keep apart to a hook.
-    What the encoder cannot express (keys that are not text, lone surrogates) or would blur (bytearray) is left
-    to a walk over the value, which also says where in a value the refused part sits.
+    The fast path is ormsgpack's encoder, which passes every type that MessagePack cannot tell apart to a hook. What
+    the encoder cannot express (keys that are not text, lone surrogates) or would change in type (bytearray) is left
+    to a walk over the value, which also locates the part that is refused.
     """
 
     __slots__ = ()
-    #: Every method takes the CRC-32 of the key as `seed`, with which the checksum begins; see frame.py.
+    #: Every method takes the key CRC as `seed`, from which the checksum continues; see frame.py.
     binds_keys = True
 
     def encode(self, value: object, seed: int = 0, /) -> bytes:
-        """Raises ValueTypeError for a value that would not come back with equal value and identical type."""
+        """Return the frame of `value`. Raises ValueTypeError if it would not come back equal and of identical type."""
         if type(value) is bytes and len(value) >= _LARGE_BYTES:
             return _large_frame(value, seed)
         try:
@@ -57,22 +58,22 @@ class TypedCodec:
                 raise
             if raised is not None:
                 per_thread.raised = raised[1]
-            packed = b""  # to be made by the walk, which finds out what is wrong and where
-        # bytearray and memoryview are packed as bytes unseen. A bin marker may also be part of a text or a number;
-        # then the walk finds nothing and the packed bytes stand.
-        # (Looking for an int is eight times as fast as looking for bytes of length one.)
+            packed = b""  # the walk below encodes the value, or says what is wrong and where
+        # ormsgpack packs bytearray and memoryview as bytes without calling the hook, so the walk refuses them. A bin
+        # marker may also be part of a text or a number; then the walk refuses nothing and the packed bytes are used.
+        # (Searching for an int is eight times as fast as searching for bytes of length one.)
         if (0xC4 in packed or 0xC5 in packed or 0xC6 in packed) and not _is_plain(value):
             _tag(value)
         if not packed:
             try:
                 packed = _encode_walking(value, raised)
             finally:
-                raised = None  # its traceback refers to this frame
+                raised = None  # breaks a cycle: its traceback refers to this stack frame
         packed = packed[:-4]
         return packed + _pack_checksum(crc32(packed, seed))
 
     def decode(self, data: bytes, seed: int = 0, /) -> Any:
-        """Reads what the msgpack and the json codec wrote. Raises CorruptValueError for anything else."""
+        """Return the value in a frame of the msgpack or json codec. Raises CorruptValueError for any other `data`."""
         try:
             if crc32(data, seed) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
@@ -92,9 +93,9 @@ class TypedCodec:
             del failure
 
     def _decode_other(self, data: bytes, seed: int) -> Any:
-        """The value in a frame that is no intact frame of this codec and key."""
+        """Return the value of a json frame, or of one whose checksum covers no key. Raises CorruptValueError."""
         header = frame.check(data, seed)
-        if header == frame.TYPED:  # bound to no key
+        if header == frame.TYPED:  # its checksum covers no key
             return self.decode(data)
         if header == frame.JSON:
             from .json import decode_body
@@ -103,11 +104,11 @@ class TypedCodec:
         raise frame.wrong_codec(header, "msgpack")
 
     def body(self, data: bytes, /) -> bytes | None:
-        """The part of a frame from which `decode_body` reads its value; None for a frame of the json codec."""
+        """Return the part of a frame that `decode_body` decodes; None for a frame of the json codec."""
         return data[1:-5] if data[0] == 0x92 else None
 
     def decode_body(self, body: bytes, /) -> Any:
-        """The value, without a look at the checksum, which is not there. Raises CorruptValueError as `decode` does."""
+        """Return the value of `body`, which has no checksum. Raises CorruptValueError if it does not decode."""
         try:
             return _unpackb(body, ext_hook=decode_ext)
         except (TypeError, ValueError, RecursionError) as error:
@@ -123,9 +124,11 @@ class TypedCodec:
             del failure
 
     def encode_many(self, values: Sequence[object], seeds: Sequence[int]) -> list[bytes]:
-        """``list(map(encode, values, seeds))``, in four fifths of the time."""
+        """Return ``list(map(encode, values, seeds))``, in four fifths of the time. Raises as `encode` does."""
         frames = list(map(self.encode, values[:1], seeds[:1]))
-        if frames and len(frames[0]) >= _LARGE_BYTES:  # as the others will be, which together would be copied twice
+        if (
+            frames and len(frames[0]) >= _LARGE_BYTES
+        ):  # the others likely are too; packed together they are copied twice
             return frames + list(map(self.encode, values[1:], seeds[1:]))
         while (done := len(frames)) < len(values):
             batch, theirs = values[done : done + _TOGETHER], seeds[done : done + _TOGETHER]
@@ -137,22 +140,22 @@ class TypedCodec:
         return frames
 
     def decode_many(self, frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
-        """``list(map(decode, frames, seeds))``, a little faster. Raises CorruptValueError if one is unreadable."""
+        """Return ``list(map(decode, frames, seeds))``, a little faster. Raises as `decode` does."""
         try:
             values = _decode_intact(frames, seeds)
             if len(values) == len(frames):
                 return values
         except CorruptValueError:
             pass
-        return list(map(self.decode, frames, seeds))  # up to the first that cannot be read: its error says why
+        return list(map(self.decode, frames, seeds))  # raises at the first unreadable frame, with the exact reason
 
     @staticmethod
     def _encode_together(values: Sequence[object], seeds: Sequence[int]) -> list[bytes] | None:
-        """The frames of a few values, packed in one call; None if one of them wants a closer look.
+        """Return the frames of a few values, packed in one call; None if one of them must be encoded on its own.
 
-        Each is packed with a random number in the place of its checksum, by whose bytes the result is cut apart.
+        Each is packed with the same random number in place of its checksum; the result is split at that number.
         """
-        # Such bytes continue a character of UTF-8, of which a text never has four in a row; and none looks like a bin.
+        # UTF-8 continuation bytes: a text never has four in a row, and none is a bin marker.
         mark = bytes(byte & 0x3F | 0x80 for byte in os.urandom(4))
         number = int.from_bytes(mark, "big")
         pairs = [[value, number] for value in values]
@@ -162,7 +165,7 @@ class TypedCodec:
             if raised_by_handler(error):
                 raise
             return None
-        # Before the 0x92 of the first is the header of the array around them all.
+        # Skip the header of the outer array, before the 0x92 of the first frame.
         pieces = packed[_TOGETHER_HEADER if len(values) >= 16 else 1 :].split(mark)
         if len(pieces) != len(values) + 1:
             return None  # the mark is also part of a value
@@ -175,7 +178,7 @@ class TypedCodec:
 
 
 def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> bytes:
-    """The packed pair of `value` and a checksum to come, where ormsgpack refused or a hook `raised` what it did."""
+    """Return the packed pair of `value` and a placeholder, after ormsgpack refused the value or a hook `raised`."""
     try:
         if raised is not None and passes_through(raised[0]):
             raise raised[0]
@@ -185,7 +188,7 @@ def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> 
 
 
 def _tag(value: object) -> Any:
-    """What `tag_exactly` makes of `value`. Raises ValueTypeError for each reason not to take it."""
+    """Return ``tag_exactly(value)``. Raises ValueTypeError whatever the reason for refusing the value."""
     try:
         return tag_exactly(value)
     except ValueTypeError:
@@ -203,25 +206,25 @@ def _tag(value: object) -> Any:
 
 
 def _large_frame(value: bytes, seed: int) -> bytes:
-    """The frame that `encode` makes of `value`, for one copy of it instead of three: bytes need no look within.
+    """Return the frame of large bytes with one copy of `value` instead of three. Raises ValueTypeError beyond 4 GiB.
 
-    For 512 KiB it takes half the time, most of what is left for the checksum.
+    For 512 KiB it takes half the time of the general path, most of it for the checksum.
     """
     try:
         header = _LARGE_HEADER + len(value).to_bytes(4, "big")
     except OverflowError:
         raise ValueTypeError(f"{len(value):,} bytes are more than MessagePack can hold; split them") from None
     check = crc32(b"\xce", crc32(value, crc32(header, seed)))
-    # _packb says 0xce before a number of four bytes.
+    # 0xce is what _packb writes before a number of four bytes.
     return b"".join((header, value, b"\xce", _pack_checksum(check)))
 
 
 def _is_plain(value: object) -> bool:
-    """Whether `value` is certainly made of `_SINGLE` and `_NESTED` alone, in a fifth of the time of `tag_exactly`."""
+    """Return whether `value` consists of `_SINGLE` and `_NESTED` only, in a fifth of the time of `tag_exactly`."""
     if type(value) in _SINGLE:
         return True
     parts: list[Any] = [[value]]
-    for part in parts:  # which grows meanwhile
+    for part in parts:  # grows during the loop
         items = part.values() if type(part) is dict else part
         kinds = set(map(type, items)) - _SINGLE
         if kinds:
@@ -232,7 +235,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
-    """The values of those `frames` that are intact, in order. Raises CorruptValueError if one does not decode."""
+    """Return the values of the intact frames, in order. Raises CorruptValueError if one of them does not decode."""
     checks = map(crc32, frames, seeds)
     try:
         return [
@@ -243,7 +246,9 @@ def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
     except (TypeError, IndexError, ValueError, RecursionError) as error:
         traceback, raised = error.__traceback__, per_thread.raised
         inner = traceback and traceback.tb_next
-        if inner is not None and inner.tb_frame.f_code.co_name == "<listcomp>":  # a frame of its own in Python 3.11
+        if (
+            inner is not None and inner.tb_frame.f_code.co_name == "<listcomp>"
+        ):  # has its own stack frame in Python 3.11
             inner = inner.tb_next
         if inner is not None:  # raised by a signal handler
             raise
@@ -257,11 +262,11 @@ def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
 
 
 def _undecodable(failure: BaseException) -> BaseException:
-    """What to raise where a body did not decode because of `failure`, which a hook raised, or ormsgpack itself."""
+    """Return the error to raise for a body that failed to decode with `failure`, from a hook or ormsgpack itself."""
     if isinstance(failure, CorruptValueError) or passes_through(failure):
         return failure
     if isinstance(failure, RecursionError) or str(failure) == "ext_hook failed":
-        # Whatever else a hook raises, it takes note of; only for this the stack may be too short.
+        # A hook records every other error; only an exhausted stack can prevent that.
         return CorruptValueError("it is nested too deep for what the caller left of Python's stack")
-    # What the error of a type says may quote the value.
+    # The error text of a type may quote the value.
     return CorruptValueError(f"its checksum fits, but it does not decode ({type(failure).__name__})")

@@ -1,7 +1,7 @@
-"""The carry codec: moves pickles from store to store without loading one.
+"""The carry codec: move pickles between stores without loading them.
 
-An object of a class that is not here, such as an identifier of a bot that does not run, cannot be unpickled and so
-neither be read nor copied. Carried, its pickle comes as it is, `Pickled`, and is written as it is.
+An object whose class is not importable here, such as an identifier of a bot that is not running, cannot be unpickled,
+and so neither read nor copied. This codec reads its pickle as `Pickled` and writes it back byte for byte.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .pickle import PickleCodec
 
 
 class Pickled(Record):
-    """A value as its pickle. Equal to another one if their bytes are."""
+    """A value in the form of its pickle, which is never loaded. Two are equal if their bytes are."""
 
     body: bytes
 
@@ -29,10 +29,10 @@ class Pickled(Record):
 
 
 class CarryCodec(PickleCodec):
-    """As the pickle codec that prefers msgpack writes, with `key` or without; it loads no pickle and makes none.
+    """The codec that reads a pickle as `Pickled` and writes a `Pickled` as its pickle; it loads and makes no pickle.
 
-    A pickle is read as `Pickled`, and that is written as the pickle it holds. With a key, a pickle is read only if it
-    is signed with that key, and is signed with it when it is written.
+    Everything else is as in the pickle codec with `prefer_typed`. With a key, it reads only pickles that are signed
+    with that key, and signs the pickles it writes.
     """
 
     __slots__ = ()
@@ -44,7 +44,7 @@ class CarryCodec(PickleCodec):
         return f"CarryCodec({'signed' if self._key else 'unsigned'})"
 
     def encode(self, value: object, seed: int = 0, /) -> bytes:
-        """Raises ValueTypeError for a value that is no `Pickled` and that the msgpack codec does not take."""
+        """Return the frame of `value`. Raises ValueTypeError unless it is a `Pickled` or the msgpack codec takes it."""
         return self._sealed(value.body, seed) if type(value) is Pickled else _typed.encode(value, seed)
 
     def _load(self, body: bytes) -> Any:

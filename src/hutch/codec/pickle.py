@@ -1,7 +1,7 @@
-"""The pickle codec: any picklable value, at pickle's price. Opt-in; sign it wherever others can write.
+"""The pickle codec: store any picklable value. Opt-in; set a key wherever others can write to the store.
 
-Unpickling runs whatever the bytes say (https://docs.python.org/3/library/pickle.html): whoever can write to an
-unsigned store can run code in every reader. With a key, nothing is unpickled unless its HMAC-SHA256 fits.
+Unpickling runs code from the data (https://docs.python.org/3/library/pickle.html): anyone who can write to an
+unsigned store can run code in every reader. With a key, nothing is unpickled unless its HMAC-SHA256 matches.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from .registry import raised_where
 
 _PROTOCOL = 5
 _TAG_BYTES = 32
-# Of what a message says of a class that is not here; a pickle may name it anything.
+# Limits how much of a class name an error quotes: a pickle may name a missing class anything.
 _LONGEST_NAME = 200
 _RUNS_NOTHING = (bytes([frame.TYPED]), bytes([frame.JSON]))
 
 
 class PickleCodec:
-    """``0x50 | pickle | crc32``, or with `key` ``0x53 | HMAC-SHA256 | pickle | crc32``.
+    """The codec for ``0x50 | pickle | crc32`` or, with `key`, ``0x53 | HMAC-SHA256 | pickle | crc32``.
 
-    Without a key it also reads what the msgpack and json codecs wrote, and no signed pickle; with one it reads
-    nothing but pickles signed with that key.
+    Without a key it also reads the frames of the msgpack and json codecs, but no signed pickle. With a key it reads
+    only pickles signed with that key.
 
-    With `prefer_typed` it pickles only what the msgpack codec refuses, and writes the rest as that codec does, so
-    that most of a store stays safe to read for anybody. Such values carry no signature, and are read without one: a
-    key then keeps foreign code out, not foreign data.
+    With `prefer_typed` it pickles only what the msgpack codec refuses and writes everything else as that codec does,
+    so that most of the store can be read safely. Those frames are unsigned and are read without a signature: a key
+    then protects against foreign code, not against foreign data.
     """
 
     __slots__ = ("_key", "_typed")
@@ -47,18 +47,18 @@ class PickleCodec:
         return f"PickleCodec({'signed' if self._key else 'unsigned'}{preferred})"
 
     def encode(self, value: object, seed: int = 0, /) -> bytes:
-        """Raises ValueTypeError for a value that cannot be pickled."""
+        """Return the frame of `value`. Raises ValueTypeError if it cannot be pickled."""
         if self._typed is not None:
             try:
                 return self._typed.encode(value, seed)
             except ValueTypeError:
-                pass  # what pickle is there for
+                pass  # left to pickle
         try:
             body = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
             if passes_through(error):
                 raise
-            # What Python itself says names types; what a class's own methods raise may quote the value.
+            # Python's own errors name types only; an error raised by a class's methods may quote the value.
             told = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
             told = told or type(error).__name__
             raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {told}") from error
@@ -70,7 +70,7 @@ class PickleCodec:
         return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body, seed)
 
     def decode(self, data: bytes, seed: int = 0, /) -> Any:
-        """Raises CorruptValueError for anything that this codec, with this key, did not write."""
+        """Return the value in the frame `data`. Raises CorruptValueError for a frame that this codec does not read."""
         if self._typed is not None and isinstance(data, frame.BYTES) and data[:1] in _RUNS_NOTHING:
             return self._typed.decode(data, seed)
         header = frame.check(data, seed)
@@ -95,8 +95,8 @@ class PickleCodec:
         except Exception as error:
             if passes_through(error):
                 raise
-            # A class that is not here is named; what else an error says may quote the value, and so may a traceback
-            # with it as the cause.
+            # Only the name of a missing class is shown. Any other error text may quote the value, and so may a
+            # traceback that shows it as the cause.
             named = type(error) in (ModuleNotFoundError, AttributeError)
             told = ascii(str(error)[:_LONGEST_NAME])[1:-1] if named else raised_where(error)
             raise CorruptValueError(

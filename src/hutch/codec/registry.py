@@ -1,4 +1,4 @@
-"""Types that an application registers for the default codec."""
+"""Registration of an application's types with the default codec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Registration(Record):
-    """How one class is written (`encode`) and read (`decode`) under `name`."""
+    """The stored name of a class, and the functions that write (`encode`) and read (`decode`) its instances."""
 
     cls: type
     name: str
@@ -26,14 +26,14 @@ class Registration(Record):
     decode: Callable[[Any], Any]
 
 
-# The encoder deals with these before it asks for a registration: one would never be used, or half of the time.
+# The encoder handles these types before it looks for a registration, which would be ignored, or used inconsistently.
 _BUILT_IN = frozenset(
     {
         *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, list, tuple, dict, set, frozenset),
         *(range, date, datetime, time, timedelta, UUID, Path, PurePosixPath, PureWindowsPath),
     }
 )
-# As much built in, and not imported for it.
+# Also built in; by name, so that their modules are not imported.
 _BUILT_IN_NAMES = frozenset({("decimal", "Decimal"), ("fractions", "Fraction")})
 _by_type: dict[type, Registration] = {}
 _by_name: dict[str, Registration] = {}
@@ -46,15 +46,16 @@ def register_type(
     encode: Callable[[T], Any] | None = None,
     decode: Callable[[Any], T] | None = None,
 ) -> type[T]:
-    """Let the default codec store instances of exactly `cls`; returns `cls`, so it works as a decorator.
+    """Let the default codec store instances of exactly `cls`. Returns `cls`, so it works as a decorator.
 
-    `encode` turns an instance into a value the codec takes, `decode` turns that back; both may be left out for
-    dataclasses, enums, pydantic models and numpy's `ndarray` and scalar types. `name` is what is stored
-    (default: module and qualified name): keep it when the class moves. Registering is global to the process,
-    safe from any thread, and must have happened before a value is read. Reading calls `decode` and, for the
-    kinds above, the class itself; nothing else is ever imported or run.
+    `encode` turns an instance into a value that the codec takes; `decode` turns that back. Omit both for dataclasses,
+    enums, pydantic models and numpy's `ndarray` and scalar types. `name` is what is stored (default: module and
+    qualified name): keep it when the class moves. Registration is global to the process, thread-safe, and must
+    precede the first read of such a value. Reading calls `decode` and, for the kinds above, the class itself;
+    nothing else is ever imported or run.
 
-    Raises ValueTypeError if there is no recipe for `cls` and none is given, or another class has the name.
+    Raises ValueTypeError if `cls` needs `encode` and `decode`, if only one is given, if the codec handles `cls`
+    itself, or if another class has the name.
     """
     if (encode is None) != (decode is None):
         raise ValueTypeError(f"register_type({cls.__qualname__}): give both encode= and decode=, or neither")
@@ -73,12 +74,12 @@ def register_type(
 
 
 def find(cls: type) -> Registration | None:
-    """The registration of exactly `cls`, if there is one."""
+    """Return the registration of exactly `cls`, or None."""
     return _by_type.get(cls)
 
 
 def decode(name: str, payload: Any) -> Any:
-    """The instance that was stored as `payload` under `name`. Raises CorruptValueError if that is not possible."""
+    """Return the instance stored as `payload` under `name`. Raises CorruptValueError if it cannot be restored."""
     registration = _by_name.get(name) if type(name) is str else None
     if registration is None:
         shown = repr(name[:100]) if type(name) is str else "value of a type without a name"
@@ -90,14 +91,14 @@ def decode(name: str, payload: Any) -> Any:
     except Exception as error:
         if passes_through(error):
             raise
-        # What the class says may quote the value, and so may a traceback with it as the cause.
+        # The class's error may quote the value, and so may a traceback that shows it as the cause.
         raise CorruptValueError(
             f"it holds a {name!r} that the class did not take back ({raised_where(error)})"
         ) from None
 
 
 def raised_where(error: BaseException) -> str:
-    """The type of `error`, and the line of code that raised it, without its text, which may quote a value."""
+    """Return the type of `error` and the line of code that raised it, without its text, which may quote a value."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -109,7 +110,7 @@ def raised_where(error: BaseException) -> str:
 
 def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     if issubclass(cls, enum.Enum):
-        # By value: a combination of flags has no name of its own.
+        # By value, because a combination of flags has no name.
         return (lambda v: v.value), cls
     if dataclasses.is_dataclass(cls):
         return _dataclass_recipe(cls)
@@ -118,7 +119,7 @@ def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     if cls.__module__.partition(".")[0] == "numpy":
         import numpy
 
-        # Not its other classes, which would come back as plain arrays: matrix, recarray, MaskedArray.
+        # Not matrix, recarray and MaskedArray, which would come back as plain arrays.
         if cls is numpy.ndarray or issubclass(cls, numpy.generic):
             return _numpy_recipe(cls)
     raise ValueTypeError(
@@ -133,7 +134,7 @@ def _dataclass_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], A
         return {name: getattr(value, name) for name in names}
 
     def decode(payload: dict[str, Any]) -> Any:
-        # As pickle does: the stored state is set, __init__ and __post_init__ are not run a second time.
+        # As pickle does, the stored state is set without running __init__ and __post_init__ again.
         value = object.__new__(cls)
         for field in dataclasses.fields(cls):
             if field.name in payload:
@@ -156,8 +157,8 @@ def _pydantic_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], An
 
     def decode(payload: list[Any]) -> Any:
         state, extra, fields_set, private = payload
-        # As for a dataclass: the stored state is set and no validator runs a second time, which could change it.
-        # Fields that are new to the class get their default.
+        # As for a dataclass, the stored state is set; validators do not run again, because they could change it.
+        # Fields added to the class since get their defaults.
         value = cls.model_construct(**state)
         for name in cls.__pydantic_fields__:
             if name not in value.__dict__:
@@ -178,7 +179,7 @@ def _pydantic_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], An
 def _numpy_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     import numpy
 
-    # As items of an array they would lose NULs at their end.
+    # Not as array items, which lose trailing NULs.
     if issubclass(cls, numpy.str_):
         return str.__str__, cls
     if issubclass(cls, numpy.bytes_):

@@ -1,4 +1,4 @@
-"""The codec that a config names."""
+"""Select the codec that a config names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHORTEST_KEY_BYTES = 16
 
 
 def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
-    """The codec called `name` (msgpack, json, pickle, carry). Raises ConfigError for another name or a bad option."""
+    """Return the codec `name`: msgpack, json, pickle or carry. Raises ConfigError for another name or a bad option."""
     if name not in _OPTIONS:
         raise ConfigError(f"CODEC: no codec is called {name!r}.{nearest(name, _OPTIONS)} Choose {', '.join(_OPTIONS)}")
     unknown = [option for option in options if option not in _OPTIONS[name]]

@@ -1,7 +1,7 @@
-"""Tagged JSON: any value of the default codec as JSON text, with its type kept. docs/dump-format.md describes it.
+"""Tagged JSON: every value of the default codec as JSON text that keeps its type. docs/dump-format.md specifies it.
 
-What JSON keeps is written as it is. Everything else is an object whose first name starts with ``$``:
-``{"$set": ["a", "b"]}``. A dict that would look like one is written as ``{"$dict": [[key, value], ...]}``.
+A value that JSON keeps is written as plain JSON. Any other is an object whose first name starts with ``$``:
+``{"$set": ["a", "b"]}``. A dict that would look like such an object becomes ``{"$dict": [[key, value], ...]}``.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from .json import MOST_DIGITS, parse_int
 from .walk import MAX_DEPTH
 from .zones import ZoneError, decode_zone, encode_zone
 
-# JavaScript, jq and most other readers keep no larger whole number exactly.
+# JavaScript, jq and most other readers round larger integers.
 _LARGEST_PLAIN_INT = 2**53 - 1
-# CPython refuses to read or write longer decimal numbers; hexadecimal has no such limit.
+# CPython refuses to parse or format longer decimal numbers; hexadecimal has no such limit.
 _LONGEST_DECIMAL_BITS = 10_000
 _float_bits = struct.Struct(">d")
 _PLAIN_NAN = bytes.fromhex("7ff8000000000000")
 
 
 def to_tagged(value: object) -> Any:
-    """`value` as what `json.dumps` writes without loss: None, bool, int, float, str, list and dict with str keys.
+    """Return `value` as objects that `json.dumps` writes without loss: None, bool, int, float, str, list, dict of str.
 
     Equal values of identical types give equal results, sets included. Raises ValueTypeError for a value that the
-    default codec does not take.
+    default codec refuses.
     """
     return _tag(value, 0)
 
 
 def to_json(value: object) -> str:
-    """`value` as one line of tagged JSON, without a character that a terminal would act on. Raises as `to_tagged`."""
+    """Return `value` as one line of tagged JSON without terminal control characters. Raises what `to_tagged` raises."""
     try:
         return json_text(to_tagged(value))
     except RecursionError as error:
@@ -54,18 +54,18 @@ def to_json(value: object) -> str:
 
 
 def json_text(tagged: Any) -> str:
-    """One line of JSON of what `to_tagged` returned. Characters that do not print are written as ``\\uXXXX``."""
+    """Return a result of `to_tagged` as one line of JSON; unprintable characters are written as ``\\uXXXX``."""
     text = json.dumps(tagged, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if text.isprintable():
         return text
-    # JSON itself escapes only the first 32. They can stand nowhere but in a string, so the escape is right.
+    # json.dumps escapes only U+0000 to U+001F. Unprintable characters occur only in strings, where escapes are valid.
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value that `to_json` wrote as `text`, or that anybody wrote by hand.
+    """Return the value that `text`, one document of tagged JSON, stands for; it may be written by hand.
 
-    Raises CorruptValueError that says what was expected; it shows no part of the text but tags and names of types.
+    Raises CorruptValueError that says what was expected and quotes nothing of the text except tags and type names.
     """
     try:
         return json.loads(text, object_pairs_hook=_read_object, parse_constant=_refuse_constant, parse_int=parse_int())
@@ -78,7 +78,7 @@ def from_json(text: str | bytes) -> Any:
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong with a text of which `json.loads` raised `error`, in words that quote nothing of it."""
+    """Return what is wrong with the text for which `json.loads` raised `error`, without quoting the text."""
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: byte {error.start} cannot be read"
     if isinstance(error, RecursionError):
@@ -112,7 +112,7 @@ def _tag(value: Any, depth: int) -> Any:
         tag, payload = write(value)
         return {tag: _tag(payload, depth)}
     if kind in (set, frozenset):
-        # Sorted, so that one value has one text.
+        # Sorted, so that equal sets give equal text.
         if has_equal_hashes(value):
             raise ValueTypeError(f"it is or holds a {kind.__name__}: {EQUAL_HASHES}")
         return {f"${kind.__name__}": sorted((_tag(item, depth + 1) for item in value), key=json.dumps)}
@@ -140,7 +140,7 @@ def _tag_text(text: str) -> Any:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # As escapes in a JSON string, two lone surrogates in a row would come back as one character.
+        # Escaped in a JSON string, two adjacent lone surrogates would be read back as one character.
         return {"$surrogates": b64encode(text.encode("utf-8", "surrogatepass")).decode()}
     return text
 
@@ -239,7 +239,7 @@ def _read_object(pairs: list[tuple[str, Any]]) -> Any:
     except Exception as error:
         if isinstance(error, CorruptValueError) or passes_through(error):
             raise
-        # The error of the type itself may quote the value.
+        # The type's own error may quote the value.
         raise CorruptValueError(f"what stands in {tag!r} is not what that tag holds ({type(error).__name__})") from None
 
 
@@ -250,7 +250,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _list(payload: Any, *types: type) -> list[Any]:
-    """`payload` if it is a list, of exactly these `types` where there are any."""
+    """Return `payload` if it is a list, with items of exactly `types` if any are given. Raises TypeError otherwise."""
     if type(payload) is not list or (types and [type(part) for part in payload] != list(types)):
         raise TypeError
     return payload
@@ -317,14 +317,14 @@ def _read_fraction(payload: Any) -> Fraction:
 
 def _read_complex(payload: Any) -> complex:
     real, imag = _list(payload)
-    if not {type(real), type(imag)} <= {int, float}:  # 1.0 may well have been written as 1
+    if not {type(real), type(imag)} <= {int, float}:  # another program may have written 1.0 as 1
         raise TypeError
     return complex(real, imag)
 
 
 def _read_path(windows: bool) -> Callable[[Any], PurePath]:
     pure: type[PurePath] = PureWindowsPath if windows else PurePosixPath
-    # A path of another system cannot be used here, but it can be looked at.
+    # A path of another operating system cannot be opened here; a pure path can still be inspected.
     return lambda payload: (Path if windows == _windows_here else pure)(_text(payload))
 
 

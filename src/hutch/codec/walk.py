@@ -1,4 +1,4 @@
-"""The exact walk over a value: for what ormsgpack's encoder cannot express or would blur, and to say where that is."""
+"""The exact walk over a value: encode what ormsgpack would refuse or change in type, and locate what is refused."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .ext_types import (
 )
 from .zones import ZoneError
 
-#: How deep lists, dicts, tuples and sets may nest. ormsgpack reads 1,023 levels of its own; an extension starts
-#: anew but costs Python stack, so the limit is set where every Python decodes with room to spare.
+#: How deep lists, dicts, tuples and sets may nest. ormsgpack itself reads 1,023 levels; inside an extension its count
+#: restarts but Python stack is used, so the limit is one that every Python version decodes with room to spare.
 MAX_DEPTH = 200
 
 _packb = ormsgpack.packb
@@ -34,9 +34,9 @@ _ATOMS = frozenset({type(None), bool, int, float, bytes})
 
 
 def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
-    """`value` with every part that ormsgpack would refuse or blur replaced by an Ext; ready to be packed.
+    """Return `value` with every part that ormsgpack would refuse or change in type replaced by an Ext.
 
-    Raises ValueTypeError that names the type, the place in the value, and the ways out.
+    Raises ValueTypeError that names the refused type, its place in the value, and what to do instead.
     """
     kind = type(value)
     if kind is str:
@@ -81,7 +81,7 @@ def _state(known: registry.Registration, value: Any, where: str) -> Any:
     except Exception as error:
         if passes_through(error):
             raise
-        # What it says may quote the value; it is in the cause.
+        # The text of the error may quote the value; it stays in the cause.
         raise ValueTypeError(
             f"{where} is a {known.name} whose registered encode raised {type(error).__name__}"
         ) from error
@@ -113,10 +113,10 @@ def _tag_dict(value: dict[Any, Any], where: str, depth: int) -> Any:
 
 
 def _item(key: Any) -> str:
-    """How a message names the item of `key`; a stored value is not shown, nor is anybody's own repr run."""
+    """Return how an error names the item of `key`, without showing a stored value or running a custom repr."""
     if type(key) is str:
         return f"[{key[:40]!a}]"
-    # Python refuses to write out an int of thousands of digits.
+    # Python refuses to format an int of thousands of digits.
     return f"[{key}]" if type(key) is int and _INT64_MIN <= key <= _UINT64_MAX else ""
 
 

@@ -1,4 +1,4 @@
-"""Time zones as MessagePack and JSON hold them: an offset, an offset with a name, or a key of the IANA database."""
+"""Time zones in MessagePack and JSON: an offset, an offset with a name, or a key of the IANA database."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _LONGEST_KEY = 100
 
 
 class ZoneError(TypeError):
-    """A `tzinfo` that is neither a `timezone` nor a `ZoneInfo` with a key. Its message is the name of the class."""
+    """The error for a `tzinfo` that is neither a `timezone` nor a `ZoneInfo` with a key; names the class."""
 
 
 def encode_zone(zone: tzinfo | None) -> object:
-    """None, the offset of a fixed zone in microseconds, [offset, name] of a named one, or the key of a ZoneInfo."""
+    """Return `zone` as None, an offset in microseconds, [offset, name], or the key of a ZoneInfo. Raises ZoneError."""
     if zone is None:
         return None
     if type(zone) is timezone:
         offset, name = zone.utcoffset(None), zone.tzname(None)
-        # Not by ==, which compares offsets alone: timezone(timedelta(0), "GMT") equals UTC.
+        # Names are compared because == compares offsets alone: timezone(timedelta(0), "GMT") equals UTC.
         if name == timezone(offset).tzname(None):
             return offset // _MICROSECOND
         if name.encode("utf-8", "replace").decode() != name:
@@ -37,7 +37,7 @@ def encode_zone(zone: tzinfo | None) -> object:
 
 
 def decode_zone(zone: Any) -> tzinfo | None:
-    """Return the zone that `encode_zone` returned `zone` for. Raises CorruptValueError or ValueError for another."""
+    """Return the `tzinfo` that `encode_zone` encoded as `zone`. Raises CorruptValueError or ValueError if it is bad."""
     if zone is None:
         return None
     if type(zone) is int:
@@ -50,11 +50,11 @@ def decode_zone(zone: Any) -> tzinfo | None:
 
     try:
         return ZoneInfo(zone)
-    except (LookupError, ValueError, OSError):  # no such zone; a file that is none; a folder
+    except (LookupError, ValueError, OSError):  # no such zone; not a zone file; a folder
         pass
     raise CorruptValueError("its time zone is unknown here; install the package tzdata")
 
 
 def _is_key(key: str) -> bool:
-    """Whether `key` can be the name of a zone: no path out of the folder of zones, nothing that a message must hide."""
+    """Return whether `key` may name a zone: it cannot leave the zone folder and is safe to show in an error."""
     return len(key) <= _LONGEST_KEY and re.fullmatch(_KEY, key) is not None
