@@ -1,8 +1,8 @@
-"""The contract of a storage plugin: a factory (stage 1) and what its `open` returns (stage 2).
+"""The contract of a storage plugin: a factory (stage 1) and the storage that its `open` returns (stage 2).
 
-An engine that holds Python objects subclasses `StorageBase` and writes six verbs; an engine that holds
-bytes subclasses `hutch.EncodedStorage` and writes the same six on bytes. Everything else on `StorageBase`
-has a correct default made of the six, which an engine overrides where it can do better.
+An engine that holds Python objects subclasses `StorageBase` and implements six verbs. An engine that holds
+bytes subclasses `hutch.EncodedStorage` and implements the same six on bytes. Every other method of `StorageBase`
+has a correct default built on the six; an engine overrides it where it can do better.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .record import Record
 
 
 class Missing(enum.Enum):
-    """The type of `MISSING`, so that a missing value can be told from a stored None."""
+    """The type of `MISSING`, which distinguishes a missing value from a stored None."""
 
     MISSING = "MISSING"
 
@@ -33,39 +33,39 @@ class Missing(enum.Enum):
         return "hutch.MISSING"
 
 
-#: Stands for "no value": in `compare_and_set` and as the result of a function given to `modify`.
+#: Means "no value": in `compare_and_set`, and as the result of a function passed to `modify`.
 MISSING: Final = Missing.MISSING
 
-# How long `modify` goes on retrying; a writer that cannot get through in this time has met a bug, not a race.
+# How long `modify` retries. A writer that loses every race for this long has met a bug, not contention.
 _MODIFY_PATIENCE_S = 60.0
 _FIRST_BACKOFF_S = 0.0002
 _LONGEST_BACKOFF_S = 0.05
 
 
 class Codec(Protocol):
-    """Turns one value into bytes and back. `hutch.codec` has the implementations."""
+    """A converter between one value and its bytes. `hutch.codec` has the implementations."""
 
     def encode(self, value: object, /) -> bytes:
-        """`value` as bytes. Raises ValueTypeError if reading it back would not give the same value."""
+        """Return `value` as bytes. Raises ValueTypeError if decoding them would not give the same value."""
 
     def decode(self, data: bytes, /) -> Any:
-        """The value, fresh. Raises CorruptValueError if `data` is not what `encode` made."""
+        """Return the value as a new object. Raises CorruptValueError if `encode` did not make `data`."""
 
 
 class Finding(Record):
-    """Something that is wrong with what is stored, found by `hutch.check_data`. It never holds a value."""
+    """A problem in stored data, reported by `hutch.check_data`. It never contains a value."""
 
-    #: `structure`: the engine's own files. `value`: unreadable. `key`: none that hutch writes. `count`: `len` is wrong.
-    #: `orphan`: data that no namespace has. `index`: what the engine keeps beside the data does not fit it.
+    #: `structure`: the engine's own files are damaged. `value`: unreadable. `key`: not written by hutch. `count`: `len`
+    #: is wrong. `orphan`: data of no namespace. `index`: what the engine stores beside the data contradicts it.
     kind: Literal["structure", "value", "key", "count", "orphan", "index"]
-    #: What is wrong, for people.
+    #: A description of the problem, for people.
     told: str
     namespace: str | None = None
     key: str | None = None
-    #: Whether it was repaired, or moved out of the way.
+    #: Whether it was repaired, or salvaged and removed.
     fixed: bool = False
 
-    # Written out for those who write plugins: editors and the reference show it.
+    # Written out because editors and the reference show it to plugin authors.
     def __init__(
         self,
         kind: Literal["structure", "value", "key", "count", "orphan", "index"],
@@ -78,12 +78,12 @@ class Finding(Record):
 
 
 class StorageBase(ABC):
-    """One open namespace. Its life is guarded by whoever holds it (`StoreMixin`): a plugin never tracks it."""
+    """One open namespace. A plugin never tracks whether it is open: the mapping that holds it (`StoreMixin`) does."""
 
-    #: What the engine promises beyond the six verbs; see docs/reference. Declared, then held by the kit.
+    #: What the engine promises beyond the six verbs; see docs/reference. The conformance kit tests each promise.
     capabilities: frozenset[str] = frozenset()
 
-    #: Whether every verb refuses a key outside the limits by itself. Where not, the mapping above does.
+    #: Whether every verb itself refuses a key outside the limits. If not, the mapping above validates keys.
     checks_keys = False
 
     #: How many seconds `modify` and `mutable` wait for a key that another thread of this process holds.
@@ -93,32 +93,32 @@ class StorageBase(ABC):
 
     @abstractmethod
     def set(self, key: str, value: Any) -> None:
-        """Replace the value of `key` atomically: a reader or a crash sees the old value or the new one."""
+        """Set the value of `key` atomically: a reader, or a process after a crash, sees the old value or the new."""
 
     @abstractmethod
     def get(self, key: str) -> Any:
-        """The value of `key`, fresh: changing it changes nothing stored. Raises KeyError when missing."""
+        """Return the value of `key` as a new object: changing it changes nothing stored. Raises KeyError if missing."""
 
     @abstractmethod
     def remove(self, key: str) -> None:
-        """Remove `key`. Raises KeyError when missing."""
+        """Remove `key`. Raises KeyError if missing."""
 
     @abstractmethod
     def len(self) -> int:
-        """The number of live keys."""
+        """Return the number of live keys."""
 
     @abstractmethod
     def keys(self) -> Iterable[str]:
-        """Each live key once. Keys set or removed during the iteration may or may not appear."""
+        """Return each live key once. Keys set or removed during the iteration may or may not appear."""
 
     @abstractmethod
     def close(self) -> None:
-        """Make everything set as durable as configured, and let go of all resources."""
+        """Make everything set as durable as configured, and release all resources."""
 
     # --- built on the six; override what the engine does better ---
 
     def contains(self, key: str) -> bool:
-        """Whether `key` has a value."""
+        """Return whether `key` has a value."""
         try:
             self.get(key)
         except KeyError as error:
@@ -128,7 +128,7 @@ class StorageBase(ABC):
         return True
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of those `keys` that have one, in the order given."""
+        """Return the values of `keys` by key, in the order given; missing keys are left out."""
         found = {}
         for key in keys:
             try:
@@ -139,12 +139,12 @@ class StorageBase(ABC):
         return found
 
     def set_many(self, items: Mapping[str, Any]) -> None:
-        """Set every item; all or none where the engine declares `atomic-batch`, one by one otherwise."""
+        """Set every item: all or none if the engine declares `atomic-batch`, one by one otherwise."""
         for key, value in items.items():
             self.set(key, value)
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        """Remove those `keys` that are there; how many that were. Atomic as `set_many` is."""
+        """Remove `keys` and return how many existed; missing keys are skipped. As atomic as `set_many`."""
         removed = 0
         for key in dict.fromkeys(keys):
             try:
@@ -157,7 +157,7 @@ class StorageBase(ABC):
         return removed
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Each live key once, with its value, under the same terms as `keys`."""
+        """Yield each live key once, with its value. Concurrent changes may or may not appear, as in `keys`."""
         for key in self.keys():
             try:
                 value = self.get(key)
@@ -170,7 +170,7 @@ class StorageBase(ABC):
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        """Items in key order (by code point) whose key has `prefix` and lies in ``start <= key < stop``."""
+        """Yield items in key order (by code point) whose key has `prefix` and lies in ``start <= key < stop``."""
         for key in self.scan_keys(prefix, start, stop, reverse):
             try:
                 value = self.get(key)
@@ -183,7 +183,7 @@ class StorageBase(ABC):
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[str]:
-        """The keys that `scan` would give, without reading a value."""
+        """Yield the keys that `scan` would yield, without reading a value."""
         yield from sorted(
             (
                 key
@@ -194,27 +194,27 @@ class StorageBase(ABC):
         )
 
     def clear(self) -> None:
-        """Remove every key; in one step where the engine declares `atomic-batch`."""
+        """Remove every key, in one step if the engine declares `atomic-batch`."""
         self.remove_many(list(self.keys()))
 
-    # --- read-modify-write: two primitives, and what is made of them ---
+    # --- read-modify-write: two primitives, and the verbs built on them ---
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
-        """The value of `key` (MISSING if there is none) and a token that `set_if_unchanged` takes."""
+        """Return the value of `key` (MISSING if it has none) and a token to pass to `set_if_unchanged`."""
         try:
             value = self.get(key)
         except KeyError as error:
             if not is_missing(error, key):
                 raise
             return MISSING, MISSING
-        # The copy is the caller's: a storage may hand out the object that it holds, as Errbot's memory does.
+        # Copied because a storage may return the very object it stores, as Errbot's memory storage does.
         return copy.deepcopy(value), value
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
-        """Set `key` to `value` (MISSING removes it) if nobody wrote it since `token` was taken; whether it did.
+        """Set `key` to `value` (MISSING removes it) if it is unchanged since `token` was taken; return whether it did.
 
-        As atomic as `atomic-modify` says. This default holds only against threads of this process that use
-        the same two primitives.
+        Atomic within the scope that `atomic-modify` declares. This default is atomic only against threads of this
+        process that use the same two primitives.
         """
         return run_swap(self.lock_scope, key, self._set_if_unchanged, key, token, value)
 
@@ -234,9 +234,9 @@ class StorageBase(ABC):
         return True
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        """Set `key` to `value` if it now equals `expected`, in value and type; whether it did.
+        """Set `key` to `value` if it equals `expected` in value and type; return whether it did.
 
-        MISSING as `expected` means "only if there is no such key", as `value` "remove it".
+        MISSING as `expected` means "only if the key is missing"; as `value`, "remove the key".
         """
         while True:
             current, token = self.get_for_update(key)
@@ -246,11 +246,11 @@ class StorageBase(ABC):
                 return True
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
-        """Replace the value of `key` by ``fn(value)`` and return the new value; a lost race is retried.
+        """Set `key` to ``fn(value)`` and return the new value; a lost race is retried.
 
-        `fn` gets a fresh value each time it is called, and may be called more than once. If there is no such
-        key it gets a copy of `default`; without one, KeyError. If `fn` returns MISSING the key is removed.
-        Raises ConflictError after 60 s of lost races, TypeError if `fn` is async. As atomic as `atomic-modify` says.
+        `fn` may be called more than once, each time with a freshly read value. For a missing key it gets a copy of
+        `default`; without a default, KeyError is raised. If `fn` returns MISSING, the key is removed. Raises
+        ConflictError after 60 s of lost races, TypeError if `fn` is async. Atomic as `atomic-modify` declares.
         """
         backoff_s = _FIRST_BACKOFF_S
         deadline = time.monotonic() + _MODIFY_PATIENCE_S
@@ -269,13 +269,13 @@ class StorageBase(ABC):
                 raise ConflictError(
                     f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s on end; try again"
                 )
-            # Jitter: two writers that lost to each other must not meet again.
+            # Random jitter keeps two writers from retrying in step.
             time.sleep(backoff_s * os.urandom(1)[0] / 255)
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
 
     @property
     def lock_scope(self) -> Hashable:
-        """Equal for every storage of this process that holds the same data; `mutable` locks keys within it."""
+        """A value equal for all storages of this process with the same data; `mutable` locks keys within it."""
         return id(self)
 
     def __enter__(self) -> Self:
@@ -288,16 +288,16 @@ class StorageBase(ABC):
 
 
 class StoragePluginBase(ABC):
-    """Stage 1: built once from the config, opens namespaces.
+    """A factory (stage 1): built once from the config, it opens namespaces.
 
-    `config` may be anything with a `STORAGE_CONFIG` attribute (an Errbot config), a mapping with that key, or
+    `config` is an object with a `STORAGE_CONFIG` attribute (such as an Errbot config), a mapping with that key, or
     a plain mapping of options. Raises ConfigError if `OPTIONS` is declared and an option does not fit it.
     """
 
-    #: The options the engine takes. Declared, they are checked, converted and filled with their defaults.
+    #: The options the engine takes. If declared, they are validated, converted and filled with their defaults.
     OPTIONS: ClassVar[Mapping[str, Option] | None] = None
 
-    #: What to write instead of options that the engine does not take, but that users of its driver may expect.
+    #: Advice for options that the engine does not take but that users of its driver may expect, by option name.
     OPTION_HINTS: ClassVar[Mapping[str, str]] = {}
 
     capabilities: frozenset[str] = frozenset()
@@ -308,49 +308,52 @@ class StoragePluginBase(ABC):
 
     @property
     def name(self) -> str:
-        """The plugin's name, as its descriptor has it; the class's name where there is no descriptor."""
+        """The plugin's name from its descriptor, or the class's name without a descriptor."""
         return str(getattr(self._config, "plugin_name", None) or type(self).__name__)
 
     def codec_for(self, namespace: str) -> Codec | None:
-        """The codec configured for `namespace`; None means hutch's default."""
+        """Return the codec configured for `namespace`; None means hutch's default."""
         choose: Callable[[str], Codec] | None = getattr(self._config, "codec_for", None)
         return choose(namespace) if callable(choose) else None
 
     @abstractmethod
     def open(self, namespace: str) -> StorageBase:
-        """Open `namespace`, releasing everything if that fails. Creates nothing where reading can do without."""
+        """Open `namespace` and return its storage; release everything if that fails.
+
+        Creates nothing that reading does not need.
+        """
 
     def namespaces(self) -> Iterable[str]:
-        """The names of the namespaces that hold data. Raises CapabilityError where the engine cannot tell."""
+        """Return the names of the namespaces that hold data. Raises CapabilityError if the engine cannot list them."""
         raise CapabilityError(f"the {self.name} engine cannot list its namespaces")
 
     def drop(self, namespace: str) -> None:
-        """Remove `namespace` and all its data; nothing happens if there is none. Atomic as `clear` is."""
+        """Remove `namespace` and all its data; does nothing if it does not exist. As atomic as `clear`."""
         with self.open(namespace) as storage:
             storage.clear()
 
     def stats(self) -> Mapping[str, object]:
-        """Figures for `hutch stats`, by name: sizes, versions. Never a secret."""
+        """Return figures for `hutch stats` by name, such as sizes and versions. Never a secret."""
         return {}
 
     @classmethod
     def check_files(cls, options: Mapping[str, Any]) -> Iterable[Finding]:
-        """What is wrong with the files that `options` lead to, for an engine that damaged files could make crash.
+        """Return the problems in the files that `options` name, for an engine that damaged files can crash.
 
-        `hutch.check_data` asks before it builds the factory, and does not build it if anything is found.
+        `hutch.check_data` calls this before it builds the factory, and does not build it if there is a finding.
         """
         return ()
 
     def check(self, fix: bool = False) -> Iterable[Finding]:
-        """What is wrong beyond single values: counters, namespaces without a name, indexes. Changes nothing.
+        """Return the problems beyond single values: in counters, unnamed namespaces, indexes. Changes nothing.
 
-        With `fix` it is repaired, so that no data is lost, in one transaction where the engine has them. It runs
-        while others read and write, and takes nothing that they do for a fault.
+        With `fix`, repair them without losing data, in one transaction if the engine has transactions. Runs while
+        others read and write, and must not report their changes as problems.
         """
         return ()
 
     def close(self) -> None:  # noqa: B027 - optional by contract
-        """Let go of what the namespaces share."""
+        """Release what the namespaces share."""
 
     def __enter__(self) -> Self:
         return self
@@ -362,8 +365,10 @@ class StoragePluginBase(ABC):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal in value and type, within lists, tuples and dicts too. Where `==` says no or cannot tell (NaN, arrays),
-    equal pickles do."""
+    """Return whether `a` and `b` are equal in value and type, also inside lists, tuples and dicts.
+
+    If `==` says no or fails (NaN, arrays), equal pickles count as equal.
+    """
     if a is b:
         return True
     if type(a) is not type(b):
@@ -377,7 +382,7 @@ def _same(a: Any, b: Any) -> bool:
                 return True
         elif a == b:
             return True
-    except Exception as error:  # arrays, what refers to itself, and what was not made to be compared
+    except Exception as error:  # arrays, self-referential objects, and objects whose `==` raises
         if passes_through(error):
             raise
     try:

@@ -20,16 +20,16 @@ _default_codec = TypedCodec()
 
 
 class EncodedStorage(StorageBase):
-    """Codec above, bytes below: an engine writes `read`, `write`, `delete`, `len`, `keys` and `close`.
+    """A storage that encodes values for an engine of bytes: `read`, `write`, `delete`, `len`, `keys` and `close`.
 
-    Keys and values are checked here, before an engine sees them; `read` alone may be handed a key outside the
-    limits and answers None, or raises anything, for it. The optional byte verbs (`exists` to `swap`) have
-    defaults made of the six. An engine raises the errors of `hutch.errors`, its driver's as their cause.
+    Keys and values are validated here before an engine sees them. Only `read` may receive a key outside the
+    limits; it returns None or raises any error. The optional byte verbs (`exists` to `swap`) have defaults built
+    on the six. An engine raises the errors of `hutch.errors`, with its driver's error as the cause.
     """
 
     checks_keys = True
-    #: Whether the checksum of a value is made with its key, so that a value found under another key is an error. For
-    #: engines whose bytes nothing can damage it is a waste.
+    #: Whether a value's checksum covers its key too, so that a value stored under a wrong key is an error. Set it to
+    #: False for an engine whose bytes cannot be damaged.
     binds_keys = True
 
     def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
@@ -38,7 +38,7 @@ class EncodedStorage(StorageBase):
         self._plugin = plugin
         self.wait_s = plugin._storage_config.get("wait_s", self.wait_s)
         self._codec: Codec = plugin.codec_for(namespace) or _default_codec
-        # Of hutch's own codecs; another's know nothing of keys, and do one at a time.
+        # Only hutch's own codecs take a key CRC and encode many values in one call; others are wrapped.
         codec: Any = self._codec if getattr(self._codec, "binds_keys", False) else _Unbound(self._codec)
         self._encode: Callable[[object, int], bytes] = codec.encode
         self._decode: Callable[[bytes, int], Any] = codec.decode
@@ -49,7 +49,7 @@ class EncodedStorage(StorageBase):
 
     @abstractmethod
     def read(self, key: str) -> bytes | None:
-        """The bytes of `key`, or None when it is missing."""
+        """Return the bytes of `key`, or None if it is missing."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -57,27 +57,27 @@ class EncodedStorage(StorageBase):
 
     @abstractmethod
     def delete(self, key: str) -> bool:
-        """Remove `key`; whether it was there."""
+        """Remove `key` and return whether it existed."""
 
     def exists(self, key: str) -> bool:
-        """Whether `key` is there."""
+        """Return whether `key` exists."""
         return self.read(key) is not None
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
-        """The bytes of those `keys` that are there, in the order given; one snapshot where there are any."""
+        """Return the bytes of the `keys` that exist, in the order given; from one snapshot if the engine has them."""
         return {key: data for key in keys if (data := self.read(key)) is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        """Write every item; all or none where the engine declares `atomic-batch`."""
+        """Write every item: all or none if the engine declares `atomic-batch`."""
         for key, data in items.items():
             self.write(key, data)
 
     def delete_many(self, keys: list[str]) -> int:
-        """Remove those `keys` (each named once) that are there; how many that were."""
+        """Remove `keys`, which are distinct, and return how many existed."""
         return sum(self.delete(key) for key in keys)
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        """Items with ``start <= key < stop`` in key order; a bound of None is open."""
+        """Yield items with ``start <= key < stop`` in key order; a bound of None is open."""
         for key in self.key_range(start, stop, reverse):
             data = self.read(key)
             if data is not None:
@@ -86,18 +86,18 @@ class EncodedStorage(StorageBase):
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        """The same items, as many keys and their bytes at a time as the engine reads at once."""
+        """Yield the items of `read_range` in chunks (keys, bytes), each of the size that the engine reads at once."""
         for key, data in self.read_range(start, stop, reverse):
             yield (key,), (data,)
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        """The keys that `read_range` would give."""
+        """Return the keys that `read_range` would yield."""
         return StorageBase.scan_keys(self, "", start, stop, reverse)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
-        """Replace `old` by `new` if `old` is what `key` holds now (None: nothing); whether it was.
+        """Replace the bytes of `key` by `new` if they equal `old` (None: missing), and return whether they did.
 
-        This default holds only against threads of this process; an engine that declares `atomic-modify` for
+        This default is atomic only among threads of this process. An engine that declares `atomic-modify` for
         the host or a cluster overrides it.
         """
         return run_swap(self.lock_scope, key, self._swap, key, old, new)
@@ -111,7 +111,7 @@ class EncodedStorage(StorageBase):
             self.delete(key)
         return True
 
-    # --- StorageBase, made of them ---
+    # --- StorageBase, built on the byte verbs ---
 
     def set(self, key: str, value: Any) -> None:
         key = check_key(key)
@@ -127,7 +127,7 @@ class EncodedStorage(StorageBase):
             explain_failure(key, error)
             raise
         if data is None:
-            # A key outside the limits is never there, so reads pay for the check only when they miss.
+            # A key outside the limits never exists, so a read validates its key only after a miss.
             check_key(key)
             raise KeyError(key)
         return self._decoded(key, data)
@@ -152,7 +152,7 @@ class EncodedStorage(StorageBase):
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         items = dict(items)
-        # Encoded in full before the first byte is written: bad input is refused whole.
+        # Encode everything before the first write, so that one bad item refuses the whole batch.
         names = check_keys(items)
         frames: list[bytes] = self._encode_many(list(items.values()), self._seeds(names))
         if not frames:
@@ -197,15 +197,15 @@ class EncodedStorage(StorageBase):
         return (id(self._plugin), self.namespace)
 
     def _seed(self, key: str) -> int:
-        """What the checksum of the frame of `key` begins with."""
+        """Return the CRC-32 of `key`, with which the checksum of its frame starts; 0 without `binds_keys`."""
         return crc32(key.encode()) if self.binds_keys else 0
 
     def _seeds(self, keys: Iterable[str]) -> list[int]:
-        """That of each key, without a call for each."""
+        """Return the CRC-32 of every key, computed in one pass; zeros without `binds_keys`."""
         return list(map(crc32, map(str.encode, keys))) if self.binds_keys else [0 for _ in keys]
 
     def _decoded_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-        """The items, up to the first that cannot be read: then the error that names it."""
+        """Return the decoded items; iteration raises an error that names the first unreadable key."""
         frames = list(frames)
         try:
             return zip(keys, self._decode_many(frames, self._seeds(keys)), strict=True)
@@ -223,7 +223,7 @@ class EncodedStorage(StorageBase):
 
 
 class _Unbound:
-    """A codec that knows nothing of keys, as one that does."""
+    """An adapter for a codec whose checksum does not cover the key: it ignores the key CRC."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -236,7 +236,7 @@ class _Unbound:
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:
-    """`prefix`, `start` and `stop` as one range."""
+    """Return the one range (low, high) that `prefix`, `start` and `stop` describe together."""
     if not prefix:
         return start, stop
     after = _after_prefix(prefix)
@@ -246,7 +246,7 @@ def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | Non
 
 
 def _after_prefix(prefix: str) -> str | None:
-    """The smallest text that is larger than every text that starts with `prefix`; None if there is none."""
+    """Return the smallest text greater than every text that starts with `prefix`; None if there is none."""
     for end in range(len(prefix), 0, -1):
         following = ord(prefix[end - 1]) + 1
         if following in _SURROGATES:

@@ -1,4 +1,4 @@
-"""StoreMixin: a mapping over one storage, and every rule of its life, once."""
+"""StoreMixin: a mapping over one storage, with all the rules for opening, using and closing it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class _Closed(StorageBase):
-    """The storage of a mapping that has none: every verb says so. It spares each call a check of its own."""
+    """The storage of a closed mapping: every verb raises StoreNotOpenError, so that calls on open ones need no test."""
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
@@ -49,24 +49,23 @@ _open_or_close = ForkSafeLock()
 
 
 class StoreMixin(MutableMapping[str, Any]):
-    """A mapping whose items live in a storage. Opening, use and closing are checked here and nowhere else.
+    """A mapping whose items are stored in a storage. Only this class tracks whether it is open.
 
-    Opening twice raises StoreAlreadyOpenError; any other use while closed, closing included, also through
-    views and iterators taken before, raises StoreNotOpenError. Any thread may use an open one. Values are
-    fresh: changing one changes nothing stored, see `mutable`. It need not be initialised, so that it can be
-    mixed into any class.
+    Opening twice raises StoreAlreadyOpenError. Any other use while closed raises StoreNotOpenError, closing again
+    and older views and iterators included. Any thread may use an open mapping. Each read returns a new
+    object: changing it changes nothing stored; see `mutable`. Needs no `__init__`, so any class can mix it in.
     """
 
     _store: StorageBase = _NEVER_OPENED
     namespace: str | None = None
 
-    # --- life ---
+    # --- lifecycle ---
 
     def open_storage(self, storage_plugin: Any, namespace: str) -> None:
-        """Open `namespace` of a factory (`hutch.load_plugin`, or any object with `open(namespace)`).
+        """Open `namespace` of the factory `storage_plugin` (`hutch.load_plugin`, or any object with `open(namespace)`).
 
-        Raises StoreAlreadyOpenError if this is open, NamespaceError for an impossible name, PluginError if
-        the factory does not return a storage, and what the factory raises. If it fails, this stays closed.
+        Raises StoreAlreadyOpenError if this mapping is open, NamespaceError for an invalid name, PluginError if the
+        factory does not return a storage, and what the factory raises. After an error the mapping is still closed.
         """
         name = check_namespace(namespace)
         if self.is_open_storage():
@@ -77,7 +76,7 @@ class StoreMixin(MutableMapping[str, Any]):
         try:
             storage = open_checked(storage_plugin, plugin, name, opened)
             with _open_or_close.current:
-                # No call stands between the test and the assignment, so no handler opens or closes this between them.
+                # No call between the test and the assignment: a signal handler cannot open or close this in between.
                 if self._store.__class__ is _Closed:
                     self._store = storage
                     self.namespace = name
@@ -91,18 +90,21 @@ class StoreMixin(MutableMapping[str, Any]):
             raise
 
     def close_storage(self) -> None:
-        """Close it; everything set is durable as configured. Closed even if the storage raises on the way."""
+        """Close the mapping; everything set is as durable as configured. It is closed even if the storage raises.
+
+        Raises StoreNotOpenError if it is closed already.
+        """
         if not self._close_storage():
             self._must_be_open()
             raise StoreNotOpenError(f"namespace {self.namespace!r} was closed here, and opened again meanwhile")
 
     def _close_storage(self) -> bool:
-        """Close it; False if it was closed already."""
+        """Close the mapping; return False if it was closed already."""
         closed = _Closed(self.namespace)
         storage: StorageBase = closed
         try:
             with _open_or_close.current:
-                # Nobody else gets the same storage to close: no call stands between the two assignments.
+                # No call between the two assignments: no other caller can get the same storage to close.
                 storage, self._store = self._store, closed
             if isinstance(storage, _Closed):
                 return False
@@ -114,7 +116,7 @@ class StoreMixin(MutableMapping[str, Any]):
         return True
 
     def is_open_storage(self) -> bool:
-        """Whether it is open. An empty storage is open."""
+        """Return whether the mapping is open."""
         return not isinstance(self._store, _Closed)
 
     @property
@@ -173,7 +175,7 @@ class StoreMixin(MutableMapping[str, Any]):
         return f"<{type(self).__qualname__} {state}>"
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, or `default`."""
+        """Return the value of `key`, or `default` if it is missing."""
         try:
             return self._store.get(key)
         except KeyError as error:
@@ -183,24 +185,24 @@ class StoreMixin(MutableMapping[str, Any]):
             return default
 
     def keys(self) -> KeysView[str]:
-        """A view of the keys. Iterating gives each live key once and is not disturbed by changes."""
+        """Return a view of the keys. Iterating yields each live key once; concurrent changes do not break it."""
         self._must_be_open()
         return KeysView(self)
 
     def items(self) -> ItemsView[str, Any]:
-        """A view of the items. Iterating reads them in batches and is not disturbed by changes."""
+        """Return a view of the items. Iterating reads them in batches; concurrent changes do not break it."""
         self._must_be_open()
         return _Items(self)
 
     def values(self) -> ValuesView[Any]:
-        """A view of the values."""
+        """Return a view of the values."""
         self._must_be_open()
         return _Values(self)
 
     def pop(self, key: str, default: Any = MISSING) -> Any:
-        """Remove `key` and return its value; no other caller gets the same one (see `modify` for how far).
+        """Remove `key` and return its value, or `default` if it is missing.
 
-        Raises KeyError if there is no such key and no default.
+        Atomic as `modify`: no other caller gets the same value. Raises KeyError for a missing key without a default.
         """
         key = check_key(key)
         while True:
@@ -213,17 +215,17 @@ class StoreMixin(MutableMapping[str, Any]):
                 return value
 
     def popitem(self) -> tuple[str, Any]:
-        """Remove an item, any, and return it. Raises KeyError when there is none."""
+        """Remove an arbitrary item and return it. Raises KeyError if the namespace is empty."""
         for key in self:
             try:
                 return key, self.pop(key)
-            except KeyError as error:  # another was faster
+            except KeyError as error:  # another caller removed it first
                 if not is_missing(error, key):
                     raise
         raise KeyError("popitem: the namespace is empty")
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, after setting it to `default` if it had none. Atomic as `modify` is."""
+        """Set `key` to `default` if it is missing, and return its value. As atomic as `modify`."""
         key = check_key(key)
         while True:
             value, token = self._store.get_for_update(key)
@@ -233,9 +235,9 @@ class StoreMixin(MutableMapping[str, Any]):
                 return default
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Set many items as one batch: all or none where the engine declares `atomic-batch`.
+        """Set many items as one batch: all or none if the engine declares `atomic-batch`.
 
-        Bad keys and values are refused before anything is written.
+        Invalid keys and values are refused before anything is written.
         """
         items: dict[str, Any] = {}
         if isinstance(other, Mapping):
@@ -248,7 +250,7 @@ class StoreMixin(MutableMapping[str, Any]):
         self.set_many(items)
 
     def clear(self) -> None:
-        """Remove every key of this namespace, in one step where the engine declares `atomic-batch`."""
+        """Remove every key of this namespace, in one step if the engine declares `atomic-batch`."""
         if swapping:
             refuse_nested_write(self._store.lock_scope, None)
         self._store.clear()
@@ -256,11 +258,11 @@ class StoreMixin(MutableMapping[str, Any]):
     # --- beyond the mapping ---
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of those `keys` that have one, in the order given; one read where the engine can."""
+        """Return the values of `keys` by key, in the order given, without missing keys; in one read if possible."""
         return self._store.get_many(check_keys(keys))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
-        """Set every item of `items`; `update` with one argument."""
+        """Set every item of `items` as one batch, as `update` does."""
         store = self._store
         if not store.checks_keys:
             items = {check_key(key): value for key, value in items.items()}
@@ -269,7 +271,7 @@ class StoreMixin(MutableMapping[str, Any]):
         store.set_many(items)
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        """Remove those `keys` that are there, as one batch; how many that were."""
+        """Remove `keys` as one batch and return how many existed."""
         checked = check_keys(keys)
         if swapping:
             refuse_nested_write(self._store.lock_scope, checked)
@@ -278,43 +280,43 @@ class StoreMixin(MutableMapping[str, Any]):
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        """Items in key order (by Unicode code point) that have `prefix` and ``start <= key < stop``."""
+        """Yield items in key order (by Unicode code point) whose key has `prefix` and ``start <= key < stop``."""
         return self._guarded(self._store.scan(prefix, start, stop, reverse))
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[str]:
-        """The keys that `scan` would give, without reading the values."""
+        """Yield the keys that `scan` would yield, without reading the values."""
         return self._guarded(self._store.scan_keys(prefix, start, stop, reverse))
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        """Set `key` to `value` if it now equals `expected`; whether it did. Atomic as `modify` is.
+        """Set `key` to `value` if it equals `expected`, and return whether it did. As atomic as `modify`.
 
-        `hutch.MISSING` as `expected` means "only if there is no such key", as `value` "remove it".
+        `hutch.MISSING` as `expected` means "only if the key is missing"; as `value`, "remove the key".
         """
         return self._store.compare_and_set(check_key(key), expected, value)
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
-        """Replace the value of `key` by ``fn(value)``, atomically, and return the new value.
+        """Set `key` to ``fn(value)`` atomically and return the new value.
 
-        A lost race is retried, so `fn` may be called more than once and must have no other effect; what it
-        raises leaves the value as it was. A missing key starts from a copy of `default`, without one it is a
-        KeyError. `hutch.MISSING` as result removes the key. Atomic among the threads of this process, and
-        among all processes where `capabilities` has `atomic-modify`. Raises ConflictError after 60 s.
+        A lost race is retried, so `fn` may be called more than once and must have no side effects. If it raises,
+        the value is unchanged. For a missing key it gets a copy of `default`; without a default, KeyError is raised.
+        A result of `hutch.MISSING` removes the key. Atomic among the threads of this process, and among all
+        processes if `capabilities` has `atomic-modify`. Raises ConflictError after 60 s of lost races.
         """
         key, store = check_key(key), self._store
         check_function(fn, key)
         return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
 
     def mutable(self, key: str, default: Any = None) -> AbstractContextManager[Any]:
-        """Read a value, let the block change it in place, write it back: ``with ns.mutable("k", {}) as v:``.
+        """Return a block that reads a value, lets you change it, writes it back: ``with ns.mutable("k", {}) as v:``.
 
-        Other threads' `mutable` and `modify` of the key wait, up to `wait_s` (60 s unless the engine has an option
-        of that name), then they get a StorageTimeoutError. Where a wait could never end it is a ConflictError at once:
-        inside a `mutable` or `modify` of the same key, and where two threads wait for each other's keys. If anybody
-        else wrote the key meanwhile, ConflictError is raised and nothing is written. A block that raises writes
-        nothing. A missing key starts from a copy of `default`. Only a change inside the object counts: ``v += 1`` on a
-        number is lost with the block, use `modify` for that.
+        `mutable` and `modify` of the key in other threads wait up to `wait_s` (60 s unless the engine has an option
+        of that name), then raise StorageTimeoutError. A wait that could never end raises ConflictError at once:
+        inside a `mutable` or `modify` of the same key, and if two threads wait for each other's keys. If another
+        writer changed the key meanwhile, ConflictError is raised and nothing is written. A block that raises writes
+        nothing. A missing key starts from a copy of `default`. Only changes inside the object are written: ``v += 1``
+        on a number is lost; use `modify` for that.
         """
         return Mutable(self, check_key(key), default)
 
@@ -326,7 +328,7 @@ class StoreMixin(MutableMapping[str, Any]):
             store.refuse()
 
     def _guarded(self, iterable: Iterable[T]) -> Iterator[T]:
-        """`iterable`, which stops with StoreNotOpenError once this is closed."""
+        """Return an iterator over `iterable` that raises StoreNotOpenError once this mapping is closed."""
         return self._guard(self._store, iter(iterable))
 
     def _guard(self, store: StorageBase, iterator: Iterator[T]) -> Iterator[T]:
