@@ -1,11 +1,11 @@
 """The memory engine: one dict of encoded bytes per namespace.
 
-Values are held encoded, so that nothing the caller keeps can change what is stored, and every engine refuses
-the same values.
+Values are stored encoded, so a caller that changes its object later does not change the store, and every engine
+refuses the same values.
 
-A signal handler may raise, or write itself, in the middle of a write. CPython runs handlers after a call, when a loop
-jumps back and when a function begins, and at no other point. So what must be one step is one call of C, or has no call
-between its first look at the dict and its change. The lock keeps out other threads; its holder may take it again.
+A signal handler may raise or write in the middle of a write. CPython runs handlers only after a call, at a loop's jump
+back and at the start of a function. So each atomic step is one call of C, or makes no call between its first read of
+the dict and its change. The lock excludes other threads; its holder may take it again.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from hutch.limits import check_key
 
 
 class _Data:
-    """What one namespace holds."""
+    """The data of one namespace."""
 
     __slots__ = ("frames", "removed")
 
     def __init__(self) -> None:
-        #: None stands for a key that a batch is just removing.
+        #: None marks a key that a running batch is removing.
         self.frames: dict[str, bytes | None] = {}
-        #: The keys of such batches, by the identity of the list, until they are taken out of `frames`.
+        #: The keys marked by each running batch, by the identity of its list, until they are removed from `frames`.
         self.removed: dict[int, list[str]] = {}
 
     def take_out_removed(self) -> None:
-        """Take out the keys that stand for None. Safe to run more than once, and within itself."""
+        """Remove the keys that are marked by None. Idempotent and reentrant."""
         frames = self.frames
         for keys in list(self.removed.values()):
             for key in keys:
-                # One step: see the head of the page. The key may be set again, or be gone.
+                # Atomic: see the module's docstring. The key may have been set again or removed.
                 if key in frames and frames[key] is None:
                     del frames[key]
             self.removed.pop(id(keys), None)
@@ -61,12 +61,12 @@ class _Data:
 
 _Root = dict[str, _Data]
 
-# A hundred decoded values at once stay in the processor's cache, a thousand do not.
+# A hundred decoded values fit in the processor's cache, a thousand do not.
 _CHUNK_ITEMS = 128
 
 # The roots of memory://NAME live as long as the process.
 _named: dict[str, _Root] = {}
-# One lock for all writers: each holds it for less than a switch of threads would cost.
+# One lock for all writers: each holds it for less time than a thread switch takes.
 _write_lock = threading.RLock()
 
 
@@ -80,7 +80,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class MemoryPlugin(StoragePluginBase):
-    """`memory://` is private to its store; `memory://NAME` is shared by all stores of this process."""
+    """The memory engine. `memory://` is private to its store; `memory://NAME` is shared by the stores of a process."""
 
     OPTIONS: ClassVar = {
         "name": Option(str, default="", help="share the data between all stores of this process that give it")
@@ -101,15 +101,15 @@ class MemoryPlugin(StoragePluginBase):
     def drop(self, namespace: str) -> None:
         data = self._root.get(namespace)
         if data is not None:
-            # Emptied in place: another store may hold a handle on it.
+            # Clear in place: another store may hold a handle on it.
             with _write_lock:
                 data.frames.clear()
 
 
 class MemoryStorage(EncodedStorage):
-    """One namespace. Reading a key takes no lock: one operation of a dict is atomic under CPython.
+    """One namespace. Reading a key takes no lock, because a single dict operation is atomic in CPython.
 
-    So a batch must change the dict in one operation. Code that looks at the whole of it takes the lock.
+    So a batch must change the dict in one operation. Code that reads the whole dict takes the lock.
     """
 
     binds_keys = False
@@ -123,7 +123,7 @@ class MemoryStorage(EncodedStorage):
         return self._data.get(key)
 
     def get(self, key: str) -> Any:
-        # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read.
+        # `read` and the decoding of EncodedStorage, inlined: a call costs a tenth of a read.
         try:
             data = self._data.get(key)
         except TypeError:
@@ -137,7 +137,7 @@ class MemoryStorage(EncodedStorage):
         except CorruptValueError as error:
             if raised_by_handler(error):
                 raise
-        return self._decoded(key, data)  # which says where
+        return self._decoded(key, data)  # its error names the key
 
     def write(self, key: str, data: bytes) -> None:
         with _write_lock:
@@ -163,7 +163,7 @@ class MemoryStorage(EncodedStorage):
         return self._data.get(key) is not None
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
-        found = dict(zip(keys, map(self._data.get, keys), strict=True))  # one call, and so one snapshot
+        found = dict(zip(keys, map(self._data.get, keys), strict=True))  # one call, so one snapshot
         return {key: data for key, data in found.items() if data is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
@@ -177,15 +177,15 @@ class MemoryStorage(EncodedStorage):
             self._removed[id(removed)] = removed
             note: Iterator[Any] = filter(
                 None, map(removed.extend, (there,))
-            )  # gives nothing, and notes them when it is asked
-            # One call of C: the keys that are there are noted, and become None, before any other code runs.
+            )  # yields nothing; advancing it records the keys
+            # One call of C: records the keys that exist and marks them by None before any other code runs.
             self._data.update(chain(note, zip(removed, repeat(None), strict=False)))
             self._all.take_out_removed()
             return len(removed)
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        # No order is promised here, and a sort would cost more than the reading. A copy of the dict makes no object for
-        # an item, at which Python 3.11 might collect garbage, and with it run a finalizer that writes.
+        # Unordered: a sort would cost more than the reading. A copy of the dict creates no object per item, at which
+        # Python 3.11 might collect garbage and so run a finalizer that writes.
         there = ((key, data) for key, data in self._data.copy().items() if data is not None)
         while chunk := dict(islice(there, _CHUNK_ITEMS)):
             yield from self._decoded_items(chunk, chunk.values())
@@ -197,7 +197,7 @@ class MemoryStorage(EncodedStorage):
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         with _write_lock:
             frames = self._data
-            # One step: no call, and so no signal handler, comes between the look and the change.
+            # Atomic: no call, so no signal handler, comes between the read and the change.
             current = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
             if current != old:
                 return False

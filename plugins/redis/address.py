@@ -1,6 +1,6 @@
-"""Options of the redis engine -> what makes connections to the server they name.
+"""Read the options of the redis engine: the server's address and how to connect to it.
 
-No error shows a part of the URL: any of them may be a piece of a password.
+No error shows a part of the URL: any part may belong to a password.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from .pool import keepalive_options
 __all__ = ["OPTION_HINTS", "SENTINEL_HINT", "Address", "read_address"]
 
 _TLS_FILES: Final = ("ca_file", "cert_file", "key_file")
-# No name and version of the driver for CLIENT SETINFO: two round trips, and a search through all installed packages.
+# Skip CLIENT SETINFO: it costs two round trips and a search through all installed packages.
 _NAMELESS: Final[Mapping[str, None]] = (
     {"driver_info": None} if hasattr(redis.connection, "DriverInfo") else {"lib_name": None, "lib_version": None}
 )
-# Valkey speaks the same protocol; its own clients name it so.
+# Valkey speaks the same protocol; its own clients use these schemes.
 _SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server is. Its repr shows no password."""
+    """The address of a server. Its repr shows no password."""
 
-    #: Makes a connection of the driver, which is not connected yet.
+    #: Returns a new driver connection, not connected yet.
     make: Callable[[], Any]
-    #: What to call the server in messages.
+    #: The name of the server in messages.
     where: str
-    #: Says what may be wrong with the address, after the first connection failed with an error.
+    #: Returns what may be wrong with the address, given the error of the first connection attempt.
     hint: Callable[[Exception], str]
 
 
 def read_address(options: Mapping[str, Any]) -> Address:
-    """Return the address that `options` give. Nothing is connected yet. Raises ConfigError."""
+    """Return the address that `options` describe, without connecting. Raises ConfigError."""
     url: str = options["url"]
     scheme, separator, rest = url.partition("://")
     scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
@@ -57,7 +57,7 @@ def read_address(options: Mapping[str, Any]) -> Address:
     common = {
         "socket_timeout": options["timeout_s"],
         "socket_connect_timeout": options["connect_timeout_s"],
-        # Which commands may be sent twice is known to Server alone.
+        # Only Server knows which commands may be sent twice.
         "retry": None,
         "retry_on_timeout": False,
         "protocol": 2,
@@ -86,7 +86,7 @@ def _tcp(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, 
     login, _, place = rest.rpartition("@")
     host, port, db = _place(place, options["db"])
     tcp = {**common, **_login(login, options), "host": host, "port": port, "db": db}
-    # The system notices then that the other end is gone, and a firewall that the connection is in use.
+    # With keepalive the system notices a dead peer, and a firewall sees that the connection is in use.
     tcp |= {"socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
     where = f"the Redis server at {f'[{host}]' if ':' in host else host}:{port}, database {db},"
     make = _maker(SSLConnection, tcp | _tls(options)) if tls else _maker(Connection, tcp)
@@ -95,7 +95,7 @@ def _tcp(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, 
 
 
 def _options_in_url(query: str, options: Mapping[str, Any]) -> str:
-    # Only names that are known: what looks like one may be the rest of a password.
+    # Quote only known names: what looks like a name may be part of a password.
     named = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
     for name in named:
         if name in OPTION_HINTS:
@@ -106,7 +106,7 @@ def _options_in_url(query: str, options: Mapping[str, Any]) -> str:
 
 
 def _maker(kind: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], Any]:
-    # Not functools.partial, whose repr shows the password.
+    # Not functools.partial: its repr shows the password.
     return lambda: kind(**arguments)
 
 
@@ -117,14 +117,14 @@ def _login(login: str, options: Mapping[str, Any]) -> dict[str, str | None]:
         if text and options[name]:
             raise ConfigError(f"the {name} of the redis engine is given twice, in the url and as an option; keep one")
         found[name] = chosen = text or options[name] or None
-        # Not by trying to encode it: that error quotes it.
+        # Not by encoding it: the error would quote the secret.
         if chosen and any("\ud800" <= character <= "\udfff" for character in chosen):
             raise ConfigError(f"the {name} of the redis engine is not valid Unicode")
     return found
 
 
 def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
-    """Host, port and database of ``host:port/database``, each of which may be missing."""
+    """Return host, port and database from ``host:port/database``; each may be missing."""
     place, _, db = place.partition("/")
     if place.startswith("["):
         host, _, port = place[1:].partition("]")
@@ -133,7 +133,7 @@ def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
         host, _, port = place.partition(":")
     host = host or "localhost"
     try:
-        # As the system will: it raises this for names that cannot be.
+        # The system encodes it the same way, and raises this error for an impossible name.
         host.encode("idna")
     except UnicodeError:
         raise _wrong_url("names a host that cannot be") from None

@@ -1,4 +1,4 @@
-"""The error that a user of the redis engine gets for each failure of the driver or the server."""
+"""Translate each failure of the driver or the server into the StoreError that a user of the redis engine gets."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from hutch import (
 
 from .protocol import Command
 
-# The server that answers so has another role than it had, or is not ready: the name may lead to another one by now.
+# The server's role has changed or it is not ready; its name may lead to another server by now.
 _MOVED: Final = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 _TOO_MANY_CLIENTS: Final = "max number of clients reached"
 
 
 def code_of(error: Exception) -> str:
-    """Return the code of a server's refusal, such as READONLY; "" if it has none that is known.
+    """Return the code of a server's refusal, such as READONLY; "" if the code is unknown or missing.
 
-    A script passes the code on within a longer text, so a code counts wherever it stands.
+    A script wraps the code in a longer text, so a code counts anywhere in the text.
     """
-    # What follows is quoted from the data.
+    # The rest of the text quotes data.
     text = str(error).partition(", with args beginning with")[0]
     words = {word.lstrip("-") for word in text.split()} | {str(getattr(error, "status_code", None))}
     for code, of_driver, _, _ in _REFUSALS:
@@ -39,15 +39,18 @@ def code_of(error: Exception) -> str:
 
 
 def has_moved(error: Exception) -> bool:
-    """Whether the server refused because it is not, or not yet, the one to ask; another may have its name by now."""
+    """Return whether the server refused because of its role or because it is not ready yet.
+
+    Its name may lead to another server by now.
+    """
     return isinstance(error, driver.RedisError) and code_of(error) in _MOVED
 
 
 def may_pass(error: Exception, was_connected: bool) -> bool:
-    """Whether trying again may help: a connection was lost, or the server is not itself yet.
+    """Return whether a retry may help: a connection was lost, or the server is not ready yet.
 
-    Time-outs have waited already. A name that is not known is one that was never right, unless it was known before:
-    while a container restarts its name may be gone.
+    A time-out has waited long enough already. An unknown host name is a mistake, unless the server was reached before:
+    while a container restarts, its name may not resolve.
     """
     if isinstance(error, driver.AuthenticationError | driver.TimeoutError):
         return False
@@ -59,14 +62,14 @@ def may_pass(error: Exception, was_connected: bool) -> bool:
 
 
 def store_error(where: str, error: Exception, commands: Sequence[Command] = (), maybe_done: bool = False) -> StoreError:
-    """Return the error that a user gets for the driver's, which loses what it quotes of the data."""
+    """Return the StoreError for the driver's `error`, and strip quoted data from `error` itself."""
     if isinstance(error, ValueError | driver.InvalidResponse):
-        # It quotes what it could not read: anything, from an echo of the password on.
+        # It quotes the bytes it could not read, which may include an echo of the password.
         error.args = ("an answer that is none",)
         return StorageUnavailableError(f"{where} answers as no Redis server does; check the port, and TLS")
     text, quoted, _ = str(error).partition(", with args beginning with")
     if quoted:
-        # A server that does not know a command repeats its arguments: values, or a password.
+        # A server quotes the arguments of an unknown command: values, or a password.
         error.args = (text,)
     unknown = "; the change may have been made or not, look before you repeat it" if maybe_done else ""
     if isinstance(error, driver.TimeoutError):
@@ -86,7 +89,7 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
 
 
 def _keys_of(commands: Sequence[Command]) -> str:
-    """Return the names of the server's keys that `commands` use."""
+    """Return the names of the server's keys that `commands` use, separated by commas."""
     names: dict[Any, None] = {}
     for command in commands:
         if command[0] in (b"EVAL", b"EVALSHA"):
@@ -96,7 +99,7 @@ def _keys_of(commands: Sequence[Command]) -> str:
     return ", ".join(name.decode() if isinstance(name, bytes) else str(name) for name in names)
 
 
-# What a server answers instead of doing it: the code, the driver's class, ours.
+# The refusals of a server: code, the driver's class, hutch's class, text of the error.
 _REFUSALS: tuple[tuple[str, type[Exception] | tuple[()], type[StoreError], str], ...] = (
     (
         "NOAUTH",

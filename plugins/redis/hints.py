@@ -1,4 +1,4 @@
-"""What may be wrong with the address of a Redis server, and how other programs' options are spelled here."""
+"""Hints for wrong configuration: mistakes in a server's address, and options spelled as in other programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from redis import exceptions as driver
 
-#: Options of redis-py, of other clients and of earlier versions, and what to write instead.
+#: Options of redis-py, other clients and earlier versions of hutch, with what to write instead.
 OPTION_HINTS: Final = {
     "retries": "it became retry_s, the seconds for which a call tries again; write retry_s=5",
     "retry_on_timeout": "calls that may be repeated are, for retry_s seconds; write retry_s=5",
@@ -42,7 +42,7 @@ _LONGEST_PROBE_S: Final = 2.0
 
 
 def hint(error: Exception, host: str, port: int, tls: bool, patience_s: float) -> str:
-    """Return what may be wrong with the address of a server to which the first connection failed; "" if unknown."""
+    """Return what may be wrong with the server's address after the first connection failed; "" if unknown."""
     if port == _SENTINEL_PORT:
         return f". Port {port} is that of a Sentinel, which stores nothing: {SENTINEL_HINT}"
     if "unknown command 'SELECT'" in str(error):
@@ -67,7 +67,7 @@ def _speaks_plainly(host: str, port: int, patience_s: float) -> bool:
 
 
 def _speaks_tls(host: str, port: int, patience_s: float) -> bool:
-    """Whether the server begins a TLS session; nothing is sent over it, so nothing is verified."""
+    """Return whether the server accepts a TLS handshake. No data is sent, so no certificate is verified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

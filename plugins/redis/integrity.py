@@ -1,4 +1,4 @@
-"""What `hutch check-data` looks at on a Redis server: values against the listing, namespaces against their index."""
+"""Verify integrity on a Redis server: compare values with the listing, and namespaces with their index."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GLOB = str.maketrans({char: f"\\{char}" for char in "\\*?[]^-"})
 
 
 def check(plugin: RedisPlugin, fix: bool) -> Iterator[Finding]:
-    """Findings. Each key, and each namespace, is looked at, and with `fix` mended, in one step on the server."""
+    """Yield findings. Each key and each namespace is verified, and with `fix` repaired, in one step on the server."""
     for namespace in _with_values(plugin):
         yield from _check_index(plugin, namespace, fix)
         yield from _check_listing(plugin, namespace, fix)
 
 
 def _with_values(plugin: RedisPlugin) -> list[str]:
-    """The namespaces that have a key of ours on the server, whether they are in the index or not."""
+    """Return the namespaces that have one of hutch's keys on the server, whether in the index or not."""
     start, end = f"{plugin.prefix}:{{", "}:"
     found: set[str] = set()
     cursor: bytes | int = 0
@@ -63,7 +63,7 @@ def _check_listing(plugin: RedisPlugin, namespace: str, fix: bool) -> Iterator[F
 
 
 def _once(told: set[bytes], name: bytes, namespace: str, text: str, fix: bool) -> Iterator[Finding]:
-    # A scan may give a key twice.
+    # A scan may return a key twice.
     if name not in told:
         told.add(name)
         yield Finding("index", text, namespace, name.decode(errors="backslashreplace"), fix)

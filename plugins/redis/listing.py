@@ -1,7 +1,7 @@
-"""List a namespace of the redis engine in key order: in pages, and rebuilt where the server evicted the listing.
+"""List a namespace of the redis engine in key order, page by page; rebuild a listing that the server evicted.
 
-Under a `maxmemory-policy` of ``allkeys-*`` the server may evict the sorted set of keys or the hash of values, one
-without the other. Writes keep the two alike, so that their sizes differ then, and only then. Each page says both.
+Under a `maxmemory-policy` of ``allkeys-*`` the server may evict the sorted set of keys without the hash of values, or
+the reverse. Writes keep the two in step, so their sizes differ only after an eviction. Each page reports both sizes.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from .protocol import Argument
 from .scripts import PAGE, REBUILD
 from .server import Server
 
-# The first page: a caller may need only the first key.
+# Start small: a caller may need only the first key.
 _FIRST_KEYS: Final = 32
 _FIRST_WAITING_KEYS: Final = 160
-# The server does nothing else while it serves a page, and this process holds that much.
+# The server is blocked while it serves a page, and this process holds the page in memory.
 _PAGE_KEYS: Final = 500
 _PAGE_KEYS_ALONE: Final = 1000
 _PAGE_BYTES: Final = 1024 * 1024
 _GROWTH: Final = 4
-# The server would have to evict the listing again during each rebuild.
+# More are needed only if the server evicts the listing again during each rebuild.
 _REBUILDS: Final = 5
 
 
 class Listing:
-    """The keys and values of one namespace, in order. Nothing is held on the server between two pages."""
+    """The keys and values of one namespace, in key order. The server keeps no state between two pages."""
 
     def __init__(self, server: Server, keys: Sequence[bytes], namespace: str, engine: str) -> None:
-        """`keys` are those of the scripts: values, order, index."""
+        """Set up the listing; `keys` are the KEYS of the scripts: values, order, index."""
         self._server = server
         self._keys = keys
         self._name = namespace.encode()
         self._where = f"namespace {namespace!r} of the {engine} storage"
 
     def keys(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        """Yield the keys in the range, each once."""
+        """Yield each key in the range once."""
         bounds = _Bounds(start, stop, reverse)
         most = _FIRST_KEYS
         while True:
@@ -53,10 +53,9 @@ class Listing:
     def pages(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        """Yield the keys in the range with their values, a page at a time.
+        """Yield pages of keys in the range with their values.
 
-        The first page takes one round trip, each further one another: the keys of the next page are asked for together
-        with the values of this one.
+        Each page takes one round trip: the values of a page are requested together with the keys of the next.
         """
         bounds, size = _Bounds(start, stop, reverse), _PageSize()
         waiting, values = self._page(bounds, _FIRST_WAITING_KEYS, _FIRST_KEYS)
@@ -77,11 +76,11 @@ class Listing:
     def _values(
         self, keys: list[bytes], count: int, bounds: _Bounds, is_last: bool
     ) -> tuple[list[bytes | None], list[bytes], bool]:
-        """Return the values of the first `count` keys, the keys of the next page, and whether it is the last one."""
+        """Return the values of the first `count` keys, the keys of the next page, and whether that page is the last."""
         command = (b"HMGET", self._keys[0], *keys[:count])
         if len(keys) > count:
             return self._server.exchange([command])[0], [], is_last
-        # After the last page no keys are asked for, but its sizes are: the values may have been evicted meanwhile.
+        # After the last page, request no keys but still the sizes: the values may have been evicted meanwhile.
         most = 0 if is_last else max(count, _FIRST_KEYS)
         arguments = self._page_arguments(bounds, most)
         values, (*page, _) = self._server.run_after([command], PAGE, self._keys, arguments)
@@ -92,8 +91,8 @@ class Listing:
         return values, following, is_last or len(following) < most
 
     def _page(self, bounds: _Bounds, most: int, most_values: int = 0) -> tuple[list[bytes], list[bytes | None]]:
-        """Return a page of keys, and the values of its first ones."""
-        # A script and not MULTI, which a server whose memory is full refuses.
+        """Return a page of keys, and the values of its first `most_values` keys."""
+        # A script, because a server whose memory is full refuses MULTI.
         for _ in range(_REBUILDS):
             *page, values = self._server.run(PAGE, self._keys, self._page_arguments(bounds, most, most_values))
             keys = self._listed(page)
@@ -109,10 +108,10 @@ class Listing:
         return (*bounds.command(), most, most_values, _PAGE_BYTES)
 
     def _listed(self, page: list[Any]) -> list[bytes] | None:
-        """Return the keys of a page, or None if keys that have a value are not listed.
+        """Return the keys of a page, or None if some keys with a value are not listed.
 
-        `page` holds keys, the number of those that are listed, and that of values. Raises CorruptValueError if values
-        are gone.
+        `page` holds the keys, the total of listed keys and the total of values. Raises CorruptValueError if values
+        are missing.
         """
         keys: list[bytes]
         keys, listed, values = page
@@ -126,7 +125,7 @@ class Listing:
         return keys if listed == values else None
 
     def _rebuild(self) -> None:
-        """List every key that has a value. Each step is exact, whatever others write between two of them."""
+        """List every key that has a value. Each step is atomic, so concurrent writes between steps do no harm."""
         cursor: bytes | int = 0
         try:
             while True:
@@ -159,7 +158,7 @@ class Listing:
 
 
 class _PageSize:
-    """How many values to ask for: as many as make `_PAGE_BYTES`, judged by the values seen, growing step by step."""
+    """The number of values to request: about `_PAGE_BYTES` at the size of the values seen, growing step by step."""
 
     def __init__(self) -> None:
         self._count = _FIRST_KEYS
@@ -176,7 +175,7 @@ class _PageSize:
 
 
 class _Bounds:
-    """A range of keys as ZRANGEBYLEX wants it: ``[`` is with, ``(`` is without."""
+    """A range of keys in ZRANGEBYLEX syntax: ``[`` includes the bound, ``(`` excludes it."""
 
     def __init__(self, start: str | None, stop: str | None, reverse: bool) -> None:
         # A bound need not be a key: it may hold a lone surrogate, which sorts where its code point does.

@@ -1,7 +1,7 @@
-"""Connections of the redis engine: kept for the next call, limited in number, one at a time while the server is down.
+"""The connection pool of the redis engine: reused, limited in number, opened one at a time while the server is down.
 
-No lock is held while anything is sent, read or waited for. What a call takes is given back by one atomic operation in a
-`finally`, since a signal handler may raise after any other.
+No lock is held during sending, reading or waiting. A call returns what it took by one atomic operation in a `finally`,
+because a signal handler may raise after any other operation.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .protocol import PING, CallFailedError, Connection, close_socket, connectio
 
 T = TypeVar("T")
 
-# Connections kept for the next call; more than this many threads at once pay for new ones.
+# Idle connections kept for reuse; more threads than this at once pay for new connections.
 _MOST_IDLE: Final = 32
-# A firewall or a balancer may have forgotten a connection that was idle for longer, without telling either end.
+# A firewall or load balancer may silently drop a connection that is idle for longer.
 _ASK_AFTER_S: Final = 5.0
 _LONGEST_PING_S: Final = 1.0
-# A waiting call is woken by the one before it. Where a signal handler raised instead, the wait ends after this.
+# A waiting call is woken by the call before it. If a signal handler raised instead, the wait ends after this time.
 _LONGEST_NAP_S: Final = 0.05
 
 
 class Pool:
-    """Connections to one server. Each call takes one, or makes one, and gives it back. Used by any thread."""
+    """A pool of connections to one server. Thread-safe. Each call takes or opens a connection and returns it."""
 
     def __init__(
         self,
@@ -45,24 +45,24 @@ class Pool:
         most: int | None,
         greet: Callable[[Connection], None],
     ) -> None:
-        """`greet` is called with the first connection, before it is used for anything else."""
+        """Set up an empty pool; `greet` is called with the first connection, before any other use of it."""
         self._make = make_connection
         self._timeout_s = timeout_s
-        # What the longest attempt to connect takes: the connection itself, then the answers to login and PING.
+        # The longest connection attempt: connecting, then the answers to login and PING.
         self._longest_connect_s = connect_timeout_s + 3 * timeout_s
         self._greet: Callable[[Connection], None] | None = greet
-        # append and pop are atomic.
+        # Without a lock: append and pop are atomic.
         self._idle: list[Connection] = []
         self._is_open = True
         self._limit = None if most is None else _Limit(most, timeout_s, where, self._raise_outage_since)
         self._turn = FairLock(f"connecting to {where}")
         self._outage: _Outage | None = None
-        #: Whether the server was ever reached.
+        #: Whether the server has ever been reached.
         self.was_connected = False
         _all.add(self)
 
     def ask(self, request: list[bytes], count: int, careful: bool) -> list[Any]:
-        """Send `request` over a connection and return its `count` answers; `careful` avoids one that has ended.
+        """Send `request` over a connection and return its `count` answers; `careful` skips closed connections.
 
         Raises CallFailedError, and StorageTimeoutError if no connection is free within `timeout_s`.
         """
@@ -87,7 +87,7 @@ class Pool:
         except CallFailedError as failure:
             self._report(failure.error)
             raise
-        # Only here is the connection known to hold no answer of this call.
+        # Reuse is safe only here: the connection holds no unread answer.
         if self._outage is not None:
             self._outage = None
         connection.used_s = time.monotonic()
@@ -100,7 +100,7 @@ class Pool:
         return answers
 
     def _report(self, error: Exception) -> None:
-        """Close the idle connections: what broke one broke the others too. Calls in the queue get the same `error`."""
+        """Record an outage and close the idle connections, which are broken too. Queued calls get the same `error`."""
         self._outage = _Outage(error)
         self.drop_idle()
 
@@ -113,12 +113,12 @@ class Pool:
             return None
 
     def _idle_connection(self, careful: bool) -> Connection | None:
-        """A connection from earlier, or None."""
+        """Return a live idle connection, or None."""
         while (connection := self._pop()) is not None:
             if time.monotonic() - connection.used_s > _ASK_AFTER_S:
                 if connection.is_alive(min(self._timeout_s, _LONGEST_PING_S)):
                     return connection
-                # The others were idle for longer.
+                # The other connections were idle for longer.
                 self.drop_idle()
             elif not careful or not connection.has_ended():
                 return connection
@@ -126,7 +126,7 @@ class Pool:
 
     def _new_connection(self) -> Connection:
         if self._outage is not None:
-            # One call finds out for all whether the server is back.
+            # One call probes for all whether the server is back.
             joined_s = time.monotonic()
             connection = self._turn.run(self._longest_connect_s, self._connected_in_turn, joined_s)
             if connection is not None:
@@ -138,7 +138,7 @@ class Pool:
         return None if self._outage is None else self._connected()
 
     def _raise_outage_since(self, joined_s: float) -> None:
-        """Raise the error of an outage that was seen while a call waited in the queue: it would meet the same."""
+        """Raise the error of an outage that began while the call waited in the queue: it would fail the same way."""
         outage = self._outage
         if outage is not None and outage.seen_s >= joined_s:
             raise CallFailedError(outage.error, sent=False)
@@ -159,15 +159,15 @@ class Pool:
         except BaseException as error:
             if connecting._sock is not None:
                 close_socket(connecting._sock)
-            # Python's idna codec and the driver make exceptions of their own of what a handler raised inside them.
+            # Python's idna codec and the driver wrap a signal handler's exception in their own.
             _raise_handlers(error)
-            # A ValueError comes from the driver's parser, when the other side speaks something else.
+            # The driver's parser raises ValueError if the other side does not speak the protocol.
             if isinstance(error, driver.RedisError | ValueError):
                 raise CallFailedError(error, sent=False) from error
             raise
         connection = connection_of(connecting)
         try:
-            # A server that is full, loading or a stranger says so now, before a command was sent.
+            # Detect a full, loading or foreign server before the first command is sent.
             (answer,) = connection.ask(PING, 1)
             if isinstance(answer, driver.ResponseError):
                 raise CallFailedError(answer, sent=False)
@@ -187,12 +187,12 @@ class Pool:
 
 
 class _Outage:
-    """The last failure of a connection, as long as no call has succeeded since."""
+    """The last connection failure, kept until a call succeeds."""
 
     __slots__ = ("error", "seen_s")
 
     def __init__(self, error: Exception) -> None:
-        # A copy: the traceback of the first one keeps what its call sent in memory.
+        # A copy, because the original's traceback keeps the sent data in memory.
         self.error: Exception = error
         if type(error).__module__ == driver.__name__:
             self.error = type(error)(*error.args)
@@ -201,9 +201,9 @@ class _Outage:
 
 
 class _Limit:
-    """At most `most` calls at a time, in the order in which they came.
+    """A limit of `most` concurrent calls, served first come, first served.
 
-    Who is among the first `most` of the queue may go on: one atomic operation takes a place, and one gives it back.
+    The first `most` calls in the queue may run: one atomic operation enters the queue, and one leaves it.
     """
 
     def __init__(self, most: int, timeout_s: float, where: str, raise_outage_since: Callable[[float], None]) -> None:
@@ -214,7 +214,7 @@ class _Limit:
         self._queue: dict[Ticket, None] = {}
 
     def run(self, fn: Callable[..., T], *args: object) -> T:
-        """Return ``fn(*args)``, called when there is a place."""
+        """Return ``fn(*args)``, called when fewer than `most` calls run."""
         queue, ticket = self._queue, Ticket()
         ticket.wake = None
         ticket.thread = threading.get_ident()
@@ -229,7 +229,7 @@ class _Limit:
                 self._wake_next()
 
     def forget_other_threads(self) -> None:
-        """Forget the calls of threads that a forked child does not have."""
+        """Remove the calls of threads that do not exist in a forked child."""
         for ticket in list(self._queue):
             if ticket.thread != threading.get_ident():
                 self._queue.pop(ticket, None)
@@ -237,7 +237,7 @@ class _Limit:
     def _wait(self, ticket: Ticket) -> None:
         queue, most = self._queue, self._most
         if sum(other.thread == ticket.thread for other in list(queue)) > 1:
-            # A signal handler or a finalizer interrupted a call of this thread, which waits for it: it cannot wait.
+            # A signal handler or finalizer interrupted a call of this same thread: to wait for it would be a deadlock.
             return
         joined_s = time.monotonic()
         wake = threading.Lock()
@@ -265,7 +265,7 @@ class _Limit:
 
 
 def _raise_handlers(error: BaseException) -> None:
-    """Raise what a signal handler raised inside the driver, which may have taken it for a failure of its own."""
+    """Raise a signal handler's exception that the driver may have mistaken for its own failure."""
     seen: BaseException | None = error
     while seen is not None:
         if raised_by_handler(seen):
@@ -274,10 +274,10 @@ def _raise_handlers(error: BaseException) -> None:
 
 
 def keepalive_options() -> dict[int, int]:
-    """The socket options by which the system notices within two minutes that the other end is gone."""
+    """Return the socket options that make the system notice a dead peer within two minutes."""
     wanted = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
     if hasattr(socket, "TCP_KEEPIDLE"):
-        del wanted["TCP_KEEPALIVE"]  # what macOS calls it
+        del wanted["TCP_KEEPALIVE"]  # the name on macOS
     return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
 
 

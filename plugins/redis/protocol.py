@@ -1,8 +1,8 @@
-"""One connection to a Redis server: sends commands and reads their answers whole.
+"""One connection to a Redis server: send commands and read complete answers.
 
-The driver connects: it looks the name up, does TLS and logs in. Then this module takes over its socket and speaks the
-protocol (RESP2) itself: the reader alone can tell whether an answer was read whole, and whether an exception is the
-socket's own or was raised by a signal handler.
+The driver connects: it resolves the name, does TLS and logs in. Then this module takes over its socket and speaks the
+protocol (RESP2) itself, because only the code that reads can tell whether an answer is complete, and whether an
+exception came from the socket or from a signal handler.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Command = Sequence[Argument]
 
 _READ_BYTES = 64 * 1024
 _LONGEST_READ_BYTES = 1024 * 1024
-# What stands before an answer of any length: its type and a number, or the text of an error.
+# The first line of an answer: its type and a number, or the text of an error.
 _LONGEST_LINE_BYTES = 64 * 1024
 _DEEPEST = 8
-# Larger arguments are sent on their own: to join them with the rest would copy them.
+# Larger arguments are sent separately: joining would copy them.
 _LARGE_BYTES = 64 * 1024
 
 
 class CallFailedError(Exception):
-    """A call got no whole answer. `error` is the driver's, or one like it; `sent`: whether a byte may have gone out."""
+    """A call without a complete answer. `error` is a driver exception; `sent` says whether any byte may have left."""
 
     def __init__(self, error: Exception, sent: bool) -> None:
         super().__init__(error)
@@ -42,7 +42,7 @@ class CallFailedError(Exception):
 
 
 def packed(commands: Sequence[Command]) -> list[bytes]:
-    """Return `commands` as the bytes to send, in one piece unless an argument is large."""
+    """Return the bytes to send for `commands`, in one piece unless an argument is large."""
     pieces: list[bytes] = []
     parts: list[bytes] = []
     for command in commands:
@@ -60,25 +60,25 @@ def packed(commands: Sequence[Command]) -> list[bytes]:
 
 
 class Connection:
-    """A connection that has logged in. It is closed by whatever goes wrong in `ask`, signal handlers included."""
+    """A logged-in connection. Any exception in `ask` closes it, including one from a signal handler."""
 
     __slots__ = ("_at", "_buffer", "_forks", "_socket", "timeout_s", "used_s")
 
     def __init__(self, connected: Any) -> None:
-        """Take over the socket of `connected`, a connection of the driver that has just logged in."""
+        """Take over the socket of `connected`, a driver connection that has just logged in."""
         self._forks = _forks
         self._socket: Any = connected._sock
         connected._sock = None
         self._buffer, self._at = b"", 0
         self.timeout_s: float | None = self._socket.gettimeout()
-        #: When it was last given back, by `time.monotonic`.
+        #: When it was last returned to the pool, by `time.monotonic`.
         self.used_s = time.monotonic()
 
     def ask(self, request: list[bytes], count: int) -> list[Any]:
-        """Send `request` and return its `count` answers; one that is an error is a `ResponseError` among them.
+        """Send `request` and return its `count` answers; an error answer is a `ResponseError` in the list.
 
-        Raises CallFailedError. The answers come out whole or the connection is closed, so that the next call cannot
-        read the answer to this one.
+        Raises CallFailedError. Unless every answer was read completely, the connection is closed, so the next call
+        cannot read an answer to this one.
         """
         try:
             for piece in request:
@@ -100,7 +100,7 @@ class Connection:
             raise
 
     def is_alive(self, timeout_s: float) -> bool:
-        """Whether the server answers over this connection within `timeout_s` seconds; if not, it is closed."""
+        """Return whether the server answers within `timeout_s` seconds; if not, close the connection."""
         if self.has_ended():
             return False
         try:
@@ -112,18 +112,18 @@ class Connection:
         return True
 
     def has_ended(self) -> bool:
-        """Whether the server has closed it. Nothing was asked, so whatever there is to read is the end."""
+        """Return whether the server has closed the connection. No answer is due, so any readable data means the end."""
         if _is_readable(self._socket):
             self.close()
             return True
         return False
 
     def close(self) -> None:
-        """Close it. In a forked child this closes the child's copy alone; the connection itself goes on."""
+        """Close the connection. A forked child closes only its own copy; the parent's connection stays usable."""
         close_socket(self._socket, is_ours=self._forks == _forks)
 
     def __del__(self) -> None:
-        # A handler may raise before the call that took it can close it.
+        # A handler may raise before the call that took the connection can close it.
         if hasattr(self, "_socket"):
             self.close()
 
@@ -170,7 +170,7 @@ class Connection:
         raise _garbled()
 
     def _array(self, length: int, depth: int) -> list[Any]:
-        """Read `length` answers. Those that are bytes and in the buffer are taken here: a call for each is slower."""
+        """Return the next `length` answers. Byte strings already in the buffer are parsed inline, which is faster."""
         answers: list[Any] = []
         buffer, at = self._buffer, self._at
         for _ in range(length):
@@ -188,7 +188,7 @@ class Connection:
         return answers
 
     def _fill(self, needed: int) -> None:
-        """Read until `needed` bytes that were not taken yet are in the buffer, which then begins with them."""
+        """Read until the buffer holds `needed` unparsed bytes, and move them to its start."""
         chunks = [self._buffer[self._at :]]
         missing = needed - len(chunks[0])
         while missing > 0:
@@ -212,7 +212,7 @@ class Connection:
 
 
 class HiredisConnection(Connection):
-    """The same, with the driver's parser in C."""
+    """A connection that uses the driver's C parser."""
 
     __slots__ = ("_reader",)
 
@@ -244,7 +244,7 @@ class HiredisConnection(Connection):
 
 
 class _GarbledError(Exception):
-    """What the parser in C raises when it is given something else than answers."""
+    """The error that the C parser raises for bytes that are not answers."""
 
 
 def _number(text: bytes) -> int:
@@ -255,12 +255,12 @@ def _number(text: bytes) -> int:
 
 
 def _garbled() -> CallFailedError:
-    # What was read may be anything, from an echo of the password on.
+    # Do not quote the bytes: they may include an echo of the password.
     return CallFailedError(driver.InvalidResponse("an answer that is none"), sent=True)
 
 
 def _inherited() -> CallFailedError:
-    # A call was under way when its thread forked, in a signal handler; the parent goes on with it.
+    # The thread forked during a call, in a signal handler; the parent continues the call.
     return CallFailedError(driver.ConnectionError("the process was forked meanwhile"), sent=True)
 
 
@@ -279,11 +279,11 @@ def _is_readable(connected: Any) -> bool:
 
 
 def close_socket(connected: Any, is_ours: bool = True) -> None:
-    """Close a socket; end the connection for the other end too, if it `is_ours` and not that of a parent process."""
+    """Close a socket; if it `is_ours` and not a parent process's, shut down the connection as well."""
     if is_ours:
         try:
             connected.shutdown(socket.SHUT_RDWR)
-        except OSError as error:  # it has ended already
+        except OSError as error:  # already ended
             if raised_by_handler(error):
                 raise
         finally:
@@ -292,15 +292,15 @@ def close_socket(connected: Any, is_ours: bool = True) -> None:
 
 
 def connection_of(connected: Any) -> Connection:
-    """Return the `Connection` over a connection of the driver, with the faster parser if that is installed."""
+    """Return a `Connection` that takes over the driver's; it uses hiredis if installed."""
     return Connection(connected) if _hiredis is None else HiredisConnection(connected)
 
 
-# The driver brings it, with its extra of that name.
+# Installed with the driver's extra of the same name.
 _hiredis: Any = importlib.import_module("hiredis") if HIREDIS_AVAILABLE else None
 _MISSING = object()
 PING = packed([(b"PING",)])
-# How often this process is the child of a fork: a connection that was made before the last one belongs to the parent.
+# The number of forks between the first process and this one: a connection made before the last fork is the parent's.
 _forks = 0
 
 

@@ -1,7 +1,7 @@
-"""What the redis engine's server does in one step: Lua scripts.
+"""The Lua scripts of the redis engine, each of which the server runs atomically.
 
-A script that raises is not rolled back, so each asks first, of every key it will write, a question that raises if
-something foreign lies there.
+A script that raises is not rolled back. So each script first reads every key that it will write, which raises if the
+key holds foreign data.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from .protocol import Argument, Command
 
 
 class Script:
-    """A Lua script: the server runs it as one step."""
+    """A Lua script, which the server runs atomically."""
 
     def __init__(self, *lines: str) -> None:
         self.text = "\n".join(lines).encode()
-        #: What EVALSHA calls it by.
+        #: The script's name for EVALSHA.
         self.sha1 = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def by_name(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Command:
-        """The command that runs it on a server that has run it before."""
+        """Return the EVALSHA command, for a server that has run the script before."""
         return (b"EVALSHA", self.sha1, len(keys), *keys, *arguments)
 
     def in_full(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Command:
-        """The command that runs it on any server."""
+        """Return the EVAL command, for any server."""
         return (b"EVAL", self.text, len(keys), *keys, *arguments)
 
 
-# KEYS of all of them: values, order, index.
+# KEYS of every script: values, order, index.
 _CHECK = "redis.call('HLEN', KEYS[1]) redis.call('ZCARD', KEYS[2]) redis.call('SCARD', KEYS[3])"
-# ARGV: namespace, then key, value, key, value ... Lua takes some thousand arguments in one call. The index is written
-# each time: it may have been evicted.
+# ARGV: namespace, then key, value, key, value ... A Lua call takes a few thousand arguments. The index is written
+# every time, because it may have been evicted.
 WRITE = Script(
     _CHECK,
     "for first = 2, #ARGV, 1000 do",
@@ -48,7 +48,7 @@ WRITE = Script(
     "end",
     "redis.call('SADD', KEYS[3], ARGV[1])",
 )
-# ARGV: namespace, key ... Keys stay listed if none of them has a value: they show what was evicted.
+# ARGV: namespace, key ... If none of the keys has a value, they stay listed: the listing then shows an eviction.
 DELETE = Script(
     _CHECK,
     "local deleted = 0",
@@ -61,7 +61,7 @@ DELETE = Script(
     "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return deleted",
 )
-# ARGV: namespace, key, '1' if there must be an old value, that, '1' if there is a new value, that
+# ARGV: namespace, key, '1' if an old value is expected, the old value, '1' if there is a new value, the new value.
 SWAP = Script(
     _CHECK,
     "local now = redis.call('HGET', KEYS[1], ARGV[2])",
@@ -76,14 +76,14 @@ SWAP = Script(
     "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return 1",
 )
-# ARGV: namespace. UNLINK takes one step whatever the size; the memory is freed beside the server's work.
+# ARGV: namespace. UNLINK takes constant time at any size; the server frees the memory in the background.
 CLEAR = Script(
     _CHECK,
     "redis.call('UNLINK', KEYS[1], KEYS[2])",
     "redis.call('SREM', KEYS[3], ARGV[1])",
 )
 # ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, most values, bytes of values after which to stop.
-# Returns a page of keys, how many keys are listed and how many values there are in all, and the page's first values.
+# Returns a page of keys, the total of listed keys, the total of values, and the first values of the page.
 PAGE = Script(
     "local keys = redis.call(ARGV[1], KEYS[2], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])",
     "local values, bytes = {}, 0",
@@ -94,8 +94,8 @@ PAGE = Script(
     "end",
     "return {keys, redis.call('ZCARD', KEYS[2]), redis.call('HLEN', KEYS[1]), values}",
 )
-# ARGV: namespace, cursor of HSCAN. Lists some of the keys that have a value; returns the next cursor. Servers before
-# Redis 7.4 have no NOVALUES; Redis 4 lets a script write after HSCAN only if told.
+# ARGV: namespace, cursor of HSCAN. Adds some of the keys with a value to the listing; returns the next cursor. Servers
+# before Redis 7.4 have no NOVALUES; Redis 4 lets a script write after HSCAN only after `replicate_commands`.
 REBUILD = Script(
     _CHECK,
     "if redis.replicate_commands then redis.replicate_commands() end",
@@ -109,14 +109,14 @@ REBUILD = Script(
     "if #found[2] > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return found[1]",
 )
-# ARGV: HSCAN or ZSCAN, which of KEYS, cursor. The next cursor, and keys alone: their values may be large.
+# ARGV: HSCAN or ZSCAN, which of KEYS, cursor. Returns the next cursor and keys; the values may be large.
 NAMES = Script(
     "local found = redis.call(ARGV[1], KEYS[tonumber(ARGV[2])], ARGV[3], 'COUNT', 100)",
     "local names = {}",
     "for i = 1, #found[2], 2 do names[#names + 1] = found[2][i] end",
     "return {found[1], names}",
 )
-# ARGV: '1' to mend, then key ... Keys with a value that are not in the order, and those in the order without a value.
+# ARGV: '1' to repair, then key ... Returns the keys with a value that are not listed, and the listed keys without one.
 LISTED = Script(
     _CHECK,
     "local unlisted, valueless = {}, {}",
@@ -133,7 +133,7 @@ LISTED = Script(
     "end",
     "return {unlisted, valueless}",
 )
-# ARGV: namespace, '1' to mend. Whether a namespace with values is in the index.
+# ARGV: namespace, '1' to repair. Returns whether a namespace with values is in the index.
 INDEXED = Script(
     _CHECK,
     "if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then return 1 end",

@@ -1,4 +1,4 @@
-"""Commands of the redis engine to its server, sent again where that is safe."""
+"""Send the commands of the redis engine to its server, and retry where that is safe."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _LONGEST_BACKOFF_S: Final = 1.0
 
 
 class Server:
-    """One server. Used by any thread.
+    """One server. Thread-safe.
 
-    `again` says that a command may be sent twice, because its answer was lost; `changes` that it writes.
+    `again` allows a command to be sent twice after its answer was lost; `changes` says that it writes.
     """
 
     def __init__(self, pool: Pool, where: str, retry_s: float, hint: Callable[[Exception], str]) -> None:
-        """`hint` says what may be wrong with the address, if the first connection fails with an error."""
+        """Set up the server; `hint` returns what may be wrong with the address if the first connection fails."""
         self._pool = pool
         self._where = where
         self._retry_s = retry_s
         self._hint = hint
 
     def call(self, *command: Argument, changes: bool = False, again: bool = True) -> Any:
-        """Return the answer to one command. Raises the StoreError that its failure amounts to."""
+        """Return the answer to one command. Raises the StoreError for its failure."""
         return self.exchange([command], changes, again)[0]
 
     def run(
@@ -45,7 +45,7 @@ class Server:
         changes: bool = False,
         again: bool = True,
     ) -> Any:
-        """Return the answer of a script, which is sent by its name as long as the server knows it."""
+        """Return the answer of a script, sent by name as long as the server knows it."""
         return self.run_after((), script, keys, arguments, changes, again)[0]
 
     def run_after(
@@ -57,21 +57,21 @@ class Server:
         changes: bool = False,
         again: bool = True,
     ) -> list[Any]:
-        """Return the answers to `commands`, which only read, and to a script that is sent along and runs after them."""
+        """Return the answers to the read-only `commands` and to a script that runs after them, in one round trip."""
         try:
             return self.exchange([*commands, script.by_name(keys, arguments)], changes, again)
         except driver.NoScriptError:
             return self.exchange([*commands, script.in_full(keys, arguments)], changes, again)
 
     def transaction(self, commands: Sequence[Command], changes: bool = False, again: bool = True) -> list[Any]:
-        """Return the answers to `commands`, which the server runs as one step."""
+        """Return the answers to `commands`, which the server runs atomically."""
         if len(commands) == 1:
             return self.exchange(commands, changes, again)
         answers: list[Any] = self.exchange([(b"MULTI",), *commands, (b"EXEC",)], changes, again)[-1]
         return answers
 
     def exchange(self, commands: Sequence[Command], changes: bool = False, again: bool = True) -> list[Any]:
-        """Return the answers to `commands`, sent together."""
+        """Return the answers to `commands`, sent in one request."""
         request, count = packed(commands), len(commands)
         deadline_s = backoff_s = 0.0
         maybe_done = False
@@ -87,13 +87,13 @@ class Server:
                     return answers
                 error = refusal
                 if has_moved(error):
-                    # These connections lead to the old server; the next one looks the name up again.
+                    # The idle connections lead to the old server; a new one resolves the name again.
                     self._pool.drop_idle()
             now_s = time.monotonic()
             deadline_s = deadline_s or now_s + self._retry_s
             if now_s >= deadline_s or (maybe_done and not again) or not may_pass(error, self._pool.was_connected):
                 raise self._store_error(error, commands, maybe_done) from error
-            # Jitter: clients that lost the server together should not all come back together.
+            # Jitter: clients that lost the server together should not all reconnect together.
             time.sleep(min(backoff_s * random.uniform(0.5, 1), deadline_s - now_s))  # noqa: S311
             backoff_s = min(max(backoff_s * 2, _FIRST_BACKOFF_S), _LONGEST_BACKOFF_S)
 
@@ -111,7 +111,7 @@ class Server:
 
 
 def _refusal_in(answers: list[Any]) -> driver.ResponseError | None:
-    """Return the first answer that is an error, within the answers of a transaction too."""
+    """Return the first error among the answers, including the answers of a transaction, or None."""
     for answer in answers:
         if isinstance(answer, driver.ResponseError):
             return answer

@@ -1,6 +1,6 @@
-"""The redis engine: a standalone server; a hash of values and a sorted set of keys for each namespace.
+"""The redis engine for a standalone server: each namespace is a hash of values and a sorted set of keys.
 
-`docs/redis.md` says what lies under which key of the server, and why.
+`docs/redis.md` describes the keys on the server and their reasons.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .server import Server
 T = TypeVar("T")
 
 _CHUNK_KEYS = 1000
-# Items in one command of a batch. Servers before Redis 7 take about a million arguments.
+# Items per command of a batch. Servers before Redis 7 take about a million arguments.
 _BATCH = 100_000
-# Keys in one command that reads. More need MULTI, which a server whose memory is full refuses.
+# Keys per command that reads. More need MULTI, which a server whose memory is full refuses.
 _READ_BATCH = 1_000_000
 _QUESTIONS: tuple[Command, ...] = (
     ("INFO", "server"),
@@ -37,11 +37,11 @@ _QUESTIONS: tuple[Command, ...] = (
 
 
 class RedisPlugin(StoragePluginBase):
-    """`redis://`, `rediss://` (TLS) and `unix://`: a namespace is shared by all who use the same server and prefix.
+    """The redis engine: `redis://`, `rediss://` (TLS) and `unix://`. Clients of one server and prefix share namespaces.
 
-    Built, it has reached the server, unless `lazy_connect` is set: StorageUnavailableError or StorageTimeoutError if
-    there is none, or it refuses the login. A call that loses its connection makes a new one and tries again for
-    `retry_s` seconds; the next call starts afresh. `durable` is declared if the server says at the first connection
+    Unless `lazy_connect` is set, the constructor connects; it raises StorageUnavailableError or StorageTimeoutError if
+    the server is unreachable or refuses the login. A call that loses its connection reconnects and retries for
+    `retry_s` seconds; the next call starts afresh. `durable` is declared if the server reports at the first connection
     that it writes every change to disk before it answers. A RuntimeWarning says that the server may evict data.
     """
 
@@ -91,7 +91,7 @@ class RedisPlugin(StoragePluginBase):
         super().__init__(config)
         options = self._storage_config
         self.prefix: str = options["prefix"]
-        # Without a brace of its own, the first one in a name starts the namespace, also for Redis Cluster.
+        # Without braces in the prefix, the first brace of a key starts the namespace, also for Redis Cluster.
         if not self.prefix or not self.prefix.isprintable() or set(self.prefix) & set("{} "):
             raise ConfigError("option 'prefix' of the redis engine must be printable text without blanks and braces")
         address = read_address(options)
@@ -111,7 +111,7 @@ class RedisPlugin(StoragePluginBase):
         return RedisStorage(self, namespace)
 
     def namespaces(self) -> list[str]:
-        # Names are added to the index in the step that writes; one whose keys were all removed may still be there.
+        # A write adds the name to the index atomically; a namespace whose keys were all removed may still be listed.
         named: set[bytes] = set()
         cursor: bytes | int = 0
         while True:
@@ -130,11 +130,14 @@ class RedisPlugin(StoragePluginBase):
 
     @property
     def index(self) -> str:
-        """The key of the set of all names of namespaces."""
+        """The server's key of the set of all namespace names."""
         return f"{self.prefix}:namespaces"
 
     def key(self, namespace: str, part: str) -> str:
-        """The key of a part of `namespace`: the name in braces, what is no letter, digit or one of ``_.-~`` as %XX."""
+        """Return the server's key of a part of `namespace`.
+
+        It holds the name in braces; any character but letters, digits and ``_.-~`` is escaped as %XX.
+        """
         return f"{self.prefix}:{{{quote(namespace, safe='')}}}:{part}"
 
     def _names(self, raw: set[bytes]) -> list[str]:
@@ -147,15 +150,15 @@ class RedisPlugin(StoragePluginBase):
             ) from error
 
     def _with_data(self, names: list[str]) -> list[str]:
-        # Where the values were evicted, the listing says that there were some.
+        # If the values were evicted, the listing still shows that the namespace had data.
         parts = ("values", "order")
         there = self.server.exchange([("EXISTS", *(self.key(name, part) for part in parts)) for name in names])
         return [name for name, is_there in zip(names, there, strict=True) if is_there]
 
     def _greet(self, connection: Connection) -> None:
-        """Ask the server over its first connection what it is, and what it may do with the data.
+        """Query the server's mode, persistence and eviction policy over its first connection.
 
-        Hosted servers refuse CONFIG, and a user may have no right to ask: nothing is known and nothing promised then.
+        Hosted servers refuse CONFIG, and a user may lack the permission to ask: then nothing is promised.
         """
         answers = connection.ask(packed(_QUESTIONS), len(_QUESTIONS))
         server, persistence, memory = (_fields(answer) for answer in answers[:3])
@@ -174,13 +177,13 @@ class RedisPlugin(StoragePluginBase):
 
 
 def _fields(answer: object) -> dict[str, str]:
-    """Return what INFO says, by name; nothing if it was refused."""
+    """Return the fields of an INFO answer by name; empty if INFO was refused."""
     text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
     return {name: value for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 class RedisStorage(EncodedStorage):
-    """One namespace. Any thread and process may use it; every write and every batch is one step on the server."""
+    """One namespace. Any thread and process may use it; every write and every batch is atomic on the server."""
 
     def __init__(self, plugin: RedisPlugin, namespace: str) -> None:
         super().__init__(plugin, namespace)
@@ -199,7 +202,7 @@ class RedisStorage(EncodedStorage):
         self._server.run(WRITE, self._keys, (self._name, key.encode(), data), changes=True)
 
     def delete(self, key: str) -> bool:
-        # Asked again after a lost answer, the server would say that the key is not there.
+        # Not sent again: after a lost answer, a second attempt would report the key as missing.
         return bool(self._server.run(DELETE, self._keys, (self._name, key.encode()), changes=True, again=False))
 
     def len(self) -> int:
@@ -209,7 +212,7 @@ class RedisStorage(EncodedStorage):
         return self.key_range(None, None, False)
 
     def close(self) -> None:
-        # Nothing is held here: a write that returned is on the server.
+        # Nothing to flush: a write that returned is on the server.
         pass
 
     def exists(self, key: str) -> bool:
