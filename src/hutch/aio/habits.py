@@ -1,4 +1,4 @@
-"""The spelling of the blocking surface, used on the asyncio one: a TypeError at once, with the right spelling."""
+"""Refuse the blocking surface's syntax on asyncio objects: raise a TypeError that gives the right spelling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _IN_FULL = "{key: value async for key, value in namespace.items()}"
 
 
 class Opened:
-    """Refuse `with`, where `async with` is meant."""
+    """A base class that refuses `with` where `async with` is meant."""
 
     _spelling = "async with"
 
@@ -19,11 +19,11 @@ class Opened:
         raise TypeError(f"this is the asyncio surface of hutch; use `{self._spelling}`")
 
     def __exit__(self, *_: object) -> None:
-        """Stand beside `__enter__`, without which Python says something else."""
+        """Do nothing; without this method Python raises its own error before `__enter__` runs."""
 
 
 class SyncHabits(Opened):
-    """Refuse every use of an aio Namespace as a mapping."""
+    """A base class that refuses every use of an aio Namespace as a mapping."""
 
     _spelling = "async with store.open(name) as namespace"
 
@@ -79,7 +79,7 @@ class SyncHabits(Opened):
 
 
 class StoreHabits(Opened):
-    """Refuse every use of an aio Store as a container, and its copy."""
+    """A base class that refuses to copy or pickle an aio Store, or to use it as a container."""
 
     _spelling = "async with hutch.aio.connect(config) as store"
 
@@ -118,7 +118,7 @@ class StoreHabits(Opened):
 
 
 class Iteration(AsyncIterator[T], Generic[T]):
-    """What `keys`, `items`, `values`, `scan` and `scan_keys` return: an asynchronous iterator."""
+    """The asynchronous iterator that `keys`, `items`, `values`, `scan` and `scan_keys` return."""
 
     __slots__ = ("_generator", "_spelling")
 
@@ -143,7 +143,7 @@ class Iteration(AsyncIterator[T], Generic[T]):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        # Refused at the first step: dict() replaces a TypeError of __iter__ by its own.
+        # A generator, so that the first step refuses: dict() replaces a TypeError of __iter__ itself with its own.
         yield self._refuse()
 
     __len__ = __contains__ = __getitem__ = __reversed__ = __await__ = __enter__ = _refuse
@@ -156,7 +156,7 @@ class Iteration(AsyncIterator[T], Generic[T]):
 
 
 class NotAwaitedError(TypeError, AttributeError):
-    """A verb of a store or namespace was used on what must be awaited first."""
+    """The error for a verb used on the result of `connect` or `open`, which must be awaited first."""
 
 
 def _wrong(used: str, right: str) -> TypeError:

@@ -1,4 +1,4 @@
-"""Read, change, write back: `modify` and `mutable`, for asyncio."""
+"""Atomic read, change and write back for asyncio: `modify` and `mutable`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .ticket import TaskTicket
 
 
 async def modify(handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any) -> Any:
-    """Modify `key` in a thread when it is this task's turn, and return the new value."""
+    """Modify `key` in a thread once this task holds it, and return the new value."""
     check_function(fn, key)
     storage = handle._store
-    # Not of the handle: it would wait, in the thread, for the key that the task holds.
+    # Not handle.modify: it would wait, in the thread, for the key that the task holds.
     call: Call[Any] = calls.prepare(storage.modify, keys=(key,))
     call.args = (key, _Function(fn, call), default)
     ticket = TaskTicket(storage.lock_scope, key)
@@ -37,7 +37,7 @@ async def modify(handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[
 
 
 class Mutable(Opened):
-    """The `async with` block of `Namespace.mutable`. For one use."""
+    """The context manager that `Namespace.mutable` returns; it can be used once."""
 
     _spelling = "async with namespace.mutable(key) as value"
 
@@ -91,7 +91,7 @@ class Mutable(Opened):
 
 
 class _Function:
-    """The function given to `modify`, which is not called again once nobody waits for the call."""
+    """The function given to `modify`. Raises ConflictError instead of running again once the caller gave up."""
 
     def __init__(self, fn: Callable[[Any], Any], call: Call[Any]) -> None:
         self._fn = fn

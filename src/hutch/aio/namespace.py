@@ -1,4 +1,4 @@
-"""Namespace, for asyncio."""
+"""The asyncio Namespace."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .mutable import Mutable, modify
 
 T = TypeVar("T")
 
-# Iteration fetches chunks that grow up to this many items, or what can be had in this time.
+# Iteration fetches chunks that grow from the first number of items to the second, each within this many seconds.
 _FIRST_CHUNK_ITEMS = 16
 _CHUNK_ITEMS = 1024
 _CHUNK_S = 0.005
-# After this many reads that did not wait for anything, the loop gets a turn.
+# After this many inline reads, which never wait, the event loop runs other tasks.
 _INLINE_RUN = 64
 
 
 class Namespace(SyncHabits):
-    """An open namespace: what a `hutch.Namespace` does, awaited. Any task of any event loop may use it.
+    """An open namespace: the verbs of `hutch.Namespace`, awaited. Any task of any event loop may use it.
 
-    A value is encoded in a thread while the loop goes on: leave it unchanged until its `set` is done.
+    A value is encoded in a thread while the event loop runs: do not change it until its `set` has returned.
     """
 
     def __init__(self, handle: hutch.Namespace, store_calls: Calls, inline_reads: bool) -> None:
@@ -49,27 +49,27 @@ class Namespace(SyncHabits):
 
     @property
     def namespace(self) -> str:
-        """Its name."""
+        """The name of the namespace."""
         return str(self._handle.namespace)
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the engine promises beyond the six verbs. Raises StoreNotOpenError while closed."""
+        """The engine's promises beyond the six verbs. Raises StoreNotOpenError while closed."""
         self._calls.check_open()
         return self._handle.capabilities
 
     def is_open_storage(self) -> bool:
-        """Whether it is open. An empty namespace is open."""
+        """Return whether the namespace is open, which an empty one may be."""
         return self._calls.is_open and self._handle.is_open_storage()
 
     async def close(self) -> None:
-        """Close this handle when its calls under way are done. Closed even if it raises, or is cancelled.
+        """Close this handle when its running calls are done; it is closed even if this raises or is cancelled.
 
-        Calls that their callers gave up are waited for at most one second; then the engine's handle is closed when
+        Waits at most one second for abandoned calls (their callers gave up); the engine's handle is then closed once
         they are done. A second `close` does nothing.
         """
         name = self.namespace
-        # Inline reads would go past the refusal, as long as the engine's handle is not closed yet.
+        # Inline reads would bypass the refusal until the engine's handle is closed.
         self._inline_reads = False
         await self._calls.close(
             self._close_handle, f"namespace {name!r} is closed; open it again to use it", keys=(name,)
@@ -90,41 +90,41 @@ class Namespace(SyncHabits):
     # --- reading ---
 
     async def __getitem__(self, key: str) -> Any:
-        """``await core[key]``: the value, fresh. Raises KeyError when missing."""
+        """Return the current value of `key`: ``await core[key]``. Raises KeyError when missing."""
         return await self._read(self._handle.__getitem__, key)
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, fresh, or `default`."""
+        """Return the current value of `key`, or `default` when missing."""
         return await self._read(self._handle.get, key, default)
 
     async def contains(self, key: str) -> bool:
-        """Whether `key` has a value."""
+        """Return whether `key` has a value."""
         return await self._read(self._handle.__contains__, key)
 
     async def len(self) -> int:
-        """The number of keys."""
+        """Return the number of keys."""
         return await self._calls.read(self._handle.__len__)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of those `keys` that have one, in the order given; one read where the engine can."""
+        """Return the present `keys` with their values, in the order given; a single read where the engine can."""
         return await self._calls.read(self._handle.get_many, keys)
 
     def keys(self) -> Iteration[str]:
-        """Each live key once, not disturbed by changes. So is ``async for key in core``."""
+        """Iterate over each live key once, undisturbed by changes; ``async for key in core`` does the same."""
         return self._iteration("key in namespace.keys()", self._handle.__iter__)
 
     def items(self) -> Iteration[tuple[str, Any]]:
-        """Each live key once, with its value, read in chunks."""
+        """Iterate over each live key once, with its value, reading in chunks."""
         return self._iteration("key, value in namespace.items()", self._handle.items)
 
     def values(self) -> Iteration[Any]:
-        """The values of `items`."""
+        """Iterate over the values of `items`."""
         return self._iteration("value in namespace.values()", self._handle.values)
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iteration[tuple[str, Any]]:
-        """Items in key order (by Unicode code point) that have `prefix` and ``start <= key < stop``."""
+        """Iterate in key order (Unicode code points) over items with `prefix` and ``start <= key < stop``."""
         return self._iteration(
             "key, value in namespace.scan()", lambda: self._handle.scan(prefix, start, stop, reverse)
         )
@@ -132,7 +132,7 @@ class Namespace(SyncHabits):
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iteration[str]:
-        """The keys that `scan` would give, without reading the values."""
+        """Iterate over the keys that `scan` would yield, without reading values."""
         return self._iteration(
             "key in namespace.scan_keys()", lambda: self._handle.scan_keys(prefix, start, stop, reverse)
         )
@@ -159,12 +159,12 @@ class Namespace(SyncHabits):
         await self._calls.write(keys, functools.partial(self._handle.update, other, **more))
 
     async def set_many(self, items: Mapping[str, Any]) -> None:
-        """Set every item of `items`; `update` with one argument."""
+        """Set every item of `items`: the same as `update` with one argument."""
         keys = tuple(items) if type(items) is dict else None
         await self._calls.write(keys, self._handle.set_many, items)
 
     async def remove_many(self, keys: Iterable[str]) -> int:
-        """Remove those `keys` that are there, as one batch; how many that were."""
+        """Remove the `keys` that are present, as one batch. Returns how many were removed."""
         return await self._calls.write(
             tuple(keys) if type(keys) in (list, tuple, set) else None, self._handle.remove_many, keys
         )
@@ -174,26 +174,26 @@ class Namespace(SyncHabits):
         await self._calls.write(None, self._handle.clear)
 
     async def pop(self, key: str, default: Any = hutch.MISSING) -> Any:
-        """Remove `key` and return its value; no other caller gets the same one. KeyError if there is no default."""
+        """Remove `key` and return its value, which no other caller gets, or `default`. KeyError if both are missing."""
         return await self._calls.write((key,), self._handle.pop, key, default)
 
     async def popitem(self) -> tuple[str, Any]:
-        """Remove an item, any, and return it. Raises KeyError when there is none."""
+        """Remove an arbitrary item and return it. Raises KeyError when the namespace is empty."""
         return await self._calls.write(None, self._handle.popitem)
 
     async def setdefault(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, after setting it to `default` if it had none. Atomic as `modify` is."""
+        """Set `key` to `default` if it has no value. Returns the value of `key`; as atomic as `modify`."""
         return await self._calls.write((key,), self._handle.setdefault, key, default)
 
     async def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        """Set `key` to `value` if it now equals `expected`; whether it did. `hutch.MISSING` stands for no value."""
+        """Set `key` to `value` if it now equals `expected` (`hutch.MISSING`: no value). Returns whether it did."""
         return await self._calls.write((key,), self._handle.compare_and_set, key, expected, value)
 
     async def modify(self, key: str, fn: Callable[[Any], Any], default: Any = hutch.MISSING) -> Any:
-        """Replace the value of `key` by ``fn(value)``, atomically, and return the new value. As `Namespace.modify`.
+        """Replace the value of `key` by ``fn(value)`` atomically and return the new value, as `hutch.Namespace.modify`.
 
-        `fn` is a plain function and runs in a thread: it must not touch what belongs to the event loop. After a
-        cancellation it is not called again.
+        `fn` is a plain function and runs in a thread: it must not use objects of the event loop. It is not called
+        again after a cancellation.
 
         Raises ConflictError at once where the task would wait for itself, and StorageTimeoutError if other tasks held
         the key for too long (`wait_s` of the engine, else 60 s).
@@ -203,10 +203,9 @@ class Namespace(SyncHabits):
     def mutable(self, key: str, default: Any = None) -> Mutable:
         """Read a value, let the block change it in place, write it back: ``async with core.mutable("k", {}) as v``.
 
-        Other tasks' `mutable` and `modify` of the key wait. If anybody else wrote it meanwhile, a thread or another
-        process too, ConflictError is raised and nothing is written. A block that raises, or is cancelled, writes
-        nothing. A missing key starts from a copy of `default`. Raises what `modify` raises where tasks would wait for
-        each other.
+        Meanwhile `mutable` and `modify` of the key wait in other tasks. If a thread or process wrote the key in
+        between, this raises ConflictError and writes nothing. A block that raises or is cancelled writes nothing. A
+        missing key starts from a copy of `default`. Raises what `modify` raises where tasks would wait for each other.
         """
         return Mutable(self._handle, self._calls, check_key(key), default)
 
@@ -217,7 +216,7 @@ class Namespace(SyncHabits):
             return await self._calls.read(verb, *args)
         self._inline_run += 1
         if self._inline_run >= _INLINE_RUN:
-            # A loop over such reads never waits, and would keep all other tasks from running.
+            # A loop over inline reads never waits and would keep all other tasks from running.
             self._inline_run = 0
             await asyncio.sleep(0)
         return verb(*args)
@@ -248,7 +247,7 @@ def _begun_later(source: Callable[[], Iterable[T]]) -> Iterator[T]:
 
 
 def _next_chunk(iterator: Iterator[T], most: int) -> tuple[list[T], Exception | None, bool]:
-    """Up to `most` items, the error that ended them, and whether there may be more."""
+    """Return up to `most` items, the error that ended the iteration, and whether there may be more."""
     items: list[T] = []
     until_s = time.monotonic() + _CHUNK_S
     try:
@@ -257,7 +256,7 @@ def _next_chunk(iterator: Iterator[T], most: int) -> tuple[list[T], Exception | 
             if time.monotonic() > until_s:
                 return items, None, True
     except Exception as error:
-        # What came before it is given out first, as it would be without the chunks.
+        # The items before the error are yielded first, as they would be without chunks.
         return items, error, False
     return items, None, len(items) == most
 

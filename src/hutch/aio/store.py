@@ -1,4 +1,4 @@
-"""connect and Store, for asyncio."""
+"""The asyncio `connect` and Store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ C = TypeVar("C", bound=_Closable)
 
 
 class Opening(Opened, Generic[C]):
-    """What `connect` and `Store.open` return: ``await`` it, or ``async with`` it, which closes what it opened."""
+    """The result of `connect` and `Store.open`, for ``await`` or ``async with``, which closes what it opened."""
 
     def __init__(self, opening: Callable[[], Coroutine[Any, Any, C]], opens: type[C], call: str) -> None:
         self._opening = opening
@@ -66,11 +66,11 @@ class Opening(Opened, Generic[C]):
 
 
 def connect(config: Any = None, *, threads: int = _THREADS, inline_reads: bool = False) -> Opening[Store]:
-    """The store that `config` describes, which is anything that `hutch.connect` takes.
+    """Return the store for `config`, in any form that `hutch.connect` takes.
 
-    `threads` is how many calls run at once, 8 unless given; more wait in line. With `inline_reads`, `get`, `[]` and
-    `contains` run on the event loop itself, some 40 us faster each. That is for data in memory, `memory://` and an
-    LMDB that fits in it: everything else that runs on the loop waits as long as such a read waits for a disk.
+    At most `threads` calls run at once, 8 by default; more wait in a queue. With `inline_reads`, `get`, `[]` and
+    `contains` run on the event loop itself, about 40 us faster per call. Use it only for data in memory (`memory://`,
+    or an LMDB that fits): a read that waits for a disk stops everything on the event loop.
 
     Raises what `hutch.connect` raises, and ConfigError if `threads` is less than 1.
     """
@@ -92,13 +92,13 @@ def connect(config: Any = None, *, threads: int = _THREADS, inline_reads: bool =
 
 
 class Store(StoreHabits):
-    """A `hutch.Store` for asyncio. Any task of any event loop may use it. Made by `connect`."""
+    """A `hutch.Store` for asyncio, made by `connect`. Any task of any event loop may use it."""
 
     def __init__(self, store: hutch.Store, calls: Calls, inline_reads: bool) -> None:
         self._store = store
         self._calls = calls
         self._inline_reads = inline_reads
-        # The threads of a store that nobody closes end with it.
+        # The threads of a store that is never closed end with it.
         weakref.finalize(calls, calls.pool.shut_down, join=False).atexit = False
 
     def __repr__(self) -> str:
@@ -106,21 +106,21 @@ class Store(StoreHabits):
 
     @property
     def name(self) -> str:
-        """The plugin's name, as its descriptor has it."""
+        """The plugin's name, as in its descriptor."""
         return self._store.name
 
     @property
     def config(self) -> hutch.StoreConfig:
-        """The config it was made from, checked."""
+        """The validated config that the store was made from."""
         return self._store.config
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the engine promises beyond the six verbs."""
+        """The engine's promises beyond the six verbs."""
         return self._store.capabilities
 
     def open(self, namespace: str) -> Opening[Namespace]:
-        """Open `namespace`, which need not exist: ``async with store.open("core") as core``. As `hutch.Store.open`."""
+        """Open `namespace`, which need not exist, as `hutch.Store.open`: ``async with store.open("core") as core``."""
 
         async def opening() -> Namespace:
             handle = await self._calls.write((namespace,), self._store.open, namespace, undo=hutch.Namespace.close)
@@ -129,7 +129,7 @@ class Store(StoreHabits):
         return Opening(opening, Namespace, "store.open(...)")
 
     async def namespaces(self) -> list[str]:
-        """The names of the namespaces that hold data, sorted. Raises CapabilityError if the engine cannot tell."""
+        """Return the sorted names of namespaces that hold data. Raises CapabilityError if the engine cannot do it."""
         return await self._calls.read(self._store.namespaces)
 
     async def drop(self, namespace: str) -> None:
@@ -137,14 +137,14 @@ class Store(StoreHabits):
         await self._calls.write((namespace,), self._store.drop, namespace)
 
     async def stats(self) -> dict[str, object]:
-        """Figures of the engine, for people."""
+        """Return the engine's figures, meant for people."""
         return await self._calls.read(self._store.stats)
 
     async def close(self) -> None:
-        """Close the engine when all calls under way are done; namespaces still open are closed with a ResourceWarning.
+        """Close the engine when all running calls are done; namespaces still open are closed with a ResourceWarning.
 
-        Closed even if something raises, or if this is cancelled. Calls that their callers gave up are waited for at
-        most one second; then the engine is closed when they are done. A second `close` does nothing.
+        The store is closed even if this raises or is cancelled. Waits at most one second for abandoned calls (their
+        callers gave up); the engine is then closed once they are done. A second `close` does nothing.
         """
         try:
             await self._calls.close(self._store.close, _CLOSED)

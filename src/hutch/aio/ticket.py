@@ -1,4 +1,4 @@
-"""TaskTicket: the place of a task in the queue for a key, in which threads and tasks of any event loop wait."""
+"""TaskTicket: a task's place in the queue for a key, where threads and tasks of any event loop wait."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..keylocks import Ticket
 from ..workers import WorkerPool
 from ..workers.call import DONE, HELD, Call
 
-# A waiting task is woken by the one before it. Where that one came to a sudden end, the wait ends after this.
+# The longest wait for a wake-up from the previous holder, which may have ended without sending one.
 _LONGEST_NAP_S: Final = 1.0
 
 
 class TaskTicket(Ticket):
-    """A ticket of the current task, which waits for its turn without a thread.
+    """A ticket of the current task, which waits for the key without a thread.
 
-    Call `release` in a `finally` after `enter`, whatever happened in between.
+    After `enter`, always call `release`, in a `finally`.
     """
 
     __slots__ = ("_loop", "_task", "call")
@@ -29,13 +29,13 @@ class TaskTicket(Ticket):
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         super().__init__(scope, key, owner=self._task)
-        # Of no thread: the task does not run in a forked child, whatever thread is left there.
+        # No thread: the task does not run in a forked child, whichever thread survives there.
         self.thread = 0
-        #: The call that is made while the key is held. If its caller gives up, the key is held until it is done.
+        #: The call made while the key is held. If its caller gives up, the key stays held until the call is done.
         self.call: Call[Any] | None = None
 
     async def wait_turn(self, wait_s: float) -> None:
-        """Return once the ticket holds its key. Raises as `wait` does."""
+        """Wait until the ticket holds its key, at most `wait_s` seconds. Raises what `wait` raises."""
         if self.check():
             return
         until_s = time.monotonic() + wait_s
@@ -43,7 +43,7 @@ class TaskTicket(Ticket):
             self.begin_wait()
             while True:
                 waiter: asyncio.Future[None] = self._loop.create_future()
-                # Set before the check, so that no release is missed.
+                # Set before checking, so that no release is missed.
                 self.wake = partial(_wake, self._loop, waiter)
                 if self.check():
                     return
@@ -59,22 +59,22 @@ class TaskTicket(Ticket):
             self.end_wait()
 
     def release(self, pool: WorkerPool) -> None:
-        """Let the next one have the key, as soon as the call that was made while it was held is done."""
+        """Give the key to the next ticket, as soon as the call made while it was held is done."""
         call = self.call
         if call is None or call.state == HELD or not pool.watch(call, self.leave):
             self.leave()
         else:
-            # The task may go on to wait for other keys. This one is no longer its own.
+            # The task may go on to wait for other keys; the call owns this one now.
             self.owner = call
 
     def _is_dead(self) -> bool:
-        """Whether nobody is left who would release the key: a signal handler raised at the wrong moment."""
+        """Return whether nothing is left to release the key, as when a signal handler raised before `release`."""
         has_ended = self._loop.is_closed() or (self._task is not None and self._task.done())
         return has_ended and (self.call is None or self.call.state in (HELD, DONE))
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed; nobody waits
+    with suppress(RuntimeError):  # the event loop is closed, so no task waits
         loop.call_soon_threadsafe(_set, waiter)
 
 

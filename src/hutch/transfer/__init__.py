@@ -1,8 +1,8 @@
-"""Moving data between stores: `copy`, `verify`, `dump` and `load`; and `to_json`, `from_json` for one value.
+"""Move data between stores: `copy`, `verify`, `dump` and `load`; and `to_json`, `from_json` for one value.
 
-`copy_items` and `verify_items` do with items from anywhere what `copy` and `verify` do with a store's. All stream in
-batches and hold no more than one batch in memory; all work while others use the stores, and then give what each batch
-found, not one moment of the whole. None of them ever removes anything.
+`copy_items` and `verify_items` take items from any source in place of a store. All functions stream and hold at most
+one batch in memory. All work while the stores are in use; each batch is then read at its own moment, and the result
+is not a snapshot. None of them ever removes anything.
 """
 
 from ..codec.tagged_json import from_json, json_text, to_json, to_tagged

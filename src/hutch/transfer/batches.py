@@ -1,4 +1,4 @@
-"""What `copy`, `verify`, `dump` and `load` share: batches of items, what makes two values the same, progress."""
+"""Shared parts of `copy`, `verify`, `dump` and `load`: batches of items, comparison of values, progress."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024
 _codec = TypedCodec()
 
-#: A value on its way, and what tells it from others (None: nothing does).
+#: A value and its mark, which is equal for equal values; None if the value cannot be compared.
 Item = tuple[Any, bytes | None]
 Batch = dict[str, Item]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a transfer has come; given to the `progress` callback after each batch."""
+    """The state of a transfer, passed to the `progress` callback after each batch."""
 
     namespace: str
     #: Items of this namespace that are done.
     done: int
-    #: Items it had at the start; None where that is not known.
+    #: Items that the namespace had at the start; None if unknown.
     total: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """What `copy`, `dump` or `load` did."""
+    """The result of `copy`, `dump` or `load`, in numbers."""
 
     namespaces: int
     #: Items written.
     written: int
-    #: Items that the target held already, equal in value and type.
+    #: Items that the target already held, equal in value and type.
     unchanged: int
 
 
@@ -49,7 +49,7 @@ OnProgress = Callable[[Progress], object]
 
 
 class Writer:
-    """Writes batches, and counts."""
+    """A writer of items in batches that skips equal ones and counts."""
 
     def __init__(self, progress: OnProgress | None) -> None:
         self._progress = progress
@@ -59,7 +59,7 @@ class Writer:
     def add(self, handle: Namespace, items: Iterable[tuple[str, Any]], total: int | None) -> None:
         name, done = str(handle.namespace), 0
         self._namespaces.add(name)
-        # What is empty now needs no reading to find what can be left as it is.
+        # An empty namespace has no equal items to skip, so it is not read.
         compare = len(handle) > 0
         for batch in batches(items):
             found = read_all(handle, batch) if compare else {}
@@ -84,21 +84,24 @@ def report(progress: OnProgress | None, namespace: str, done: int, total: int | 
 
 
 def chosen(store: Store, patterns: Iterable[str] | None) -> list[str]:
-    """The names of the namespaces of `store` that fit one of the globs, sorted; None means all."""
+    """Return the sorted names of the namespaces of `store` that match one of the globs `patterns`; None means all.
+
+    Raises CapabilityError if the engine cannot list its namespaces, unless every pattern is a plain name.
+    """
     if patterns is None:
         return store.namespaces()
     patterns = list(patterns)
     try:
         return [name for name in store.namespaces() if fits(name, patterns)]
     except CapabilityError:
-        # Names need no list to be found in; globs do.
+        # Plain names need no list to match against; globs do.
         if any(set(pattern) & set("*?[") for pattern in patterns):
             raise
         return sorted(set(patterns))
 
 
 def fits(name: str, patterns: list[str] | None) -> bool:
-    # A namespace may be called "a[1]": its own name fits it too.
+    # A namespace may be called "a[1]", so its exact name matches too.
     return patterns is None or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -106,7 +109,7 @@ def fits(name: str, patterns: list[str] | None) -> bool:
 
 
 def batches(items: Iterable[tuple[str, Any]]) -> Iterator[Batch]:
-    """`items` in batches of bounded count and size. What came before an unreadable item is given before the error."""
+    """Yield `items` in batches of bounded count and size; items before an unreadable one come before its error."""
     batch: Batch = {}
     size = 0
     try:
@@ -126,7 +129,7 @@ def batches(items: Iterable[tuple[str, Any]]) -> Iterator[Batch]:
 
 
 def read_all(handle: Namespace, keys: Iterable[str]) -> dict[str, Item]:
-    """What `handle` holds of `keys`; a value that cannot be read is there, but equal to nothing."""
+    """Return the items of `handle` for those `keys` it holds; an unreadable value gets no mark and equals nothing."""
     try:
         return {key: (value, mark_of(value)) for key, value in handle.get_many(keys).items()}
     except CorruptValueError:
@@ -147,7 +150,7 @@ def _write(handle: Namespace, items: dict[str, Any]) -> None:
     try:
         handle.set_many(items)
     except ValueTypeError:
-        # Nothing of the batch was written. One by one, so that the message can say which it was.
+        # Nothing of the batch was written. Write one by one, so that the error can name the key.
         for key, value in items.items():
             try:
                 handle[key] = value
@@ -161,15 +164,18 @@ def _write(handle: Namespace, items: dict[str, Any]) -> None:
 
 
 def mark_of(value: Any) -> bytes | None:
-    """Bytes that are equal for equal values of identical types, with few exceptions the other way round."""
+    """Return bytes that differ for different values or types and, with few exceptions, match for equal ones.
+
+    None for a value that neither the default codec nor pickle takes.
+    """
     if type(value) is Pickled:
         return value.body
     try:
         return _codec.encode(value)
     except ValueTypeError:
         pass
-    # Without the memo first, so that it does not matter which parts of a value are one object. A value that holds
-    # itself cannot be pickled that way.
+    # First without pickle's memo, so that shared parts of a value do not matter. A value that refers to itself can be
+    # pickled only with it.
     for fast in (True, False):
         try:
             pickled = BytesIO()
@@ -191,7 +197,7 @@ def same(a: Item, b: Item) -> bool:
     if len(mark) != len(other_mark):
         return False
     try:
-        # Two equal sets may give their items in different orders; here they are sorted.
+        # Equal sets may iterate in different orders; tagged JSON sorts them.
         return to_json(value) == to_json(other)
     except ValueTypeError:
         pass

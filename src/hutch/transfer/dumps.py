@@ -1,4 +1,4 @@
-"""Stores and JSON lines: `dump` and `load`. docs/dump-format.md describes the lines."""
+"""`dump` and `load`: write a store as JSON lines and read them back. docs/dump-format.md specifies the lines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def dump(
 ) -> Transferred:
     """Write every item of `store` to `out` as JSON lines that keep types; `namespaces` are globs, as in `copy`.
 
-    Raises ValueTypeError, which names namespace and key, for a value that only pickle can hold: a dump carries
-    no pickles, because loading one would run code; `copy` moves such values. Raises CorruptValueError for a
-    value that cannot be read. `out` is not closed or flushed.
+    Raises ValueTypeError, which names namespace and key, for a value that only pickle can store: a dump contains no
+    pickles, because loading one would run code; `copy` moves such values. Raises CorruptValueError for a value that
+    cannot be read. `out` is not closed or flushed.
     """
     names = chosen(store, namespaces)
     out.write(_line({"hutch_dump": DUMP_VERSION}))
@@ -46,7 +46,7 @@ def dump(
                     report(progress, name, done, total)
             report(progress, name, done, total)
             written += done
-    # So that a dump that was cut off cannot pass for a whole one.
+    # So that `load` notices a truncated dump.
     out.write(_line({"count": written}))
     return Transferred(len(names), written, 0)
 
@@ -58,13 +58,13 @@ def load(
     *,
     progress: OnProgress | None = None,
 ) -> Transferred:
-    """Set in `store` every item of the dump `lines`, a binary file perhaps; of namespaces that fit a glob, if given.
+    """Set in `store` every item of the dump `lines`, such as a binary file; `namespaces` are globs, as in `copy`.
 
-    Writes as `copy` does: it replaces what has the same key, removes nothing, and can be run again after an
-    interruption. Several dumps in a row are one.
+    Writes as `copy` does: values of existing keys are replaced, nothing is removed, and it can be run again after an
+    interruption. Several dumps may follow one another in `lines`.
 
     Raises CorruptValueError, which names the line, for text that is not a dump, for a damaged line, and for a
-    dump that was cut off; the items before that line are loaded.
+    truncated dump; the items before that line are loaded.
     """
     patterns = None if namespaces is None else list(namespaces)
     items = (item for item in _read_dump(lines) if fits(item[0], patterns))

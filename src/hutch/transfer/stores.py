@@ -1,4 +1,4 @@
-"""Into a store, and what is there compared: `copy` and `verify` from another store, and the same for any items."""
+"""`copy` and `verify`: write the items of another store, or of any source, into a store and compare them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One item that `verify` found to differ."""
+    """An item that `verify` found to differ."""
 
-    #: "missing" in the target, "different" there, or "extra" there.
+    #: "missing", "different" or "extra" in the target.
     kind: str
     namespace: str
     key: str
@@ -25,15 +25,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify` found, in numbers of items."""
+    """The result of `verify`, in numbers of items."""
 
     namespaces: int
     equal: int
     missing: int
     different: int
-    #: In the target alone. That is no fault: nothing here removes what else a target holds.
+    #: In the target only, which is not an error: `copy` removes nothing.
     extra: int
-    #: The first few of each kind.
+    #: The first few differences of each kind.
     examples: tuple[Difference, ...]
 
     @property
@@ -45,16 +45,16 @@ class Verified:
 def copy(
     source: Store, target: Store, namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
 ) -> Transferred:
-    """Copy every item of `source` to `target`, or those of the namespaces that fit one of the globs `namespaces`.
+    """Copy every item of `source` to `target`, or only from namespaces that match one of the globs `namespaces`.
 
-    What `target` holds under the same key is replaced, everything else there stays. Items it holds already,
-    equal in value and type, are read but not written again: a copy that was interrupted goes on where it
-    stopped when it is run again. Each batch is written as `set_many` writes: all or none where the engine
-    declares `atomic-batch`. `progress` is called after each batch.
+    Values of existing keys are replaced; everything else in `target` stays. Items that it already holds, equal in
+    value and type, are read but not written again, so running an interrupted copy again continues where it stopped.
+    Each batch is written as by `set_many`: all or none where the engine declares `atomic-batch`. `progress` is called
+    after each batch.
 
-    Raises CorruptValueError for a value that cannot be read, ValueTypeError for one that the target's codec does
-    not take (both name namespace and key), CapabilityError if the source cannot list its namespaces and
-    `namespaces` is not given, and what the engines raise. What was copied before stays copied.
+    Raises CorruptValueError for a value that cannot be read, ValueTypeError for a value that the target's codec
+    refuses (both name namespace and key), CapabilityError if the source cannot list its namespaces and `namespaces`
+    does not name them, and what the engines raise. Items copied before an error stay copied.
     """
     totals = Writer(progress)
     for name in chosen(source, namespaces):
@@ -66,9 +66,9 @@ def copy(
 def copy_items(
     items: Iterable[tuple[str, str, Any]], target: Store, *, progress: OnProgress | None = None
 ) -> Transferred:
-    """Set every one of `items`, which are (namespace, key, value), in `target`, as `copy` does.
+    """Set each of `items`, tuples (namespace, key, value), in `target`, as `copy` does.
 
-    They are taken as they come, and no more of them is held than one batch. Those of one namespace come together.
+    `items` is streamed, at most one batch held in memory. Items of one namespace should be adjacent.
     """
     totals = Writer(progress)
     for name, group in _by_namespace(items):
@@ -82,9 +82,9 @@ def verify(
 ) -> Verified:
     """Read back every item of `source` from `target` and compare value and type, NaN and -0.0 included.
 
-    `namespaces` are globs, as in `copy`. A value of the target that cannot be read counts as different; one of
-    the source raises CorruptValueError. Types that only pickle can store are compared by their pickles, or by
-    their own ``==`` if those differ.
+    `namespaces` are globs, as in `copy`. An unreadable value counts as different in the target and raises
+    CorruptValueError in the source. Types that only pickle can store are compared by their pickles and, if those
+    differ, by their own ``==``.
     """
     patterns = None if namespaces is None else list(namespaces)
     found = _Comparison(progress)
@@ -101,7 +101,7 @@ def verify(
 def verify_items(
     items: Iterable[tuple[str, str, Any]], target: Store, *, progress: OnProgress | None = None
 ) -> Verified:
-    """Read back every one of `items` from `target`, as `verify` does. What else is there is not looked for."""
+    """Read back each of `items` from `target` and compare as `verify` does. Extra items in `target` are not counted."""
     found = _Comparison(progress)
     for name, group in _by_namespace(items):
         with target.open(name) as handle:
@@ -115,7 +115,7 @@ def _by_namespace(items: Iterable[tuple[str, str, Any]]) -> Iterator[tuple[str, 
 
 
 class _Comparison:
-    """Compares in batches, and counts."""
+    """A comparison of items in batches, and its counts."""
 
     def __init__(self, progress: OnProgress | None) -> None:
         self._progress = progress
@@ -124,7 +124,7 @@ class _Comparison:
         self._examples: list[Difference] = []
 
     def compare(self, handle: Namespace, items: Iterable[tuple[str, Any]], total: int | None) -> int:
-        """Compare `items` with what `handle` holds; how many of them it has."""
+        """Compare `items` with those of `handle`. Returns how many of their keys `handle` has."""
         name, done, present = str(handle.namespace), 0, 0
         self._namespaces.add(name)
         for batch in batches(items):

@@ -1,4 +1,4 @@
-"""Threads of hutch's own for event loops: a pool that runs blocking calls, and what a caller that gives up leaves."""
+"""Worker threads for event loops: a pool that runs blocking calls and tracks calls whose callers gave up."""
 
 from .calls import Calls, patience_s
 from .pool import GRACE_S, WorkerPool

@@ -1,4 +1,4 @@
-"""Calls: the calls of one handle or store, awaited; a later write waits for what an earlier caller gave up on."""
+"""Calls: await the blocking calls of one handle or store, and order later writes after abandoned ones."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .pool import GRACE_S, WorkerPool
 
 T = TypeVar("T")
 
-#: The keys of a call: those that it writes, none of them, or None for all.
+#: The keys that a call writes: some, none, or None for all.
 Keys = tuple[str, ...] | None
 
 _PATIENCE_S: Final = 60.0
-# A waiting task is woken. Where a signal handler raised in place of that, the wait ends after this.
+# The longest wait for a wake-up, which is lost if a signal handler raises in its place.
 _LONGEST_NAP_S: Final = 1.0
 
 
 def patience_s(options: Mapping[str, object]) -> float:
-    """Return how long a write waits for an abandoned one on an engine with these options.
+    """Return how many seconds a write waits for an abandoned one on an engine with these options.
 
-    It is `wait_s`, else half of `timeout_s`, so that the error comes before the abandoned call has failed; else 60 s.
+    It is `wait_s`, else half of `timeout_s`, so that the wait times out before the abandoned call fails; else 60.
     """
     wait_s, timeout_s = options.get("wait_s"), options.get("timeout_s")
     if isinstance(wait_s, int | float):
@@ -36,11 +36,11 @@ def patience_s(options: Mapping[str, object]) -> float:
 
 
 class Calls:
-    """Run the blocking calls of one handle, or of one store, in the threads of `pool`.
+    """The blocking calls of one handle or store, run in the threads of `pool`.
 
-    A caller that is cancelled is let go at once. A call that it had waiting is withdrawn. A write that had begun is
-    abandoned; a later one of the same key is not begun until that one is done. After `patience_s` it raises
-    StorageTimeoutError instead. `describe` names a key (or all, for None) in that message.
+    A cancelled caller returns at once. Its call is withdrawn if it had not begun. A write that had begun is abandoned:
+    a later write of the same key begins only when it is done, or raises StorageTimeoutError after `patience_s`.
+    `describe` names the key (or everything, for None) in that error.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Calls:
     # --- one call ---
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
-        """Return ``fn(*args)``, called in a thread."""
+        """Call ``fn(*args)`` in a thread and return its result."""
         call = self.prepare(fn, *args)
         self.pool.submit(call)
         try:
@@ -69,9 +69,9 @@ class Calls:
             raise
 
     async def write(self, keys: Keys, fn: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None) -> T:
-        """Return ``fn(*args)``, called in a thread, which writes `keys`.
+        """Call ``fn(*args)``, which writes `keys`, in a thread and return its result.
 
-        `undo` is called with the result if the caller gave up after the call had begun.
+        If the caller gives up after the call began, `undo` is called with the result.
         """
         if self._group.abandoned:
             await self.until_answered(keys)
@@ -86,12 +86,12 @@ class Calls:
     def prepare(
         self, fn: Callable[..., T], *args: Any, keys: Keys = (), undo: Callable[[T], object] | None = None
     ) -> Call[T]:
-        """Return the call of ``fn(*args)``, which `run` makes. Raises StoreNotOpenError when closed."""
+        """Return a call of ``fn(*args)`` for `run`. Raises StoreNotOpenError when closed."""
         self.check_open()
         return Call(self._group, self.loop(), fn, args, keys, undo)
 
     async def run(self, call: Call[T]) -> T:
-        """Make a call that `prepare` returned, and return its result."""
+        """Run a call that `prepare` returned and return its result."""
         self.pool.submit(call)
         try:
             return await call.future
@@ -100,9 +100,9 @@ class Calls:
             raise
 
     async def until_answered(self, keys: Keys) -> None:
-        """Wait until no abandoned write of any of `keys` is unanswered.
+        """Wait until no abandoned write of any of `keys` is unfinished.
 
-        Raises StorageTimeoutError after `patience_s`, StoreNotOpenError when closed.
+        Raises StorageTimeoutError after `patience_s`, and StoreNotOpenError when closed.
         """
         self.check_open()
         until_s = time.monotonic() + self.patience_s
@@ -122,20 +122,20 @@ class Calls:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are taken: neither this nor its store was closed."""
+        """Whether calls are accepted: neither this handle nor its store was closed."""
         group = self._group
         return group.refusal is None and (group.parent is None or group.parent.refusal is None)
 
     def check_open(self) -> None:
-        """Raise StoreNotOpenError if this or its store was closed."""
+        """Raise StoreNotOpenError if this handle or its store was closed."""
         self._group.check_open()
 
     async def close(self, fn: Callable[[], object], refusal: str, keys: Keys = ()) -> bool:
-        """Refuse further calls with `refusal`, and call `fn` in a thread when those under way are done.
+        """Refuse further calls with `refusal`, and call `fn` in a thread when the unfinished calls are done.
 
-        Waits for abandoned calls for `GRACE_S` at most; then `fn` is called when they are done, whenever that is.
-        Returns whether `fn` was called. Being cancelled does not keep it from being called. A second call waits for
-        the first one, and does nothing else.
+        Waits at most `GRACE_S` for abandoned calls; if they take longer, `fn` is called once they are done. Returns
+        whether `fn` was called. A cancellation does not prevent `fn` from being called. A second `close` only waits
+        for the first.
         """
         closing = Call(self._group, self.loop(), fn, keys=keys)
         if not self.pool.close_later(closing, refusal):
@@ -161,7 +161,7 @@ class Calls:
         return closing is not None and closing.state == DONE
 
     async def _is_held_up(self, closing: Call[Any]) -> bool:
-        """Wait for `closing` if an abandoned call of the store may hold it up; return whether it still does."""
+        """Wait for `closing` if an abandoned call of the store may delay it. Returns whether it is still delayed."""
         if self._parent is not None and self._parent._group.abandoned:
             await asyncio.wait([closing.future], timeout=GRACE_S)
             if not closing.future.done():
@@ -173,7 +173,7 @@ class Calls:
         return False
 
     async def _quiet(self) -> None:
-        """Wait until all calls are done, for abandoned ones `GRACE_S` at most and only once."""
+        """Wait until all calls are done; for abandoned calls at most `GRACE_S`, and only once per call."""
         unfinished = self._group.unfinished
         while wanted := [call for call in unfinished.copy() if not call.is_abandoned]:
             await self._changed(wanted[0])
@@ -189,14 +189,14 @@ class Calls:
     # --- inside ---
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running event loop. Raises RuntimeError where there is none, as under trio."""
+        """Return the running event loop. Raises RuntimeError if asyncio runs none, as under trio."""
         try:
             return asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(_needs_asyncio(self.pool.name)) from None
 
     def _abandoned_write(self, keys: Keys) -> tuple[Call[Any], str | None] | None:
-        """Return an abandoned write of one of `keys`, and the key."""
+        """Return an abandoned write of one of `keys` with that key; None if there is none."""
         for call in self._group.abandoned.copy():
             if call.keys is None:
                 return call, keys[0] if keys else None
@@ -214,7 +214,7 @@ class Calls:
         )
 
     async def _changed(self, call: Call[Any], timeout_s: float = _LONGEST_NAP_S) -> None:
-        """Wait until `call` is done or abandoned, or the time is over; look again afterwards."""
+        """Wait until `call` is done or abandoned, or the timeout; the caller must look again which it was."""
         loop = self.loop()
         waiter: asyncio.Future[None] = loop.create_future()
         wake = partial(_wake, loop, waiter)
@@ -227,7 +227,7 @@ class Calls:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed; nobody waits
+    with suppress(RuntimeError):  # the event loop is closed, so no task waits
         loop.call_soon_threadsafe(_set, waiter)
 
 

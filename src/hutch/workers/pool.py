@@ -1,7 +1,7 @@
-"""WorkerPool: run blocking calls in daemon threads and hand their results to any number of event loops.
+"""WorkerPool: run blocking calls in daemon threads and return their results to any number of event loops.
 
-A caller may give up at any moment. A call that has not begun is withdrawn; one that has begun is abandoned: it keeps
-its thread until the storage has answered, and the pool starts another thread in its place.
+A caller may give up at any moment. A call that has not begun is withdrawn. A call that has begun is abandoned: it
+keeps its thread until the storage answers, and the pool starts another thread in its place.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any, Final
 from ..errors import StorageUnavailableError
 from .call import DONE, HELD, RUNNING, WAITING, Call, CallGroup
 
-#: How long `close` and the end of the process wait for abandoned calls, in seconds.
+#: How many seconds `close` and the end of the process wait for abandoned calls.
 GRACE_S: Final = 1.0
-# A pool of n threads has up to this many times n more of them while abandoned calls hold threads.
+# While abandoned calls occupy threads, a pool of n threads starts up to this many times n more.
 _REPLACEMENTS: Final = 3
 _BEFORE_REPLACING_S: Final = 0.05
 _JOIN_S: Final = 1.0
 
 
 class WorkerPool:
-    """At most `threads` daemon threads, started when they are needed, and the calls that wait for one.
+    """At most `threads` daemon threads, started on demand and named after `name`, and the calls that wait for one.
 
-    Any thread and event loop may use it. The threads are called `name`.
+    Any thread and event loop may use it.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -43,13 +43,13 @@ class WorkerPool:
         _pools.add(self)
 
     def _reset(self) -> None:
-        # Re-enterable: a finalizer that runs while it is held may end the pool.
+        # Reentrant, because a finalizer that runs while it is held may shut the pool down.
         self._lock = threading.RLock()
         self._started = 0
         self._waiting: OrderedDict[Call[Any], None] = OrderedDict()
         self._running: dict[Call[Any], None] = {}
         self._workers: set[threading.Thread] = set()
-        # Each idle thread sleeps on a queue of its own. A thread that is woken twice finds nothing to do, no more.
+        # Each idle thread sleeps on a queue of its own. Waking a thread twice is harmless.
         self._idle: list[SimpleQueue[None]] = []
 
     def group(self, parent: CallGroup | None = None) -> CallGroup:
@@ -65,15 +65,15 @@ class WorkerPool:
         """Run `call` as soon as a thread is free.
 
         Raises StoreNotOpenError if its group is closed, and StorageUnavailableError if there is no thread and none can
-        be started; then `call` is not made.
+        be started; then `call` does not run.
         """
         with self._lock:
-            # Together with what follows: no call begins after the closing one, whatever other loops do.
+            # Under one lock with adding it, so that no other event loop's call begins after the closing call.
             call.group.check_open()
             self._add(call)
 
     def withdraw(self, call: Call[Any]) -> bool:
-        """Take `call` out of the queue; return whether it was there. It never begins then."""
+        """Take `call` out of the queue, so that it never begins. Returns whether it was still there."""
         with self._lock:
             if call not in self._waiting:
                 return False
@@ -83,7 +83,7 @@ class WorkerPool:
         return True
 
     def abandon(self, call: Call[Any]) -> None:
-        """Give up on `call`: withdraw it if it has not begun. Otherwise it goes on, and nobody gets its result.
+        """Give up on `call`: withdraw it if it has not begun, else let it finish and discard its result.
 
         The closing call of a group is never withdrawn.
         """
@@ -98,13 +98,13 @@ class WorkerPool:
         if call.state == DONE:
             self._discard(call)
         try:
-            # Not at once: callers that give up together would otherwise have what they withdraw sent before.
+            # Delayed: a new thread would start calls that other callers are about to withdraw at the same time.
             call.future.get_loop().call_later(_BEFORE_REPLACING_S, self._grow)
         except RuntimeError:  # the loop is closed
             self._grow()
 
     def watch(self, call: Call[Any], callback: Callable[[], object]) -> bool:
-        """Have `callback` called once `call` is done or abandoned; return False if it is done already."""
+        """Register `callback` to be called once `call` is done or abandoned. Returns False if it is already done."""
         with self._lock:
             if call.state == DONE:
                 return False
@@ -112,9 +112,9 @@ class WorkerPool:
             return True
 
     def close_later(self, call: Call[Any], refusal: str) -> bool:
-        """Take no more calls of a group, and run `call`, which closes it, as soon as all others are done.
+        """Refuse further calls of the group of `call`, and run `call`, which closes it, once all others are done.
 
-        Returns False, and does nothing, if there is such a call already.
+        Returns False and does nothing if the group already has a closing call.
         """
         group = call.group
         with self._lock:
@@ -130,7 +130,7 @@ class WorkerPool:
         return True
 
     def shut_down(self, join: bool = True) -> None:
-        """End the threads as soon as no call waits; with `join`, threads that are idle have ended on return."""
+        """End the threads as soon as no call waits. With `join`, wait for the threads to end if all are idle."""
         with self._lock:
             self._is_shut = True
             for wake in self._idle:
@@ -145,9 +145,9 @@ class WorkerPool:
         return [*self._running, *self._waiting]
 
     def drain(self, until_s: float | None = None) -> bool:
-        """Wait until all calls are done; return whether they are.
+        """Wait until all calls are done. Returns whether they are.
 
-        Abandoned ones are waited for until `until_s` of the monotonic clock at most, by default for `GRACE_S`.
+        Abandoned calls are waited for until `until_s` of the monotonic clock at most; by default for `GRACE_S`.
         """
         if until_s is None:
             until_s = time.monotonic() + GRACE_S
@@ -163,7 +163,7 @@ class WorkerPool:
         return True
 
     def undo_later(self, call: Call[Any], result: Any) -> None:
-        """Undo a call that succeeded when its caller had given up already."""
+        """Undo a call that succeeded after its caller gave up, in a worker thread."""
         undo, call.undo = call.undo, None
         if undo is not None:
             self._add(Call(call.group, call.future.get_loop(), undo, (result,), call.keys))
@@ -177,7 +177,7 @@ class WorkerPool:
             del call  # a sleeping thread must not keep a value alive
 
     def _next(self, wake: SimpleQueue[None]) -> Call[Any] | None:
-        """Return the next call for a thread, which sleeps until there is one; None ends the thread."""
+        """Sleep until there is a call for this thread and return it; return None to end the thread."""
         while True:
             with self._lock:
                 if wake in self._idle:
@@ -206,7 +206,7 @@ class WorkerPool:
             if not call.is_abandoned:
                 _deliver(self, call, result, error)
         finally:
-            # The error knows this frame, which must not know the error.
+            # Breaks a cycle: the error's traceback refers to this stack frame.
             del error, result, call
 
     def _end_undone(self, call: Call[Any], result: Any, error: BaseException | None) -> None:
@@ -215,7 +215,7 @@ class WorkerPool:
                 undo(result)
 
     def _undo_or_end(self, call: Call[Any], error: BaseException | None) -> Callable[[Any], object] | None:
-        """Return what undoes an abandoned call that succeeded; otherwise the call is done."""
+        """Return the function that undoes an abandoned call that succeeded; otherwise mark the call as done."""
         with self._lock:
             if call.is_abandoned and call.undo is not None and error is None:
                 undo, call.undo = call.undo, None
@@ -228,7 +228,7 @@ class WorkerPool:
     # --- inside, with the lock held ---
 
     def _limit(self) -> int:
-        """Return how many threads there may be. Nothing is counted along: a signal handler may raise anywhere."""
+        """Return how many threads there may be. Computed anew, because a signal handler could corrupt a counter."""
         if len(self._workers) < self._most:
             return self._most
         abandoned = sum(call.is_abandoned for call in self._running)
@@ -238,12 +238,12 @@ class WorkerPool:
         call.state = WAITING
         self._waiting[call] = None
         if self._idle:
-            # In this order: if a signal handler raises in between, the thread takes itself off the list.
+            # In this order, because if a signal handler raises in between, the thread removes itself from the list.
             self._idle[-1].put(None)
             self._idle.pop()
 
     def _end(self, call: Call[Any]) -> None:
-        """Forget `call`, and let the closing call begin that waited for it."""
+        """Mark `call` as done and queue a closing call that waited for it."""
         call.state = DONE
         group: CallGroup | None = call.group
         while group is not None:
@@ -257,20 +257,20 @@ class WorkerPool:
 
     def _add(self, call: Call[Any]) -> None:
         with self._lock:
-            # In this order: a signal handler that raises in between leaves no call that is never made.
+            # In this order, because a signal handler that raises in between must not leave a call that never runs.
             self._enqueue(call)
             call.group.add(call)
         if (error := self._grow()) is not None and self.withdraw(call):
             raise StorageUnavailableError(f"{error}, and the call was not made; try again later") from error
 
     def _discard(self, call: Call[Any]) -> None:
-        """Undo the result that nobody gets, and look at the error, so that asyncio does not complain."""
+        """Undo the result that no caller receives, or retrieve the error, so that asyncio does not log it."""
         future = call.future
         if future.done() and not future.cancelled() and future.exception() is None:
             self.undo_later(call, future.result())
 
     def _grow(self) -> RuntimeError | None:
-        """Start a thread if a call waits for one; return the error if none can be started and there is none."""
+        """Start a thread if a call needs one. Returns the error if none can be started and there is no other thread."""
         with self._lock:
             if not self._waiting or self._idle or len(self._workers) >= self._limit():
                 return None
@@ -281,7 +281,7 @@ class WorkerPool:
             worker.start()
         except RuntimeError as error:
             self._workers.discard(worker)
-            # A thread that is there gets to the call later.
+            # An existing thread runs the call later.
             return None if self._workers else error
         except BaseException:
             if worker.ident is None:
@@ -291,10 +291,10 @@ class WorkerPool:
 
 
 def _deliver(pool: WorkerPool, call: Call[Any], result: Any, error: BaseException | None) -> None:
-    """Hand the outcome to the event loop of the caller."""
+    """Deliver the outcome of `call` to the event loop of its caller."""
     try:
         call.future.get_loop().call_soon_threadsafe(_resolve, pool, call, result, error)
-    except RuntimeError:  # the loop is closed; nobody waits
+    except RuntimeError:  # the event loop is closed, so no caller waits
         if error is None:
             pool.undo_later(call, result)
 
@@ -313,7 +313,7 @@ def _resolve(pool: WorkerPool, call: Call[Any], result: Any, error: BaseExceptio
 def _passable(error: BaseException, fn: Callable[..., Any]) -> BaseException:
     if not isinstance(error, StopIteration):
         return error
-    # asyncio cannot pass it on, and would wait for ever.
+    # A future cannot raise StopIteration; the caller would wait forever.
     replacement = RuntimeError(f"{getattr(fn, '__qualname__', fn)} raised StopIteration")
     replacement.__cause__ = error
     return replacement
@@ -329,7 +329,7 @@ def _drain_all() -> None:
 
 
 def _reset_after_fork() -> None:
-    # The threads do not exist in the child, and neither do the callers of their calls.
+    # In the child neither the threads nor the callers exist.
     for pool in list(_pools):
         pool._reset()
         for group in list(pool._groups):
