@@ -1,7 +1,7 @@
-"""One tree of errors: everything hutch raises on purpose is a `StoreError`.
+"""The errors: every error hutch raises on purpose is a `StoreError`, except a missing key.
 
-A missing key is the exception to the rule: it is a plain `KeyError`, because a namespace is a mapping.
-An error of an engine's driver never leaves hutch bare; it is the ``__cause__`` of one of these.
+A missing key is a plain `KeyError`, because a namespace is a mapping. An error of an engine's driver is always
+the ``__cause__`` of one of these, never raised itself.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ __all__ = [
 
 
 class StoreError(Exception):
-    """The root of all errors that hutch raises on purpose."""
+    """The base class of all errors that hutch raises on purpose."""
 
 
 class ConfigError(StoreError, ValueError):
-    """A config names something unknown, or gives it a value it cannot have. Nothing was opened."""
+    """A config contains an unknown name or an invalid value. Nothing was opened."""
 
 
 class PluginError(StoreError):
-    """A storage plugin broke its side of the contract."""
+    """A storage plugin violated the contract."""
 
 
 class PluginNotFoundError(PluginError, LookupError):
-    """No plugin of that name, in any of the places searched."""
+    """No plugin of that name exists in any of the places searched."""
 
 
 class PluginConflictError(PluginError):
-    """Two plugins claim one name; raised only when that name is asked for."""
+    """Several plugins have the requested name. Raised only when a config uses that name."""
 
 
 class PluginLoadError(PluginError, ImportError):
@@ -60,19 +60,19 @@ class PluginLoadError(PluginError, ImportError):
 
 
 class StoreAlreadyOpenError(StoreError):
-    """The handle is open, or the namespace has a live handle in this store."""
+    """The handle is open already, or the namespace has a live handle in this store."""
 
 
 class StoreNotOpenError(StoreError):
-    """Used before it was opened, or after it was closed."""
+    """The store or namespace is not open yet, or is closed."""
 
 
 class StoreLockedError(StoreError):
-    """Another process holds a storage that only one process may use."""
+    """Another process is using a storage that only one process may use."""
 
 
 class NamespaceError(StoreError, ValueError):
-    """Not a possible name of a namespace."""
+    """A name that no namespace can have."""
 
 
 class KeyTypeError(StoreError, TypeError):
@@ -84,15 +84,15 @@ class KeyLimitError(StoreError, ValueError):
 
 
 class ValueTypeError(StoreError, TypeError):
-    """A value that the codec cannot give back as it was."""
+    """A value that the codec cannot restore exactly."""
 
 
 class ValueLimitError(StoreError, ValueError):
-    """A value that is too large once encoded."""
+    """A value whose encoded form is too large."""
 
 
 class CorruptValueError(StoreError):
-    """Stored data that is unreadable, forged, foreign, or read with the wrong key."""
+    """Stored data that is damaged, forged, not written by hutch, or read with the wrong signing key."""
 
 
 class ConflictError(StoreError):
@@ -100,26 +100,26 @@ class ConflictError(StoreError):
 
 
 class StorageUnavailableError(StoreError, ConnectionError):
-    """The storage cannot be reached now: no server, no permission, a folder that is gone."""
+    """The storage cannot be reached now: the server is down, permission is missing, or a folder is gone."""
 
 
 class StorageTimeoutError(StoreError, TimeoutError):
-    """The storage did not answer, or stayed busy, for as long as the config allows."""
+    """The storage did not answer, or stayed busy, for longer than the config allows."""
 
 
 class StorageFullError(StoreError, OSError):
-    """No room for the write. What was stored before is intact."""
+    """There is no room for the write. Data stored before is intact."""
 
 
 class CapabilityError(StoreError, NotImplementedError):
-    """The engine cannot do this; its `capabilities` say what it can."""
+    """The engine does not support this call; its `capabilities` list what it supports."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the known name closest to `name`, or the empty string."""
+    """Return `` Did you mean 'x'?`` for the known name closest to `name`, or the empty string."""
     try:
         import difflib
-    except (ImportError, OSError) as error:  # a process that gave up its rights; a hint is not worth another error
+    except (ImportError, OSError) as error:  # a process that dropped its privileges; a hint is not worth another error
         if passes_through(error):
             raise
         return ""
@@ -133,22 +133,22 @@ _SECRET_WORD = r"(?i)pass|pwd|secret|token|key|credential|auth"  # noqa: S105
 
 
 def redact(text: str) -> str:
-    """`text` with the credentials of every URL in it replaced by ``***``, in time proportional to its length."""
+    """Return `text` with the credentials of every URL replaced by ``***``, in time linear in its length."""
     if "://" in text:
         text = "\n".join(map(_without_userinfo, text.split("\n")))
     return re.sub(_PARAMETER_RUN, _without_secrets, text) if "=" in text else text
 
 
 def _without_userinfo(line: str) -> str:
-    # From the scheme to the last "@" of the line. RFC 3986 forbids "@", "/", "?" and blanks in a password; people
-    # write them all the same. Redacting too much is the safe mistake.
+    # Redact from the scheme to the last "@" of the line: RFC 3986 forbids "@", "/", "?" and blanks in a password, but
+    # people write them. Redacting too much is the safe mistake.
     start = line.find("://") + 3
     end = line.rfind("@", start) if start > 2 else -1
     return line if end < 0 else f"{line[:start]}***{line[end:]}"
 
 
 def _without_secrets(run: re.Match[str]) -> str:
-    """One parameter ``?name=value`` or ``&name=value`` without its value, if its name is that of a secret."""
+    """Return the parameter ``?name=value`` or ``&name=value``, without its value if the name suggests a secret."""
     delimiter, parts = run[1], run[2].split("=")
     for index, name in enumerate(parts[:-1]):
         start = 0 if delimiter and not index else name.find("?")

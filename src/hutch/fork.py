@@ -1,4 +1,4 @@
-"""ForkSafeLock: a lock that is free in a forked child, whoever held it in the parent."""
+"""ForkSafeLock: a lock that is free in a forked child, even if it was held in the parent."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import weakref
 
 
 class ForkSafeLock:
-    """Hold a reentrant lock that the children of a fork get anew: ``with lock.current:``.
+    """A holder of a reentrant lock that is replaced by a new one in a forked child: ``with lock.current:``.
 
-    `current` is a lock of C, entered and left without Python code, so that no signal handler comes between taking it
-    and the block. A thread may take it twice: a handler, or a finalizer that the collector runs inside the block, does.
-    Such a nested block sees whatever the outer one has done so far.
+    `current` is a C lock, acquired and released without Python code, so no signal handler can run between acquiring it
+    and the block. A thread may acquire it again: a signal handler, or a finalizer that runs inside the block, does so.
+    Such a nested block sees what the outer block has done so far.
     """
 
     __slots__ = ("__weakref__", "current")
@@ -26,7 +26,7 @@ _all: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # Another object, not a lock that is reset: the block in which the fork was made gives its own back.
+    # A new object rather than a reset lock: the block that forked still releases the old one.
     for lock in list(_all):
         lock.current = threading.RLock()
 

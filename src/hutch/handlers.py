@@ -1,9 +1,9 @@
-"""Tell what a signal handler raised from what the interrupted call raised itself.
+"""Distinguish an exception of a signal handler from one that the interrupted call raised itself.
 
-A signal handler runs in the middle of whatever the main thread is doing, so what it raises comes out of a driver or a
-decoder as if that had failed: a time limit could be taken for a damaged value. Where code must catch a class as wide as
-`Exception` or `OSError`, because the call below may raise nearly anything, it asks here first and passes on what is not
-that call's own::
+A signal handler runs in the middle of whatever the main thread is doing, so its exception comes out of a driver or a
+decoder as if that had failed: a time limit could be mistaken for a damaged value. Code that must catch a class as wide
+as `Exception` or `OSError`, because the call may raise nearly anything, tests the exception here first and re-raises
+one that is not the call's own::
 
     try:
         value = pickle.loads(data)
@@ -24,11 +24,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def raised_by_handler(error: BaseException) -> bool:
-    """Return whether a signal handler raised `error`, or called what raised it.
+    """Return whether a signal handler, or a function that it called, raised `error`.
 
-    The interpreter calls a handler with the frame that it interrupted, and so does `sys.setprofile`: a function on the
-    way of `error` that got a frame as an argument is one. A handler that is no Python function leaves no trace and is
-    not recognised; the one of the standard library raises KeyboardInterrupt, which is no `Exception`.
+    The interpreter passes a handler the frame that it interrupted, and so does `sys.setprofile`: a function in the
+    traceback of `error` with a frame as an argument is a handler. A handler that is not a Python function leaves no
+    trace and is not recognised; the one in the standard library raises KeyboardInterrupt, which is not an `Exception`.
     """
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
@@ -39,9 +39,9 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 def passes_through(error: BaseException) -> bool:
-    """Return whether `error` must leave hutch unchanged, because it is no verdict on the value or storage in use.
+    """Return whether `error` must leave hutch unchanged, because it does not concern the value or storage in use.
 
-    True for what is not an `Exception` (Ctrl-C), for MemoryError, and for what a signal handler raised.
+    True if it is not an `Exception` (Ctrl-C), is a MemoryError, or was raised by a signal handler.
     """
     return not isinstance(error, Exception) or isinstance(error, MemoryError) or raised_by_handler(error)
 
@@ -53,7 +53,7 @@ def is_missing(error: KeyError, key: object) -> bool:
 
 @contextmanager
 def suppress_own(*kinds: type[Exception]) -> Iterator[None]:
-    """Suppress exceptions of `kinds` that the block raises itself, as `contextlib.suppress` does, and no handler's."""
+    """Suppress exceptions of `kinds` that the block itself raises, but not those of a signal handler."""
     try:
         yield
     except kinds as error:
@@ -72,20 +72,20 @@ def _has_frame_as_argument(called: FrameType) -> bool:
 
 
 def guard_entry(function: _Function) -> _Function:
-    """Let the `try` that is the whole body of `function` cover its entry too, and return `function`.
+    """Extend the `try` that is the whole body of `function` to cover its entry too, and return `function`.
 
-    The interpreter may run a signal handler as a function begins, before the first line of its body. What the handler
-    raises then leaves the function without passing its `except`, which is wrong where that is the only place that sees
-    the exception: ormsgpack discards what its hooks raise. The table of exception handlers in the code object says
-    which instructions a `try` covers; this adds the instructions before it.
+    The interpreter may run a signal handler as a function begins, before the first line of its body. The handler's
+    exception then leaves the function without reaching its `except`. That matters if no other code sees the exception:
+    ormsgpack discards what its hooks raise. The exception table in the code object lists which instructions a `try`
+    covers; this adds the instructions before it.
 
-    Of no effect where the code has another form, as in an interpreter that is not CPython.
+    Has no effect if the code has another form, as in an interpreter that is not CPython.
     """
     changed: Any = function
     code = changed.__code__
     table = getattr(code, "co_exceptiontable", b"")
-    # An entry is four numbers of six bits per byte, start (marked by 0x80), length, handler,
-    # depth. 0x40 says that the number goes on. See InternalDocs/exception_handling.md of CPython.
+    # An entry is four numbers of six bits per byte: start (marked by 0x80), length, handler, depth.
+    # 0x40 means that the number continues. See InternalDocs/exception_handling.md of CPython.
     if not table or table[0] & 0xC0 != 0x80:
         return function
     ends = [index + 1 for index, byte in enumerate(table) if not byte & 0x40][:4]

@@ -1,8 +1,8 @@
-"""Hooks: what other packages may add to hutch, and be told by it. The only importer of pluggy.
+"""Hooks: functions with which other packages add plugins and receive events. The only module that imports pluggy.
 
 A package registers with an entry point of group ``hutch`` that names a module or an object with functions
-marked `hookimpl`; a program calls `register_hooks`. Hooks run when a namespace opens, closes or fails, never
-per key. One that raises is logged, and opening goes on.
+marked `hookimpl`; a program calls `register_hooks`. Hooks run when a namespace opens, closes or fails to open, never
+per key. A hook that raises is logged, and opening continues.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from .handlers import passes_through, raised_by_handler
 
 PROJECT = "hutch"
 
-#: Marks a function as the implementation of the hook of its name.
+#: Marks a function as the implementation of the hook with the same name.
 hookimpl = pluggy.HookimplMarker(PROJECT)
 _hookspec = pluggy.HookspecMarker(PROJECT)
 _log = logging.getLogger(PROJECT)
 
 
 class HookSpecs:
-    """The hooks. An implementation may leave out arguments that it does not need."""
+    """The available hooks. An implementation may omit arguments that it does not need."""
 
     @_hookspec
     def hutch_plugins(self) -> Iterable[Path | type]:  # type: ignore[empty-body]
-        """Storage plugins: folders of descriptors, or factory classes. Asked each time plugins are searched."""
+        """Return storage plugins: folders of descriptors, or factory classes. Called at each search for plugins."""
 
     @_hookspec
     def hutch_namespace_opened(self, store: str, namespace: str) -> None:
-        """`namespace` was opened; `store` is the name of the storage plugin."""
+        """Receive the event that `namespace` was opened; `store` is the name of the storage plugin."""
 
     @_hookspec
     def hutch_namespace_closed(self, store: str, namespace: str) -> None:
-        """The handle on `namespace` was closed."""
+        """Receive the event that the handle on `namespace` was closed."""
 
     @_hookspec
     def hutch_namespace_failed(self, store: str, namespace: str, error: BaseException) -> None:
-        """`namespace` could not be opened; whoever opened it gets `error` afterwards."""
+        """Receive the event that opening `namespace` failed; `error` is raised to the caller afterwards."""
 
 
 _lock = ForkSafeLock()
@@ -55,9 +55,9 @@ _is_loaded = _is_loading = False
 
 
 def plugin_manager() -> pluggy.PluginManager:
-    """The one plugin manager of hutch. The first call loads the entry points of group ``hutch``.
+    """Return the process-wide plugin manager. The first call loads the entry points of group ``hutch``.
 
-    An entry point that cannot be loaded is a RuntimeWarning that names it; the others are loaded.
+    An entry point that cannot be loaded causes a RuntimeWarning that names it; the others are loaded.
     """
     global _manager, _is_loaded, _is_loading  # noqa: PLW0603 - one manager a process is the point
     if _is_loaded and _manager is not None:
@@ -75,9 +75,9 @@ def plugin_manager() -> pluggy.PluginManager:
             problems = _load_entry_points(_manager)
             _is_loaded = True
         finally:
-            # What a signal handler broke off is loaded by the next call.
+            # If a signal handler interrupted the loading, the next call loads.
             _is_loading = False
-    # Said last, because a program may turn warnings into errors.
+    # Warn last, because a program may turn warnings into errors.
     for problem in problems:
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
     return _manager
@@ -86,13 +86,13 @@ def plugin_manager() -> pluggy.PluginManager:
 def register_hooks(hooks: object) -> None:
     """Add `hooks`, a module or an object with functions marked `hookimpl`.
 
-    Raises PluginError if it is registered already, or if a hook of its is unknown or takes unknown arguments.
+    Raises PluginError if `hooks` is registered already, or one of its hooks is unknown or takes unknown arguments.
     """
     _register(plugin_manager(), hooks, None)
 
 
 def unregister_hooks(hooks: object) -> None:
-    """Remove `hooks` again. Raises PluginError if it is not registered."""
+    """Unregister `hooks`. Raises PluginError if it is not registered."""
     manager = plugin_manager()
     with _lock.current:
         if not manager.is_registered(hooks):
@@ -101,14 +101,14 @@ def unregister_hooks(hooks: object) -> None:
 
 
 def hooked_plugins() -> list[Path | type]:
-    """What all `hutch_plugins` hooks give, in one list; one that raises is logged and left out.
+    """Return the results of all `hutch_plugins` hooks in one list; a hook that raises is logged and left out.
 
-    What is in the list is for `discover` to check.
+    `discover` validates the items of the list.
     """
     found: list[Any] = []
     for given in _call("hutch_plugins"):
         try:
-            # One plugin need not be put in a list.
+            # A single plugin may be returned without a list.
             found.extend([given] if isinstance(given, str | os.PathLike | type) else given)
         except Exception as error:
             if passes_through(error):
@@ -118,12 +118,15 @@ def hooked_plugins() -> list[Path | type]:
 
 
 def notify(hook: str, **event: Any) -> None:
-    """Call every implementation of `hook` with `event`; one that raises is logged, and the others are called."""
+    """Call every implementation of `hook` with `event`; one that raises is logged and does not stop the others."""
     _call(hook, **event)
 
 
 def _call(hook: str, **arguments: Any) -> list[Any]:
-    """The results of `hook`, last registered first. Called one by one: pluggy stops at the first that raises."""
+    """Return the results of `hook`, last registered first.
+
+    Calls each implementation itself, because pluggy stops at the first that raises.
+    """
     results = []
     for implementation in reversed(getattr(plugin_manager().hook, hook).get_hookimpls()):
         try:
@@ -139,10 +142,10 @@ def _call(hook: str, **arguments: Any) -> list[Any]:
 
 
 def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
-    """Register every entry point of group ``hutch``; what went wrong."""
+    """Register every entry point of group ``hutch`` and return the problems found."""
     try:
         found = list(importlib.metadata.entry_points(group=PROJECT))
-    except Exception as error:  # anything may lie about in site-packages
+    except Exception as error:  # site-packages may contain anything
         if passes_through(error):
             raise
         return [f"the entry points of group {PROJECT} cannot be read: {error!r}"]
@@ -150,10 +153,10 @@ def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
     for entry_point in found:
         try:
             hooks = entry_point.load()
-            # It may be: installed twice, or its module registered itself.
+            # It may be registered already: installed twice, or by its own module.
             if not manager.is_registered(hooks):
                 _register(manager, hooks, entry_point.name)
-        except BaseException as error:  # a module may raise anything, and call sys.exit
+        except BaseException as error:  # a module may raise anything, or call sys.exit
             if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
                 raise
             problems.append(f"hooks of entry point {entry_point.name} = {entry_point.value} cannot be used: {error!r}")
@@ -173,13 +176,13 @@ def _register(manager: pluggy.PluginManager, hooks: object, name: str | None) ->
         else:
             problem = _misfit(manager, hooks)
         if problem:
-            if manager.is_registered(hooks):  # pluggy 1.5 and 1.6 keep what did not pass
+            if manager.is_registered(hooks):  # pluggy 1.5 and 1.6 keep hooks that failed validation
                 manager.unregister(hooks)
             raise PluginError(f"hooks {_shown(hooks)} do not fit: {problem}")
 
 
 def _misfit(manager: pluggy.PluginManager, hooks: object) -> str | None:
-    """What is wrong with registered `hooks`, where pluggy would let it pass."""
+    """Return the problem with registered `hooks` that pluggy does not report, or None."""
     known = [hook for hook in vars(HookSpecs) if hook.startswith("hutch_")]
     callers = manager.get_hookcallers(hooks)
     if not callers:
@@ -194,6 +197,6 @@ def _misfit(manager: pluggy.PluginManager, hooks: object) -> str | None:
 
 
 def _shown(hooks: object) -> str:
-    """What `hooks` is, without its repr, which may hold anything."""
+    """Return a name for `hooks` without its repr, which may contain anything."""
     name = getattr(hooks, "__name__", None)
     return name if isinstance(name, str) else f"an object of class {type(hooks).__qualname__}"

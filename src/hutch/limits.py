@@ -1,6 +1,6 @@
-"""The portable limits: what one engine stores, every engine stores.
+"""The portable limits on keys, namespaces and values: data that one engine can store, every engine can store.
 
-They stand here once. Engines and handles call these checks before they write anything.
+Engines and handles call these functions before they write anything.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from typing import Any, Final, NoReturn
 from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError
 from .handlers import passes_through
 
-#: Longest key, in bytes of UTF-8.
+#: Longest key, in UTF-8 bytes.
 MAX_KEY_BYTES = 1024
-#: Longest namespace name, in bytes of UTF-8.
+#: Longest namespace name, in UTF-8 bytes.
 MAX_NAMESPACE_BYTES = 255
 #: Largest value, in encoded bytes (512 MiB: the largest string a Redis server takes).
 MAX_VALUE_BYTES = 512 * 1024 * 1024
 
-# Of a code object, as inspect.CO_COROUTINE; importing inspect takes longer than importing hutch.
+# inspect.CO_COROUTINE, a flag of a code object; importing inspect takes longer than importing hutch.
 _CO_COROUTINE: Final = 0x80
 
-#: Types that most results of a function have, which need no closer look.
+#: The most common result types of a function given to `modify`: none is awaitable, so they need no further test.
 PLAIN_TYPES: Final = frozenset({int, str, dict, list, float, bool, bytes, tuple, set})
 
-# A code point takes at most four bytes, so a text of this length needs no counting.
+# A code point takes at most four bytes, so a key up to this length needs no counting.
 _SHORT = MAX_KEY_BYTES // 4
 
 
 def check_key(key: object) -> str:
-    """Return `key` as an exact `str` if every engine can hold it.
+    """Return `key` as an exact `str` if every engine can store it.
 
-    Raises KeyTypeError if it is not a `str`, KeyLimitError if it is empty, longer than 1,024 bytes of
-    UTF-8, or holds a lone surrogate.
+    Raises KeyTypeError if it is not a `str`, KeyLimitError if it is empty, longer than 1,024 UTF-8 bytes,
+    or contains a lone surrogate.
     """
     if type(key) is str and 0 < len(key) <= _SHORT and key.isascii():
         return key
@@ -57,10 +57,9 @@ def check_key(key: object) -> str:
 
 
 def explain_failure(key: object, error: Exception) -> None:
-    """Raise what `check_key` raises for a read of `key` that failed with `error`, unless the key is not to blame.
+    """Raise the error of `check_key` if a read failed with `error` because `key` is invalid; else return.
 
-    For reads, which do not check their key before it is known to be missing. It is never to blame for what a signal
-    handler raised.
+    Reads validate a key only after a miss or an error. An error that a signal handler raised is never due to the key.
     """
     try:
         check_key(key)
@@ -70,9 +69,9 @@ def explain_failure(key: object, error: Exception) -> None:
 
 
 def check_keys(keys: Iterable[object]) -> list[str]:
-    """Every one of `keys` as `check_key` returns it, in order; raises what that does for the first bad one."""
+    """Return `keys` in order, each as `check_key` returns it. Raises its error for the first invalid key."""
     names: list[Any] = list(keys)
-    # Plain keys, which most are, are looked at all at once: a call for each costs more than to store it in a batch.
+    # Short ASCII keys are validated all at once: a call per key costs more than storing it in a batch.
     if (
         set(map(type, names)) == {str}
         and all(names)
@@ -84,9 +83,9 @@ def check_keys(keys: Iterable[object]) -> list[str]:
 
 
 def legible(name: bytes) -> str:
-    """The legible beginning of a name that is no text, for messages and listings.
+    """Return the printable ASCII start of a `name` that is not valid text, for messages and listings.
 
-    Damage may have made a piece of a value part of it, and values are not shown.
+    The rest is hidden: after damage it may contain part of a value, and values are never shown.
     """
     shown = name[:40].decode("latin-1")
     end = next((at for at, char in enumerate(shown) if not " " <= char <= "~"), len(shown))
@@ -94,9 +93,9 @@ def legible(name: bytes) -> str:
 
 
 def check_namespace(namespace: object) -> str:
-    """Return `namespace` as an exact `str` if every engine can hold it.
+    """Return `namespace` as an exact `str` if every engine can store it.
 
-    Raises NamespaceError unless it is a `str` of 1 to 255 bytes of UTF-8 without NUL or a lone surrogate.
+    Raises NamespaceError unless it is a `str` of 1 to 255 UTF-8 bytes without NUL or a lone surrogate.
     """
     if not isinstance(namespace, str):
         raise NamespaceError(f"a namespace must be a str, not {type(namespace).__name__}")
@@ -119,7 +118,7 @@ def check_namespace(namespace: object) -> str:
 
 
 def check_value_size(key: str, size_bytes: int) -> None:
-    """Raise ValueLimitError if an encoded value of `size_bytes` is larger than every engine can hold."""
+    """Raise ValueLimitError if `size_bytes`, the size of an encoded value, exceeds `MAX_VALUE_BYTES`."""
     if size_bytes > MAX_VALUE_BYTES:
         raise ValueLimitError(
             f"the value for key {key!r} takes {size_bytes:,} bytes encoded; at most {MAX_VALUE_BYTES:,} "
@@ -128,20 +127,20 @@ def check_value_size(key: str, size_bytes: int) -> None:
 
 
 def check_function(fn: Callable[[Any], Any], key: str) -> None:
-    """Raise TypeError if `fn`, given to `modify` of `key`, is an ``async def``."""
+    """Raise TypeError if `fn`, passed to `modify` of `key`, is an ``async def`` function."""
     try:
         is_async = fn.__code__.co_flags & _CO_COROUTINE
-    except AttributeError:  # no Python function
+    except AttributeError:  # not a Python function
         return
     if is_async:
         _refuse_async(fn, key)
 
 
 def check_result(result: object, fn: Callable[[Any], Any], key: str) -> None:
-    """Raise TypeError if `result`, which `fn` returned to `modify` of `key`, must be awaited; it is closed."""
+    """Close `result` and raise TypeError if `fn`, passed to `modify` of `key`, returned an awaitable."""
     if type(result) in PLAIN_TYPES or not hasattr(type(result), "__await__"):
         return
-    # A coroutine that is not closed would be warned about: it was never awaited.
+    # An unclosed coroutine would cause the warning "was never awaited".
     close = getattr(result, "close", None)
     if callable(close):
         close()

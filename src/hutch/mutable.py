@@ -1,10 +1,10 @@
-"""Mutable: the context manager that `Namespace.mutable` returns. It holds one key for the length of a block.
+"""Mutable: the context manager that `Namespace.mutable` returns. It locks one key for the duration of a block.
 
-A `with` statement looks up `__exit__` first, keeps what it got on the stack of its frame, then calls `__enter__`.
-CPython may run a signal handler, which may raise, before the first line of any Python function, `__exit__` included. So
-the lock does not depend on a line of `__exit__`: it ends at the latest when the *guard* is dropped, an object that
-nothing holds but the function on that stack. A traceback, which may be kept for long, knows the frames and their
-variables, but not their stacks.
+A `with` statement first looks up `__exit__`, keeps the result on its frame's stack, then calls `__enter__`. CPython may
+run a signal handler, which may raise, before the first line of any Python function, `__exit__` included. So releasing
+the lock does not depend on `__exit__` running: it is released at the latest when the *guard* is freed, an object that
+only the function on that stack refers to. A traceback, which may be kept for long, refers to frames and their
+variables, but not to their stacks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .keylocks import Ticket
 
 
 class Handle(Protocol):
-    """What `Mutable` needs of a `StoreMixin`."""
+    """The part of `StoreMixin` that `Mutable` uses."""
 
     _store: StorageBase
     namespace: str | None
@@ -30,13 +30,13 @@ class Handle(Protocol):
 
 
 class _Guard:
-    """An object that can be referred to weakly; it has no other use."""
+    """An object whose only purpose is a weak reference to it."""
 
     __slots__ = ("__weakref__",)
 
 
 class _Exit:
-    """The descriptor `__exit__`: looked up on an instance it makes the guard."""
+    """The descriptor behind `__exit__`: its lookup on an instance creates the guard."""
 
     if TYPE_CHECKING:
 
@@ -50,17 +50,17 @@ class _Exit:
             return self
         leave = functools.partial(_leave, instance)
         leave.guard = guard = _Guard()  # type: ignore[attr-defined]  # a partial takes any attribute
-        # A C function is called when the guard is dropped: it takes the ticket out of the queue.
+        # When the guard is freed, this calls a C function that removes the ticket from the queue.
         instance.guard = weakref.ref(guard, functools.partial(instance.ticket.queue.pop, instance.ticket))
         return leave
 
     def __call__(self, instance: Mutable, *error: Any) -> None:
-        """Leave: for ExitStack, which binds what it finds on the class to the instance."""
+        """Leave the block, for ExitStack, which looks `__exit__` up on the class and binds it to the instance."""
         _leave(instance, *error)
 
 
 class Mutable:
-    """Hold a key while a block changes its value in place, then write it back. For one use."""
+    """A single-use context manager: it locks a key while a block changes the value in place, then writes it back."""
 
     __slots__ = ("__weakref__", "_default", "_handle", "_own_guard", "_store", "_token", "_value", "guard", "ticket")
 
@@ -81,7 +81,7 @@ class Mutable:
             self._own_guard = _Guard()
             self.guard = weakref.ref(self._own_guard, functools.partial(queue.pop, ticket))
         try:
-            # With the reference, which must outlive this object for its callback to be called.
+            # The queue keeps the weak reference: its callback runs only if the reference outlives the guard.
             queue[ticket] = self.guard
             if len(queue) > 1:
                 ticket.wait(store.wait_s)
@@ -98,7 +98,10 @@ class Mutable:
     __exit__ = _Exit()
 
     def write_back(self) -> None:
-        """Write the value. Raises ConflictError if somebody changed it, StoreNotOpenError if the handle was closed."""
+        """Write the value back.
+
+        Raises ConflictError if another writer changed it, StoreNotOpenError if the handle was closed.
+        """
         handle, key = self._handle, self.ticket.key
         if handle._store is not self._store:
             handle._must_be_open()
@@ -115,7 +118,7 @@ def _leave(mutable: Mutable, kind: type[BaseException] | None = None, *_: object
         if kind is None:
             mutable.write_back()
     finally:
-        # The removal comes first: whatever a handler raises after it, the key is free.
+        # Remove the ticket first: whatever a handler raises afterwards, the key is free.
         mutable.ticket.queue.pop(mutable.ticket, None)
         mutable._own_guard = None
         mutable.ticket.wake_next()

@@ -1,4 +1,4 @@
-"""Options of an engine: declared as data, checked once, converted from the text of a URL."""
+"""Options of an engine: declared as data, validated once, converted from the text of a URL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Option(Record):
     required: bool = False
     secret: bool = False
 
-    # Written out for those who write plugins: editors and the reference show it.
+    # Written out because editors and the reference show it to plugin authors.
     def __init__(
         self,
         kind: type,
@@ -54,11 +54,11 @@ def read_options(
     kind: str = "engine",
     hints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The options in `config`, checked against `declared` (unchecked if None), with defaults filled in.
+    """Return the options in `config`, validated against `declared` (not at all if None), with defaults filled in.
 
-    `engine` and `kind` say in messages whose options they are: "the lmdb engine", "the cache layer". `hints` says for
-    names that are not declared, but that users may expect, what to write instead.
-    Raises ConfigError that names the option, what was expected and, for an unknown one, the nearest name.
+    `engine` and `kind` name the owner of the options in messages: "the lmdb engine", "the cache layer". `hints` maps
+    undeclared names that users may expect to advice on what to write instead.
+    Raises ConfigError that names the option, what was expected and, for an unknown option, the nearest name.
     """
     given = _given_options(config, engine)
     if declared is None:
@@ -113,7 +113,7 @@ def _convert(value: Any, option: Option, what: str, base_dir: Path) -> Any:
 
 
 def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
-    """`value` as a `kind`, or None if it is not one. Text counts: a URL has nothing else."""
+    """Return `value` converted to `kind`, or None if that fails. Text is converted too: URL options are text."""
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -122,7 +122,7 @@ def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
     if kind is Path:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
             return None
-        # Not resolve(): a symbolic link stays one, and may be pointed elsewhere later.
+        # Not resolve(): keep a symbolic link, which may point elsewhere later.
         return Path(os.path.abspath(base_dir / Path(value).expanduser()))  # noqa: PTH100
     if kind is str:
         return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""The composition root: a config becomes a Store, a Store opens Namespaces."""
+"""The composition root: `connect` builds a Store from a config, and the Store opens Namespaces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .namespace import StoreMixin
 
 
 class _Claim:
-    """The right of one handle to a namespace. One that has ended counts for nothing, even while it is still listed."""
+    """The exclusive right of one handle to a namespace. A claim that has ended does not count, even if still listed."""
 
     __slots__ = ("ended", "handle")
 
@@ -31,16 +31,16 @@ class _Claim:
 
 
 class Namespace(StoreMixin):
-    """An open namespace of a `Store`: a mapping from `str` to any value the codec takes."""
+    """An open namespace of a `Store`: a mapping from `str` to any value that the codec accepts."""
 
-    # The store must live as long as its handles: it holds what they share.
+    # Keeps the store alive as long as its handles: it holds what they share.
     _owner: Store | None = None
     _claim: _Claim = _Claim(None)
-    #: Whether all of this process have this handle, because it was unpickled: then `close` does nothing.
+    #: Whether the whole process shares this handle because it was unpickled; `close` then does nothing.
     _is_shared = False
 
     def close(self) -> None:
-        """Close this handle; nothing happens if it is closed already."""
+        """Close this handle; does nothing if it is closed already."""
         self._close_storage()
 
     def _close_storage(self) -> bool:
@@ -50,8 +50,8 @@ class Namespace(StoreMixin):
         try:
             return super()._close_storage()
         finally:
-            # Unless a signal handler raised before it was closed. No call comes before the claim has ended: the
-            # namespace can be opened again whatever a handler raises here.
+            # False if a signal handler raised before the storage was closed. No call precedes the end of the claim,
+            # so the namespace can be opened again whatever a handler raises here.
             if self._store is not storage:
                 self._claim.ended = True
                 self._end_claim()
@@ -86,21 +86,21 @@ class Namespace(StoreMixin):
         try:
             is_open = self.is_open_storage()
         except TypeError:
-            return  # the interpreter is ending, and has taken the modules apart
+            return  # the interpreter is shutting down and has cleared the modules
         if is_open:
             warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
             self.close()
 
 
 class Store:
-    """An engine built from a config. Opens namespaces; any thread may use it. Made by `connect`."""
+    """An engine built from a config by `connect`. It opens namespaces; any thread may use it."""
 
-    #: Whether all of this process have this store, because it was unpickled: then `close` does nothing.
+    #: Whether the whole process shares this store because it was unpickled; `close` then does nothing.
     _is_shared = False
 
     def __init__(self, config: StoreConfig, info: PluginInfo, factory: Any) -> None:
         self.config = config
-        #: The plugin's name, as its descriptor has it.
+        #: The plugin's name from its descriptor.
         self.name = info.name
         self._factory = factory
         self._lock = ForkSafeLock()
@@ -118,9 +118,9 @@ class Store:
         return frozenset(getattr(self._factory, "capabilities", ()))
 
     def open(self, namespace: str) -> Namespace:
-        """Open `namespace`, which need not exist. Use it in a `with` block.
+        """Open `namespace`, which need not exist, and return an exclusive handle. Use it in a `with` block.
 
-        Raises NamespaceError for an impossible name, StoreAlreadyOpenError if this store has a live handle on
+        Raises NamespaceError for an invalid name, StoreAlreadyOpenError if this store has a live handle on
         it (threads share the handle), StoreNotOpenError if the store is closed, and what the engine raises.
         """
         name = check_namespace(namespace)
@@ -138,7 +138,7 @@ class Store:
         try:
             handle.open_storage(_Layered(self._factory, self.config, self.name), name)
             with self._lock.current:
-                # Else `close` has seen the claim, and closes the handle.
+                # If this raises, `close` has seen the claim and closes the handle.
                 self._must_be_open()
                 handle._owner, handle._claim = self, claim
             self._notify("hutch_namespace_opened", namespace=name)
@@ -150,7 +150,10 @@ class Store:
         return handle
 
     def namespaces(self) -> list[str]:
-        """The names of the namespaces that hold data, sorted. Raises CapabilityError if the engine cannot tell."""
+        """Return the sorted names of the namespaces that hold data.
+
+        Raises CapabilityError if the engine cannot list them.
+        """
         self._must_be_open()
         listing = getattr(self._factory, "namespaces", None)
         if listing is None:
@@ -158,10 +161,10 @@ class Store:
         return sorted(listing())
 
     def drop(self, namespace: str) -> None:
-        """Remove `namespace` and all its data; nothing happens if it does not exist.
+        """Remove `namespace` and all its data; does nothing if it does not exist.
 
         Raises StoreAlreadyOpenError if this store has a live handle on it, CapabilityError if it is configured
-        read-only. Other processes that have it open find it empty.
+        read-only. Other processes that have it open see it empty.
         """
         name = check_namespace(namespace)
         if layers := self.config.layers_for(name):
@@ -172,7 +175,7 @@ class Store:
         try:
             with self._lock.current:
                 self._take(name, claim)
-                # A handle clears what the default `drop` cannot: a storage that has no more than the six verbs.
+                # Without an own `drop`, clear through a handle: it also works for a storage with just the six verbs.
                 if getattr(type(self._factory), "drop", StoragePluginBase.drop) is StoragePluginBase.drop:
                     with self._open(Namespace(), claim, name) as handle:
                         handle.clear()
@@ -183,16 +186,16 @@ class Store:
             self._forget(name, claim)
 
     def stats(self) -> dict[str, object]:
-        """Figures of the engine: names and numbers for people, different for each; empty if it has none."""
+        """Return the engine's figures by name, for people to read; which ones depends on the engine. May be empty."""
         self._must_be_open()
         figures = getattr(self._factory, "stats", None)
         return dict(figures()) if callable(figures) else {}
 
     def close(self) -> None:
-        """Close the engine, and before it every handle that is still open, with a ResourceWarning for each.
+        """Close every handle that is still open, with a ResourceWarning for each, then the engine.
 
-        Nothing happens if it is closed already, or another call is about to close it. Closed even if something raises
-        on the way, except that a call which a signal handler broke off can be repeated.
+        Does nothing if the store is closed already or another call is closing it. The store is closed even if an
+        engine raises; after an interruption by a signal handler, call it again.
         """
         if self._is_shared:
             return
@@ -202,7 +205,7 @@ class Store:
                 self._is_open = False
                 if self._is_closing or not self._factory_is_open:
                     return
-                # No call stands between the test and the store, so that no signal handler comes between them.
+                # No call between the test and the assignment, so no signal handler can run in between.
                 self._is_closing = mine = True
             with ExitStack() as closing:
                 closing.callback(self._close_factory)
@@ -233,7 +236,7 @@ class Store:
         return reduce_store(self)
 
     def __del__(self) -> None:
-        # Handles keep their store alive, so no handle is open here; there is nothing to lose or to warn about.
+        # Handles keep their store alive, so none is open here: nothing can be lost, and no warning is needed.
         if getattr(self, "_factory_is_open", False):
             self._is_open = False
             self._close_factory()
@@ -244,7 +247,7 @@ class Store:
             if close is not None:
                 close()
         except BaseException as error:
-            # What a signal handler interrupted, another `close` may finish.
+            # Another `close` may finish a call that a signal handler interrupted.
             self._factory_is_open = passes_through(error)
             raise
         self._factory_is_open = False
@@ -257,10 +260,10 @@ class Store:
     def _close_left_open(handle: Namespace) -> None:
         if handle.is_open_storage():
             try:
-                # Level 5: who called close, past this and the ExitStack.
+                # Level 5 is the caller of close(), beyond this method and the ExitStack.
                 warnings.warn(f"{handle!r} was still open when its store closed", ResourceWarning, 5, source=handle)
             finally:
-                # Another thread may have been faster.
+                # Does nothing if another thread has closed it meanwhile.
                 handle.close()
 
     def _must_be_open(self) -> None:
@@ -268,11 +271,14 @@ class Store:
             raise StoreNotOpenError("this store is closed; connect again to use it")
 
     def _take(self, name: str, claim: _Claim) -> None:
-        """List `claim`. Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is taken."""
+        """Add `claim` to the list.
+
+        Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is claimed already.
+        """
         claims = self._claims
         with self._lock.current:
             self._must_be_open()
-            # No call stands between the test and the store, so that no signal handler comes between them.
+            # No call between the test and the assignment, so no signal handler can run in between.
             if name not in claims or claims[name].ended:
                 claims[name] = claim
                 return
@@ -281,9 +287,9 @@ class Store:
         )
 
     def _forget(self, name: str, claim: _Claim) -> None:
-        """Take `claim`, which has ended, off the list."""
-        # Without a lock, for a finalizer may run this while another thread holds that and waits. No call stands between
-        # the test and the removal, so that neither a signal handler nor another thread comes between them.
+        """Remove `claim`, which has ended, from the list."""
+        # Without the lock, because a finalizer may run this while another thread holds it and waits. No call between
+        # the test and the removal, so neither a signal handler nor another thread can run in between.
         claims = self._claims
         if name in claims and claims[name] is claim:
             del claims[name]
@@ -296,7 +302,7 @@ class Store:
 
 
 def refuse_copy(what: str) -> NoReturn:
-    """Raise TypeError for a copy of a store or namespace."""
+    """Raise the TypeError for an attempt to copy a store or namespace."""
     raise TypeError(
         f"a {what} cannot be copied: the copy would be the same live {what}. "
         + ("dict(namespace) is a copy of its items" if what == "namespace" else "hutch.connect() makes another one")
@@ -304,7 +310,7 @@ def refuse_copy(what: str) -> NoReturn:
 
 
 class _Layered:
-    """A factory whose storages carry the layers that the config asks for."""
+    """A factory that wraps the engine's storages in the layers that the config names."""
 
     def __init__(self, factory: Any, config: StoreConfig, name: str) -> None:
         self._factory, self._config, self.name = factory, config, name
@@ -314,7 +320,7 @@ class _Layered:
         try:
             if self._config.private:
                 make_private(self._config)
-            # `extend` and `map` run no Python code of their own: no signal handler comes between `open` and the list.
+            # `extend` and `map` run no Python code, so no signal handler can run between `open` and the list.
             opened.extend(map(self._factory.open, [namespace]))
             layers = self._config.layers_for(namespace)
             if not layers:
@@ -329,12 +335,12 @@ class _Layered:
 
 
 def connect(config: Any = None) -> Store:
-    """The store that `config` describes: a URL, a YAML or TOML file, a mapping, or a Python module.
+    """Return the store that `config` describes: a URL, a YAML or TOML file, a mapping, or a Python module.
 
-    Without one: `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else LMDB in the user's data directory; no
-    file is looked for in the working folder. Raises ConfigError for a config that does not fit, PluginNotFoundError,
-    PluginConflictError or PluginLoadError if its engine cannot be had, StorageUnavailableError and the like if
-    the storage cannot be reached.
+    Without a config, use `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else LMDB in the user's data
+    directory; the working folder is never searched for a file. Raises ConfigError for an invalid config,
+    PluginNotFoundError, PluginConflictError or PluginLoadError if its engine cannot be found or loaded, and
+    StorageUnavailableError and the like if the storage cannot be reached.
     """
     checked = read_config(config)
     info, factory = build(checked)
