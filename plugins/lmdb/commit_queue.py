@@ -1,13 +1,13 @@
-"""CommitQueue: the order in which the threads of one process write to one LMDB environment, and their group commit.
+"""CommitQueue: order the writes of one process's threads to one LMDB environment, and commit them in groups.
 
-Threads write in the order in which they asked. The thread whose turn it is leads: it commits the writes of the threads
-behind it together with its own, in one transaction with one flush (group commit, as in PostgreSQL's WAL). So with many
-threads the flushes, which are what a durable write costs, are shared.
+Threads write in the order of their requests. The first thread in the queue is the leader: it commits its own write and
+the writes of the threads behind it in one transaction with one flush (group commit, as in PostgreSQL's WAL). So many
+threads share the cost of a flush, which dominates a durable write.
 
-The queue is the lock, as in `hutch.locks.FairLock`: the thread of its first request leads. One atomic operation takes
-the lock and one gives it back. Whether a group was committed is one fact in one place, `Group.committed`, set by the
-same call of C code that commits. So a signal handler that raises anywhere leaves no thread in doubt about its write,
-and no thread waiting for a leader that is gone.
+The queue is the lock, as in `hutch.locks.FairLock`: one atomic operation takes it and one releases it.
+`Group.committed` alone records whether a group was committed, and the call of C code that commits also sets it. So
+wherever a signal handler raises, every thread learns whether its write was committed, and no thread waits for a leader
+that is gone.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from typing import Any, Final, Protocol
 from hutch import StoreError
 from hutch.handlers import raised_by_handler
 
-#: What is done in a write transaction. Its first argument is the `Slot` of the transaction. It may be called again from
-#: its start, in another transaction; only what the last call returned counts.
+#: A function run in a write transaction, with the transaction's `Slot` as first argument. It may be called again in
+#: another transaction; only the last call's result counts.
 Work = Callable[..., Any]
 
-# A larger group would make one transaction of unlimited size, and gains nothing.
+# Larger groups gain nothing, and without a limit a transaction could grow without bound.
 _LARGEST_GROUP: Final = 128
-# Threads that were committed a moment ago are about to ask again: a leader waits at most this long for as many.
-# Without it they miss each other, and every other turn commits only half of them. With eight threads and a flush of
-# 1 ms it made 5.5 times as many writes per second as a transaction each; waiting 60 us 4.4, and with a flush of 0.1 ms
-# 2.4 instead of 1.7.
+# Threads whose writes were just committed will soon write again: a leader waits at most this long for as many.
+# Without the wait, every other commit holds only half of them. With eight threads and a flush of 1 ms, group commit
+# made 5.5 times as many writes per second as one transaction per write (4.4 times with a wait of 60 us); with a flush
+# of 0.1 ms, 2.4 times instead of 1.7.
 _LINGER_S: Final = 150e-6
-# A waiting thread is woken by the one before it. Where a signal handler raised in place of the wake-up, the wait ends
-# after this.
+# A waiting thread is woken by the thread before it. If a signal handler raised instead, the wait ends after this time.
 _LONGEST_NAP_S: Final = 0.02
 
 _get_ident = threading.get_ident
@@ -53,25 +52,25 @@ class Group:
 
 
 class Request:
-    """The place of one call in the queue. The attributes are those of the class until they are needed."""
+    """The place of one call in the queue. Defaults are class attributes until an instance needs its own."""
 
     thread: int
-    #: None as long as it is not known whether the call has to wait, and where it keeps writers out and writes nothing.
+    #: None until it is known whether the call must wait, and for a request that only excludes writers.
     work: Work | None = None
     arguments: tuple[Any, ...] = ()
-    #: The last group that it was part of.
+    #: The last group that included the request.
     group: Group | None = None
-    #: Whether it is committed in a transaction of its own.
+    #: Whether the request needs a transaction of its own.
     is_alone = False
     is_withdrawn = False
-    #: Locked while the call sleeps; None as long as it never had to.
+    #: Locked while the call sleeps; None if it has never slept.
     wake: threading.Lock | None = None
-    #: When the call is given up; None as long as it never had to wait.
+    #: When the call times out; None if it has never waited.
     deadline_s: float | None = None
 
 
 class Committer(Protocol):
-    """What a queue needs of its environment."""
+    """The interface that a queue requires of its environment."""
 
     def transact(
         self, request: Request, work: Work, arguments: tuple[Any, ...], committed: list[None] | None = None
@@ -87,22 +86,22 @@ class Committer(Protocol):
 
 
 class CommitQueue:
-    """The queue of one environment."""
+    """The queue of writers of one environment."""
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
         self._transact = committer.transact
         self.requests: deque[Request] = deque()
-        # Held while requests are assigned to a group, or withdrawn. A nested call may hold it twice.
+        # Held while requests join a group or are withdrawn. Reentrant, for nested calls.
         self._claims = threading.RLock()
         self._last_group = 1
-        # How many wrote, or waited, when the last group was committed.
+        # The number of requests in the queue when the last group was committed.
         self._crowd = 1
 
     def write(self, work: Work, *arguments: Any) -> Any:
-        """Return ``work(slot, *arguments)`` of a write transaction that was committed.
+        """Return ``work(slot, *arguments)``, run in a write transaction that was committed.
 
-        Raises what `work` or the commit raised, and StorageTimeoutError where other writers took longer than `wait_s`.
+        Raises what `work` or the commit raised, and StorageTimeoutError if other writers took longer than `wait_s`.
         """
         requests = self.requests
         request = Request()
@@ -115,18 +114,18 @@ class CommitQueue:
             request.work = work
             return self._take_turn(request)
         finally:
-            # The removal comes first: whatever a handler raises after it, the next thread gets its turn.
+            # Remove first: then the next thread may write even if a handler raises here.
             try:
                 requests.remove(request)
             except ValueError as error:
-                # The leader of its group has removed it, or a handler raised before it was appended.
+                # The group's leader has removed it, or a handler raised before it was appended.
                 if raised_by_handler(error):
                     raise
             if requests:
                 self._wake_first()
 
     def run_exclusively(self, fn: Callable[[], None]) -> None:
-        """Call `fn` while nobody writes. Raises StorageTimeoutError as `write` does."""
+        """Call `fn` while no thread writes. Raises StorageTimeoutError as `write` does."""
         request = new_ticket()
         try:
             self.requests.append(request)
@@ -136,18 +135,18 @@ class CommitQueue:
             self.leave(request)
 
     def enter(self, ticket: Request) -> None:
-        """Keep writers out until `leave` is called with the same `ticket`: for fork hooks, which span two calls."""
+        """Block writers until `leave` is called with the same `ticket`: for fork hooks, which span two calls."""
         self.requests.append(ticket)
         self._wait(ticket)
 
     def leave(self, ticket: Request) -> None:
-        """Let writers in again; does nothing where `ticket` is not in the queue."""
+        """Admit writers again; do nothing if `ticket` is not in the queue."""
         _remove(self.requests, ticket)
         if self.requests:
             self._wake_first()
 
     def after_fork_in_child(self) -> None:
-        """Forget the threads that the child does not have."""
+        """Remove the requests of threads that do not exist in the child."""
         thread = _get_ident()
         left = [request for request in self.requests if request.thread == thread]
         self.requests.clear()
@@ -164,7 +163,7 @@ class CommitQueue:
             is_nested = self.requests[0] is not request
         except IndexError:
             is_nested = True
-        # A nested call comes from a signal handler or a finalizer, which interrupted the outer call of this thread.
+        # A nested call comes from a signal handler or finalizer that interrupted this thread's outer call.
         if not is_nested:
             self._linger()
             return self._lead(request)
@@ -174,20 +173,20 @@ class CommitQueue:
         return self._transact(request, request.work, request.arguments)
 
     def _wait(self, request: Request) -> bool:
-        """Return True once it is the calling thread's turn, or False once a leader has committed the request."""
+        """Return True once the calling thread may write, or False once a leader has committed the request."""
         requests = self.requests
         while True:
             if (group := request.group) is not None and group.committed:
                 return False
             try:
                 first = requests[0]
-            except IndexError:  # the leader of its group has removed it a moment ago
+            except IndexError:  # the group's leader has just removed it
                 continue
             if first.thread == request.thread or self._committer.is_exclusive():
                 return True
             if request.wake is None:
                 wake = threading.Lock()
-                # Nobody else knows it yet. A wake-up is a release, and each wait takes it again.
+                # No other thread knows the lock yet. A wake-up is a release, and each wait acquires it again.
                 wake.acquire()
                 request.wake = wake
                 continue
@@ -199,7 +198,7 @@ class CommitQueue:
             wake.acquire(timeout=min(max(left_s, 0.001), _LONGEST_NAP_S))
 
     def _withdraw(self, request: Request) -> bool:
-        """Take the request back; return False where it is being committed at this moment."""
+        """Withdraw the request and return True, or return False if a leader is committing it."""
         with self._claims:
             if request.group is not None and not request.group.is_over:
                 return False
@@ -222,7 +221,7 @@ class CommitQueue:
                 time.sleep(0)
 
     def _lead(self, own: Request) -> Any:
-        """Commit the request together with those of the threads that wait."""
+        """Commit the request together with the requests of waiting threads; return its result."""
         while True:
             group = Group()
             try:
@@ -230,7 +229,7 @@ class CommitQueue:
             except (MemoryError, StoreError) as error:
                 if len(group.requests) < 2 or raised_by_handler(error):
                     raise
-                # What is wrong with one of them must not concern the others: each is committed by its own thread.
+                # One bad write must not fail the others: each thread now commits its own.
                 for one in group.requests:
                     one.is_alone = True
                 continue
@@ -252,12 +251,12 @@ class CommitQueue:
             results.append(one.work(slot, *one.arguments))
 
     def _claim(self, own: Request, group: Group) -> None:
-        """Make `group` of the request and those behind it."""
+        """Fill `group` with the request and the requests behind it."""
         with self._claims:
             members = group.requests = [own]
             if own.is_alone:
                 return
-            # Not `islice`, in whose making the collector may run a finalizer that writes: the queue would have changed.
+            # Not `islice`: creating it may run a finalizer that writes and so changes the queue.
             for one in list(self.requests)[:_LARGEST_GROUP]:
                 if one.is_alone:
                     break
@@ -270,7 +269,7 @@ class CommitQueue:
 
 
 def new_ticket() -> Request:
-    """Return a request that keeps writers out and writes nothing."""
+    """Return a request that blocks writers and writes nothing."""
     request = Request()
     request.thread = _get_ident()
     request.is_alone = True
@@ -280,7 +279,7 @@ def new_ticket() -> Request:
 def _remove(requests: deque[Request], request: Request) -> None:
     try:
         requests.remove(request)
-    except ValueError as error:  # its thread noticed before
+    except ValueError as error:  # its thread has removed it
         if raised_by_handler(error):
             raise
 
@@ -289,7 +288,7 @@ def _wake(wake: threading.Lock | None) -> None:
     if wake is not None and wake.locked():
         try:
             wake.release()
-        except RuntimeError as error:  # another thread woke it meanwhile
+        except RuntimeError as error:  # another thread has woken it
             if raised_by_handler(error):
                 raise
 

@@ -1,4 +1,4 @@
-"""Environment: transactions of one LMDB folder, that work whatever other threads, processes and signal handlers do."""
+"""Environment: transactions of one LMDB folder, safe against other threads, processes and signal handlers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _READ_RETRIES = 200
 _DAMAGED_READS = 10
-# What another try does not change.
+# Errors that a retry cannot cure.
 _LASTING = (
     lmdb.BadValsizeError,
     lmdb.CorruptedError,
@@ -40,26 +40,29 @@ _commit: Final = lmdb.Transaction.commit
 
 
 class Environment(OpenFiles):
-    """`begin` is what readers call: ``environment.begin().get(key)``, and `read` when that raises lmdb.Error."""
+    """The transactions of one LMDB folder.
+
+    Readers call ``environment.begin().get(key)``, and `read` if that raises lmdb.Error.
+    """
 
     def __init__(self, path: Path, durability: str, map_size_bytes: int, wait_s: float) -> None:
         super().__init__(path, durability, map_size_bytes)
-        #: How long a write waits for other writers.
+        #: How long a write waits for other writers, in seconds.
         self.wait_s = wait_s
-        #: The factories that use it.
+        #: The factories that use the environment.
         self.users: set[ref[object]] = set()
         self._queue = CommitQueue(self)
         #: ``write(work, *arguments)``: see `CommitQueue.write`.
         self.write: Callable[..., Any] = self._queue.write
         self._fork_ticket: Request | None = None
-        # `lock`, while a fork holds it.
+        # Holds `lock` while a fork has it.
         self._fork_lock: list[Any] = []
 
     def is_wanted(self) -> bool:
         return any(user() is not None for user in list(self.users))
 
     def close(self) -> None:
-        """Flush and close the files, unless somebody uses them. Raises StoreError."""
+        """Flush and close the files unless they are in use. Raises StoreError."""
         self._queue.run_exclusively(self._close)
 
     def _close(self) -> None:
@@ -72,7 +75,7 @@ class Environment(OpenFiles):
                 if self._env is not None and self._place in in_doubt:
                     self._settle([])
                 elif self._env is not None and self._is_unflushed:
-                    # All that relaxed wrote; of the other durabilities no more than the last header.
+                    # For relaxed this flushes all writes; for the other durabilities at most the last header.
                     self._env.sync(True)
                 self._is_unflushed = False
             except lmdb.Error as error:
@@ -82,7 +85,7 @@ class Environment(OpenFiles):
                 self._shut()
 
     def _open_after_fork(self) -> None:
-        """Open the files to flush them, if they are there."""
+        """Open the files, if they exist, in order to flush them."""
         try:
             self._open()
         except StoreError as error:
@@ -92,8 +95,9 @@ class Environment(OpenFiles):
     # --- reading ---
 
     def read(self, fn: Callable[[Txn], T], nothing: T) -> T:
-        """Return ``fn(transaction)`` of a read transaction, begun anew when the map was grown or the slots were taken
-        meanwhile; or `nothing` if nobody has written to the folder yet: reading does not make it.
+        """Return ``fn(transaction)`` in a read transaction, or `nothing` if the folder was never written to.
+
+        Retried if the map was grown or all reader slots were taken. Reading does not create the folder.
         """
         for attempt in range(_READ_RETRIES):
             env = self._env
@@ -108,7 +112,7 @@ class Environment(OpenFiles):
                     raise
                 failure = error
             finally:
-                # A traceback that somebody keeps would keep the pages that the transaction may read.
+                # Otherwise a stored traceback would keep the transaction's pages from being reused.
                 if txn is not None:
                     txn.abort()
             self._prepare_another_read(failure, env, attempt)
@@ -128,13 +132,13 @@ class Environment(OpenFiles):
                 self._raise(error, "reading")
             self._open_anew(env)
         elif isinstance(error, _LASTING):
-            # A reader that was held up while it began may get a newer root than its number says; py-lmdb 3.0 takes
-            # the newer pages for damage. What is damaged is so the next time, too.
+            # A reader that is delayed while it begins may get a root newer than its transaction id; py-lmdb 3.0
+            # reports the newer pages as damage. Real damage persists on a retry.
             if not isinstance(error, lmdb.CorruptedError) or attempt >= _DAMAGED_READS:
                 self._raise(error, "reading")
         else:
-            # While a map grows, py-lmdb refuses to begin and invalidates what was begun, with errors that have no
-            # class of their own. The map grows under this lock: once it is free, another try works.
+            # While a map grows, py-lmdb refuses new transactions and invalidates open ones, with errors that have no
+            # class of their own. The map grows under this lock: once it is free, a retry works.
             with self.lock:
                 if is_last:
                     self._raise(error, "reading")
@@ -144,13 +148,13 @@ class Environment(OpenFiles):
     def transact(
         self, request: Request, work: Callable[..., T], arguments: tuple[Any, ...], committed: list[None] | None = None
     ) -> T:
-        """Return ``work(slot, *arguments)`` of a write transaction, and fill `committed` as that is committed.
+        """Return ``work(slot, *arguments)`` of a committed write transaction; the commit also fills `committed`.
 
-        Run again from its start if the map was full, or a signal handler or finalizer of this thread wrote meanwhile.
+        Restarted if the map was full, or if a signal handler or finalizer of this thread wrote meanwhile.
         """
         while True:
             slot: Slot = []
-            # If it is not empty, this is a nested call, and the outer one begins anew when it goes on.
+            # A slot that is not empty means a nested call; the outer call restarts when it resumes.
             outer, self._slot = self._slot, slot
             if outer:
                 end_transaction(outer)
@@ -185,7 +189,7 @@ class Environment(OpenFiles):
                         end_transaction(slot)  # also where a debugger or a profiler holds it
                         raise
                     finally:
-                        # Whatever a handler raises, also in the line above: the transaction ends.
+                        # The transaction ends even if a handler raises, also in the line above.
                         slot.clear()
                         self._busy = None
                 finally:
@@ -203,11 +207,11 @@ class Environment(OpenFiles):
 
     def _is_writing(self) -> bool:
         busy = self._busy
-        # Where a handler raised before `_busy` was set back, its request is not in the queue any more.
+        # If a handler raised before `_busy` was reset, its request is no longer in the queue.
         return isinstance(busy, Request) and busy.thread != get_ident() and busy in self._queue.requests
 
     def _look(self, request: Request) -> None:
-        """Open the files if they are not; see that they are in their place, and let waiting processes write first."""
+        """Open the files if necessary, validate that they are in place, and let waiting processes write first."""
         self.open_now()
         self._must_be_in_place()
         gate = self.gate
@@ -222,11 +226,11 @@ class Environment(OpenFiles):
         self._look_at_s = time.monotonic() + TRUST_S
 
     def _recover(self, error: Exception, slot: Slot) -> None:
-        """Make another try possible, or raise what is behind `error`."""
+        """Prepare for a retry, or raise the StoreError for `error`."""
         if raised_by_handler(error):
             raise error
         if self._slot is not slot or self._env is None:
-            return  # a handler or finalizer wrote, or closed the files, in the middle
+            return  # a handler or finalizer wrote or closed the files meanwhile
         if isinstance(error, lmdb.MapFullError):
             self._grow_map()
         elif isinstance(error, lmdb.MapResizedError):
@@ -238,14 +242,14 @@ class Environment(OpenFiles):
             raise error
 
     def is_exclusive(self) -> bool:
-        """Whether the calling thread holds `lock`: then it was interrupted in the middle, and nobody else writes."""
+        """Return whether the calling thread holds `lock`: then this is a nested call, and no other thread writes."""
         return bool(self.lock._is_owned())  # type: ignore[attr-defined]
 
     def deadline(self) -> float:
         return time.monotonic() + self.wait_s
 
     def time_out(self, thread: int) -> StoreError:
-        """The error for a call that waited too long while `thread` was writing."""
+        """Return the error for a call that waited too long while `thread` was writing."""
         gate = self.gate
         if gate is not None and gate.is_waiting:
             return self._time_out_at_gate()
@@ -263,7 +267,7 @@ class Environment(OpenFiles):
         )
 
     def figures(self) -> dict[str, object]:
-        """Return what `hutch stats` shows."""
+        """Return the figures that `hutch stats` shows."""
         figures: dict[str, object] = {"path": str(self.path), "durability": self.durability}
         if self._env is None and not self.exists():
             return figures
@@ -281,16 +285,15 @@ class Environment(OpenFiles):
     def before_fork(self) -> None:
         """Close the files, so that no child inherits them.
 
-        A child cannot get rid of an environment: closing it there frees the parent's slots in the table of readers,
-        which is shared, so that pages are written over that the parent is reading. And it cannot open the files beside
-        it.
+        A child cannot close an inherited environment: that would free the parent's slots in the shared reader table,
+        and pages that the parent is reading would be overwritten. Nor can it open the files a second time.
         """
-        # Whoever writes is done first; who reads now, or wants to, begins anew after the fork.
+        # Running writes finish first; reads restart after the fork.
         if self._fork_ticket is None:
             self._fork_ticket = new_ticket()
             try:
                 self._queue.enter(self._fork_ticket)
-            except StorageTimeoutError as error:  # it waits for another process, and has nothing open
+            except StorageTimeoutError as error:  # the writer waits for another process and has nothing open
                 if raised_by_handler(error):
                     raise
         hold_lock(self._fork_lock, self.lock, self.wait_s)
@@ -312,11 +315,11 @@ class Environment(OpenFiles):
 
 
 def hold_lock(held: list[Any], lock: Any, timeout_s: float) -> None:
-    """Acquire `lock` once, until `release_lock`, and put it in `held`: both in one call of C code."""
+    """Acquire `lock` and append it to `held`, in one call of C code; do nothing if `held` is not empty."""
     if not held:
         held += compress((lock,), map(lock.acquire, (True,), (timeout_s,)))
 
 
 def release_lock(held: list[Any]) -> None:
-    """Release what `hold_lock` has acquired."""
+    """Release the lock that `hold_lock` acquired."""
     held[:] = filter(None, map(methodcaller("release"), held))

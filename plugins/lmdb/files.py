@@ -1,4 +1,4 @@
-"""The two files of an LMDB folder: made so that they are whole, recognised again, and looked at before LMDB is."""
+"""The two files of an LMDB folder: create them completely, identify them, and validate them before LMDB opens them."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ import lmdb
 from hutch import StorageUnavailableError
 from hutch.filesystem import create_file, flush_folder, open_existing, validate_regular_file
 
-#: Device and inode of data.mdb and of lock.mdb.
+#: (device, inode) of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]
 
-# lock.mdb: a header, which begins with a magic number, and a slot for each reader.
+# lock.mdb is a header, which begins with a magic number, and one slot per reader.
 _LOCK_HEADER_BYTES, _READER_BYTES = 192, 64
 _MAGIC = Struct("=I").pack(0xBEEFC0DE)
 
 
 def make_store(folder: Path, lib_version: int) -> None:
-    """Make `folder`, and a `data.mdb` that is whole, and on the disk, from the moment that it has its name.
+    """Create `folder` and `data.mdb`; the file is complete and flushed before it gets its name.
 
-    LMDB flushes neither the first pages of a new file by themselves nor its name: a full disk, or a power cut,
-    would leave a file that nothing can open, or none. In a private folder the file is private, too. Raises lmdb.Error,
-    OSError.
+    LMDB itself flushes neither the first pages of a new file nor its name: a full disk or a power cut could leave an
+    unreadable file, or none. In a private folder the file is private, too. Raises lmdb.Error, OSError.
     """
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for parent in reversed(missing):
         flush_folder(parent.parent)
-    # Not by tempfile, whose import takes longer than all of this.
+    # Not with tempfile: its import takes longer than this whole function.
     new = folder / f"new-{os.urandom(8).hex()}"
     try:
         new.mkdir(0o700)
-        # Nobody else knows of it, so that it needs no lock.
+        # No lock is needed: no other process knows this file.
         with lmdb.open(lmdb_name(new), map_size=1 << 20, lock=False, lib_version=lib_version) as env:
             env.sync(True)
         if os.name == "posix" and not folder.stat().st_mode & 0o077:
             (new / "data.mdb").chmod(0o600)
-        # Fails if another process was faster, or where there are no links: there LMDB makes the file itself.
+        # Fails if another process was faster, or without hard links: then LMDB creates the file itself.
         with suppress(OSError):
             os.link(new / "data.mdb", folder / "data.mdb")
     finally:
@@ -57,10 +56,10 @@ def make_store(folder: Path, lib_version: int) -> None:
 
 
 def refuse_foreign_lock_file(folder: Path) -> None:
-    """Raise StorageUnavailableError if lock.mdb is not a regular file, or is one that another program wrote.
+    """Raise StorageUnavailableError if lock.mdb is not a regular file or was not written by LMDB.
 
-    LMDB overwrites what it finds in it. A power cut can leave anything in a lock file, but of a lock file's size. To be
-    called only while this process does not have the folder open: closing the file takes the process's locks on it away.
+    LMDB would overwrite its content. A power cut may leave any content in a lock file, but keeps its size. Call this
+    only while this process does not have the folder open: closing the file drops the process's locks on it.
     """
     lock = folder / "lock.mdb"
     status = validate_regular_file(lock)
@@ -76,9 +75,9 @@ def refuse_foreign_lock_file(folder: Path) -> None:
 
 
 def create_lock_file(folder: Path, size_bytes: int) -> None:
-    """Create lock.mdb with the permissions of data.mdb, and with room on the disk for all of it. Raises OSError.
+    """Create lock.mdb with the permissions of data.mdb and all its disk space allocated. Raises OSError.
 
-    LMDB leaves the file full of holes. Were the disk full, the first reader to use a slot in one would be killed.
+    LMDB creates a sparse file: on a full disk, the first reader to use a slot in a hole would be killed.
     """
     lock = folder / "lock.mdb"
     existing = validate_regular_file(lock)
@@ -92,22 +91,22 @@ def create_lock_file(folder: Path, size_bytes: int) -> None:
         return  # another process was faster
     with file:
         if data is not None and existing is None:
-            os.fchmod(file.fileno(), mode)  # whatever the umask is
+            os.fchmod(file.fileno(), mode)  # regardless of the umask
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def map_lock_file(folder: Path, maps: list[mmap.mmap]) -> None:
-    """Put a map of the begin of lock.mdb into `maps`, to read LMDB's lock for writing, where its layout is known.
+    """Append a map of the start of lock.mdb to `maps` if its layout is known; it shows LMDB's writer lock.
 
-    The map has a descriptor of the file. To be closed, and opened, only while this process does not have the folder
-    open: closing one takes the process's locks on the file away.
+    The map owns a descriptor of the file. Open and close it only while this process does not have the folder open:
+    closing a descriptor drops the process's locks on the file.
     """
     if maps or sys.platform != "linux" or not _is_glibc():
         return
     with open_existing(folder / "lock.mdb") as file:
         if os.fstat(file.fileno()).st_size >= mmap.PAGESIZE:
-            with suppress(OSError):  # no address space, or no descriptor: it is done without
+            with suppress(OSError):  # no address space or descriptor: optional
                 maps += map(partial(mmap.mmap, length=mmap.PAGESIZE, prot=mmap.PROT_READ), (file.fileno(),))
 
 
@@ -119,12 +118,12 @@ def _is_glibc() -> bool:
 
 
 def lmdb_name(path: Path) -> str:
-    """`path` as LMDB takes it: as bytes, for a name that is not UTF-8."""
+    """Return `path` in the form that LMDB accepts: as bytes on POSIX, because a name may not be UTF-8."""
     return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
 
 
 def identities(place: str) -> Files | None:
-    """Which files are at `place`, links not followed; None unless both are there."""
+    """Return the identities of the two files at `place`, without following links; None unless both exist."""
     found = []
     try:
         for name in ("data.mdb", "lock.mdb"):
@@ -136,12 +135,14 @@ def identities(place: str) -> Files | None:
 
 
 def is_cut_off(env: lmdb.Environment, data: Path) -> bool:
-    """Whether pages in use lie beyond the end of the file. Free ones may: what is taken and freed within one
-    transaction, as a large `remove_many` does, is never written."""
+    """Return whether pages in use lie beyond the end of the file.
+
+    Free pages may: a page taken and freed within one transaction, as in a large `remove_many`, is never written.
+    """
     from .pages import DataFile, UnreadableFileError
 
     try:
-        # The transaction keeps the state that is looked at from being written over.
+        # The transaction keeps LMDB from overwriting the pages of this state.
         with env.begin() as txn, DataFile(data, txn.id()) as file:
             return file.is_cut_off()
     except UnreadableFileError:

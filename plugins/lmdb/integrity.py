@@ -1,4 +1,4 @@
-"""What `hutch check-data` looks at in an LMDB store: the pages, without LMDB; then names, ids and counts."""
+"""Verify integrity of an LMDB store: first the pages, without LMDB; then names, ids and counts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LAST_ID_KEY = _META + b"i"
 _NAME = _META + b"n"
 _LONGEST_KEY_BYTES = 1024
 _KEYS_AT_ONCE = 1024
-# A header is written anew by every second transaction: one that is, while it is read, makes no sense.
+# Every second transaction rewrites a header; one read during the write makes no sense, so try again.
 _TRIES = 20
 
 
 def unreadable(path: Path) -> Finding | None:
-    """A finding if nothing of the file at `path` can be read, so that LMDB must not open it; no file is no fault."""
+    """Return a finding if the file at `path` is unreadable and LMDB must not open it; a missing file is no finding."""
     for _ in range(_TRIES):
         try:
             status = validate_regular_file(path)
@@ -49,11 +49,11 @@ def unreadable(path: Path) -> Finding | None:
 
 
 def structure(environment: Environment) -> list[Finding]:
-    """Findings about the pages of the file, at one moment, while others write."""
+    """Return findings about the pages of the file, as of one moment; other processes may write meanwhile."""
     path = environment.path / "data.mdb"
 
     def look(txn: Txn) -> list[Finding]:
-        # The transaction keeps the pages of its state from being used again.
+        # The transaction keeps LMDB from reusing the pages of this state.
         with DataFile(path, txn.id()) as file:
             damage = list(file.check())
             names = dict(_names(file)) if damage else {}
@@ -69,22 +69,22 @@ def structure(environment: Environment) -> list[Finding]:
 
 
 def contents(environment: Environment, fix: bool) -> list[Finding]:
-    """Findings about names, ids, counts and keys, in one transaction; with `fix` repaired in another."""
+    """Return findings about names, ids, counts and keys, read in one transaction; `fix` repairs them in another."""
     nothing: list[Finding] = []
     found = environment.read(lambda txn: list(_Contents([txn]).findings(False)), nothing)
     if found and fix:
-        # Looked at anew: others may have written meanwhile.
+        # Verify again: other processes may have written meanwhile.
         return list(environment.write(lambda slot: list(_Contents(slot).findings(True))))
     return found
 
 
 class _Contents:
-    """All keys of a store, counted."""
+    """The names, ids, counts and keys of a store, read in one pass."""
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._names: dict[bytes, bytes] = {}  # name -> id
-        self._kept: dict[bytes, bytes] = {}  # id -> the count that is stored
+        self._kept: dict[bytes, bytes] = {}  # id -> stored count
         self._counts: dict[bytes, int] = {}
         self._bad_keys: list[bytes] = []
         self._foreign: list[bytes] = []
@@ -130,7 +130,7 @@ class _Contents:
             yield self._bad_key(key, owner.get(key[:_ID_BYTES]), fix)
 
     def _check_names(self, fix: bool) -> Iterator[Finding]:
-        """Names that cannot be, and ids that are none or belong to two. What they lead to becomes an orphan."""
+        """Yield invalid names, and ids that are invalid or shared by two names. Their keys become orphans."""
         seen: dict[bytes, bytes] = {}
         for name, id_ in sorted(self._names.items()):
             shown = name.decode(errors="backslashreplace")
@@ -176,7 +176,7 @@ class _Contents:
         told = "a key that is not UTF-8, or too long: damaged, or written by another program"
         if not fix:
             return Finding("key", told, name, shown)
-        # What it was cannot be known. Nothing is lost: the value moves, bytes and all.
+        # The original key is unknown. Nothing is lost: the value moves to a key that spells the damaged one in hex.
         new = key[:_ID_BYTES] + b"recovered-" + key[_ID_BYTES:].hex().encode()[: _LONGEST_KEY_BYTES - 20]
         value = self._slot[0].get(key)
         if value is None or not self._slot[0].put(new, value, True, False):
@@ -186,7 +186,7 @@ class _Contents:
 
 
 def _all_keys(slot: Slot) -> Iterator[bytes]:
-    """Yield every key, without a cursor that lives from one to the next: a signal handler may end the transaction."""
+    """Yield every key. No cursor outlives a step, because a signal handler may end the transaction."""
     low = b"\0"
     while keys := _some_keys(slot, low):
         yield from keys
@@ -212,7 +212,7 @@ def _next_keys(slot: Slot, low: bytes) -> list[bytes]:
 
 
 def _names(file: DataFile) -> Iterator[tuple[bytes, str]]:
-    """Id and name of each namespace whose entry can be read."""
+    """Yield the id and name of each namespace whose entry is readable."""
     for key, value in file.items():
         if key > _NAME and not key.startswith(_NAME):
             return

@@ -1,10 +1,10 @@
-"""OpenFiles: the files of one LMDB folder, opened in this process: opening, closing, growing the map, failed disks.
+"""OpenFiles: open and close the files of one LMDB folder in this process, grow the map, and handle failed disks.
 
-LMDB forbids opening a folder twice in one process (http://www.lmdb.tech/doc/, "Caveats"), wants its map grown while no
-transaction runs, and must not be used across a fork.
+LMDB forbids opening a folder twice in one process (http://www.lmdb.tech/doc/, "Caveats") and use across a fork, and
+its map may grow only while no transaction runs.
 
-Every step here may be interrupted by a signal handler, which may raise, or use the store itself. So what was opened is
-stored by the same call of C code that opens it, and every step may be repeated.
+A signal handler may interrupt any step, and may raise or use the store itself. So the call of C code that opens
+something also stores it, and every step may be repeated.
 """
 
 from __future__ import annotations
@@ -44,35 +44,34 @@ from .writer_gate import WriterGate
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
 
-#: A write transaction while it is open, and behind it the cursor that it has at the moment. Code that writes says
-#: ``slot[0].put(...)`` and keeps neither in a variable: a traceback keeps the variables of its frames alive, and with
-#: them the transaction, which would keep all others from writing. So ``slot.clear()`` ends it (py-lmdb's
-#: ``Transaction.abort()`` first waits until nobody reads). And a signal handler that writes ends it by the same call,
-#: after which ``slot[0]`` is an IndexError and the work begins again.
+#: Holds the open write transaction and, second, its current cursor. Code that writes calls ``slot[0].put(...)`` and
+#: keeps neither in a variable: a traceback keeps local variables alive, and a live transaction blocks all writers.
+#: ``slot.clear()`` ends the transaction (py-lmdb's ``Transaction.abort()`` would first wait for all readers). A signal
+#: handler that writes also clears the slot; then ``slot[0]`` raises IndexError and the work starts again.
 Slot = list[Any]
 
-#: lmdb.open's flags per durability: how many flushes a commit makes (2, 1, 0), and what a power cut leaves of it.
+#: The flags of lmdb.open per durability: a commit makes 2, 1 or 0 flushes.
 DURABILITY: dict[str, dict[str, bool]] = {
     "strict": {"sync": True, "metasync": True},
     "normal": {"sync": True, "metasync": False},
     "relaxed": {"sync": False, "metasync": False},
 }
-# LMDB 1.0's format: its keys may have 1,978 bytes, those of 0.9 end at 511. Existing folders keep theirs.
+# The format of LMDB 1.0, with keys of up to 1,978 bytes (0.9: 511). Existing folders keep their format.
 _FORMAT = 1
 _LONGEST_KEY_BYTES = 1024 + 4
-# A slot costs 64 bytes of the lock file; each thread of each process that reads at one moment takes one.
+# Each thread that is reading, in any process, takes one slot of 64 bytes in the lock file.
 MAX_READERS = 1024
-# A header, and 64 bytes a reader. Where LMDB finds another size it makes do with that.
+# A header, and 64 bytes per reader. LMDB accepts an existing file of another size.
 _LOCK_FILE_BYTES = 192 + 64 * (MAX_READERS - 1)
 _DAMAGED_OPENS = 10
 _NAP_S = 100e-6
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
-# How long a writer trusts that the files are in their place, and that no other process waits: a look takes 4 us.
+# How long a writer assumes that the files are in place and no other process waits: looking takes 4 us.
 TRUST_S = 0.001
-# What a write says that did not fit: the last one where a disk, or a limit of file size, took a part of it.
+# The errors of a write that did not fit; MDB_SHORT_WRITE means that a part of it was written.
 _FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "MDB_SHORT_WRITE")
-#: Places where the disk has failed a write, and nothing was made good since.
+#: Folders where a disk write has failed and the state was not settled since (see `_settle`).
 in_doubt: set[str] = set()
 NO = (False,)
 
@@ -80,18 +79,18 @@ _open_cursor = lmdb.Transaction.cursor
 
 
 class OpenFiles:
-    """`begin` begins a read transaction, `begin_write` a write transaction."""
+    """The open files of one LMDB folder. `begin` begins a read transaction, `begin_write` a write transaction."""
 
     def __init__(self, path: Path, durability: str, map_size_bytes: int) -> None:
         self.path = path
         self.durability = durability
-        #: Which files are open: device and inode of each.
+        #: The identities of the open files.
         self.files: Files | None = None
-        #: Held while the files are opened or closed or their map is moved; then comes `pause_writer`, unless the caller
-        #: is the one that may write.
+        #: Held while the files are opened or closed or their map is moved. Its holder then calls `pause_writer`, unless
+        #: it is itself the current writer.
         self.lock = threading.RLock()
-        # Whether a write transaction must not begin, and the request whose transaction may be open. Each side sets its
-        # own first and looks at the other's then. A lock would cost a thirtieth of a write.
+        # `_is_paused` forbids new write transactions; `_busy` is the request whose transaction may be open. Each side
+        # sets its own first and then reads the other's. A lock would cost a thirtieth of a write.
         self._is_paused = False
         self._busy: object = None
         self.begin: Callable[..., Txn] = self._begin_first
@@ -99,23 +98,23 @@ class OpenFiles:
         self.gate: WriterGate | None = None
         self._place = str(path)
         self._map_size_bytes = map_size_bytes
-        # When a writer looks again whether the files are in their place and whether other processes wait.
+        # When a writer next looks whether the files are in place and whether other processes wait.
         self._look_at_s = -math.inf
         self._env: lmdb.Environment | None = None
-        # What py-lmdb has open; it is in here before it is looked at and used.
+        # The environment that py-lmdb has open, stored before it is validated and used.
         self._opened: list[lmdb.Environment] = []
         self._opening: Opening | None = None
-        # Of lock.mdb, see `map_lock_file`.
+        # The map of lock.mdb, see `map_lock_file`.
         self._maps: list[mmap.mmap] = []
-        # Whether address space is so short that a thread's share of it is missed.
+        # Whether address space is too short for another thread's stack.
         self._is_tight = False
-        # The write transaction, if there is one.
+        # The open write transaction, if any.
         self._slot: Slot = []
-        #: Whether this process has written since it opened the files.
+        #: Whether this process has written since it last opened the files.
         self._is_unflushed = False
 
     def pause_writer(self) -> None:
-        """Wait until no write transaction of another thread is open; none begins as long as the caller holds `lock`."""
+        """Wait until no other thread's write transaction is open; none begins while the caller holds `lock`."""
         self._is_paused = True
         while self._is_writing():
             time.sleep(_NAP_S)
@@ -124,22 +123,22 @@ class OpenFiles:
         raise NotImplementedError
 
     def is_wanted(self) -> bool:
-        """Whether anybody uses the store; if not, nothing is opened."""
+        """Return whether the store has users; without users nothing is opened."""
         raise NotImplementedError
 
     def is_open(self) -> bool:
-        """Return whether files are open, or something was written before a fork closed them."""
+        """Return whether files are open, or a fork closed them before a write was flushed."""
         return bool(self._opened or self._maps) or self._is_unflushed
 
     def has_lost_its_files(self) -> bool:
-        """Return whether there were files open, and the path leads to others now, or to none."""
+        """Return whether files were opened and the path now leads to other files, or to none."""
         return self.files is not None and self.files != identities(self._place)
 
     def _must_be_in_place(self) -> None:
-        """Raise StorageUnavailableError if the path does not lead to the open files any more.
+        """Raise StorageUnavailableError if the path no longer leads to the open files.
 
-        LMDB would go on to write into a file that was deleted, and say nothing; and whoever opens the path then
-        makes files, and locks, of their own.
+        LMDB would silently continue to write to a deleted file, while a process that opens the path now creates new
+        files and locks.
         """
         if self.has_lost_its_files():
             raise StorageUnavailableError(
@@ -165,7 +164,7 @@ class OpenFiles:
         return self._env
 
     def exists(self) -> bool:
-        """Return whether there are data. Raises StorageUnavailableError for anything but a regular file."""
+        """Return whether data.mdb exists. Raises StorageUnavailableError for anything but a regular file."""
         try:
             status = validate_regular_file(os.path.join(self._place, "data.mdb"))  # noqa: PTH118 - twice as fast
         except OSError as error:
@@ -173,7 +172,7 @@ class OpenFiles:
         return status is not None and status.st_size > 0
 
     def _begin_first(self, *arguments: Any) -> Txn:
-        """`begin` before the first write to a new folder, and in a process that was forked off."""
+        """Begin a read transaction while the files are closed: before the folder's first write, or after a fork."""
         if not self.is_wanted():
             raise StoreNotOpenError(f"lmdb {self.path} is closed")
         if not self.exists():
@@ -181,7 +180,7 @@ class OpenFiles:
         return self.open_now().begin(*arguments)
 
     def _open(self) -> None:
-        # After a fork, or where the map could not be moved, it must be the store that it was.
+        # After a fork, or if the map could not be moved, it must still be the same store.
         self._must_be_in_place()
         if not self._opened:
             try:
@@ -195,7 +194,7 @@ class OpenFiles:
         except lmdb.Error as error:
             if raised_by_handler(error):
                 raise
-            self._opened.clear()  # a handler raised as it had just been closed
+            self._opened.clear()  # a handler raised just after it was closed
             return
         try:
             self._validate(env)
@@ -221,7 +220,7 @@ class OpenFiles:
             try:
                 self._open_with(map_size_bytes)
             except (lmdb.MemoryError, OverflowError) as error:
-                # Not enough address space for the map wished for; it grows later, as far as it can.
+                # Not enough address space for the requested map; it grows later as far as possible.
                 if raised_by_handler(error):
                     raise
                 map_size_bytes //= 4
@@ -229,7 +228,7 @@ class OpenFiles:
                 if map_size_bytes < 1 << 20:
                     raise StorageUnavailableError(f"lmdb {self.path}: no address space to map it") from error
             except lmdb.MapResizedError as error:
-                # Another process made it grow between LMDB's look at its size and its first transaction; or else its
+                # Either another process grew the map between LMDB's read of its size and its first transaction, or the
                 # header is damaged.
                 tries += 1
                 if tries == _DAMAGED_OPENS:
@@ -259,7 +258,7 @@ class OpenFiles:
         return Opening(self._call_lmdb, map_size_bytes, self._opened, self._is_tight)
 
     def _call_lmdb(self, map_size_bytes: int) -> lmdb.Environment:
-        """Call ``lmdb.open``. No signal handler runs meanwhile: it would open the files a second time."""
+        """Return the environment that ``lmdb.open`` opens. No signal handler may interrupt it: see `Opening`."""
         refuse_foreign_lock_file(self.path)
         create_lock_file(self.path, _LOCK_FILE_BYTES)
         map_lock_file(self.path, self._maps)
@@ -269,9 +268,9 @@ class OpenFiles:
             lmdb_name(self.path),
             map_size=map_size_bytes,
             max_readers=MAX_READERS,
-            # One transaction is kept for the next reader, which saves it the search for a slot.
+            # One transaction is kept for the next reader, to spare it the search for a slot.
             max_spare_txns=1,
-            # An existing folder keeps the format it has.
+            # An existing folder keeps its format.
             lib_version=cast(int, None) if self.exists() else _FORMAT,
             **flags,
         )
@@ -283,7 +282,7 @@ class OpenFiles:
         return env
 
     def _validate(self, env: lmdb.Environment) -> None:
-        """Refuse a file that would end in a crash or in refused keys: reading past its end is a SIGBUS."""
+        """Raise StoreError for a file that would cause a crash (reading past its end is a SIGBUS) or refuse keys."""
         validate_regular_file(self.path / "lock.mdb")
         if env.max_key_size() < _LONGEST_KEY_BYTES:
             raise CorruptValueError(
@@ -300,7 +299,7 @@ class OpenFiles:
             )
 
     def _shut(self) -> None:
-        """Close the files. Nobody may be writing, or the caller holds `lock`."""
+        """Close the files. Call it while no thread writes, or while holding `lock`."""
         outer, self._slot = self._slot, []
         end_transaction(outer)
         self._look_at_s = -math.inf
@@ -310,7 +309,7 @@ class OpenFiles:
         for env in list(self._opened):
             self._forget(env)
             env.close()
-            # A handler may have gone on to use it until it was closed.
+            # A handler may have used it until it was closed.
             self._forget(env)
             if env in self._opened:
                 self._opened.remove(env)
@@ -338,7 +337,7 @@ class OpenFiles:
                     if raised_by_handler(error):
                         raise
                     failure = error
-                    # py-lmdb has closed an environment whose map it could not move.
+                    # py-lmdb closes an environment whose map it cannot move.
                     self._map_size_bytes, self._is_tight = size, True
                     self._shut()
         raise StorageFullError(
@@ -346,7 +345,7 @@ class OpenFiles:
         ) from failure
 
     def _adopt_map(self) -> None:
-        """Another process grew the map."""
+        """Adopt the map size after another process grew the map."""
         with self.lock:
             self.pause_writer()
             try:
@@ -357,13 +356,12 @@ class OpenFiles:
     # --- faults ---
 
     def _settle(self, slot: Slot) -> None:
-        """After a write that failed: have both headers on the disk as they are in memory, before anything is built on
-        them.
+        """Rewrite both headers to the disk as they are in memory, after a failed write and before any other write.
 
-        What a failed flush should have written the system may drop and call clean, so that the next flush succeeds
-        without it (Linux does). That may be the header of the last commit, where it had no flush of its own; or the
-        one that LMDB puts back when a new one could not be flushed, which may be on the disk all the same. One more
-        commit would write over pages that a header on the disk leads to.
+        After a failed flush the system may drop the data and mark it clean, so the next flush succeeds without it (as
+        on Linux). The lost data may be the header of the last commit, if it had no flush of its own. Or it may be the
+        old header, which LMDB restores when a new one cannot be flushed, although the new one may be on the disk. One
+        more commit could then overwrite pages that a header on the disk refers to.
         """
         self._slot = slot
         try:
@@ -375,7 +373,7 @@ class OpenFiles:
             self.open_now()
             self._slot = slot
             slot += map(self.begin_write, NO)
-        # The transaction keeps writers of other programs out.
+        # The transaction blocks the writers of other programs.
         env = self.open_now()
         size = 2 * env.stat()["psize"]
         try:
@@ -390,7 +388,7 @@ class OpenFiles:
         in_doubt.discard(self._place)
 
     def _open_anew(self, env: lmdb.Environment | None) -> None:
-        """When LMDB could not write a header it does nothing more until it is opened again; `env` is what was open."""
+        """Reopen the files after LMDB failed to write a header and refuses all work; `env` is the old environment."""
         with self.lock:
             self.pause_writer()
             if env is not None and env is self._env:
@@ -398,7 +396,7 @@ class OpenFiles:
             self.open_now()
 
     def _raise(self, error: Exception, doing: str) -> NoReturn:
-        """Raise the StoreError for `error`. lmdb.Error carries no errno, only the system's text for it."""
+        """Raise the StoreError for `error`. lmdb.Error carries no errno, only the system's error text."""
         if isinstance(error, StoreError) or raised_by_handler(error):
             raise error
         if self._env is None and not self.is_wanted():
@@ -415,18 +413,18 @@ class OpenFiles:
 
 
 def end_transaction(slot: Slot) -> None:
-    """Abort the transaction in `slot`, of which its own code learns when it next uses it."""
+    """Abort the transaction in `slot`; the code that uses it gets an IndexError at its next use."""
     if not slot:
         return
     try:
         transaction = ref(slot[0])
-    except IndexError as error:  # a handler that wrote has ended it
+    except IndexError as error:  # a handler's write has ended it
         if raised_by_handler(error):
             raise
         return
     slot.clear()
     if (left := transaction()) is not None:
-        # A call of C code that was interrupted by the garbage collector still holds it.
+        # A call of C code that the garbage collector interrupted still holds it.
         left.abort()
 
 

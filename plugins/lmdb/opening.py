@@ -1,8 +1,8 @@
-"""Opening: a call of ``lmdb.open`` that no signal handler can interrupt in the middle.
+"""Opening: a call of ``lmdb.open`` that no signal handler can interrupt.
 
-py-lmdb runs Python code as it opens files, before and after LMDB has them. A handler that used the store there would
-open them a second time, which LMDB forbids. Handlers run in the main thread alone, so that a thread of its own makes
-the call, and the main thread waits: a handler that interrupts that wait, waits for the same call.
+py-lmdb runs Python code before and after LMDB opens the files. A handler that used the store there would open them a
+second time, which LMDB forbids. Handlers run only in the main thread, so a separate thread makes the call while the
+main thread waits; a handler that interrupts the wait, and needs the files, waits for the same call.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import lmdb
 from hutch import StorageUnavailableError
 from hutch.handlers import raised_by_handler
 
-# How long a thread may take to begin.
+# How long a thread may take to start.
 _PATIENCE_S = 0.5
 
 
 class Opening:
     """One call of ``open_(map_size_bytes)``, whose result is appended to `opened`.
 
-    Where address space `is_tight` it is made without a thread, which would take 72 MiB of it.
+    If address space `is_tight`, the call is made without a thread, which would take 72 MiB of it.
     """
 
     def __init__(
@@ -33,21 +33,21 @@ class Opening:
         opened: list[lmdb.Environment],
         is_tight: bool,
     ) -> None:
-        #: Whether the call has returned, or raised.
+        #: Whether the call has returned or raised.
         self.is_over = False
         self._is_tight = is_tight
         self._open, self._map_size_bytes, self._opened = open_, map_size_bytes, opened
         self._started: list[int] = []
-        # Taken by whoever makes the call.
+        # Popped by the thread that makes the call.
         self._turn = [0]
         self._thread = 0
         self._error: BaseException | None = None
         self._is_done = threading.Lock()
-        # Nobody else knows it yet.
+        # No other thread knows the lock yet.
         self._is_done.acquire()
 
     def wait(self) -> None:
-        """Return once the files are open, or raise what `open_` raised. May be called by several threads, and again."""
+        """Return once the files are open, or raise what `open_` raised. Thread-safe, and may be called again."""
         if self._is_tight or threading.current_thread() is not threading.main_thread():
             self._refuse_finalizer()
             if not self._started:
@@ -63,19 +63,19 @@ class Opening:
         nothing: tuple[()] = ()
         try:
             self._started += map(start_new_thread, (self._run,), (nothing,))
-        except RuntimeError as error:  # no thread can be started: a handler is less likely than that
+        except RuntimeError as error:  # usually because no thread can be started
             if raised_by_handler(error):
                 raise
             self._started.append(0)
             self._run()
 
     def finish(self) -> None:
-        """Wait for the call if it was begun."""
+        """Wait for the call if it has started."""
         while self._started and not self.is_over:
             if self._is_done.acquire(timeout=_PATIENCE_S):
                 self._is_done.release()
             elif not self._thread:
-                self._run()  # the thread had not even the memory to begin
+                self._run()  # the thread lacked even the memory to start
 
     def _run(self) -> None:
         try:
@@ -84,7 +84,7 @@ class Opening:
             return
         try:
             self._thread = threading.get_ident()
-            if not self._opened:  # else a handler has opened them before this call began
+            if not self._opened:  # otherwise a handler has opened them before this call
                 self._opened += map(self._open, (self._map_size_bytes,))
         except BaseException as error:
             self._error = error

@@ -1,11 +1,11 @@
-"""`data.mdb`, read as bytes and never through LMDB: damage can neither crash nor hang whoever reads it here.
+"""Read `data.mdb` as bytes, never through LMDB, so that damage can neither crash nor hang the process.
 
-LMDB has no checksums of pages and believes what it reads: a page of the wrong kind ends the process (an assertion), so
-does a length that leads past the end of the file (SIGBUS). What is found whole here, LMDB may be let loose on.
+LMDB has no page checksums and trusts what it reads: a page of the wrong kind ends the process (an assertion), and so
+does a length that leads past the end of the file (SIGBUS). LMDB can safely open a file that is sound here.
 
-It reads the format of LMDB 1.0 on a 64-bit machine, in the byte order of this one. The module lmdb.verify of py-lmdb
-does so too; this one also sees whether a search from the root finds every key, whether a large value lies within the
-file, and which keys a damaged page held, all of which hutch must know.
+The format is that of LMDB 1.0 on a 64-bit machine, in this machine's byte order. py-lmdb's module lmdb.verify reads it
+too; this one also reports whether a search from the root finds every key, whether a large value lies within the file,
+and which keys a damaged page held, all of which hutch needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from hutch.filesystem import open_existing
 
-_HEADER = Struct("=QQHHHH")  # page, transaction, pad, flags, lower, upper (a large value: pages in the place of both)
+_HEADER = Struct("=QQHHHH")  # page, transaction, pad, flags, lower, upper (a large value: pages in place of both)
 _NODE = Struct("=HHHH")  # low and high part of a size (in a branch, with the flags: of the child), flags, key's size
 _LARGE = Struct("=QQQ")  # where a large value lies: first page, transaction, pages
 _META = Struct("=IIQQ")  # magic, version, address, size of the map
@@ -38,19 +38,19 @@ _HEADERS = 2
 _NO_ROOT = (1 << 64) - 1
 _DEEPEST = 32
 _PAGE_SIZES = {1 << power for power in range(9, 17)}
-# A damaged header may claim any number of pages. So many beyond the end of the file are believed.
+# A damaged header may claim any number of pages; at most this many beyond the end of the file are accepted.
 _LARGEST_TAIL = 1 << 20
 _NUMBERS = 0x08  # the keys of the tree are numbers
 _MOST_DAMAGE = 100
 
 
 class UnreadableFileError(Exception):
-    """The file has no headers that could be LMDB's, so nothing of it can be read."""
+    """A file without valid LMDB headers, of which nothing can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong, and the keys that it concerns, ``first <= key < after``, if it is known which."""
+    """One damage: a description, and the keys affected, ``first <= key < after``, if known."""
 
     text: str
     first: bytes | None = None
@@ -59,7 +59,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """A value on pages of its own."""
+    """A large value, stored on pages of its own."""
 
     page: int
     size: int
@@ -80,14 +80,14 @@ _Node = tuple[bytes, int, int, int, int]  # key, low, high, flags, where its dat
 
 
 class DataFile:
-    """One state of the file: that of transaction `txn_id`, or the last.
+    """One state of the file: as of transaction `txn_id`, or the latest.
 
-    While others may write, the caller must hold a read transaction and give its id: LMDB writes to no page of that
-    state until it ends.
+    If other processes may write, the caller must hold a read transaction and pass its id: until it ends, LMDB writes to
+    no page of that state.
     """
 
     def __init__(self, path: Path, txn_id: int | None = None) -> None:
-        """Raises UnreadableFileError, OSError."""
+        """Open the file and choose a header. Raises UnreadableFileError, OSError."""
         self.damage: list[Damage] = []
         self._file = open_existing(path)
         try:
@@ -106,10 +106,10 @@ class DataFile:
         self._file.close()
 
     def is_cut_off(self) -> bool:
-        """Whether a page in use may lie beyond the end of the file.
+        """Return whether a page in use may lie beyond the end of the file.
 
-        Pages at its end that were taken and freed within one transaction are never written: a file that ends before
-        its last page is whole if all pages beyond are free.
+        A page taken and freed within one transaction is never written, so a file that ends before its last page is
+        complete if all pages beyond its end are free.
         """
         self.damage = []
         return self.size < self.pages * self.page_bytes and (
@@ -117,7 +117,7 @@ class DataFile:
         )
 
     def check(self) -> list[Damage]:
-        """What is wrong with the structure. Nothing: LMDB reads and writes it safely, and finds every key."""
+        """Return the damage in the structure. If none, LMDB can read and write it safely and find every key."""
         self.damage = []
         uses = self._free_pages()
         for tree in (self._free, self._main):
@@ -125,7 +125,7 @@ class DataFile:
             for _ in self._walk(tree, used):
                 pass
             uses = bytearray(map(sum, zip(uses, used, strict=True)))
-        # Only where both trees could be walked to their ends is it known what they do not use.
+        # Unused pages are known only if both trees could be walked to the end.
         if not self.damage:
             for text, wrong in (("neither in use nor free", 0), ("used twice", 2)):
                 if found := uses.count(wrong, _HEADERS):
@@ -134,11 +134,11 @@ class DataFile:
         return self.damage
 
     def items(self) -> Iterator[tuple[bytes, bytes | Large]]:
-        """The items of the main tree that can be reached, in order; what cannot is added to `damage`."""
+        """Yield the reachable items of the main tree, in key order; add the rest to `damage`."""
         return self._walk(self._main, bytearray(self.pages))
 
     def value(self, value: bytes | Large) -> bytes:
-        """The bytes of what `items` gave."""
+        """Return the bytes of a value that `items` yielded."""
         if isinstance(value, bytes):
             return value
         return self._read(value.page * self.page_bytes + _HEADER_BYTES, value.size)
@@ -152,7 +152,7 @@ class DataFile:
         second = self._header(1)
         if second[0] != self.page_bytes:
             raise UnreadableFileError("its two headers disagree about the size of a page")
-        # The headers take turns: the first is written by even transactions, the second by odd ones.
+        # Even transactions write the first header, odd ones the second.
         if first[2] % 2 or (second[2] and not second[2] % 2):
             raise UnreadableFileError("its headers are damaged: their transactions are not possible")
         if txn_id is None:
@@ -167,7 +167,7 @@ class DataFile:
             raise UnreadableFileError(f"its header says that it has {self.pages:,} pages; it has {self.size:,} bytes")
 
     def _header(self, number: int) -> tuple[int, int, int, _Tree, _Tree]:
-        """Size of a page, number of pages, transaction, the tree of free pages, the main tree."""
+        """Return page size, number of pages, transaction id, the tree of free pages and the main tree."""
         data = self._read(number * self.page_bytes, _HEAD_BYTES)
         if len(data) < _HEAD_BYTES:
             raise UnreadableFileError(f"it has {self.size:,} bytes, too few for its headers")
@@ -178,7 +178,7 @@ class DataFile:
         last_page, txn_id = _TAIL.unpack_from(data, at + 2 * _TREE.size)
         if (magic, version, page, flags) != (_MAGIC, _VERSION, number, _IS_META):
             raise UnreadableFileError(f"its header {number} is damaged, or not that of an LMDB 1.0 file")
-        # Pad: of the free tree, the size of a page. Flags: of the free tree, that its keys are numbers.
+        # In the free tree, `pad` is the page size, and the flags say that its keys are numbers.
         if free[0] not in _PAGE_SIZES or free[1] != _NUMBERS or main[:2] != (0, 0):
             raise UnreadableFileError(f"its header {number} is damaged")
         return free[0], last_page + 1, txn_id, _Tree("free", *free[2:]), _Tree("main", *main[2:])
@@ -186,7 +186,7 @@ class DataFile:
     # --- its two trees ---
 
     def _free_pages(self) -> bytearray:
-        """For each page how often it is listed as free, counted to two."""
+        """Return, per page, how often it is listed as free, counted up to 2."""
         free = bytearray(self.pages)
         for key, value in self._walk(self._free, bytearray(self.pages)):
             txn_id, data = _number(key), self.value(value)
@@ -203,7 +203,7 @@ class DataFile:
         return free
 
     def _walk(self, tree: _Tree, used: bytearray) -> Iterator[tuple[bytes, bytes | Large]]:
-        """The items of `tree`, in order. Marks its pages in `used`."""
+        """Yield the items of `tree` in key order, and mark its pages in `used`."""
         if tree.depth > _DEEPEST or (tree.root == _NO_ROOT) != (tree.depth == 0):
             self.damage.append(Damage(f"the depth of the {tree.name} tree is impossible"))
             return
@@ -219,7 +219,7 @@ class DataFile:
                 nodes = self._nodes(page, tree, depth < tree.depth, first, after)
                 if depth < tree.depth:
                     branches += 1
-                    # The first child begins where its parent does; the key beside it has no meaning.
+                    # The first child begins where its parent does; its key has no meaning.
                     begins = [first, *(node[0] for node in nodes[1:])]
                     children = (low | high << 16 | flags << 32 for _, low, high, flags, _ in nodes)
                     below = zip(children, [depth + 1] * len(nodes), begins, [*begins[1:], after], strict=True)
@@ -247,7 +247,7 @@ class DataFile:
             self.damage.append(Damage(f"the header's counts of the {tree.name} tree do not fit the tree"))
 
     def _page(self, number: int, kind: int, used: bytearray, count: int = 1) -> bytes:
-        """The page `number`, the first of `count`. Raises _DamagedPageError unless it is of `kind` and not used yet."""
+        """Return page `number`, the first of `count`. Raises _DamagedPageError if it is in use or not of `kind`."""
         if not _HEADERS <= number <= number + count <= self.pages:
             raise _DamagedPageError("is none of this file")
         if (number + count) * self.page_bytes > self.size:
@@ -266,9 +266,9 @@ class DataFile:
     def _nodes(
         self, page: bytes, tree: _Tree, is_branch: bool, first: bytes | None, after: bytes | None
     ) -> list[_Node]:
-        """The nodes of a branch or a leaf whose keys lie in ``first <= key < after``."""
+        """Return the nodes of a branch or leaf; all keys must lie in ``first <= key < after``."""
         _, _, _, _, lower, upper = _HEADER.unpack_from(page)
-        # All offsets within a page count from behind its header.
+        # Offsets within a page are relative to the end of its header.
         room = self.page_bytes - _HEADER_BYTES
         count = lower // 2
         fewest = 2 if is_branch and tree.name == "main" else 1
@@ -307,7 +307,7 @@ class DataFile:
         return nodes
 
     def _large(self, page: bytes, at: int, size: int, used: bytearray) -> tuple[int, int]:
-        """First page and number of pages of the large value that is told of in `page`."""
+        """Return first page and number of pages of the large value that `page` refers to."""
         start, _, pages = _LARGE.unpack_from(page, at)
         if pages != (_HEADER_BYTES - 1 + size) // self.page_bytes + 1:
             raise _DamagedPageError("does not fit its size")
@@ -317,7 +317,7 @@ class DataFile:
         return start, pages
 
     def _read(self, offset: int, size: int) -> bytes:
-        # Not a map: where a file is shorter than it was, a map is a SIGBUS. Not os.pread, which Windows lacks.
+        # Not a memory map: if the file has become shorter, reading one is a SIGBUS. Not os.pread: Windows lacks it.
         self._file.seek(offset)
         data = self._file.read(size)
         while len(data) < size and (more := self._file.read(size - len(data))):
@@ -326,7 +326,7 @@ class DataFile:
 
 
 class _DamagedPageError(Exception):
-    """Ends a sentence that begins with a page."""
+    """A damaged page. The message completes a sentence that begins with the page."""
 
 
 def _number(data: bytes) -> int:

@@ -1,9 +1,8 @@
-"""Values read a moment ago, for as long as nobody commits: what is found here is what LMDB would find.
+"""Cache recently read values until the next commit, so that a cached value always equals the stored one.
 
-Every read begins a transaction, which costs 0.04 us, and the number of that transaction tells whether anybody, in
-whatever process, has committed since a value was kept. So what is kept is never stale; it spares the search of the
-tree, the copy of the value and the test of its checksum. It begins when nobody has written for a while, and ends with
-the next commit; where reads and writes alternate, nothing is kept and nothing is lost but the counting of reads.
+Every read begins a transaction, which costs 0.04 us; its id shows whether any process has committed since a value was
+cached. So a hit is never stale, and spares the tree search, the copy and the checksum. Caching begins after a series of
+reads without a commit and ends with the next commit; a mix of reads and writes pays only for counting the reads.
 """
 
 from __future__ import annotations
@@ -12,25 +11,25 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-# So many reads in a row without a commit in between, and keeping begins.
+# Caching begins after this many reads without a commit.
 _QUIET_READS: Final = 256
-# What an entry takes besides the characters of its key and its value, about: two objects and a place in a dict.
+# The approximate overhead of an entry, besides the characters of its key and value: two objects and a dict entry.
 _ENTRY_BYTES: Final = 170
-# A value that is kept, or looked for and not found, costs about half of what a find saves: a dict of thousands lies in
-# no cache of the processor. So after each trial of as many values that had to be read, those found are counted. While
-# there is room a few are enough, since more will be found the fuller it gets; then it must be as many.
+# A miss costs about half of what a hit saves: a dict of thousands exceeds the processor's caches. So after every trial
+# of this many misses the hits are counted. While the cache fills, a few hits are enough, because a fuller cache hits
+# more often; once it is full, there must be as many hits as misses.
 _TRIAL: Final = 4096
 _ENOUGH_WHILE_FILLING: Final = _TRIAL // 20
 _ENOUGH_WHEN_FULL: Final = _TRIAL
-# If not, it is tried again after so many reads, and then after more.
+# After a failed trial, caching pauses for this many reads, and each time for longer.
 _FIRST_PAUSE: Final = 1 << 14
 _LONGEST_PAUSE: Final = 1 << 20
 
 
 class Kept:
-    """What was read while the last transaction was `id`. Any thread may use it.
+    """The values read as of transaction `id`. Thread-safe.
 
-    It belongs to that transaction for ever: who still reads an older state puts what it finds into the older one.
+    It belongs to that transaction for ever: a thread that still reads an older state uses the older cache.
     """
 
     __slots__ = ("_room_bytes", "bodies", "found", "id", "missed")
@@ -43,7 +42,7 @@ class Kept:
         self._room_bytes = max_bytes
 
     def keep(self, key: str, data: bytes, body_of: Callable[[bytes], bytes | None]) -> bool:
-        """Keep the body of `data` if there is room, and only then copy it; whether to go on at all."""
+        """Cache a copy of the body of `data` if there is room; return whether caching is still worthwhile."""
         size = len(key) + len(data) + _ENTRY_BYTES
         has_room = size <= self._room_bytes
         if has_room and (body := body_of(data)) is not None:
@@ -58,9 +57,9 @@ class Kept:
 
 
 class Keeper:
-    """Decides when one open namespace keeps what is read: `kept` is None while it does not.
+    """The policy that decides when an open namespace caches reads: `kept` is None while it does not.
 
-    Whoever reads then takes one off `reads_left`, and calls `begin` once it is zero or less.
+    While it is None, each read decrements `reads_left`, and calls `begin` once that is zero or less.
     """
 
     __slots__ = ("_last_id", "_max_bytes", "_pause", "kept", "reads_left")
@@ -70,18 +69,18 @@ class Keeper:
         self._pause = _QUIET_READS
         self._last_id = -1
         self.kept: Kept | None = None
-        #: Infinite where keeping never begins.
+        #: Infinite if caching is disabled.
         self.reads_left: float = _QUIET_READS if max_bytes else math.inf
 
     def begin(self, id_: int) -> None:
-        """After `reads_left` reads, the last of them in transaction `id_`: keep from now on if none committed."""
+        """Start caching if nothing was committed in the last `reads_left` reads; `id_` is the current transaction."""
         if id_ == self._last_id:
             self.kept = Kept(id_, self._max_bytes)
         self._last_id = id_
         self.reads_left = self._pause
 
     def end(self, *, in_vain: bool = False) -> None:
-        """Somebody committed; or keeping was `in_vain`: then not again for a while, longer each time."""
+        """Stop caching after a commit; or after too few hits (`in_vain`), with a pause that grows each time."""
         self.kept = None
         self._pause = min(max(self._pause * 4, _FIRST_PAUSE), _LONGEST_PAUSE) if in_vain else _QUIET_READS
         self.reads_left = self._pause

@@ -1,4 +1,4 @@
-"""The LMDB environments of this process: one per folder, shared by all stores, closed with its last user."""
+"""The LMDB environments of this process: one per folder, shared by all stores, closed when its last user leaves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .environment import Environment, hold_lock, release_lock
 from .files import identities
 
 _environments: dict[str, Environment] = {}
-# Not a WeakSet, whose iteration a signal handler can spoil.
+# Not a WeakSet: a signal handler can break its iteration.
 _all: list[weakref.ref[Environment]] = []
-# Held for a few lookups only, and never while something is waited for: a finalizer may run anywhere, and close a store.
+# Held only for a few lookups and never during a wait: a finalizer may run anywhere, and close a store.
 _lock = threading.RLock()
 _FORK_ATTEMPTS = 3
 _FORK_WAIT_S = 60.0
@@ -26,11 +26,11 @@ _fork_lock: list[Any] = []
 def shared_environment(
     user: object, path: Path, durability: str, map_size_bytes: int, wait_s: float = 60
 ) -> Environment:
-    """Return the environment of `path`, in use by `user` until `release`, or until `user` is forgotten.
+    """Return the environment of `path`, in use by `user` until `release` or until `user` is collected.
 
     Raises ConfigError if it is open in this process with another durability.
     """
-    # A folder that is not there yet has no other names; one that is, is known by its real path.
+    # An existing folder is identified by its real path; a missing one has no other name yet.
     place = os.path.realpath(path)
     while True:
         with _lock:
@@ -50,7 +50,7 @@ def shared_environment(
 
 
 def release(user: object) -> None:
-    """Let go of the environment that `user` has, if any. The last user closes it. Raises StoreError."""
+    """Release the environment of `user`, if any; the last user's release closes it. Raises StoreError."""
     reference = weakref.ref(user)
     for environment in _alive():
         environment.users.discard(reference)
@@ -58,7 +58,7 @@ def release(user: object) -> None:
 
 
 def _alive() -> list[Environment]:
-    """Return all environments, and forget those that are gone."""
+    """Return all live environments, and drop dead references."""
     alive = []
     for reference in list(_all):
         if (environment := reference()) is not None:
@@ -71,7 +71,7 @@ def _alive() -> list[Environment]:
 def _find(place: str) -> Environment | None:
     environment = _environments.get(place)
     if environment is None or environment.has_lost_its_files():
-        # The same files under another name, such as a second mount, are the same environment.
+        # The same files under another path, such as a second mount, are the same environment.
         files = identities(place)
         environment = next((one for one in _alive() if files and one.files == files and one.is_wanted()), None)
         if environment is not None:
@@ -87,7 +87,7 @@ def _close_unused(environment: Environment) -> None:
             environment.close()
     finally:
         with _lock:
-            # Where a handler raised it may still be open: then the next user takes it as it is.
+            # If a handler raised, it may still be open; then the next user takes it over.
             if not environment.is_wanted() and not environment.is_open():
                 for place in [place for place, one in list(_environments.items()) if one is environment]:
                     _environments.pop(place, None)
@@ -100,7 +100,7 @@ def _before_fork() -> None:
     failure: BaseException | None = None
     pending: list[Environment] | None = None
     for _ in range(_FORK_ATTEMPTS):
-        # Python forks whatever a signal handler raises here, and the child must not have the files open.
+        # Python forks even if a signal handler raises here, and the child must not inherit open files.
         try:
             hold_lock(_fork_lock, _lock, _FORK_WAIT_S)
             pending = _alive() if pending is None else pending

@@ -1,14 +1,14 @@
 """The lmdb engine: all namespaces of a store in one LMDB environment (https://www.symas.com/lmdb).
 
-One ordered table. A namespace has an id of four bytes, given at its first write and never reused:
+One ordered table holds everything. A namespace gets an id of four bytes at its first write; ids are never reused:
 
     id key            a value               (id from 1, big endian; key in UTF-8, so byte order is key order)
-    id                how many keys `id` has, 8 bytes, big endian; changed with them in one transaction
+    id                the number of keys of `id`, 8 bytes, big endian; changed with them in one transaction
     0000 'v'          the format, b"hutch 1"
     0000 'i'          the last id given, 4 bytes
     0000 'n' name     the id of a namespace
 
-A table of its own a namespace would cost a slot in every transaction: 189 us a read at 100,000 of them.
+One table per namespace would cost a slot in every transaction: 189 us per read with 100,000 namespaces.
 """
 
 from __future__ import annotations
@@ -42,25 +42,24 @@ _NAME = b"\0\0\0\0n"
 _AFTER_NAMES = b"\0\0\0\0o"
 # An id and a key of 1 to 1,024 bytes.
 _SHORTEST_NAME_BYTES, _LONGEST_NAME_BYTES = 4 + 1, 4 + 1024
-# A hundred decoded values at once stay in the processor's cache, a thousand do not.
+# A hundred decoded values fit in the processor's cache, a thousand do not.
 _FIRST_CHUNK_ITEMS, _LARGEST_CHUNK_ITEMS, _LARGEST_CHUNK_KEYS = 16, 128, 1024
 _CHUNK_BYTES = 1 << 20
-# What LMDB says of a key that it cannot have, or Python of one that is no text; and TypeError before the namespace has
-# an id.
+# The errors for a key that LMDB refuses or that is not text; TypeError also while the namespace has no id.
 _READ_ERRORS = (lmdb.Error, TypeError, AttributeError, UnicodeError)
-# Windows gives a file the size of its map at once; elsewhere the file grows with its data.
+# On Windows the file has the size of its map from the start; elsewhere it grows with its data.
 _MAP_SIZE_BYTES = 16 << 20 if sys.platform == "win32" else 1 << 30
 
 
 class LmdbPlugin(StoragePluginBase):
-    """`lmdb://PATH`: a folder, made when it is missing. Any number of processes; readers never wait for a writer.
+    """The lmdb engine: `lmdb://PATH` is a folder, created if missing. Readers never wait for a writer.
 
-    A write commits before it returns. What can be lost of writes that returned:
+    Any number of processes may use a store. A write commits before it returns. After that, by durability:
 
-    - `strict` (2 flushes a write): nothing, neither by a killed process nor by a power cut.
-    - `normal` (1 flush): nothing by a killed process; by a power cut the last write, never the integrity.
-    - `relaxed` (no flush): nothing by a killed process; a power cut can cost the last seconds, or the whole
-      store where the file system reorders writes.
+    - `strict` (2 flushes per write): nothing is lost, neither by a killed process nor by a power cut.
+    - `normal` (1 flush): a killed process loses nothing; a power cut may lose the last write, never the integrity.
+    - `relaxed` (no flush): a killed process loses nothing; a power cut may lose the last seconds, or the whole store
+      if the file system reorders writes.
     """
 
     OPTIONS: ClassVar = {
@@ -124,7 +123,7 @@ class LmdbPlugin(StoragePluginBase):
         return self._shared.read(listing, [])
 
     def drop(self, namespace: str) -> None:
-        # The id stays with the name: a handle elsewhere goes on working, on an empty namespace.
+        # The name keeps its id: other handles continue to work, on an empty namespace.
         LmdbStorage(self, namespace, self._shared).clear()
 
     def stats(self) -> Mapping[str, object]:
@@ -158,7 +157,7 @@ class LmdbPlugin(StoragePluginBase):
         except StoreError:
             self._environment = None
             raise
-        # Not where a handler raised: then the last reference that goes closes it.
+        # Skipped if a handler raised; then the last reference to go closes it.
         self._environment = None
 
     def __del__(self) -> None:
@@ -171,18 +170,18 @@ class LmdbPlugin(StoragePluginBase):
 
 
 class LmdbStorage(EncodedStorage):
-    """One namespace. Each verb is one transaction, batches too; iteration is one a chunk."""
+    """One namespace. Each verb is one transaction, batches included; iteration uses one per chunk."""
 
     def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment) -> None:
         super().__init__(plugin, namespace)
         self._environment = environment
-        # Whether the next key is probably new, and may be the last.
+        # Whether the next key is probably new and may sort last.
         self._appends = True
         self._keeper = Keeper(plugin.cache_bytes)
-        # Only hutch's default codec has them; what others decode is not kept.
+        # Only hutch's default codec has these methods; values of other codecs are not cached.
         self._body: Callable[[bytes], bytes | None] = getattr(self._codec, "body", lambda _: None)
         self._decode_body: Any = getattr(self._codec, "decode_body", None)
-        # None until the namespace exists: opening writes nothing. It never changes after that.
+        # None until the namespace exists, because opening writes nothing; then constant.
         self._name = _NAME + namespace.encode()
         self._id: bytes | None = environment.read(lambda txn: txn.get(self._name), None)
 
@@ -190,7 +189,7 @@ class LmdbStorage(EncodedStorage):
 
     def read(self, key: str) -> bytes | None:
         try:
-            # Dropping the transaction hands it to the next reader; `with` would cost as much as the read.
+            # A dropped transaction is reused by the next reader; `with` would cost as much as the read.
             return self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]  # see below
         except (lmdb.Error, TypeError) as error:
             if raised_by_handler(error):
@@ -198,9 +197,8 @@ class LmdbStorage(EncodedStorage):
         return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
 
     def get(self, key: str) -> Any:
-        # `read`, and what EncodedStorage makes of it, in one step: a call costs a tenth of a read. No variable holds a
-        # transaction: a traceback that somebody keeps would keep the pages that it may read. Dropping one hands it to
-        # the next reader; `with` would cost as much as the read.
+        # `read` and the decoding of EncodedStorage, inlined: a call costs a tenth of a read. No variable holds the
+        # transaction, because a stored traceback would keep its pages from being reused.
         keeper = self._keeper
         kept = keeper.kept
         try:
@@ -231,14 +229,14 @@ class LmdbStorage(EncodedStorage):
         except CorruptValueError as error:
             if raised_by_handler(error):
                 raise
-            return self._decoded(key, data)  # which names it
-        # What another process committed in the middle is kept too, though it is newer: nobody finds it later.
+            return self._decoded(key, data)  # its error names the key
+        # This may cache a newer value that another process committed meanwhile; no later read uses it.
         if kept is not None and not kept.keep(key, data, self._body):
             keeper.end(in_vain=True)
         return value
 
     def contains(self, key: str) -> bool:
-        # `exists`, and what EncodedStorage asks of the key, in one step.
+        # `exists` and the key's validation by EncodedStorage, inlined.
         try:
             name = self._id + key.encode()  # type: ignore[operator]
             # A cursor does not copy the value.
@@ -282,7 +280,7 @@ class LmdbStorage(EncodedStorage):
             try:
                 names = [key[4:].decode() for key in keys]
             except UnicodeDecodeError:
-                # What comes before the damaged key is given all the same.
+                # Yield the items before the damaged key.
                 for key, data in zip(keys, values, strict=True):
                     yield [self._key(key)], [data]
             else:
@@ -300,7 +298,7 @@ class LmdbStorage(EncodedStorage):
     # --- writing ---
 
     def set(self, key: str, value: Any) -> None:
-        # EncodedStorage's, and `write`, in one step.
+        # `set` of EncodedStorage and `write`, inlined.
         name = check_key(key).encode()
         data = self._encode(value, crc32(name))
         if len(data) > MAX_VALUE_BYTES:
@@ -313,9 +311,9 @@ class LmdbStorage(EncodedStorage):
     def _put(self, slot: Slot, name: bytes, data: bytes) -> None:
         id_ = self._id or self._own_id(slot)
         name = id_ + name
-        # Only a new key changes the count. One that comes after all others is appended: LMDB then fills its pages, and
-        # would leave half of each empty for values of 1 to 2 KB. It tells at once if the key is not the last; where the
-        # last write replaced a value, this one probably does too.
+        # Only a new key changes the count. A key after all others is appended, so LMDB fills its pages; a plain put
+        # would leave half of each page empty for values of 1 to 2 KB. LMDB reports at once if the key is not the last.
+        # If the last write replaced a value, this one probably does too.
         if (self._appends and slot[0].put(name, data, True, False, True)) or slot[0].put(name, data, True, False):
             self._appends = True
             _add(slot, id_, 1)
@@ -326,7 +324,7 @@ class LmdbStorage(EncodedStorage):
     def write_many(self, items: Mapping[str, bytes]) -> None:
         def writing(slot: Slot) -> None:
             id_ = self._own_id(slot)
-            # Made before, so that no collection of garbage runs in the middle of LMDB's own code.
+            # Built first, so that no garbage collection runs inside LMDB's own code.
             pairs = list(zip(map(id_.__add__, map(str.encode, items)), items.values(), strict=True))
             before = slot[0].stat()["entries"]
             add_cursor(slot)
@@ -367,7 +365,7 @@ class LmdbStorage(EncodedStorage):
 
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         encoded = key.encode()
-        # A race that is lost already costs no write transaction.
+        # A race already lost costs no write transaction.
         if self.read(key) != old:
             return False
 
@@ -389,7 +387,7 @@ class LmdbStorage(EncodedStorage):
         return swapped
 
     def close(self) -> None:
-        # Every write was committed, with the flushes its durability has. The environment is the plugin's.
+        # Every write is already committed and flushed as configured; the plugin owns the environment.
         pass
 
     @property
@@ -399,7 +397,7 @@ class LmdbStorage(EncodedStorage):
     # --- inside ---
 
     def _with_id(self, fn: Callable[[Txn, bytes], T], missing: T) -> T:
-        """`fn` in a read transaction, or `missing` if nobody has written to the namespace yet."""
+        """Return ``fn(txn, id)`` in a read transaction, or `missing` if the namespace was never written to."""
 
         def reading(txn: Txn) -> T:
             if self._id is None:
@@ -409,7 +407,7 @@ class LmdbStorage(EncodedStorage):
         return self._environment.read(reading, missing)
 
     def _change(self, fn: Callable[[Slot, bytes], T], missing: T) -> T:
-        """`fn` in a write transaction, or `missing` if there is nothing to change."""
+        """Return ``fn(slot, id)`` in a write transaction, or `missing` if the namespace does not exist."""
 
         def changing(slot: Slot) -> T:
             id_ = self._id or slot[0].get(self._name)
@@ -422,7 +420,7 @@ class LmdbStorage(EncodedStorage):
         return _text(key, 4, f"a key in namespace {self.namespace!r} of the lmdb storage")
 
     def _own_id(self, slot: Slot) -> bytes:
-        """The namespace's id, given out in this transaction if it has none."""
+        """Return the namespace's id; assign one in this transaction if it has none."""
         if self._id is not None:
             return self._id
         id_: bytes | None = slot[0].get(self._name)
@@ -434,21 +432,21 @@ class LmdbStorage(EncodedStorage):
             slot[0].put(_LAST_ID_KEY, id_)
             slot[0].put(self._name, id_)
             slot[0].put(id_, _EIGHT_ZEROS)
-            # Not kept in self._id: this transaction may yet be rolled back. The next read finds it.
+            # Not stored in self._id, because this transaction may still be rolled back. The next read finds it.
         return id_
 
     def _chunks(
         self, start: str | None, stop: str | None, reverse: bool, *, values: bool
     ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """The range in keys and values of bounded size, each in a transaction of its own: none outlives a `next`."""
+        """Yield the range as chunks of bounded size, each read in its own transaction, so none outlives a `next`."""
         id_ = self._with_id(lambda _, id_: id_, None)
         if id_ is None:
             return
-        # The first and the last key possible: a key has at least one byte, so `id_` alone is never one.
+        # The bounds of all possible keys: a key has at least one byte, so `id_` alone is never a key.
         low = id_ + (start.encode() if start else b"\0")
         after = (int.from_bytes(id_, "big") + 1).to_bytes(4, "big") if stop is None else id_ + stop.encode()
         read = self._environment.read
-        # The first is small: whoever takes one item (popitem) does not pay for a thousand.
+        # Start small: a caller may need only one item (popitem).
         limit = _FIRST_CHUNK_ITEMS
         while True:
             keys, data = read(lambda txn: _chunk(txn, low, after, reverse, values, limit), _EMPTY)  # noqa: B023 - run at once
@@ -456,7 +454,7 @@ class LmdbStorage(EncodedStorage):
                 return
             first, last = (keys[-1], keys[0]) if reverse else (keys[0], keys[-1])
             if not low <= first <= last < after:
-                # Told, and not gone on with: it could go on for ever.
+                # Raise instead of continuing: damaged order could loop forever.
                 raise CorruptValueError(
                     f"the keys of namespace {self.namespace!r} of the lmdb storage are not in order: its file is "
                     "damaged; see hutch check-data"
@@ -478,9 +476,9 @@ _EMPTY: tuple[list[bytes], list[bytes]] = ([], [])
 def _chunk(
     txn: Txn, low: bytes, after: bytes, reverse: bool, values: bool, limit: int
 ) -> tuple[list[bytes], list[bytes]]:
-    """The first keys with ``low <= key < after``, from the end if `reverse`, and their values if `values`.
+    """Return the first keys with ``low <= key < after`` (the last, if `reverse`), and their values if `values`.
 
-    Up to `limit` of them and about a mebibyte of values; at least one if there is any.
+    Returns up to `limit` keys and about 1 MiB of values; at least one key if there is any.
     """
     cursor = txn.cursor()
     keys: list[bytes] = []
@@ -498,7 +496,7 @@ def _chunk(
         return keys, found
     size = 0
     for key, data in islice(walk(), limit):
-        # One comparison is enough on the way up: it began at `low`.
+        # Ascending, one comparison is enough: the cursor began at `low`.
         if key >= after or (reverse and key < low):
             break
         keys.append(key)

@@ -1,19 +1,18 @@
-"""WriterGate: the processes that write to one LMDB folder queue here, in front of LMDB's own lock.
+"""WriterGate: queue the processes that write to one LMDB folder, in front of LMDB's own writer lock.
 
-LMDB's lock of writers is a mutex in shared memory, and whoever waits for it waits without end and is deaf to Ctrl-C.
-Where two processes sleep in front of it, and the one that is woken is killed before it takes it, the other is never
-woken (seen with glibc 2.36, and without hutch). So a process begins a transaction when it sees that the mutex is free,
-and else waits at the gate, which is polled, so that a wait ends at its deadline and with every signal.
+LMDB's writer lock is a mutex in shared memory: a wait for it has no time limit and ignores Ctrl-C. If two processes
+wait for it and the one that is woken is killed before it takes the mutex, the other is never woken (seen with glibc
+2.36, also without hutch). So a process begins a transaction only if the mutex is free. Otherwise it polls the gate, so
+that the wait ends at its deadline and on any signal.
 
-The gate is an flock of the folder, which the system takes back from a process that was killed. A process that waits
-marks the moment of its arrival: it locks the byte of that number in data.mdb by `lockf`. The process whose mark has no
-other before it is the next, and polls often; the others look now and then whether they are. A mark is advice alone: a
-waiting process that was stopped does not hold up the others. LMDB locks lock.mdb alone, so that nothing here can
-meet its locks.
+The gate is an flock of the folder, which the system releases when a process is killed. A waiting process marks its
+time of arrival: it locks the byte at that offset in data.mdb with `lockf`. The process with the earliest mark is next
+and polls often; the others poll rarely. Marks are only advisory: a stopped process does not block the others. LMDB
+locks only lock.mdb, so its locks cannot conflict with these.
 
-As long as nobody waits, nobody takes the gate, which would cost a seventh of a write without a flush: a process looks
-at the mutex, in the map of lock.mdb, for each write, and for marks every 5 ms. For a while after it saw any it
-takes the gate for each write, as it does where it cannot read the mutex (only that of glibc on x86-64 is known).
+While no process waits, none takes the gate, which would cost a seventh of a write without a flush: a process reads the
+mutex, in the map of lock.mdb, at each write, and looks for marks every 5 ms. For a while after it saw a mark, it takes
+the gate for each write. It always does so if it cannot read the mutex (only the layout of glibc on x86-64 is known).
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ if sys.platform == "win32":
     LOCK_EX = LOCK_NB = LOCK_SH = LOCK_UN = 0
 
     def flock(_: int, __: int) -> None:
-        """Windows: LMDB's lock of writers is one of the system's, which is given back by whoever was killed."""
+        """Do nothing: on Windows, LMDB's writer lock is a system lock, released when its process is killed."""
 
     def lockf(_: int, __: int, ___: int = 0, ____: int = 0) -> None:
-        """Windows: nobody waits at the gate."""
+        """Do nothing: on Windows, no process waits at the gate."""
 else:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock, lockf
 
@@ -47,23 +46,23 @@ __all__ = ["FREE", "MUTEX", "RELEASE", "WriterGate", "flock"]
 _TRY: Final = LOCK_EX | LOCK_NB
 RELEASE: Final = LOCK_UN
 
-# A mark lies far behind all data. It is the time in microseconds, on the clock that all processes of a host share.
+# Marks lie far beyond all data. A mark is a time in microseconds, on the clock that all processes of a host share.
 _MARKS_AT: Final = 1 << 60
-# How often the next process in turn looks whether the gate is free, at first; each time half as often, down to the
-# second. After a second of waiting something is amiss, and it costs less.
+# The next process's pause between polls of the gate: it doubles from the first to the second value. After a second of
+# waiting something is wrong, and it polls less often.
 _FIRST_PAUSE_S: Final = 50e-6
 _LONGEST_PAUSE_S: Final = 1e-3
 _PATIENT_PAUSE_S: Final = 5e-3
 _PATIENT_AFTER_S: Final = 1.0
-# A process that is not the next tries the gate at every so many looks all the same: the next one may be stopped.
+# A process that is not next still tries the gate at every 16th poll, because the next process may be stopped.
 _TRY_EVERY: Final = 16
-# How long a process writes before it looks whether others wait. Of two processes that write without pause, with 1 ms
-# each they made about two thirds of the writes.
+# How long a process writes before it looks whether others wait. With 1 ms, two processes that wrote without pause made
+# about two thirds of the writes.
 _SLICE_S: Final = 5e-3
-# How long the gate is taken for each write after others were seen.
+# How long after seeing other processes wait each write takes the gate.
 _SHARED_S: Final = 0.1
-# What lock.mdb begins with where the mutex is that of glibc on x86-64, and where it lies: while it is taken its first
-# word holds the number of the thread that has it.
+# The first bytes of lock.mdb if its mutex is glibc's on x86-64, and the position of the mutex: while it is taken, its
+# first word holds the owner's thread id.
 _KNOWN_LAYOUT: Final = bytes.fromhex("dec0efbe02602f2c")
 MUTEX: Final = slice(64, 68)
 FREE: Final = bytes(4)
@@ -71,13 +70,13 @@ _THREAD: Final = 0x3FFFFFFF
 
 
 class WriterGate:
-    """The gate as one process sees it. To be used by one thread at a time.
+    """One process's view of the gate. Not thread-safe: one thread at a time may use it.
 
-    The holder of the gate gives it back by ``flock(gate.fd, RELEASE)``, which may be done twice.
+    The holder releases the gate with ``flock(gate.fd, RELEASE)``, which may be repeated.
     """
 
     def __init__(self, folder: Path, maps: list[mmap.mmap]) -> None:
-        """`maps` holds the map of lock.mdb, if there is one.
+        """Open the folder and data.mdb; `maps` holds the map of lock.mdb, if there is one.
 
         Raises OSError, and StorageUnavailableError if data.mdb is not a regular file.
         """
@@ -87,7 +86,7 @@ class WriterGate:
         if self._reads_mutex:
             self.lock_file = maps[0]
         self._shared_until_s = self._look_at_s = 0.0
-        # Opened and stored by one call of C code: a handler that raises finds no descriptor that nobody closes.
+        # Opened and stored by one call of C code, so that no descriptor leaks if a handler raises.
         self._folder: list[int] = []
         self.fd = -1
         self.is_waiting = False
@@ -100,7 +99,7 @@ class WriterGate:
                 raise
             self.fd = self._folder[0]
             self._marks = self._data.fileno()
-        #: The descriptor whose lock is taken for the next write; -1 while the gate stands open.
+        #: The descriptor to lock for the next write; -1 while no process waits and the gate is not taken.
         self.fd_in_use = self.fd
 
     def __del__(self) -> None:
@@ -110,9 +109,9 @@ class WriterGate:
             os.close(descriptor)
 
     def look(self) -> bool:
-        """Return whether other processes wait at the gate; and decide whether the next writes take it.
+        """Return whether other processes wait at the gate, and decide whether the next writes take it.
 
-        To be called by a process that neither waits nor writes.
+        Call it while this process neither waits nor writes.
         """
         now_s = time.monotonic()
         if self.fd < 0 or now_s < self._look_at_s:
@@ -130,7 +129,7 @@ class WriterGate:
 
     def enter(self) -> bool:
         """Take the gate if that needs no wait; return whether it is taken and LMDB's mutex is free."""
-        # Not kept while the mutex is taken: a process that waits may be stopped, and must not hold up the others.
+        # Do not hold the gate while the mutex is taken: a waiting process may be stopped, and would block the others.
         if not self._is_mutex_free() or not self._try():
             return False
         if self._is_mutex_free():
@@ -139,7 +138,7 @@ class WriterGate:
         return False
 
     def wait(self, deadline_s: float, time_out: Callable[[], StoreError]) -> None:
-        """Take the gate when it is this process's turn. Raises ``time_out()`` after `deadline_s`."""
+        """Wait for the gate and take it. Raises ``time_out()`` after `deadline_s`."""
         began_s = time.monotonic()
         arrival = int(began_s * 1e6)
         looks, pause_s = 0, _FIRST_PAUSE_S
@@ -167,7 +166,7 @@ class WriterGate:
             self._shared_until_s, self._look_at_s = now_s + _SHARED_S, now_s + _SLICE_S
 
     def holder(self) -> str:
-        """Describe the process that writes, with its number where the system tells."""
+        """Return a description of the writing process, with its id if the system reports it."""
         with suppress(OSError, ValueError, IndexError):
             thread = int.from_bytes(self.lock_file[MUTEX], sys.byteorder) & _THREAD
             with open(f"/proc/{thread}/status") as file:  # noqa: PTH123
@@ -182,7 +181,7 @@ class WriterGate:
         return "another process"
 
     def _is_mutex_free(self) -> bool:
-        # A killed process leaves a bit behind, and the next one repairs the mutex.
+        # A killed owner leaves a flag bit set, and the next owner repairs the mutex.
         return not int.from_bytes(self.lock_file[MUTEX], sys.byteorder) & _THREAD
 
     def _is_open(self) -> bool:
@@ -201,7 +200,7 @@ class WriterGate:
 
     @staticmethod
     def _must_be_busy(error: OSError) -> None:
-        """Return if `error` says that another process has the gate, else raise what it means."""
+        """Return if `error` says that another process has the gate; otherwise raise the error that it means."""
         if raised_by_handler(error):
             raise error
         if not isinstance(error, BlockingIOError):
@@ -211,16 +210,16 @@ class WriterGate:
             ) from error
 
     def _mark(self, arrival: int) -> bool:
-        """Show that this process waits since `arrival`; return whether nobody came earlier."""
+        """Mark that this process has waited since `arrival`; return whether no other process came earlier."""
         place = _MARKS_AT + arrival
-        self._can_lock(_TRY, 1, place)  # fails while another process looks; there is another pause
+        self._can_lock(_TRY, 1, place)  # fails while another process looks; retried after the next pause
         try:
             return self._can_lock(LOCK_SH | LOCK_NB, arrival, _MARKS_AT)
         finally:
             lockf(self._marks, LOCK_UN, arrival, _MARKS_AT)
 
     def _can_lock(self, operation: int, length: int, start: int) -> bool:
-        """Lock bytes of data.mdb, `length` 0 means all from `start`; return whether no other process has them."""
+        """Lock `length` bytes of data.mdb from `start` (0: all); return whether no other process has them."""
         try:
             lockf(self._marks, operation, length, start)
         except (BlockingIOError, PermissionError) as error:
