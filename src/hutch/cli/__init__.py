@@ -1,4 +1,4 @@
-"""The `hutch` command. It needs the extra `cli`; docs/cli.md describes it."""
+"""The `hutch` command, which needs the extra `cli`. docs/cli.md describes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command with the arguments of this process, and end the process with its exit code."""
+    """Run the command with the arguments of this process and exit with its exit code."""
     try:
         from .run import run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The command, its global options, and how a command gets its store."""
+"""The command group, its global options, and how a command opens its store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Shell completion, for bash (zsh, fish alike):
 
 @dataclass
 class Call:
-    """What the global options of one run say."""
+    """The global options of one run."""
 
     debug: bool
     storage: str | None = None
@@ -45,13 +45,13 @@ class Call:
     modules: list[str] = field(default_factory=list)
 
     def config_form(self) -> str | Path | None:
-        """What to give to `hutch.connect`: a URL, the path of a file, or None. Raises click.UsageError for both."""
+        """Return the argument for `hutch.connect`: URL, file path or None. Raises click.UsageError for -s with -c."""
         if self.storage is not None and self.config is not None:
             raise click.UsageError("give -s or -c, not both")
         return Path(self.config) if self.config is not None else self.storage
 
     def connect(self) -> Store:
-        """The store that the options name. Raises what `hutch.connect` raises."""
+        """Return the store that the options name. Raises what `hutch.connect` raises."""
         form = self.config_form()
         self.import_modules()
         if form is None:
@@ -59,7 +59,7 @@ class Call:
         return connect(form)
 
     def import_modules(self) -> None:
-        """Import what --import names, so that it can register its types. Raises ConfigError."""
+        """Import the --import modules, which register types. Raises ConfigError if one cannot be imported."""
         for name in self.modules:
             try:
                 importlib.import_module(name)
@@ -71,7 +71,7 @@ class Call:
 
 
 def _tell_of_unread_config() -> None:
-    """Say that a config in the working folder is not the one in use: older versions took it where none was named."""
+    """Print that a config in the working folder is not used: older versions used it when no config was named."""
     if os.environ.get("HUTCH_STORAGE") or os.environ.get("HUTCH_CONFIG"):
         return
     for name in ("hutch.yaml", "hutch.toml"):
@@ -84,7 +84,7 @@ pass_call = click.make_pass_decorator(Call)
 
 
 def storage_options(command: _Command) -> _Command:
-    """Give `command` the options -s and -c: people write them before and behind its name."""
+    """Add the options -s and -c to `command`, so that they may stand before or after its name."""
 
     def remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
@@ -111,7 +111,7 @@ def storage_options(command: _Command) -> _Command:
 
 
 def not_there(told: str) -> int:
-    """Say that something is not there, or not as it should be; the exit code for it."""
+    """Print that something is missing or wrong. Returns the exit code, 1."""
     click.echo(f"hutch: {printable(told)}", err=True)
     return 1
 
@@ -137,9 +137,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One line of 
 @click.version_option(__version__, prog_name="hutch", message="%(prog)s %(version)s")
 @click.pass_context
 def hutch(context: click.Context, modules: tuple[str, ...], debug: bool) -> None:
-    """Look into the stores of hutch, change them, and move what they hold.
+    """Inspect and change hutch stores, and move data between them.
 
-    It works while the application runs, on every engine that several processes may use at once.
+    Safe to use while the application runs, on every engine that several processes may share.
     """
     call = context.ensure_object(Call)
     call.debug = call.debug or debug

@@ -1,4 +1,4 @@
-"""import, export: a framework's own files, and what its bridge keeps in a store."""
+"""import, export: convert between a framework's own files and its bridge's data in a store."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .app import Call, hutch, not_there, pass_call, storage_options
 from .output import printable
 from .transfer import report, show_progress, show_verified, told_to_run_again
 
-#: The name of a format, and what PATH is for it. Its module is that of `_MODULES`.
+#: Each format, and what PATH is for it.
 _FORMATS = {
     "errbot-shelf": "the folder of a bot's shelves (BOT_DATA_DIR)",
     "dotevals-json": "the folder of its JSON storage (.dotevals)",
     "ragas-jsonl": "the root folder of its local/jsonl backend",
     "themis-sqlite": "the file of its SQLite store",
 }
-# Its module in `hutch.bridges`.
+# Each format's module in `hutch.bridges`.
 _MODULES = {
     "errbot-shelf": "errbot.shelf_files",
     "dotevals-json": "dotevals.json_files",
@@ -46,17 +46,16 @@ _format = click.argument("format_name", metavar="FORMAT", type=click.Choice(list
 @storage_options
 @pass_call
 def import_files(call: Call, format_name: str, path: Path) -> int:
-    """Set in the store what a framework's own storage keeps in its files.
+    """Import a framework's own storage files into the store.
 
-    The files are read as they are, and none is changed or made beside them, so their folder may be read-only; end what
-    writes to them first. What has the same key in the store is
-    replaced, nothing is removed. Then all is read again and compared. Interrupted, it can be run again: what is there
-    already is not written a second time.
+    Stop whatever writes to the files first. No file is changed or created, so their folder may be read-only. Values
+    of existing keys in the store are replaced, nothing is removed. Then everything is read back and compared. After
+    an interruption, run it again: equal items are not written a second time.
     """
     files = _module(format_name)
     with call.connect() as store, _with_a_name(path):
         if hasattr(files, "check"):
-            # What must not be replaced: another thing by the same name.
+            # Refuses to replace different data of the same name.
             files.check(store, path)
         with told_to_run_again(), show_progress() as progress:
             done = transfer.copy_items(files.read(path), store, progress=progress)
@@ -74,9 +73,9 @@ def import_files(call: Call, format_name: str, path: Path) -> int:
 @storage_options
 @pass_call
 def export_files(call: Call, format_name: str, path: Path) -> int:
-    """Write what a framework's bridge keeps in the store as the framework's own files.
+    """Export a framework's data from the store to the framework's own files.
 
-    Each file appears when it is whole. What the format cannot hold is refused, with its key.
+    Each file appears only when complete. A value that the format cannot hold is an error that names its key.
     """
     with call.connect() as store, _with_a_name(path):
         written = _module(format_name).write(store, path)
@@ -88,7 +87,7 @@ def export_files(call: Call, format_name: str, path: Path) -> int:
 
 @contextmanager
 def _with_a_name(path: Path) -> Iterator[None]:
-    """Have `path` in an error of the operating system that names no file, as that of a full disk."""
+    """Add `path` to an OSError that names no file, such as the error for a full disk."""
     try:
         yield
     except OSError as error:

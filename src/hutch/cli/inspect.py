@@ -1,4 +1,4 @@
-"""stats, plugins, check, check-data: what there is, and whether it keeps its promises."""
+"""stats, plugins, check, check-data: inspect a store and its plugins, verify integrity and test conformance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .output import print_json, print_line, print_table, print_value, printable
 @json_option
 @pass_call
 def stats(call: Call, as_json: bool) -> None:
-    """Show the storage: what it can do, and its figures."""
+    """Show the storage, its capabilities and its figures."""
     with call.connect() as store:
         found: dict[str, Any] = {
             "storage": store.name,
@@ -56,16 +56,16 @@ class _Listed:
 @json_option
 @pass_call
 def plugins(call: Call, as_json: bool) -> None:
-    """List every plugin, and whether it loads.
+    """List every plugin, where it was found, and whether it loads.
 
-    Each is imported to find out. With where it was found, and why it cannot be used.
+    Each plugin is imported to find out. One that cannot be used is listed with the reason.
     """
     form = call.config_form()
     call.import_modules()
     try:
         found = find_plugins(read_config(form))
     except ConfigError as error:
-        # A config of the command line must be right; one of the environment must not hide the plugins.
+        # A config named on the command line must be valid; one from the environment must not hide the plugins.
         if form is not None:
             raise
         click.echo(f"hutch: {printable(redact(str(error)))}. Listed without it", err=True)
@@ -92,7 +92,7 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
     for info in sorted(found.plugins, key=lambda info: info.name.casefold()):
         note = info.description
         try:
-            # What a module prints when it is imported is not part of the list.
+            # Output of a module during its import is not part of the list.
             with contextlib.redirect_stdout(sys.stderr):
                 load_factory(info)
             state = "ok"
@@ -114,9 +114,9 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
 @json_option
 @pass_call
 def check(call: Call, target: str, as_json: bool) -> int:
-    """Check a plugin against the conformance kit.
+    """Test a plugin with the conformance kit; print one line per promise.
 
-    PATH_OR_NAME is its name, its .plug file, or the folder of that. One line a promise.
+    PATH_OR_NAME is the plugin's name, its .plug file, or the folder of that file.
     -s or -c gives the plugin its options; without them it gets a temporary folder.
     """
     try:
@@ -160,9 +160,9 @@ def _print_promise(outcome: str, promise: str, detail: str) -> None:
 @json_option
 @pass_call
 def check_data_(call: Call, fix: bool, salvage: str | None, as_json: bool) -> int:
-    """Read everything in the store and report what is wrong with it.
+    """Verify the integrity of the store: read everything and print one line per finding.
 
-    One line a finding; nothing is changed without --fix or --salvage. The store may be in use.
+    Nothing is changed without --fix or --salvage. The store may be in use.
     """
     form = call.config_form()
     call.import_modules()

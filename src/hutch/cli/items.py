@@ -1,4 +1,4 @@
-"""ls, keys, get, set, rm: the namespaces, and the items of one."""
+"""ls, keys, get, set, rm: list namespaces, and read, set and remove the items of one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .output import print_json, print_line, print_table, print_value, printable
 @json_option
 @pass_call
 def ls(call: Call, as_json: bool) -> None:
-    """List the namespaces, with their number of items."""
+    """List the namespaces and their numbers of items."""
     with call.connect() as store:
         counts = []
         for name in store.namespaces():
@@ -39,9 +39,9 @@ def ls(call: Call, as_json: bool) -> None:
 @json_option
 @pass_call
 def keys(call: Call, namespace: str, prefix: str, limit: int | None, as_json: bool) -> int:
-    """List the keys of NAMESPACE, in order.
+    """List the keys of NAMESPACE in order.
 
-    Characters that do not print are shown escaped; --json gives every key exactly.
+    Unprintable characters are shown escaped; --json prints every key exactly.
     """
     with call.connect() as store, store.open(namespace) as handle:
         found = False
@@ -98,8 +98,8 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
 def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
     """Set KEY to VALUE, which is JSON.
 
-    VALUE "-" reads it from standard input. Types that JSON lacks are written with tags, as
-    `get --json` and `dump` write them: '{"$set": ["a", "b"]}'.
+    With "-" the value is read from standard input. Types that JSON lacks have tags, as in the
+    output of `get --json` and `dump`: '{"$set": ["a", "b"]}'.
     """
     if value == "-":
         data = sys.stdin.buffer.read()
@@ -107,7 +107,7 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
             value = data.decode()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"standard input is not UTF-8: byte {error.start} cannot be read") from error
-    # Before the value is read: a type may be registered there.
+    # Before the value is parsed, because the modules may register its type.
     call.import_modules()
     try:
         parsed = value if text else from_json(value)
@@ -127,7 +127,7 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
 @storage_options
 @pass_call
 def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes: bool) -> int:
-    """Remove keys, or with --all a whole namespace."""
+    """Remove keys or, with --all, a whole namespace."""
     if everything == bool(keys):
         raise click.UsageError("give either keys or --all")
     with call.connect() as store:

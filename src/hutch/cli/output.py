@@ -1,7 +1,7 @@
-"""Values, names and tables as text: for people on a terminal, plain in a pipe, JSON for machines.
+"""Print values, names and tables: styled on a terminal, plain in a pipe, JSON for programs.
 
-Whatever is stored may have been written to harm who looks at it. So no character reaches the output that a
-terminal acts on, and nothing stored is ever read as markup.
+Stored data may be an attack on its reader, so no terminal control character reaches the output and nothing stored is
+ever interpreted as markup.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ..transfer import json_text, to_json, to_tagged
 _PIPE_COLUMNS = 100
 _INDENT = 2
 
-# A piece of output and its style; the style is used on a terminal alone.
+# A piece of output and its style, which is used only on a terminal.
 _Piece = tuple[str, str]
 _NO_KEY = object()
 
 
 def printable(text: str) -> str:
-    """`text` with every character that does not print (newline, escape, bidi marks) written as Python does."""
+    """Return `text` with every unprintable character (newline, escape, bidi marks) as a Python escape sequence."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as one line of tagged JSON in UTF-8. Raises ValueTypeError for what only pickle can hold."""
+    """Print `value` as one line of tagged JSON in UTF-8. Raises ValueTypeError if only pickle can store it."""
     sys.stdout.buffer.write(to_json(value).encode() + b"\n")
 
 
@@ -60,7 +60,7 @@ def print_value(value: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print `rows`: a table on a terminal, in a pipe lines of tab-separated fields without the header."""
+    """Print `rows`: as a table on a terminal, else as tab-separated lines without the header."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in cells:
@@ -80,16 +80,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def _described(value: Any, columns: int) -> str:
-    """What Python says of a value that only pickle can hold; its class, which runs here, was unpickled already."""
+    """Return Python's repr of a value that only pickle can store; unpickling it already ran code of its class."""
     try:
         text = pprint.pformat(value, width=columns)
-    except Exception as error:  # whatever a class does when it is shown
+    except Exception as error:  # the class's __repr__ may raise anything
         text = f"<a {type(value).__qualname__} whose repr raised {type(error).__name__}>"
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _layout(tagged: Any, indent: int, columns: int, used: int) -> Iterator[_Piece]:
-    """Pieces of text for `tagged`: in one line where it fits, else one line for each item."""
+    """Yield the pieces of text for `tagged`: on one line if it fits, else on one line per item."""
     opening, children, closing = _parts(tagged)
     if not children or _fits(tagged, columns - used):
         yield from _flat(tagged)
@@ -134,7 +134,7 @@ def _fits(tagged: Any, room: int) -> bool:
 
 
 def _parts(tagged: Any) -> tuple[_Piece, list[tuple[Any, Any]] | None, str]:
-    """What opens `tagged`, its children with their keys (None if it can have none), and what closes it."""
+    """Return the opening piece of `tagged`, its (key, child) pairs (None if it can have none), and the closing text."""
     if type(tagged) is list:
         return ("[", ""), [(_NO_KEY, item) for item in tagged], "]"
     if type(tagged) is not dict:

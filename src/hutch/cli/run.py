@@ -1,4 +1,4 @@
-"""One run of the command: how it ends, whatever happens. Exit codes and the one line that an error gets."""
+"""Run the command: turn every outcome into an exit code and, for an error, one line on standard error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from . import frameworks, inspect, items, transfer  # noqa: F401 - each adds its
 from .app import Call, hutch
 from .output import printable
 
-# Packages whose errors say what is wrong with a file or a server, and quote no value.
+# Packages whose errors describe a file or server and quote no stored value.
 _DRIVERS = frozenset({"lmdb", "sqlite3", "redis", "click"})
 _USAGE, _STORAGE, _UNREADABLE, _INTERRUPTED = 2, 3, 4, 130
 _USAGE_ERRORS = (
@@ -48,17 +48,17 @@ _USAGE_ERRORS = (
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command with `arguments`; its exit code. Prints, and raises nothing."""
+    """Run the command with `arguments` and return its exit code. Raises nothing."""
     call = Call(debug=os.environ.get("HUTCH_DEBUG", "0") not in ("", "0"))
     _prepare_streams()
     with warnings.catch_warnings():
-        # A warning is for developers; nobody who runs a command can act on it.
+        # Warnings are for developers; a user of the command cannot act on them.
         if not sys.warnoptions and not call.debug:
             warnings.simplefilter("ignore")
         try:
             if "_HUTCH_COMPLETE" in os.environ:
                 hutch.main(arguments, prog_name="hutch")
-            # Not click's own `main`: it has exit codes of its own.
+            # Not click's own `main`, which has other exit codes.
             with hutch.make_context("hutch", list(arguments), obj=call) as context:
                 code: int | None = hutch.invoke(context)
             sys.stdout.flush()
@@ -72,13 +72,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _end(error: BaseException, call: Call) -> int:
-    """The exit code for `error`, after the one line that says what it was."""
+    """Print one line that describes `error` and return the exit code for it."""
     if isinstance(error, BrokenPipeError):
-        # Whoever read the output, `head` perhaps, has what they wanted.
+        # The reader of the output, such as `head`, has read enough.
         _abandon_output()
         return 0
     if isinstance(error, KeyboardInterrupt | click.Abort) and threading.current_thread() is threading.main_thread():
-        # Said once is enough: a second Ctrl-C shall not tear the end apart.
+        # A second Ctrl-C must not interrupt the shutdown.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     code, told = _judge(error)
     try:
@@ -92,7 +92,7 @@ def _end(error: BaseException, call: Call) -> int:
 
 
 def _traceback(error: BaseException) -> str:
-    """The tracebacks of `error` and of what led to it, fit for a terminal, without the text that may quote a value."""
+    """Return the printable tracebacks of `error` and its causes, without error texts that may quote a value."""
     told: list[str] = []
     following: BaseException | None = error
     seen: set[int] = set()
@@ -107,7 +107,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _described(error: BaseException) -> str:
-    """The type of `error`, and its text unless that may quote a value, as that of an application's code may."""
+    """Return the type of `error`, and its text unless it may quote a value, as an application's error may."""
     kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     if isinstance(error, StoreError | OSError | ImportError) or kind.partition(".")[0] in _DRIVERS:
         return printable(f"{kind}: {error}")
@@ -136,7 +136,7 @@ def _judge(error: BaseException) -> tuple[int, str]:
 
 
 def _tell(text: str) -> None:
-    # Where standard error is closed too there is nobody to tell.
+    # If standard error is closed too, there is nowhere to print.
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
@@ -144,15 +144,15 @@ def _tell(text: str) -> None:
 def _prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started us
+        if stream is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         elif hasattr(stream, "reconfigure"):
-            # A character that the terminal's encoding lacks is no reason to fail.
+            # Escape characters that the terminal's encoding lacks, instead of failing.
             stream.reconfigure(errors="backslashreplace")
 
 
 def _abandon_output() -> None:
-    """Let what is still buffered go nowhere, or the interpreter would complain when it flushes at exit."""
+    """Redirect standard output to the null device, because the interpreter would fail to flush it at exit."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""dump, load, copy: data on its way between stores and files."""
+"""dump, load, copy: move data between stores and files."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _OnProgress = Callable[[transfer.Progress], None]
 @storage_options
 @pass_call
 def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
-    """Write all items as JSON lines, for `load`.
+    """Write all items as JSON lines that keep types, for `load`.
 
-    Types are kept. What the dump holds is not one moment of the whole store, if the store is in use.
+    If the store is in use, the dump is not a snapshot of one moment.
     """
     with call.connect() as store, show_progress() as progress:
         if output is None:
@@ -52,8 +52,8 @@ def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
 def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     """Set every item of a dump.
 
-    FILE is what `dump` wrote; without it, or with "-", standard input. What has the same key is
-    replaced, nothing is removed. Interrupted, it can be run again.
+    FILE is the output of `dump`; by default, or with "-", standard input. Values of existing keys
+    are replaced, nothing is removed. After an interruption, run it again.
     """
     with _opened(file) as lines, call.connect() as store, told_to_run_again(), show_progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
@@ -70,8 +70,8 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
 def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool) -> int:
     """Copy all items of SRC to DST.
 
-    Each is a storage URL or a config file. What has the same key in DST is replaced, nothing is
-    removed. Interrupted, it can be run again: what is equal already is not written a second time.
+    Each is a storage URL or a config file. Values of existing keys in DST are replaced, nothing is
+    removed. After an interruption, run it again: equal items are not written a second time.
     """
     if call.config_form() is not None:
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")
@@ -90,12 +90,12 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
 
 
 def report(verb: str, done: transfer.Transferred) -> None:
-    """Say what was done, in numbers."""
+    """Print what was done, in numbers."""
     click.echo(f"{verb} {done.written:,} items, {done.unchanged:,} were there already; namespaces: {done.namespaces:,}")
 
 
 def show_verified(found: transfer.Verified, target: str, cause: str) -> int:
-    """Say what was found, and what `target` lacks; the exit code for it. `cause` completes "if ..."."""
+    """Print the result of a comparison and return its exit code. `cause` completes "if ..." in the advice."""
     extra = f"; {target} holds {found.extra:,} more" if found.extra else ""
     if found.ok:
         click.echo(f"verified {found.equal:,} items: all equal{extra}")
@@ -115,7 +115,7 @@ def _nothing_fits(globs: tuple[str, ...]) -> int:
 
 @contextmanager
 def told_to_run_again() -> Iterator[None]:
-    """Say, when the user interrupts, that this is no harm."""
+    """Print, if the user interrupts the block, that running the command again continues it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -125,14 +125,14 @@ def told_to_run_again() -> Iterator[None]:
 
 @contextmanager
 def show_progress() -> Iterator[_OnProgress | None]:
-    """A progress bar where there is a terminal to draw it on."""
+    """Show a progress bar during the block if standard error is a terminal; yield its callback, else None."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    # Names of namespaces are text, never markup.
+    # Namespace names must not be interpreted as markup.
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task, current = bar.add_task("", total=None), None
@@ -163,9 +163,9 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _whole_file(name: str) -> Iterator[IO[bytes]]:
-    """Open the output `name`: a file takes its name once it is complete, and a new one is readable by its owner alone.
+    """Open the output `name`: a file appears only when complete, and a new one is readable by its owner only.
 
-    A FIFO or a device is written to as it is. A link is refused, except the names that the system has for open files.
+    A FIFO or device is written to directly. A link is refused, except the system's names for open files.
     """
     with ExitStack() as stack:
         try:
@@ -178,7 +178,7 @@ def _whole_file(name: str) -> Iterator[IO[bytes]]:
 
 
 def _output_of_process(name: str) -> IO[bytes] | None:
-    """Return the open file that `name` stands for: the links /dev/stdout and /dev/fd/N, which shells make."""
+    """Return the open file that `name` refers to: /dev/stdout, /dev/stderr or /dev/fd/N; None for another name."""
     found = re.fullmatch(r"/dev/(?:fd/|std(?=out|err))(\d{1,9}|out|err)", name)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""The conformance kit: every promise of docs/reference, as a suite that any plugin author can run.
+"""The conformance kit: a test suite of every promise in docs/reference, which any plugin author can run.
 
 from hutch.testing import StorageSuite
 
@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
         f'hutch.testing needs {error.name}, which is not installed: pip install "hutch[testing]"', name=error.name
     ) from error
 
-# Before the promises are imported: a failed one shall show what it compared.
+# Before the promises are imported, so that a failed assertion shows the compared values.
 pytest.register_assert_rewrite("hutch.testing.conformance")
 del hypothesis, pytest
 

@@ -1,7 +1,7 @@
-"""`run_check`: the suite on any plugin, without a test file, one result a promise. `hutch check` prints them.
+"""`run_check`: run the suite on any plugin, without a test file; one result per promise. `hutch check` prints them.
 
-pytest runs in a process of its own: no config, plugin or warning filter of the caller's reaches it, and an engine that
-hangs or takes the interpreter down costs one promise, not the run.
+pytest runs in a separate process: no config, plugin or warning filter of the caller reaches it, and an engine that
+hangs or crashes the interpreter fails one promise, not the run.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from ..discovery.load import load_factory
 from .conformance.child import same_imports
 from .session import FRESH, Job
 
-# So often may the process die under a promise; then the rest is not worth the wait.
+# The run ends after this many promises that hang or kill the process.
 _MAX_DEATHS = 3
-# Exit codes of pytest: all passed, some failed, nothing left to test.
+# Exit codes of pytest: all passed, some failed, no tests left.
 _ENDED = (0, 1, 5)
 _INI = "[pytest]\npython_classes = TestPromises\npython_functions = test_*\nverbosity_assertions = 2\n"
 
 
 @dataclass(frozen=True, slots=True)
 class PromiseResult:
-    """What became of one promise."""
+    """The result of one promise."""
 
-    #: One sentence.
+    #: The promise in one sentence.
     promise: str
     outcome: Literal["passed", "failed", "skipped"]
-    #: Why it was skipped, or how it failed; may have many lines.
+    #: Why it was skipped or how it failed; may have several lines.
     detail: str = ""
 
 
 def run_check(
     target: str, config: object | None = None, *, skip: Iterable[str] = ()
 ) -> Generator[PromiseResult, None, None]:
-    """Hold a plugin to every promise; a result as soon as there is one.
+    """Test a plugin against every promise and yield each result as soon as it is known.
 
-    `target` is the plugin's name, its ``.plug`` file, or the folder that holds just that one. `config` is any form
-    that `hutch.connect` takes. In a URL or a mapping, ``{fresh}`` stands for a new name for each test:
-    ``redis://localhost/0?prefix={fresh}``. A config without it must lead to a storage without data, and what the
-    tests leave there is dropped. Without `config` the plugin gets a temporary folder as the option that a URL's path
-    goes to. Tests called as in `skip` are left out, without a result.
+    `target` is the plugin's name, its ``.plug`` file, or the folder of that file, which must have no other. `config`
+    is any form that `hutch.connect` takes. In a URL or mapping, ``{fresh}`` stands for a new name per test:
+    ``redis://localhost/0?prefix={fresh}``. A config without it must lead to an empty storage; data that the tests
+    leave there is dropped. Without `config` the plugin gets a temporary folder as the option that takes a URL's path.
+    Tests named in `skip` are left out, without a result.
 
     Raises, before the first result, PluginNotFoundError, PluginConflictError, PluginLoadError, and ConfigError if the
-    config selects another plugin, holds data, or is needed and not given.
+    config selects another plugin, leads to data, or is missing but needed.
     """
     found, folder = _find(target)
     environ = same_imports()
@@ -61,7 +61,7 @@ def run_check(
         already = environ.get("HUTCH_PLUGIN_PATH")
         environ["HUTCH_PLUGIN_PATH"] = os.pathsep.join([str(folder), *([already] if already else [])])
     with tempfile.TemporaryDirectory(prefix="hutch-check-", ignore_cleanup_errors=True) as scratch:
-        # Whatever the caller told pytest is not for this one.
+        # The caller's own pytest settings must not affect this run.
         environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
         environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
         job = Job(found.name, _own_config(found, scratch) if config is None else config, scratch, tuple(skip))
@@ -70,7 +70,7 @@ def run_check(
 
 
 def _find(target: str) -> tuple[Any, Path | None]:
-    """The PluginInfo of `target`, and the folder where it was told to lie."""
+    """Return the PluginInfo of `target`, and its folder if `target` is a path. Raises as `run_check` does."""
     path = Path(target)
     if path.suffix != ".plug" and not path.is_dir():
         return hutch.find_plugins().find(target), None
@@ -93,11 +93,11 @@ def _find(target: str) -> tuple[Any, Path | None]:
 
 
 def _own_config(found: Any, scratch: str) -> dict[str, object]:
-    """A config for an engine that wants a path, or nothing."""
+    """Return a config for an engine that needs at most a path. Raises ConfigError if it needs anything else."""
     declared: Mapping[str, hutch.Option] | None = getattr(load_factory(found), "OPTIONS", None)
     place = str(Path(scratch, FRESH))
     if declared is None:
-        # Unchecked, so the two usual names may both be given.
+        # Options are not validated then, so all usual names may be given.
         options = dict.fromkeys(("path", "basedir", found.url_option), place)
     else:
         options = {name: place for name, option in declared.items() if option.kind is Path and option.required}

@@ -1,4 +1,4 @@
-"""What `run_check` gives to pytest: the suite as a test class, and a plugin that tells what became of each promise."""
+"""The test module and pytest plugin of `run_check`: the suite as a test class, and a report of each promise."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ import hutch
 from .conformance.interrupts import SIGNALS
 from .suite import StorageSuite
 
-#: Stands for a new name for each test in the texts of a config.
+#: The placeholder in a config for a new name per test.
 FRESH = "{fresh}"
-# More than any promise takes on a slow machine, child processes and threads that hang included.
+# Longer than any promise takes on a slow machine, including waits for hanging child processes and threads.
 _LONGEST_PROMISE_S = 180.0 + SIGNALS
 _MAX_DETAIL_LINES = 40
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to check."""
+    """One run: which plugin to test, and how."""
 
     name: str
     config: Any
@@ -37,7 +37,7 @@ class Job:
     skip: tuple[str, ...]
 
     def without(self, *names: str) -> Self:
-        """The same without the tests called `names`."""
+        """Return a copy that also skips the tests called `names`."""
         return replace(self, skip=(*self.skip, *names))
 
 
@@ -58,7 +58,7 @@ class TestPromises(StorageSuite):
 
 
 def with_name(config: Any, name: str) -> Any:
-    """`config` with `name` in place of `FRESH`, in all its texts."""
+    """Return `config` with `name` in place of `FRESH` in all its strings."""
     if isinstance(config, str):
         return config.replace(FRESH, name)
     if isinstance(config, Mapping):
@@ -76,7 +76,7 @@ _answers: pytest.StashKey[IO[bytes]] = pytest.StashKey()
 
 @dataclass
 class _Promise:
-    """The tests of one function, all parameters together."""
+    """The outcomes of one test function with all its parameters."""
 
     name: str
     promise: str
@@ -87,7 +87,7 @@ _current: pytest.StashKey[_Promise] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take the job from stdin and keep stdout for the answers: what an engine prints goes to stderr."""
+    """Read the job from stdin, and reserve stdout for the answers: what an engine prints goes to stderr."""
     config.stash[_answers] = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with os.fdopen(os.dup(0), "rb") as orders:
@@ -96,7 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse a config that leads to another plugin, or to somebody's data."""
+    """End the session if the config leads to another plugin or to existing data."""
     job = session.config.stash[_job]
     try:
         _refuse_what_is_not_ours(job)
@@ -106,18 +106,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what was tested before the last process died."""
+    """Remove the tests to skip, which include those that ran before a previous process died."""
     items[:] = [item for item in items if _function(item) not in config.stash[_job].skip]
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """A test that does not end in time ends the process, and says where it stood."""
+    """Start the time limit: a test that exceeds it ends the process and prints its stack."""
     faulthandler.dump_traceback_later(_LONGEST_PROMISE_S, exit=True, file=2)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """A new function begins: the one before is complete."""
+    """Report the previous test function as complete when a test of a new one begins."""
     stash = item.config.stash
     if _current not in stash or stash[_current].name != _function(item):
         _finish(item.config)
@@ -128,7 +128,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember how each phase ended."""
+    """Record the outcome of each phase."""
     report = yield
     if report.when == "call" or report.outcome != "passed":
         item.config.stash[_current].outcomes.append((report.outcome, _detail(report)))
@@ -136,7 +136,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The last function is complete."""
+    """Report the last test function as complete."""
     faulthandler.cancel_dump_traceback_later()
     _finish(session.config)
 

@@ -1,8 +1,8 @@
-"""Run code at every point where CPython may run a signal handler, one point after the other and without a clock.
+"""Run code at every point where CPython may run a signal handler, one point at a time and without a timer.
 
-CPython 3.11 to 3.13 runs Python's signal handlers in the main thread as a function begins, after a call of a C function
-returned, and as a loop jumps back. `run_at` stands in for a signal that arrives at one of these points: it calls an
-action there, which may raise, as Ctrl-C and a time limit do, or use hutch itself, as a handler that saves state does::
+CPython 3.11 to 3.13 runs signal handlers in the main thread when a function begins, after a C function returns, and
+when a loop jumps back. `run_at` simulates a signal at one of these points: it calls an action there, which may raise,
+as Ctrl-C and a time limit do, or use hutch itself, as a handler that saves state does::
 
     for point in points(lambda: ns.set("k", 1)):
         with suppress(Interrupt):
@@ -24,35 +24,35 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Of `sys.monitoring`, Python 3.12 and later: an id that no debugger, profiler or coverage tool has by convention.
+# The id for `sys.monitoring` (Python 3.12 and later); by convention no debugger, profiler or coverage tool uses it.
 _TOOL_ID = 4
 
 
 class Interrupt(Exception):
-    """What the tests let a handler raise; a class that nothing else raises or catches."""
+    """The exception that tests raise in a handler; nothing else raises or catches this class."""
 
 
 class Visit:
-    """One call of `work` under observation, in the thread that calls `run`."""
+    """An observed call of `work`, in the thread that calls `run`."""
 
     def __init__(self, at: int, action: Callable[[], object]) -> None:
-        """Call `action` at the point number `at`, counted from 1; at none if that is 0."""
+        """Call `action` at point number `at`, counted from 1; never if `at` is 0."""
         self._at = at
         self._action = action
         #: How many points have been passed.
         self.passed = 0
-        #: Where `action` was called: file, line, function and the kind of point.
+        #: Where `action` was called: file, line, function and kind of point.
         self.where: str | None = None
         self._outside: set[str] = set()
-        #: Python 3.11: whether the trace function looks after the starts of functions, and the one that has just begun.
+        #: Python 3.11: whether the trace function handles function starts, and the stack frame that has just begun.
         self._traces_starts = False
         self._started: FrameType | None = None
 
     def run(self, work: Callable[[], T], *, loops: bool = True) -> T:
-        """Return ``work()``. The code of the file that defines `work`, and of this one, has no points.
+        """Call ``work()`` and return its result. Code of this file and of the file that defines `work` has no points.
 
-        `loops` counts the jumps of loops too, by a trace function, which must not be used while coverage is measured
-        in this process.
+        `loops` also counts jumps of loops. In Python 3.11 that needs a trace function, which must not be used while
+        coverage is measured in this process.
         """
         code: CodeType | None = getattr(work, "__code__", None)
         self._outside = {__file__, *([code.co_filename] if code else [])}
@@ -79,7 +79,7 @@ class Visit:
         thread = threading.get_ident()
 
         def jump(_: CodeType, start: int, target: int) -> None:
-            # Monitoring sees all threads.
+            # Monitoring reports all threads.
             if target < start and threading.get_ident() == thread:
                 self._point(sys._getframe(1), "jump")
 
@@ -102,8 +102,8 @@ class Visit:
             if frame.f_code.co_filename in self._outside:
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            # An exception of this very call would pass by an `except` that guards the start of the function, where
-            # that of a signal handler would not.
+            # Raised from this event, an exception would bypass an `except` around the start of the function; one from
+            # a signal handler would not. So wait for the first opcode.
             self._started = frame
         elif event == "opcode":
             if self._started is frame:
@@ -125,20 +125,20 @@ class Visit:
 
 
 def count_points(work: Callable[[], object], *, loops: bool = True) -> int:
-    """Return the number of points that a call of `work` passes."""
+    """Call `work` and return the number of points that it passes."""
     visit = Visit(0, _do_nothing)
     visit.run(work, loops=loops)
     return visit.passed
 
 
 def run_at(point: int, action: Callable[[], object], work: Callable[[], T], *, loops: bool = True) -> T:
-    """Return ``work()``, with a call of `action` at the `point`, counted from 1, that it passes."""
+    """Call ``work()`` with a call of `action` at its `point`, counted from 1, and return the result of `work`."""
     return Visit(point, action).run(work, loops=loops)
 
 
 def points(work: Callable[[], object], limit: int | None = None, seed: int = 0, *, loops: bool = True) -> list[int]:
-    """Return the numbers of all points of `work`, which is called twice; of more than `limit` a random choice."""
-    work()  # what is made once, by the first call, is not counted
+    """Return the numbers of all points of `work`, or a random `limit` of them. `work` is called twice."""
+    work()  # so that one-time initialization is not counted
     every = range(1, count_points(work, loops=loops) + 1)
     if limit is None or len(every) <= limit:
         return list(every)
@@ -156,7 +156,7 @@ def _do_nothing() -> None:
 
 @cache
 def _jumps_back(code: CodeType) -> frozenset[int]:
-    """The places of the instructions with which a loop goes back to its start."""
+    """Return the offsets of the instructions that jump back to the start of a loop."""
     return frozenset(
         instruction.offset
         for instruction in dis.get_instructions(code)

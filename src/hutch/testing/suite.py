@@ -1,4 +1,4 @@
-"""All promises as one class."""
+"""The class of all promises."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ class StorageSuite(
     Lifecycle,
     Verbs,
 ):
-    """Subclass it, give it a fixture `config`, and pytest runs every promise against that storage.
+    """Every promise as a pytest test: subclass it and add a fixture `config`.
 
-    `config` is any form that `hutch.connect` takes and that can be pickled. Every ``connect(config)`` within one
-    test, from another process too where the engine is `shared` or `durable`, must reach the same data; each test
-    must start with none. Promises that an engine does not make (see its `capabilities`) are skipped with the
-    reason; there is nothing else to adapt. A storage that holds bytes, but is not a `hutch.EncodedStorage`, may
-    define `corrupt`.
+    `config` is any picklable form that `hutch.connect` takes. Every ``connect(config)`` within one test must reach the
+    same data, from other processes too if the engine is `shared` or `durable`; each test must start with an empty
+    storage. Promises that an engine does not make (see its `capabilities`) are skipped with the reason; nothing else
+    needs adapting. For a storage of bytes that is not a `hutch.EncodedStorage`, define `corrupt`.
     """

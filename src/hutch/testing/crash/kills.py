@@ -1,7 +1,7 @@
-"""Processes that write and read until they are killed, and what must be there after each kill.
+"""Kill processes that write and read, and verify the stored data after each kill.
 
-Runs in a `Child`, as its job `kill_at_random`: a process without threads, so that it may fork, and without a store of
-its own while it does.
+Runs in a `Child` as its job `kill_at_random`: the process may fork, so it has no threads and no open store while it
+does.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _CHECKED = "checked"
 
 @dataclass(frozen=True)
 class Plan:
-    """Who works, and for how long. Times between two kills are random, up to `longest_pause_s`."""
+    """The processes of a run and its length. Pauses between kills are random, up to `longest_pause_s`."""
 
     seed: int
     kills: int
-    #: Processes that write, each with so many threads, and processes that only read.
+    #: The number of processes that write, of threads in each of them, and of processes that only read.
     writers: int = 1
     threads: int = 3
     readers: int = 0
     seconds: float = 0.0
     longest_pause_s: float = 0.06
     large_bytes: int = 40_000
-    #: Whether `get_many` is one snapshot, which only some engines promise.
+    #: Whether `get_many` reads one snapshot, which only some engines promise.
     snapshots: bool = False
-    #: How often all are killed at once, not one or some of them.
+    #: The probability of a kill of all processes at once instead of some.
     all_at_once: float = 0.4
-    #: So long nobody may stand still.
+    #: How long a process may make no progress before the run fails.
     patience_s: float = PATIENCE_S
     start_method: str = "fork" if sys.platform == "linux" else "spawn"
 
 
 @dataclass
 class _Worker:
-    """A process, what it says, and the lanes it works on; a reader has none."""
+    """A process, the connection that it reports through, and its workloads; a reader has none."""
 
     process: BaseProcess
     ear: Connection
@@ -66,7 +66,7 @@ class _Worker:
 
 
 class Kills:
-    """One run on one store, which has no data when it starts."""
+    """A run on one store, which must be empty at the start."""
 
     def __init__(self, config: Any, capabilities: frozenset[str], plan: Plan) -> None:
         self._config = config
@@ -75,14 +75,14 @@ class Kills:
         self._dice = random.Random(plan.seed)
         self._context: Any = multiprocessing.get_context(plan.start_method)
         self._lanes = [Lane(plan.seed, n, plan.large_bytes) for n in range(plan.writers * plan.threads)]
-        #: The number of the newest pots that each lane was told are stored, for readers.
+        #: For readers: the step number of the newest acknowledged balances of each workload.
         self._stored = self._context.RawArray(ctypes.c_int64, [-1] * len(self._lanes))
         self._workers: list[_Worker] = []
         self._tellings = itertools.count()
         self._figures: Counter[str] = Counter()
 
     def run(self) -> dict[str, int]:
-        """Figures. Raises AssertionError for a promise that was broken."""
+        """Run to the end and return the counts. Raises AssertionError for a broken promise."""
         plan = self._plan
         end = time.monotonic() + plan.seconds
         try:
@@ -91,7 +91,7 @@ class Kills:
             for _ in range(plan.readers):
                 self._start_reader()
             while self._figures["kills"] < plan.kills or time.monotonic() < end:
-                # Most are killed at work, some while they start.
+                # Most processes are killed while they work, some while they start.
                 if self._dice.random() < 0.75:
                     self._all_go_on(1)
                 self._listen(self._dice.uniform(0.0, plan.longest_pause_s))
@@ -117,7 +117,7 @@ class Kills:
         ear, mouth = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_guarded, args=(work, mouth, arguments), daemon=True)
         process.start()
-        # So that what it says ends with it.
+        # So that the connection ends with the process.
         mouth.close()
         self._workers.append(_Worker(process, ear, lanes))
 
@@ -127,7 +127,7 @@ class Kills:
         return self._dice.sample(self._workers, self._dice.randint(1, (len(self._workers) + 1) // 2))
 
     def _listen(self, seconds: float) -> None:
-        """Hear what is acknowledged meanwhile."""
+        """Receive acknowledgements for so many `seconds`. Raises AssertionError if a process ended by itself."""
         ears: dict[Any, _Worker] = {worker.ear: worker for worker in self._workers}
         end = time.monotonic() + seconds
         while True:
@@ -140,10 +140,10 @@ class Kills:
                 return
 
     def _hear(self, worker: _Worker) -> None:
-        """One thing that it said. Raises EOFError once it is dead."""
+        """Receive one message of `worker`. Raises EOFError once it is dead."""
         try:
             told = worker.ear.recv()
-        except OSError as error:  # cut off in the middle
+        except OSError as error:  # truncated message
             raise EOFError from error
         assert not isinstance(told, str), told
         index, number = told
@@ -157,7 +157,7 @@ class Kills:
         self._figures["acknowledged"] += 1
 
     def _all_go_on(self, steps: int) -> None:
-        """Wait until each thread of each process has made so many `steps` more."""
+        """Wait until every thread of every process has made `steps` more steps. Raises AssertionError if one stalls."""
         wanted = [(worker, [number + steps for number in worker.progress()]) for worker in self._workers]
         deadline = time.monotonic() + self._plan.patience_s
         while late := [
@@ -176,7 +176,7 @@ class Kills:
     def _kill_and_check(self, victims: list[_Worker], start_again: bool = True) -> None:
         for worker in victims:
             if not worker.process.is_alive():
-                # It may have said why.
+                # Its last message may say why.
                 self._hear_out(worker)
                 raise AssertionError(f"a process ended by itself, exit code {worker.process.exitcode}")
             worker.process.kill()
@@ -187,7 +187,7 @@ class Kills:
         self._figures["kills"] += len(victims)
         lanes = [lane for worker in victims for lane in worker.lanes]
         if self._workers:
-            # Twice: what was under way at the kill, and one that began after it.
+            # Two steps: one that was running at the kill, and one that began after it.
             self._all_go_on(2)
             self._figures["kills that others survived"] += len(victims)
         self._check(lanes, alone=not self._workers)
@@ -208,10 +208,10 @@ class Kills:
     # --- what must be there ---
 
     def _check(self, lanes: list[Lane], alone: bool) -> None:
-        """Hold what is stored against what `lanes` acknowledged; against everything if no process is left."""
+        """Compare the stored data with the acknowledged steps of `lanes`; all data if no process is left (`alone`)."""
         with hutch.connect(self._config) as store:
             first = self._look(store, lanes, alone)
-            # What was not acknowledged may be seen only when the next writer has cleared up, but then for good.
+            # An unacknowledged step may appear only after the next writer has recovered the store, but must then stay.
             with store.open(_CHECKED) as checked:
                 checked["number"] = checked.get("number", 0) + 1
             second = self._look(store, lanes, alone)
@@ -224,7 +224,7 @@ class Kills:
             self._figures["steps under way that are not"] += standing == 0
 
     def _look(self, store: hutch.Store, lanes: list[Lane], alone: bool) -> list[tuple[float, dict[Any, Any]]]:
-        """The standing of each lane, and what it has."""
+        """Return, for each workload, how far its last step is stored (see `Lane.standing`), and its stored items."""
         standings = []
         owned = set()
         with store.open(CORE) as core:
@@ -264,7 +264,7 @@ class Kills:
 
 
 def exact(ns: hutch.Namespace, items: dict[str, Any]) -> None:
-    """Whether the number of keys, their list, and the items agree."""
+    """Raise AssertionError unless the number of keys, their list and the items agree."""
     keys = list(ns)
     assert len(ns) == len(items), f"the count of {ns.namespace!r} is off: {len(ns)}, with {len(items)} items"
     assert sorted(keys) == sorted(items), f"{ns.namespace!r} lists {sorted(set(keys) ^ items.keys())} wrongly, or twice"
@@ -274,7 +274,7 @@ def exact(ns: hutch.Namespace, items: dict[str, Any]) -> None:
 
 
 def write(tell: Callable[[object], None], config: Any, lanes: list[Lane], stored: Any) -> None:
-    """Work on `lanes`, each in a thread, for ever."""
+    """Run each of `lanes` in a thread until killed, acknowledging every step."""
     with hutch.connect(config) as store, store.open(CORE) as core, store.open(SCRATCH) as scratch:
 
         def work(lane: Lane) -> None:
@@ -289,14 +289,14 @@ def write(tell: Callable[[object], None], config: Any, lanes: list[Lane], stored
 
         for lane in lanes[1:]:
             threading.Thread(target=_or_die, args=(tell, work, lane), daemon=True).start()
-        # Told before the store is closed: the threads that are left would stumble over that, and tell it first.
+        # Reports an error before the store is closed: the other threads would fail because of that and report it first.
         _or_die(tell, work, lanes[0])
 
 
 def read(
     tell: Callable[[object], None], config: Any, names: list[str], stored: Any, whole: bool, snapshots: bool
 ) -> None:
-    """Read for ever: no batch is seen in part, nothing older than what was stored, and nothing twice."""
+    """Read until killed. Raises AssertionError for a torn batch, a stale value or a key that is listed twice."""
     with hutch.connect(config) as store, store.open(CORE) as core:
         newest = dict.fromkeys(names, -1)
         nothing = [-1, 0]
@@ -308,7 +308,7 @@ def read(
                 numbers, amounts = zip(*(found.get(key, nothing) for key in keys), strict=True)
                 newest[name] = min(numbers)
                 assert newest[name] >= least, f"stale: {numbers} in the pots of {name}, after {least}"
-                # Read one after the other, they may be of two batches, but not the older of the two last.
+                # Keys read one by one may come from two batches, but never a newer value before an older one.
                 assert not whole or list(numbers) == sorted(numbers), f"torn: {numbers} in the pots of {name}"
                 if snapshots:
                     assert len(set(numbers)) == 1, f"torn: {numbers} in the pots of {name}"
@@ -320,8 +320,8 @@ def read(
 
 
 def _guarded(work: Callable[..., None], mouth: Connection, arguments: tuple[Any, ...]) -> None:
-    """`work`, which tells through `mouth`, also what it failed of."""
-    # What a plugin prints must not get between the answers of the process that started this one.
+    """Call `work` with a function that sends through `mouth`; send the traceback if it fails, and end the process."""
+    # Output of a plugin must not mix with the messages of the parent process.
     sys.stdout = sys.stderr
     lock = threading.Lock()
 
@@ -329,7 +329,7 @@ def _guarded(work: Callable[..., None], mouth: Connection, arguments: tuple[Any,
         with lock:
             try:
                 mouth.send(what)
-            except OSError:  # nobody is left to listen
+            except OSError:  # the parent process is gone
                 os._exit(1)
 
     _or_die(tell, work, tell, *arguments)

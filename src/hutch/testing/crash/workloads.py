@@ -1,8 +1,8 @@
-"""What a writer does that will be killed, and what must be there afterwards: one plan that both sides follow.
+"""The workload of a writer that will be killed: a plan from which the verifier derives what must be stored afterwards.
 
-A `Lane` is the work of one thread, on keys of its own. Each step follows from the seed, its number and what the steps
-before it made: whoever knows how many of them were acknowledged knows what must be stored, and what may be, for one
-step more was under way.
+A `Lane` is the workload of one thread on keys of its own. Each step follows from the seed, its number and the effects
+of the previous steps. So the number of acknowledged steps determines what must be stored, and what may be, because
+one more step may have been running.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 import hutch
 
-#: A namespace for all lanes, with keys that begin with the lane's name.
+#: The namespace of all workloads; each has keys that begin with its name.
 CORE = "core"
-#: The key of CORE that all lanes change: a dict that tells for each lane how often it did.
+#: The key of CORE that all workloads change: a dict with a counter per workload.
 TALLY = "tally"
-#: A namespace for all lanes, without a plan, where they set, remove, clear and drop against each other.
+#: A namespace without a plan, where all workloads set, remove, clear and drop concurrently.
 SCRATCH = "scratch"
-#: A namespace and a key; of the tally, TALLY and the name of a lane.
+#: A namespace and a key; for a counter of the tally, TALLY and the name of its workload.
 Place = tuple[str, str]
 
-# How often, and what.
+# Each kind of step and its relative frequency.
 VERBS = {
     "set": 20,
     "set large": 4,
@@ -49,7 +49,7 @@ _POTS = 6
 
 @dataclass(frozen=True)
 class Step:
-    """One call. It sets what is in `changes`, and removes what is MISSING there."""
+    """One call of a verb. `changes` are the values that it sets; MISSING means removed."""
 
     verb: str
     changes: Mapping[Place, Any]
@@ -65,11 +65,11 @@ class Step:
 
 @dataclass
 class Lane:
-    """`number` steps were done, after which `held` is what it has in the store."""
+    """A workload after `number` steps, when `held` is what it has in the store."""
 
     seed: int
     index: int
-    #: Values have up to so many bytes.
+    #: The size limit of large values.
     large_bytes: int
     number: int = 0
     held: dict[Place, Any] = field(default_factory=dict)
@@ -80,11 +80,11 @@ class Lane:
 
     @property
     def own(self) -> str:
-        """The namespace that only this lane uses."""
+        """The namespace that only this workload uses."""
         return f"of {self.name}"
 
     def plan(self) -> Step:
-        """The next step."""
+        """Return the next step."""
         dice = random.Random(f"{self.seed} {self.index} {self.number}")
         [verb] = dice.choices(list(VERBS), list(VERBS.values()))
         places = [(CORE, f"{self.name}:{n}") for n in range(_KEYS)]
@@ -124,14 +124,14 @@ class Lane:
         return Step(verb, changes)
 
     def done(self, step: Step) -> None:
-        """Go on to the step after `step`."""
+        """Record that `step` was acknowledged."""
         self.held = after(self.held, step)
         self.number += 1
 
     def standing(self, found: Mapping[Place, Any], whole: bool) -> float:
-        """0 if `found` is what the steps made, 1 if it is that and the next step, between them a part of that step.
+        """Return how much of the next step is in `found`: 0.0 for nothing, 1.0 for all, 0.5 for a part.
 
-        Raises AssertionError for all else, and for a part of a step where steps must be `whole`.
+        Raises AssertionError for lost, stale or foreign data, and for a part of a step if steps must be `whole`.
         """
         step = self.plan()
         before, then = self.held, after(self.held, step)
@@ -139,7 +139,7 @@ class Lane:
             return 0.0
         if found == then:
             return 1.0
-        # Of what was acknowledged and of the step under way, every place has the value before or after.
+        # Every place must have its value from before or after the running step.
         lost = [place for place in before.keys() & then.keys() if place not in found]
         back = [place for place in found if place not in before and place not in then]
         wrong = [place for place, value in found.items() if place not in back and value not in _at(place, before, then)]
@@ -159,31 +159,31 @@ class Lane:
         return 0.5
 
     def settle(self, found: Mapping[Place, Any], standing: float) -> None:
-        """Go on from `found`, which has this `standing`."""
+        """Continue from `found`, for which `standing` was returned."""
         if standing:
             self.held = dict(found)
             self.number += 1
 
     def _value(self, dice: random.Random, large: bool = False) -> Any:
-        """A value that tells whose it is, and is another each time."""
+        """Return a new value that names its workload and differs every time."""
         tag = f"{self.name} {self.number} {dice.randrange(1 << 30)}"
         size = dice.randrange(self.large_bytes) if large else int(10 ** dice.uniform(0, 3))
         return {"of": self.name, "step": self.number, "body": (tag * (size // len(tag) + 1)).encode()}
 
 
 def pots_of(name: str) -> list[str]:
-    """The keys that a lane only ever sets as one batch: ``[number, amount]``, with one number and a sum of 0."""
+    """Return the keys of a workload's balances, always set as one batch: ``[number, amount]``, one number, sum 0."""
     return [f"{name}:pot {n}" for n in range(_POTS)]
 
 
 def after(held: Mapping[Place, Any], step: Step) -> dict[Place, Any]:
-    """What is there once `step` was done."""
+    """Return the items that are stored after `step`."""
     everything = {**held, **step.changes}
     return {place: value for place, value in everything.items() if value is not hutch.MISSING}
 
 
 def found_of(lane: Lane, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
-    """What of `core`, items of CORE, belongs to `lane`, and all of its own namespace."""
+    """Return the items of `core` (items of CORE) that belong to `lane`, and all of its own namespace."""
     found = {(CORE, key): value for key, value in core.items() if key.startswith(f"{lane.name}:")}
     found |= {(lane.own, key): value for key, value in own.items()}
     if lane.name in core.get(TALLY, {}):
@@ -196,18 +196,18 @@ def _at(place: Place, *states: Mapping[Place, Any]) -> Iterator[Any]:
 
 
 class Hands:
-    """What does a lane's steps in a store, and holds what it reads against the plan."""
+    """The connection of a workload to a store: it runs steps and compares what it reads with the plan."""
 
     def __init__(self, lane: Lane, store: hutch.Store, shared: dict[str, hutch.Namespace], config: Any) -> None:
         self._lane = lane
         self._store = store
         self._core, self._scratch = shared[CORE], shared[SCRATCH]
         self._own = store.open(lane.own)
-        #: Where several stores may have one namespace open, it is dropped under open handles.
+        #: A second store, if the engine is shared, which drops a namespace under open handles.
         self._elsewhere = hutch.connect(config) if "shared" in store.capabilities else None
 
     def do(self, step: Step) -> None:
-        """Do it, and read one key that it changed."""
+        """Run `step` and read back one key that it changed. Raises AssertionError for a wrong value."""
         core, own, held = self._core, self._own, self._lane.held
         match step.verb:
             case "set" | "set large":
