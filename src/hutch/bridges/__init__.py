@@ -1,1 +1,1 @@
-"""Bridges: hutch in the place where another framework keeps its data. Each imports its framework, and no other."""
+"""Bridges that make hutch the storage of another framework. Each imports its own framework and no other."""

@@ -1,8 +1,8 @@
-"""One connection for each URL in a process, shared by all bridges, in any thread.
+"""Share one connection per URL among all bridges and threads of a process.
 
-Frameworks make a storage where they need one, as often as they like, and few of them ever close it. So the connection
-outlives them all: it is made when a URL is first used, and closed when the process ends in its own way. Nothing depends
-on that: what a bridge wrote is stored when its call returns, as durable as the engine is configured.
+Frameworks make a storage wherever they need one, as often as they like, and rarely close it. So a connection is made
+when its URL is first used and closed when the process exits normally. No data depends on that: what a bridge wrote is
+stored when its call returns, as durably as the engine is configured.
 """
 
 from __future__ import annotations
@@ -18,44 +18,43 @@ import hutch
 if TYPE_CHECKING:
     from ..workers import Calls, WorkerPool
 
-# The threads of all bridges that are awaited: few, for most of them wait for one server.
+# Threads shared by the calls of all asyncio bridges. A few suffice: most calls wait for the same server.
 _THREADS = 8
 
-# What a URL may begin with where a framework chooses its storage by a scheme: ``hutch://sqlite:///x.db``.
+# The prefix of a URL where a framework selects its storage by scheme: ``hutch://sqlite:///x.db``.
 _SCHEME = "hutch://"
 
 _lock = threading.RLock()
-# With the config, so that no other object has its id meanwhile.
+# Holds the config too, so that its id is not reused.
 _stores: dict[tuple[str | int | None, ...], tuple[object, hutch.Store]] = {}
 _handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
 _pool: WorkerPool | None = None
 
 
 def shared_store(url: str | object | None = None) -> hutch.Store:
-    """The store of `url`, connected once in this process. Never close it: others have it too.
+    """Return the store of `url`, connected once per process. Never close it: other callers share it.
 
-    `url` is a storage's URL or the path of a config file, with or without ``hutch://`` before it; ``${NAME}`` and
+    `url` is a storage URL or the path of a config file, optionally prefixed with ``hutch://``; ``${NAME}`` and
     ``${NAME:-default}`` in a URL stand for environment variables, so that a password need not be written where a
-    framework would record it. None, "" and ``hutch://`` alone stand for what ``hutch.connect()`` takes:
+    framework would record it. None, "" and ``hutch://`` alone select the default of ``hutch.connect()``:
     `$HUTCH_STORAGE` and so on. A mapping, Python module or object, such as a bot's config.py, is a config as for
-    `hutch.connect`, and stands for itself: for the same object it is the same store. Raises what `hutch.connect`
-    raises.
+    `hutch.connect`; the same object always gives the same store. Raises what `hutch.connect` raises.
     """
     config = (url or "").removeprefix(_SCHEME) or None if url is None or isinstance(url, str) else url
     with _lock:
         key = _key(config)
         if key not in _stores:
-            # A URL within a mapping has its variables expanded, one by itself has not.
+            # Variables are expanded in a URL inside a mapping, but not in a URL on its own.
             form = {"STORAGE": config} if isinstance(config, str) and "://" in config else config
             made = config, hutch.connect(form)
-            # A signal handler or finalizer may have connected meanwhile: its store stays, for it may be in use.
+            # A signal handler or finalizer may have connected meanwhile; keep its store, which may be in use.
             if _stores.setdefault(key, made) is not made:
                 made[1].close()
         return _stores[key][1]
 
 
 def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespace:
-    """The one handle of this process on `namespace` of `shared_store(url)`. Any thread may use it, nobody closes it.
+    """Return this process's only handle on `namespace` of `shared_store(url)`. Thread-safe; never close it.
 
     Raises what `hutch.connect` and `hutch.Store.open` raise.
     """
@@ -68,11 +67,11 @@ def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespac
 
 
 def shared_calls(handle: hutch.Namespace, store: hutch.Store) -> Calls:
-    """Return what runs the blocking calls of a bridge on `handle`, in threads of hutch's own that all bridges share.
+    """Return the `Calls` that runs a bridge's blocking calls on `handle`, in hutch's threads shared by all bridges.
 
-    The default executor of the event loop is the application's: a server that hangs must not stop its look-ups.
+    The event loop's default executor belongs to the application: a hanging server must not block its DNS look-ups.
     """
-    # Not before: it imports asyncio, which most bridges do without.
+    # Imported late: it imports asyncio, which most bridges do not need.
     from ..workers import Calls, WorkerPool, patience_s
 
     global _pool  # noqa: PLW0603
@@ -85,9 +84,9 @@ def shared_calls(handle: hutch.Namespace, store: hutch.Store) -> Calls:
 
 
 def close_shared() -> None:
-    """Close all of them; what is used afterwards is connected anew. For the end of the process, and for tests.
+    """Close all shared connections; later use reconnects. Called at exit and by tests.
 
-    Calls whose callers gave up are waited for a second at most; what they use is closed when they are done.
+    Waits at most a second for calls whose callers gave up; what they use is closed when they finish.
     """
     global _pool
     with _lock:
@@ -124,7 +123,7 @@ def _close(one: hutch.Store | hutch.Namespace) -> None:
 
 
 def _key(config: object) -> tuple[str | int | None, ...]:
-    """What tells one connection from another: a relative path leads elsewhere from another working folder."""
+    """Return the key of a connection. It includes the working folder, which relative paths depend on."""
     if config is None:
         return None, os.environ.get("HUTCH_STORAGE"), os.environ.get("HUTCH_CONFIG"), _working_folder()
     if isinstance(config, str):
@@ -136,11 +135,11 @@ def _working_folder() -> str | None:
     try:
         return os.getcwd()  # noqa: PTH109 - as it is, not made absolute
     except OSError:
-        return None  # removed; a relative path will be refused by whoever resolves it
+        return None  # removed; resolving a relative path will fail later
 
 
 def _fresh_lock_after_fork() -> None:
-    # A thread that held it does not exist in the child. The engines see to their connections themselves.
+    # A thread that held it does not exist in the child. The engines handle forks of their connections themselves.
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
 

@@ -1,13 +1,13 @@
 """Frames of ExEngine in hutch: ``DataHandler(storage=HutchStorage("lmdb:///srv/scope", "cells"))``.
 
-One dataset is one namespace, ``exengine:NAME``. In it are, with coordinates as JSON in a canonical form:
+One dataset is one namespace, ``exengine:NAME``. Its keys contain coordinates as canonical JSON:
 
-    dataset                     what is true of all of it: a dict
-    frame {"time":1}            of one frame: a dict of its coordinates, dtype, shape and metadata
+    dataset                     metadata of the whole dataset: a dict
+    frame {"time":1}            one frame: a dict of its coordinates, dtype, shape and metadata
     pixels {"time":1}           the bytes of its array, in C order; of a frame larger than 256 MiB the first part
-    pixels {"time":1} 1         the second part, and so on; empty if a smaller frame took the place of the larger one
+    pixels {"time":1} 1         the second part, and so on; empty if a smaller frame replaced a larger one
 
-A frame and its pixels are written as one batch. Metadata can be read, and frames listed, without reading a pixel.
+A frame and its pixels are written as one batch. Reading metadata and listing frames read no pixels.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ log = logging.getLogger(__name__)
 
 _NAMESPACE = "exengine:"
 _DATASET, _FRAME, _PIXELS = "dataset", "frame ", "pixels "
-# Half of what one value may hold.
+# Half the limit of one value.
 _PART_BYTES = 1 << 28
-# Coordinates that are longer than this in UTF-8 are named by their hash: a key has at most 1,024 bytes.
+# Coordinates longer than this in UTF-8 are replaced by their hash: a key has at most 1,024 bytes.
 _LONGEST_COORDINATES = 900
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
-# A frame that is read while others write over it again and again is not waited for any longer.
+# Give up reading a frame that other writers replace this many times.
 _READS = 100
 _PASSING = (hutch.StorageUnavailableError, hutch.StorageTimeoutError, hutch.StorageFullError)
-# What reading raises where another program wrote something else.
+# What reading raises for foreign data.
 _NOT_A_FRAME = (LookupError, TypeError, ValueError, SyntaxError)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -58,14 +58,14 @@ Coordinates = Mapping[str, int | str]
 class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
     """One dataset of a hutch store. Any thread may use it; several processes may write and read one dataset.
 
-    `url` is a storage's URL (or config file; None for hutch's default), `name` the dataset's, 1 to 246 bytes of UTF-8.
-    `mode` is "x" to make it (FileExistsError if there is one of that name: frames are never mixed up or replaced
-    unasked), "a" to go on with it, or to make it, and "r" to read it (FileNotFoundError if there is none).
-    `summary_metadata` says what is true of the whole dataset; with "a" it replaces what was stored, if it is given.
+    `url` is a storage's URL (or config file; None for hutch's default), `name` the dataset's name, 1 to 246 bytes of
+    UTF-8. `mode` is "x" to create it (FileExistsError if it exists: frames are never mixed up or silently replaced),
+    "a" to continue or create it, and "r" to read it (FileNotFoundError if it is missing). `summary_metadata` describes
+    the whole dataset; with "a" it replaces the stored metadata, if given.
 
-    While the storage cannot be reached, is busy or full, `put` and `finish` try again for `patience_s` seconds (0: not
-    at all), since an exception ends the thread of ExEngine's DataHandler, and no later frame is stored. What `put`
-    returned from is stored as durably as the engine is configured, and needs no `finish` or `close`.
+    While the storage is unreachable, busy or full, `put` and `finish` retry for `patience_s` seconds (0: never),
+    because an exception ends the thread of ExEngine's DataHandler, and no later frame is stored. When `put` returns,
+    the frame is stored as durably as the engine is configured, without `finish` or `close`.
 
     Raises what `hutch.connect` and `hutch.Store.open` raise.
     """
@@ -96,22 +96,22 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
 
     @staticmethod
     def datasets(url: str | None = None) -> list[str]:
-        """The names of the datasets in a store, sorted. Raises what `hutch.connect` and the engine raise."""
+        """Return the sorted names of the datasets in a store. Raises what `hutch.connect` and the engine raise."""
         names = (name for name in shared_store(url).namespaces() if name.startswith(_NAMESPACE) and name != _NAMESPACE)
         return sorted(name.removeprefix(_NAMESPACE) for name in names if _DATASET in shared_namespace(url, name))
 
     # --- DataStorage ---
 
     def __contains__(self, data_coordinates: object) -> bool:
-        """Whether a frame with these coordinates is stored. Reads no value."""
+        """Return whether a frame with these coordinates is stored. Reads no value."""
         return isinstance(data_coordinates, Mapping) and _FRAME + _named(data_coordinates) in self._items
 
     def __getitem__(self, data_coordinates: Coordinates) -> np.ndarray[Any, Any]:
-        """The same as `get_data`."""
+        """Return `get_data(data_coordinates)`."""
         return self.get_data(data_coordinates)
 
     def get_data(self, data_coordinates: Coordinates) -> np.ndarray[Any, Any]:
-        """The array of a frame, with the dtype and the shape it had. It is read-only: `.copy()` is not.
+        """Return a frame's array with its original dtype and shape. It is read-only; `.copy()` gives a writable one.
 
         Raises KeyError if there is no such frame, hutch.CorruptValueError if it is damaged.
         """
@@ -132,14 +132,14 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
                     pixels = parts[0] if len(parts) == 1 else b"".join(parts)
                     if len(pixels) == size_bytes:
                         return np.ndarray(shape, dtype, pixels)
-            # There are more parts, or another frame took its place on an engine without snapshots.
+            # The frame has more parts, or was replaced while being read on an engine without snapshots.
             keys = wanted
         raise hutch.CorruptValueError(
             f"the pixels of the frame {_told(data_coordinates)} of dataset {self.name!r} do not fit its shape"
         )
 
     def get_metadata(self, data_coordinates: Coordinates) -> Any:
-        """The metadata of a frame, fresh. Reads no pixel. Raises KeyError if there is no such frame."""
+        """Return a frame's metadata, fresh. Reads no pixels. Raises KeyError if there is no such frame."""
         try:
             frame = self._items[_FRAME + _named(data_coordinates)]
         except KeyError:
@@ -150,11 +150,12 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             raise self._foreign(data_coordinates) from error
 
     def put(self, data_coordinates: Coordinates, data: np.ndarray[Any, Any], metadata: Any) -> None:
-        """Store a frame: all of it, or nothing if this raises. One with the same coordinates is replaced.
+        """Store a frame completely, or nothing if this raises. It replaces a frame with the same coordinates.
 
-        Raises, before anything is written, hutch.ValueTypeError for an array of objects or metadata that hutch cannot
-        give back, TypeError and ValueError for coordinates that are no text or number, hutch.StoreNotOpenError if the
-        dataset is finished or open for reading; and after `patience_s` what the storage raised.
+        Before anything is written, raises hutch.ValueTypeError for an array of objects or metadata that hutch cannot
+        store exactly, TypeError and ValueError for coordinates that are not text or numbers, and
+        hutch.StoreNotOpenError if the dataset is finished or open for reading. After `patience_s`, raises what the
+        storage raised.
         """
         if not self._is_writable:
             raise hutch.StoreNotOpenError(
@@ -172,7 +173,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             starts = range(0, len(pixels), _PART_BYTES)
             parts = [pixels[start : start + _PART_BYTES] for start in starts]
             items = dict(zip(_pixel_keys(named, len(pixels)), parts, strict=True))
-        # Last, for engines that do not write a batch as one: a frame that is there has its pixels.
+        # Last, for engines without atomic batches: a frame that is present has its pixels.
         items[_FRAME + named] = {
             "coordinates": axes,
             "dtype": _described(array.dtype),
@@ -182,27 +183,27 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         self._patiently(lambda: self._items.set_many(self._emptied(named, len(pixels)) | items))
 
     def finish(self) -> None:
-        """Note that the dataset is complete, and refuse what is put through this object from now on."""
+        """Mark the dataset as complete, and refuse any later `put` through this object."""
         if self._is_writable:
             self._patiently(lambda: self._change(lambda dataset: {**dataset, "finished": datetime.now(UTC)}))
             self._is_writable = False
 
     def close(self) -> None:
-        """Nothing: what was put is stored, and the process's connection is not this object's."""
+        """Do nothing: every frame is stored already, and the connection belongs to the process."""
 
     # --- beyond it, under the names that NDStorage has ---
 
     @property
     def summary_metadata(self) -> Any:
-        """What was said of the whole dataset."""
+        """Return the metadata of the whole dataset."""
         return self._dataset()["summary_metadata"]
 
     def is_finished(self) -> bool:
-        """Whether `finish` was called and nobody opened it with mode "a" since; in whatever process."""
+        """Return whether `finish` was called, by any process, and the dataset not opened with mode "a" since."""
         return self._dataset()["finished"] is not None
 
     def get_image_coordinates_list(self) -> list[dict[str, int | str]]:
-        """The coordinates of all frames, by their values, numbers before text. Reads no pixel."""
+        """Return the coordinates of all frames, sorted by value, numbers before text. Reads no pixels."""
         return sorted(self._coordinates(), key=lambda axes: [(axis, _rank(axes[axis])) for axis in sorted(axes)])
 
     # --- inside ---
@@ -233,19 +234,19 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         )
 
     def _emptied(self, named: str, size_bytes: int) -> dict[str, bytes]:
-        """The parts that a frame of `size_bytes` does not need and the one in its place has, without their bytes.
+        """Return empty values for the parts that a frame of `size_bytes` does not need but its predecessor has.
 
-        They are not removed: that could not be one step with writing the frame, and somebody else who puts a large one
-        at that moment would lose his.
+        Removing the parts instead could not be atomic with writing the frame: another process that puts a large frame
+        at that moment would lose its parts.
         """
         try:
             *_, old_bytes = _form(self._items[_FRAME + named])
-        except (hutch.CorruptValueError, *_NOT_A_FRAME):  # or none
+        except (hutch.CorruptValueError, *_NOT_A_FRAME):  # or missing
             return {}
         return dict.fromkeys(_pixel_keys(named, old_bytes)[len(_pixel_keys(named, size_bytes)) :], b"")
 
     def _make(self, summary_metadata: Any) -> bool:
-        """Whether it was made by this call. Of several processes that try, one makes it."""
+        """Return whether this call created the dataset. Of several processes that try, one creates it."""
         dataset = {"format": 1, "created": datetime.now(UTC), "finished": None}
         return self._items.compare_and_set(
             _DATASET, hutch.MISSING, {**dataset, "summary_metadata": _plain_or_refused(summary_metadata)}
@@ -259,7 +260,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             raise self._no_dataset() from None
 
     def _patiently(self, write: Callable[[], None]) -> None:
-        """`write`, again and again while what hinders it may pass. Doing it twice does no harm."""
+        """Call `write`, retrying while the failure may be temporary. Writing twice does no harm."""
         until_s = time.monotonic() + self._patience_s
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -276,7 +277,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
 
 
 def _named(coordinates: Coordinates) -> str:
-    """The same text for equal coordinates, whatever their order; another for others."""
+    """Return a text that is the same for equal coordinates in any order, and different for different ones."""
     return _text(_axes(coordinates))
 
 
@@ -296,7 +297,7 @@ def _text(axes: dict[str, int | float | str]) -> str:
 
 
 def _position(position: Any) -> int | float | str:
-    # Numbers that are equal are one position, as they are in a dict: 1, numpy's 1, 1.0 and True.
+    # Equal numbers are one position, as in a dict: 1, numpy's 1, 1.0 and True.
     if isinstance(position, str):
         return str(position)
     if isinstance(position, np.generic):
@@ -319,7 +320,7 @@ def _pixel_keys(named: str, size_bytes: int) -> list[str]:
 
 @functools.lru_cache
 def _described(dtype: np.dtype[Any]) -> Any:
-    """What numpy's own files hold of `dtype`. Raises ValueTypeError if that is not all of it."""
+    """Return the description of `dtype` as in numpy's own files. Raises ValueTypeError if it would be incomplete."""
     if not dtype.hasobject:
         descr = np.lib.format.dtype_to_descr(dtype)
         if np.lib.format.descr_to_dtype(descr) == dtype:
@@ -328,10 +329,10 @@ def _described(dtype: np.dtype[Any]) -> Any:
 
 
 def _form(frame: Any) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """The dtype and shape of what is stored of a frame, and its size in bytes. Raises _NOT_A_FRAME if it is none."""
+    """Return the dtype, shape and size in bytes of a stored frame. Raises _NOT_A_FRAME for anything else."""
     dtype = np.lib.format.descr_to_dtype(frame["dtype"])
     shape = tuple(map(operator.index, frame["shape"]))
-    # numpy would take the bytes for addresses of objects, and crash or worse.
+    # numpy would treat the bytes as addresses of objects, and crash or worse.
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("its dtype or shape is impossible")
     return dtype, shape, dtype.itemsize * math.prod(shape)
@@ -345,14 +346,14 @@ def _plain_or_refused(metadata: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with numpy's scalars as Python's, its arrays as lists, and mappings as dicts; all else as it is."""
+    """Return `value` with numpy scalars as Python scalars, arrays as lists and mappings as dicts."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
-    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in "mM":  # whose items lose their unit
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in "mM":  # their items lose the unit
         return value.tolist()
     return value
 

@@ -1,4 +1,4 @@
-"""A file that is written under a temporary name and takes its own when it is whole."""
+"""Write a file under a temporary name and rename it when it is complete."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import IO
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[IO[str]]:
-    """A new text file in `folder`, readable by its owner alone. At the end it is gone, unless it has another name."""
-    # The final name may be as long as a file's can be, and a temporary one is longer: it has none of it.
+    """Open a new text file in `folder`, readable by its owner alone. It is removed at the end unless renamed."""
+    # The temporary name does not contain the final one, which may have the maximum length already.
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".export-", suffix=".tmp")
     os.close(descriptor)
     try:
@@ -24,7 +24,7 @@ def unfinished(folder: Path) -> Iterator[IO[str]]:
 
 
 def close_flushed(out: IO[str]) -> None:
-    """Close `out` with its bytes on the disk."""
+    """Flush `out` to the disk and close it."""
     out.flush()
     os.fsync(out.fileno())
     out.close()

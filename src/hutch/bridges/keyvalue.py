@@ -3,14 +3,14 @@
     from hutch.bridges.keyvalue import HutchStore
     server = FastMCP("notes", session_state_store=HutchStore("lmdb:///srv/notes"))
 
-All collections lie in one namespace, an entry at ``collection:key``. In the collection ``%`` and ``:`` are written
-``%25`` and ``%3A``, so that a prefix belongs to one collection alone. A ``%`` that a key begins with is doubled. A name
-that would be too long for hutch stands as ``%#`` and its SHA-256, and is kept whole in the entry. An entry is a dict:
-`value`; `expires_at`, a datetime, where it has a ttl; `collection` and `key` where one of them stands hashed.
+All collections share one namespace; an entry has the key ``collection:key``. In the collection ``%`` and ``:`` are
+written ``%25`` and ``%3A``, so that a prefix belongs to one collection alone. A leading ``%`` of a key is doubled. A
+name too long for hutch is replaced by ``%#`` and its SHA-256, and stored in full in the entry. An entry is a dict:
+`value`; `expires_at`, a datetime, if it has a ttl; `collection` and `key` where one of them is hashed.
 
-What expires is also listed by the minute, at ``%expires:minute:collection:key``, written in one step with the entry. So
-keys can be listed, and expired entries found, without reading values. A line of the list may be out of date, since the
-entry was put again: the entry decides.
+Each expiring entry is also indexed by minute, at ``%expires:minute:collection:key``, written atomically with the entry.
+So listing keys and finding expired entries read no values. An index key may be out of date because the entry was put
+again: the entry decides.
 """
 
 from __future__ import annotations
@@ -40,43 +40,43 @@ except ImportError as error:
 T = TypeVar("T")
 
 _HASHED: Final = "%#"
-# A collection cannot be called so: a `%` in its name is escaped.
+# No collection has this name: a `%` in a collection's name is escaped.
 _EXPIRES: Final = "%expires"
 _LONGEST_COLLECTION_BYTES: Final = 255
-# What is left of the 1,024 of a key for `_EXPIRES` and a minute before it.
+# What remains of a key's 1,024 bytes after `_EXPIRES` and a minute.
 _LONGEST_NAME_BYTES: Final = 1024 - 24
 
-# The line of an expired entry is kept for so long: it may be written again by a process whose clock is behind, or that
-# was held up between looking at its clock and writing.
+# An expired entry's index key is kept this long: a process whose clock is behind, or that paused between reading its
+# clock and writing, may write the entry again.
 _GRACE_MINUTES: Final = 5
-# After so many writes with a ttl, up to twice as many entries are removed that have expired.
+# After this many writes with a ttl, remove up to twice as many expired entries.
 _WRITES_A_SWEEP: Final = 16
 
 _NOT_OURS: Final = "what is stored there was not written by this store"
 
 
 class HutchStore:
-    """An `AsyncKeyValue` of py-key-value that also lists its keys and collections, culls, and can be destroyed.
+    """An `AsyncKeyValue` of py-key-value that also lists keys and collections, culls, and can be destroyed.
 
-    `url` names the storage as for `hutch.connect`; ``hutch://`` may stand before it, and ``${NAME}`` in it is taken
-    from the environment; None stands for `$HUTCH_STORAGE` and so on. Stores of one process with one URL share a
-    connection. `namespace` is where it all lies: stores with different ones know nothing of each other.
+    `url` names the storage as for `hutch.connect`, optionally prefixed with ``hutch://``; ``${NAME}`` in it is taken
+    from the environment; None selects `$HUTCH_STORAGE` and so on. Stores of one process with one URL share a
+    connection. `namespace` is where all entries are stored: stores with different namespaces are separate.
 
-    A value comes back as from the other stores of py-key-value: as JSON would give it. With `exact_types` it comes back
-    as it was put, with its types, a datetime as a datetime; what hutch's codec does not take is refused.
+    A value comes back as from the other stores of py-key-value: as JSON would return it. With `exact_types` it keeps
+    its types, a datetime for example; a value that hutch's codec does not take is refused.
 
-    Every call is made in one of a few threads that all bridges share, so the loop never waits for a disk or a server.
-    With `inline` all but listing, culling and destroying is done on the loop itself, as DiskStore does, which is some
-    40 us faster a call. It is meant for data in memory; with any other, all that runs on the loop waits with it.
+    Calls run in a few threads that all bridges share, so the event loop never waits for a disk or a server. With
+    `inline`, everything except listing, culling and destroying runs on the loop itself, as in DiskStore, which saves
+    some 40 us per call. Use it for data in memory; with any other engine, everything on the loop waits for each call.
 
-    Any loop, thread and process may use it. What a call wrote is stored when it returns, as durable as the engine is;
-    `put_many`, `delete_many`, `destroy_collection` and `destroy` happen whole or not at all where the engine has
-    `atomic-batch`, as all have that processes can share. A caller that is cancelled is let go at once: a call that had
-    not begun never happens; a write that had begun happens or not, and later writes of its keys come after it.
+    Any loop, thread and process may use it. What a call wrote is stored when it returns, as durably as the engine is
+    configured; `put_many`, `delete_many`, `destroy_collection` and `destroy` are atomic where the engine has
+    `atomic-batch`, as every engine has that processes can share. A cancelled caller returns at once: a call that had
+    not begun never happens; a write that had begun may or may not happen, and later writes of its keys come after it.
 
     Raises SerializationError, DeserializationError, InvalidKeyError and InvalidTTLError as other stores do, TypeError
-    for a key or value of a wrong type, and else what hutch raises: a server that is away is a
-    `hutch.StorageUnavailableError`, which is a ConnectionError. Making one raises what `hutch.connect` raises.
+    for a key or value of a wrong type, and otherwise what hutch raises: an unreachable server is a
+    `hutch.StorageUnavailableError`, which is a ConnectionError. The constructor raises what `hutch.connect` raises.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class HutchStore:
         self._entries = shared_namespace(url, namespace)
         self._calls = shared_calls(self._entries, shared_store(url))
         self._is_ordered = "ordered" in self._entries.capabilities
-        # The first write of a process sweeps: there may be many short ones.
+        # The first write of a process sweeps, because short processes may never reach the interval.
         self._unswept = self._writes_a_sweep = _WRITES_A_SWEEP
 
     def __repr__(self) -> str:
@@ -109,36 +109,36 @@ class HutchStore:
         await self.close()
 
     async def close(self) -> None:
-        """Nothing: all is stored, and the connection is the process's. For code that closes the store it was given."""
+        """Do nothing: everything is stored already, and the connection belongs to the process."""
 
     # --- reading ---
 
     async def get(self, key: str, *, collection: str | None = None) -> dict[str, Any] | None:
-        """The value of `key`, fresh; None if there is none, or no longer."""
+        """Return the value of `key`, fresh; None if it is missing or expired."""
         return (await self.ttl(key, collection=collection))[0]
 
     async def ttl(self, key: str, *, collection: str | None = None) -> tuple[dict[str, Any] | None, float | None]:
-        """The value of `key` and the seconds that it has left, None without end; (None, None) if there is none."""
+        """Return the value of `key` and its seconds left, None if it never expires; (None, None) if missing."""
         return _value_and_ttl(await self._read(self._entries.get, self._name(collection, key)))
 
     async def get_many(self, keys: Sequence[str], *, collection: str | None = None) -> list[dict[str, Any] | None]:
-        """What `get` would give for each of `keys`, in one read where the engine can."""
+        """Return what `get` returns for each of `keys`, in one read where the engine can."""
         return [value for value, _ in await self.ttl_many(keys, collection=collection)]
 
     async def ttl_many(
         self, keys: Sequence[str], *, collection: str | None = None
     ) -> list[tuple[dict[str, Any] | None, float | None]]:
-        """What `ttl` would give for each of `keys`, in one read where the engine can."""
+        """Return what `ttl` returns for each of `keys`, in one read where the engine can."""
         names = [self._name(collection, key) for key in keys]
         found = await self._read(self._entries.get_many, names)
         return [_value_and_ttl(found.get(name)) for name in names]
 
     async def keys(self, collection: str | None = None, *, limit: int | None = None) -> list[str]:
-        """The keys of a collection, all of them or the first `limit`, none that has expired."""
+        """Return the keys of a collection that have not expired: all of them or the first `limit`."""
         return await self._calls.read(_called, self._keys, self._prefix(collection), limit)
 
     async def collections(self, *, limit: int | None = None) -> list[str]:
-        """The collections that hold a key, all of them or the first `limit`."""
+        """Return the collections that hold a key: all of them or the first `limit`."""
         return await self._calls.read(_called, self._collections, limit)
 
     # --- writing ---
@@ -146,9 +146,10 @@ class HutchStore:
     async def put(
         self, key: str, value: Mapping[str, Any], *, collection: str | None = None, ttl: SupportsFloat | None = None
     ) -> None:
-        """Set `key` to `value`, for `ttl` seconds or without end. Atomic.
+        """Set `key` to `value`, atomically, for `ttl` seconds or without expiry.
 
-        Raises SerializationError for what cannot be stored, InvalidTTLError for a ttl that is no number above 0.
+        Raises SerializationError for a value that cannot be stored, InvalidTTLError for a ttl that is not a number
+        above 0.
         """
         await self.put_many([key], [value], collection=collection, ttl=ttl)
 
@@ -160,9 +161,11 @@ class HutchStore:
         collection: str | None = None,
         ttl: SupportsFloat | None = None,
     ) -> None:
-        """Set each of `keys` to the value at its place, as one batch: all or none. The last of equal keys counts.
+        """Set each of `keys` to the value at the same position, as one batch: all or none.
 
-        Raises what `put` raises, and ValueError if there are more of the ones than of the others; then nothing is set.
+        The last of equal keys counts.
+
+        Raises what `put` raises, and ValueError if there are not as many values as keys; then nothing is set.
         """
         if len(keys) != len(values):
             raise ValueError(f"put_many was called with {len(keys)} keys and {len(values)} values")
@@ -182,24 +185,24 @@ class HutchStore:
             await self._change(names, self._set_expiring if expires_at else self._set, items)
 
     async def delete(self, key: str, *, collection: str | None = None) -> bool:
-        """Remove `key`; whether it was there. Of several who delete one entry, one hears that it was."""
+        """Remove `key`; return whether it was there. Of several concurrent calls, one returns True."""
         return bool(await self.delete_many([key], collection=collection))
 
     async def delete_many(self, keys: Sequence[str], *, collection: str | None = None) -> int:
-        """Remove those of `keys` that are there, as one batch; how many that were."""
+        """Remove `keys` as one batch; return how many were there."""
         names = [self._name(collection, key) for key in keys]
         return await self._change(tuple(names), self._remove, names)
 
     async def cull(self) -> None:
-        """Remove all entries that have expired. One that is put again meanwhile stays."""
+        """Remove all expired entries. An entry that is put again meanwhile stays."""
         await self._calls.write((), _called, self._sweep)
 
     async def destroy_collection(self, collection: str) -> bool:
-        """Remove all of a collection, as one batch; whether it held anything."""
+        """Remove a whole collection as one batch; return whether it held anything."""
         return await self._calls.write(None, _called, self._destroy_collection, self._prefix(collection))
 
     async def destroy(self) -> bool:
-        """Remove all collections, in one step. True."""
+        """Remove all collections atomically. Returns True."""
         await self._calls.write(None, _called, self._entries.clear)
         return True
 
@@ -212,7 +215,7 @@ class HutchStore:
         return _prefix_of(name)
 
     def _name(self, collection: str | None, key: str) -> str:
-        """Where the entry lies."""
+        """Return the key of an entry."""
         if not isinstance(key, str):
             raise TypeError(f"a key is a str, not {type(key).__name__}")
         prefix = self._prefix(collection)
@@ -251,9 +254,9 @@ class HutchStore:
         if self._unswept >= self._writes_a_sweep:
             most, self._unswept = 2 * self._unswept, 0
             if not self._is_ordered:
-                # There, looking for what is due goes through all keys.
+                # On such an engine, the search for due entries reads all keys.
                 self._writes_a_sweep = max(_WRITES_A_SWEEP, len(self._entries) // 4)
-            # What was asked for is done. If this goes wrong, what is left is found the next time.
+            # The requested write is done. If this fails, a later sweep finds what is left.
             with suppress(hutch.StoreError):
                 self._sweep(most)
 
@@ -272,16 +275,16 @@ class HutchStore:
         try:
             entry = self._entries.get(name)
         except hutch.CorruptValueError:
-            return False  # that is told to who gets it; it can be put again, and deleted
+            return False  # `get` reports a damaged entry; it can still be replaced or deleted
         return entry is not None and _has_expired(entry)
 
     def _remove_expired(self, name: str) -> None:
-        """Unless it was put again, by whoever, until the moment it is removed; or cannot be read."""
+        """Remove an entry atomically, unless it was put again by any process or cannot be read."""
         with suppress(KeyError, _StillAliveError, hutch.CorruptValueError):
             self._entries.modify(name, _expired_is_missing)
 
     def _sweep(self, most: int | None = None) -> None:
-        """Remove what has expired: all of it, or up to `most` of what has for some minutes."""
+        """Remove all expired entries, or up to `most` of those expired some minutes ago."""
         over = _minute(datetime.now(UTC) - timedelta(minutes=_GRACE_MINUTES))
         until = f"{_EXPIRES}:{over}" if most else None
         lines = list(itertools.islice(self._due(until), most))
@@ -290,14 +293,14 @@ class HutchStore:
         self._entries.remove_many(line for line in lines if line < f"{_EXPIRES}:{over}")
 
     def _due(self, until: str | None = None) -> Iterator[str]:
-        """The lines of those that may have expired by now, or before `until`."""
+        """Yield the index keys of entries that may have expired by now, or before `until`."""
         next_minute = _minute(datetime.now(UTC) + timedelta(minutes=1))
         return self._entries.scan_keys(f"{_EXPIRES}:", stop=until or f"{_EXPIRES}:{next_minute}")
 
     def _expired(self, prefix: str = "") -> set[str]:
-        """The names of the entries that have expired and are still there."""
+        """Return the names of the expired entries that are still stored."""
         due = {name for name in map(_listed_name, self._due()) if name.startswith(prefix)}
-        # One by one: a value may be big.
+        # One by one: a value may be large.
         return set(filter(self._is_expired, due))
 
     def _keys(self, prefix: str, limit: int | None) -> list[str]:
@@ -325,11 +328,11 @@ class HutchStore:
             if collection.startswith(_HASHED):
                 entry = self._entries.get(name)
                 if entry is None:
-                    continue  # removed just now; the collection may have others
+                    continue  # removed meanwhile; the collection may have others
                 found.append(_name_in(entry, "collection"))
             elif collection != _EXPIRES:
                 found.append(collection.replace("%3A", ":").replace("%25", "%"))
-            # Past all that begins with "collection:", without reading it if the engine can.
+            # Skip every key that starts with "collection:", without reading them if the engine can.
             start = f"{collection};"
             if self._is_ordered:
                 names = self._entries.scan_keys(start=start)
@@ -338,7 +341,8 @@ class HutchStore:
     def _destroy_collection(self, prefix: str) -> bool:
         expired = self._expired(prefix)
         names = set(self._entries.scan_keys(prefix))
-        # Only of what goes with them: a line without its entry does no harm, an entry without its line would stay.
+        # Only keys of removed entries: an index key without its entry does no harm, but an entry without one is never
+        # removed.
         lines = [line for line in self._entries.scan_keys(f"{_EXPIRES}:") if _listed_name(line) in names]
         self._entries.remove_many([*names, *lines])
         return not expired.issuperset(names)
@@ -357,7 +361,7 @@ class HutchStore:
 
 
 class _StillAliveError(Exception):
-    """Ends a `modify` that shall change nothing."""
+    """Raised to end a `modify` without a change."""
 
 
 def _called(verb: Callable[..., T], *arguments: Any) -> T:
@@ -379,7 +383,7 @@ def _has_expired(entry: Any) -> bool:
     try:
         return _value_and_ttl(entry)[0] is None
     except DeserializationError:
-        return False  # of somebody else, who did not say when
+        return False  # foreign, without an expiry
 
 
 def _value_and_ttl(entry: Any) -> tuple[dict[str, Any] | None, float | None]:
@@ -396,7 +400,7 @@ def _value_and_ttl(entry: Any) -> tuple[dict[str, Any] | None, float | None]:
 
 
 def _name_in(entry: Any, which: str) -> str:
-    """The collection or key of an entry whose own stands hashed."""
+    """Return the full name of a collection or key whose hash is in the entry's key."""
     try:
         name: str = entry[which]
     except (TypeError, LookupError) as error:

@@ -1,4 +1,4 @@
-"""A framework's name as a part of a key. Frameworks allow any text; a key has at most 1,024 bytes, and parts."""
+"""Escape a framework's name for use in a key. Frameworks allow any text; a key has at most 1,024 bytes, and parts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from functools import lru_cache
 from urllib.parse import unquote
 
-#: What a hash begins with: no escaped name does.
+#: The prefix of a hash; no escaped name starts with it.
 HASHED = "%%"
 
-# "/" and ":" part keys, "%" marks what is not as it was; the rest would look bad in a terminal or is no text.
+# "/" and ":" separate parts of a key, "%" marks an escape; the rest is unprintable or not valid text.
 _ESCAPED = re.compile("[/:%\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @lru_cache(maxsize=1024)
 def in_key(name: str, most_bytes: int) -> str:
-    """`name` as a part of a key, of at most `most_bytes` (70 or more): no other name's, and without ``/`` and ``:``.
+    """Return `name` as a unique part of a key, of at most `most_bytes` (70 or more), without ``/`` and ``:``.
 
-    What a key cannot show is percent-encoded, as UTF-8. An empty name, or one that is too long then, is `HASHED` and
-    its SHA-256: the name itself is to be kept in a value.
+    Characters that a key cannot show are percent-encoded, as UTF-8. A name that is empty, or too long after that,
+    becomes `HASHED` and its SHA-256: the caller must store the name itself in a value.
     """
     text = _ESCAPED.sub(lambda found: "".join(f"%{byte:02X}" for byte in _utf8(found[0])), name)
     if 0 < len(text.encode()) <= most_bytes:
@@ -28,7 +28,7 @@ def in_key(name: str, most_bytes: int) -> str:
 
 
 def named(part: str) -> str:
-    """The name that `in_key` made `part` of, which must be none that was hashed."""
+    """Return the name from which `in_key` made `part`, which must not be hashed."""
     return unquote(part, errors="surrogatepass")
 
 
