@@ -1,6 +1,6 @@
-"""Where dotevals' results lie in hutch, and in the folder of its JSON storage (``.dotevals``).
+"""Layout of dotevals' results in hutch, and in the folder of its JSON storage (``.dotevals``).
 
-All is in the namespace `NAMESPACE`. docs/bridges/dotevals.md describes the keys and values.
+All keys are in the namespace `NAMESPACE`. docs/bridges/dotevals.md describes the keys and values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_IN_A_FILE_NAME = re.compile('[\x00-\x1f\\\\:*?"<>|\ud800-\udfff]' if os.nam
 
 
 def _in_key(name: str) -> str:
-    """`name` as a part of a key; the name itself is in the value."""
+    """Return `name` as a part of a key; the value holds the name itself."""
     return in_key(name, _LONGEST_NAME_BYTES)
 
 
@@ -52,18 +52,18 @@ def evaluation_key(experiment_id: str, name: str) -> str:
 
 
 def results_prefix(experiment_id: str, evaluation: str | None = None) -> str:
-    """What the keys of an evaluation's results begin with; those of all of them without `evaluation`."""
+    """Return the key prefix of an evaluation's results; without `evaluation`, that of all results of the experiment."""
     of_experiment = f"result/{experiment_id}/"
     return of_experiment if evaluation is None else f"{of_experiment}{_in_key(evaluation)}/"
 
 
 def result_suffix(sequence: int, turn: int, salt: str, item_id: int, error: str | None) -> str:
-    """What follows the prefix: the order, what tells it from others of the same moment, and all that resuming asks."""
+    """Return what follows the prefix: the order, a part unique to the process, and what resuming needs."""
     return f"{sequence:016x}-{turn & 0xFFFF:04x}{salt}/{item_id}/{'ok' if error is None else 'error'}"
 
 
 def item_of(key: str) -> tuple[int, bool]:
-    """The item that a result's key is about, and whether it went well. Reads no value. Raises CorruptValueError."""
+    """Return the item of a result's key, and whether it has no error. Reads no value. Raises CorruptValueError."""
     try:
         _, item, state = key.rsplit("/", 2)
         return int(item), state == "ok"
@@ -72,14 +72,14 @@ def item_of(key: str) -> tuple[int, bool]:
 
 
 def checked(key: str, value: Any, fields: Set[str]) -> dict[str, Any]:
-    """`value`, the one of `key`, a dict with these `fields`. Raises CorruptValueError if it is anything else."""
+    """Return `value`, stored at `key`, if it is a dict with these `fields`; raise CorruptValueError otherwise."""
     if type(value) is not dict or not fields <= value.keys():
         raise foreign(key)
     return value
 
 
 def foreign(key: str) -> hutch.CorruptValueError:
-    """The error for what lies at `key`, and was not written here."""
+    """Return the error for a value at `key` that was not written by this bridge."""
     return hutch.CorruptValueError(
         f"key {key!r} of {NAMESPACE!r} is not what hutch writes for dotevals; remove it with hutch rm"
     )
@@ -89,10 +89,10 @@ def foreign(key: str) -> hutch.CorruptValueError:
 
 
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Every item of the folder of a JSON storage, a line at a time, as (namespace, key, value).
+    """Yield every item of a JSON storage's folder as (namespace, key, value), reading one line at a time.
 
-    The same files give the same keys each time. Raises ConfigError if `path` is no folder, CorruptValueError, which
-    names file and line, for what the framework did not write or did not write to its end.
+    The same files give the same keys each time. Raises ConfigError if `path` is not a folder, CorruptValueError, which
+    names file and line, for a line that dotevals did not write or that is truncated.
     """
     for name, folder in _experiments(path):
         record = _imported(name)
@@ -103,7 +103,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def check(store: hutch.Store, path: Path) -> None:
-    """Raise ConfigError if importing `path` would mix its experiments with others that the store has by those names."""
+    """Raise ConfigError if importing `path` would mix its experiments with others of the same names in the store."""
     with store.open(NAMESPACE) as data:
         names = {record["id"]: record["name"] for record in _records(data)}
         for name, _ in _experiments(path):
@@ -123,7 +123,7 @@ def check(store: hutch.Store, path: Path) -> None:
 
 
 def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
-    """Each folder that stands for an experiment: it has evaluations, or nothing at all. "a/b" is a folder in "a"."""
+    """Yield each folder that is an experiment: it has evaluations, or is empty. "a/b" is a folder in "a"."""
     if not path.is_dir():
         raise hutch.ConfigError(f"{path} is not a folder; expected the one of dotevals' JSON storage, .dotevals")
     for folder in sorted([path, *(found for found in path.rglob("*") if found.is_dir())]):
@@ -137,7 +137,7 @@ def _records(data: hutch.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _imported(name: str) -> dict[str, Any]:
-    # An id that follows from the name, so that an import can be run again; the bridge's own are random.
+    # An id derived from the name makes the import repeatable; the bridge's own ids are random.
     experiment_id = "json-" + hashlib.sha256(_encoded(name)).hexdigest()[:16]
     return {"id": experiment_id, "name": name, "moves": 0}
 
@@ -145,7 +145,7 @@ def _imported(name: str) -> dict[str, Any]:
 def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterator[tuple[str, str, Any]]:
     prefix = None
     with file.open("rb") as lines:
-        # The number of the line is the order. It is less than any time, so what is added later comes after it.
+        # The line number gives the order. It is less than any time, so results added later come after it.
         for number, line in enumerate(lines, 1):
             if prefix is not None and not line.strip():
                 continue
@@ -163,7 +163,7 @@ def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterat
                     suffix = result_suffix(number, 0, "00000000", result["item_id"], result["error"])
                     yield NAMESPACE, prefix + suffix, result
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                # What json says of a line holds none of it; what a KeyError says is the name that is missing.
+                # The JSON error shows nothing of the line; a KeyError shows the missing name.
                 told = f"{error} is missing" if isinstance(error, KeyError) else error
                 raise hutch.CorruptValueError(f"{file}, line {number}: not what dotevals writes: {told}") from error
     if prefix is None:
@@ -191,7 +191,7 @@ def _read_result(found: Any) -> dict[str, Any]:
             {
                 "name": score["name"],
                 "value": score["value"],
-                # The file says nothing of where a metric is from.
+                # The file does not say which module a metric is from.
                 "metrics": [f":{_typed(name, str, 'metrics')}" for name in score["metrics"]],
                 "metadata": score.get("metadata", {}),
             }
@@ -214,14 +214,14 @@ def _typed(value: Any, kind: type, name: str) -> Any:
 
 
 def write(store: hutch.Store, path: Path) -> int:
-    """Write all experiments below `path` as dotevals' JSON storage does; how many items: evaluations and results.
+    """Write all experiments below `path` as dotevals' JSON storage does; return the number of evaluations and results.
 
-    Each file appears whole or not at all. One that is there already must be the same. Raises ConfigError for a name
-    that no file can have, or a file that is there and differs, ValueTypeError for a value that JSON would change.
+    Each file appears whole or not at all. A file that exists must be identical. Raises ConfigError for a name that no
+    file can have, or a file that exists and differs, ValueTypeError for a value that JSON would change.
     """
     written = 0
     with store.open(NAMESPACE) as data:
-        # What a rename or a deletion that was killed left behind, the bridge clears up; here it is only not shown.
+        # Hide what a killed rename or deletion left behind; the bridge itself clears it up.
         names = {
             record["id"]: record.get("to", record["name"])
             for record in _records(data)
@@ -288,7 +288,7 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
 
 
 def metric_name(metric: str) -> str:
-    """The name in what a score says of a metric: ``module:name``, with "(...)" behind it if it was made with values."""
+    """Return the name from a metric's description: ``module:name``, with "(...)" appended if it took arguments."""
     return metric.partition(":")[2].removesuffix("(...)")
 
 

@@ -48,10 +48,10 @@ except ImportError as error:
 
 _Metric = Callable[[list[Any]], float]
 
-# The order of results is that of a clock which is never set back, and of a count where two have one reading.
+# Results are ordered by a clock that is never set back, and within one reading by a counter.
 _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
 _turns = itertools.count()
-# What tells this process from others that add a result at the same moment.
+# Distinguishes this process from others that add a result at the same moment.
 _salt = os.urandom(4).hex()
 
 
@@ -65,11 +65,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for mypy
-    """The storage of dotevals in the hutch store of a URL. Any thread and any number of processes may use it.
+    """dotevals' storage in the hutch store of a URL. Any number of threads and processes may use it.
 
-    `storage_path` is what follows ``hutch://``: a storage's URL, the path of a config file, or nothing for the default
-    of `hutch.connect`. Raises what that raises. Every method has stored what it did when it returns, as durable as the
-    engine is configured; what cannot be stored or read is a `hutch.StoreError`. Nothing has to be closed.
+    `storage_path` is what follows ``hutch://``: a storage URL, the path of a config file, or nothing for the default of
+    `hutch.connect`. Raises what that raises. When a method returns, its changes are stored as durably as the engine is
+    configured; failures to store or read are a `hutch.StoreError`. Nothing has to be closed.
     """
 
     def __init__(self, storage_path: str | None = None) -> None:
@@ -78,24 +78,24 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     # --- experiments ---
 
     def create_experiment(self, experiment_name: str) -> None:
-        """Make an experiment; nothing happens if there is one of that name."""
+        """Create an experiment; do nothing if one has that name."""
         self._created(experiment_name)
 
     def list_experiments(self) -> list[str]:
-        """The names of all experiments."""
+        """Return the names of all experiments."""
         names = []
         for key, found in self._data.scan(EXPERIMENTS):
             record = checked(key, found, EXPERIMENT_FIELDS)
-            # What a rename or a deletion that was killed left behind is settled here.
+            # Finish what a killed rename or deletion left behind.
             if len(record) == 3 or self._experiment(record["name"]) is not None:
                 names.append(record["name"])
         return names
 
     def delete_experiment(self, experiment_name: str) -> None:
-        """Remove an experiment and all that is in it. Raises ExperimentNotFoundError.
+        """Remove an experiment and everything in it. Raises ExperimentNotFoundError.
 
-        It is gone in one step; then its results are removed. If that is interrupted, whoever next lists the experiments
-        or uses the name goes on with it.
+        The experiment disappears atomically; then its results are removed. After an interruption, the next call that
+        lists the experiments or uses the name continues.
         """
         key = experiment_key(experiment_name)
         while True:
@@ -105,10 +105,10 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         self._experiment(experiment_name)
 
     def rename_experiment(self, old_name: str, new_name: str) -> None:
-        """Give an experiment another name, in one step; its results stay where they are.
+        """Rename an experiment atomically; its results stay where they are.
 
-        Raises ExperimentNotFoundError, and ExperimentExistsError if there is one of the new name. If it is interrupted,
-        whoever next lists the experiments or uses the new name ends it.
+        Raises ExperimentNotFoundError, and ExperimentExistsError if the new name is taken. After an interruption, the
+        next call that lists the experiments or uses the new name finishes the rename.
         """
         record = self._existing(old_name)
         claim = record | {"name": new_name, "from": old_name}
@@ -118,7 +118,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
             raise ExperimentExistsError(new_name)
         renamed = self._experiment(new_name)
         if renamed is None or renamed["id"] != record["id"]:
-            raise ExperimentNotFoundError(old_name)  # another was faster to rename or to delete it
+            raise ExperimentNotFoundError(old_name)  # renamed or deleted by a concurrent call
 
     def _existing(self, name: str) -> dict[str, Any]:
         record = self._experiment(name)
@@ -136,11 +136,11 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
                 return record
 
     def _experiment(self, name: str) -> dict[str, Any] | None:
-        """The record of an experiment, None if there is none; any change under way is brought to its end first."""
+        """Finish any change under way, and return the record of an experiment; None if there is none."""
         key, data = experiment_key(name), self._data
         while (found := data.get(key, hutch.MISSING)) is not hutch.MISSING:
             record = checked(key, found, EXPERIMENT_FIELDS)
-            if len(record) == 3:  # nothing is under way
+            if len(record) == 3:  # no change under way
                 return record
             if "deleted" in record:
                 for prefix in (evaluations_prefix(record["id"]), results_prefix(record["id"])):
@@ -156,10 +156,10 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         return None
 
     def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
-        """Bring about what `claim`, the record at `key`, announces. Any number may do so at the same time, or die.
+        """Finish the rename that `claim`, the record at `key`, announces. Safe to run concurrently and after a crash.
 
-        The first change is the one that counts: the old record says where it went. `moves` grows with each rename, so
-        that no record comes back: who is late finds another, and changes nothing.
+        The first change decides: it makes the old record say where it went. `moves` grows with each rename, so no
+        record ever returns to an earlier value: a late caller finds a different record and changes nothing.
         """
         old_key = experiment_key(claim["from"])
         old = {"id": claim["id"], "name": claim["from"], "moves": claim["moves"]}
@@ -175,7 +175,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     # --- evaluations ---
 
     def create_evaluation(self, experiment_name: str, evaluation: EvaluationMetadata) -> None:
-        """Add an evaluation, and the experiment if there is none; nothing happens if it is there already."""
+        """Add an evaluation, creating the experiment if needed; do nothing if the evaluation exists."""
         experiment = self._created(experiment_name)
         name = evaluation.evaluation_name
         value = {
@@ -192,7 +192,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
             self._data.compare_and_set(key, hutch.MISSING, _plain_or(error, value))
 
     def list_evaluations(self, experiment_name: str) -> list[str]:
-        """The names of an experiment's evaluations, as they were given; none if there is no such experiment."""
+        """Return the names of an experiment's evaluations, as given; an empty list if there is no such experiment."""
         experiment = self._experiment(experiment_name)
         if experiment is None:
             return []
@@ -200,7 +200,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         return [checked(key, value, EVALUATION_FIELDS)["name"] for key, value in found]
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
-        """What is known of an evaluation; None if there is none."""
+        """Return the metadata of an evaluation; None if there is none."""
         experiment = self._experiment(experiment_name)
         if experiment is None:
             return None
@@ -218,16 +218,16 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         )
 
     def update_evaluation_status(self, experiment_name: str, evaluation_name: str, status: EvaluationStatus) -> None:
-        """Set the status, atomically, and when it was completed. Raises EvaluationNotFoundError."""
+        """Set the status and the time of completion, atomically. Raises EvaluationNotFoundError."""
         key = evaluation_key(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
         change = {"status": status.value, "completed_at": time.time() if status == EvaluationStatus.COMPLETED else None}
         try:
             self._data.modify(key, lambda value: checked(key, value, EVALUATION_FIELDS) | change)
-        except KeyError as error:  # deleted just now
+        except KeyError as error:  # deleted meanwhile
             raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
 
     def _experiment_of(self, experiment_name: str, evaluation_name: str) -> str:
-        """The id of the experiment, if it has such an evaluation. Raises EvaluationNotFoundError."""
+        """Return the id of the experiment that has this evaluation. Raises EvaluationNotFoundError."""
         experiment = self._experiment(experiment_name)
         missing = experiment_key(experiment_name)
         if experiment is not None:
@@ -242,8 +242,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     def add_results(self, experiment_name: str, evaluation_name: str, results: list[Record]) -> None:
         """Append `results`: all of them or none. Raises EvaluationNotFoundError.
 
-        Values keep their types. A subclass of str, int, float, list, tuple or dict is stored as what it is a subclass
-        of. Raises hutch.ValueTypeError, which says where it is, for what is none of hutch's types.
+        Values keep their types. A subclass of str, int, float, list, tuple or dict is stored as its base type. Raises
+        hutch.ValueTypeError, which says where the value is, for a type that hutch does not store.
         """
         prefix = results_prefix(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
         items = {}
@@ -257,17 +257,17 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
             self._set(_plain_or(error, items))
 
     def _set(self, items: dict[str, Any]) -> None:
-        if len(items) == 1:  # as dotevals has it; a batch of one costs a third more
+        if len(items) == 1:  # dotevals adds one at a time, and a batch of one takes a third longer
             [(key, value)] = items.items()
             self._data[key] = value
         else:
             self._data.set_many(items)
 
     def get_results(self, experiment_name: str, evaluation_name: str) -> list[Record]:
-        """All results, in the order in which they were added; none if there is no such evaluation.
+        """Return all results in the order they were added; an empty list if there is no such evaluation.
 
-        A metric is that which the evaluation gave its scores, where this process knows it. Where it does not, its value
-        is NaN, with a warning that says how to make it known.
+        Each score gets the metrics that the evaluation gave it, where this process knows them. The value of an unknown
+        metric is NaN, with a warning that says how to make it known.
         """
         experiment = self._experiment(experiment_name)
         if experiment is None:
@@ -276,7 +276,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         records = []
         for key, value in self._data.scan(results_prefix(experiment["id"], evaluation_name)):
             try:
-                # By position: by name it would take a fourth longer.
+                # Positional arguments: keywords take a quarter longer.
                 scores = [
                     Score(
                         score["name"],
@@ -303,15 +303,15 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         return records
 
     def completed_items(self, experiment_name: str, evaluation_name: str) -> list[int]:
-        """The ids of the items that have a result without an error. Reads keys alone."""
+        """Return the ids of the items that have a result without an error. Reads keys only."""
         return [item for item, is_ok in map(item_of, self._keys(experiment_name, evaluation_name)) if is_ok]
 
     def remove_error_result(self, experiment_name: str, evaluation_name: str, item_id: int) -> None:
-        """Remove the errors of an item."""
+        """Remove the results with an error of one item."""
         self.remove_error_results_batch(experiment_name, evaluation_name, [item_id])
 
     def remove_error_results_batch(self, experiment_name: str, evaluation_name: str, item_ids: Iterable[int]) -> None:
-        """Remove the errors of these items, in one step. Reads keys alone."""
+        """Remove the results with an error of these items, atomically. Reads keys only."""
         failed = {(item_id, False) for item_id in item_ids}
         self._data.remove_many([key for key in self._keys(experiment_name, evaluation_name) if item_of(key) in failed])
 
@@ -324,7 +324,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
 
 class _EngineStorage(HutchStorage):
-    """``--storage lmdb:///srv/evals``. It gives way to another package that has a storage of that name for dotevals."""
+    """``--storage lmdb:///srv/evals``. Gives way to another package's dotevals storage of the same name."""
 
     _scheme: str
 
@@ -338,7 +338,7 @@ class _EngineStorage(HutchStorage):
 
 @cache
 def _others_storage(scheme: str) -> Any:
-    # dotevals takes the entry point that comes last, which may be ours; theirs was installed for this very name.
+    # dotevals takes the last entry point, which may be ours; the other package was installed for this very name.
     for found in entry_points(group="dotevals.storage", name=scheme):
         if found.module != __name__:
             return found.load()
@@ -395,7 +395,7 @@ def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
 
 
 def _plain_or(error: hutch.ValueTypeError, value: Any) -> Any:
-    """`value` made of plain types, or `error` for one that holds itself, or is nested deeper than Python goes."""
+    """Return `value` made of plain types; raise `error` if it refers to itself or exceeds Python's recursion limit."""
     try:
         return _plain(value)
     except RecursionError:
@@ -403,7 +403,7 @@ def _plain_or(error: hutch.ValueTypeError, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with instances of subclasses as what they are based on, as JSON would have it: numpy's floats, enums."""
+    """Return `value` with instances of subclasses, such as numpy floats and enums, as their base types, as in JSON."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -421,13 +421,12 @@ def _plain(value: Any) -> Any:
 
 # --- metrics ---
 
-# What the scores of this process came with, and how it is described, by evaluation, score and name: a few for each
-# evaluation.
+# The metric of each score in this process and its description, by evaluation, score and name; a few per evaluation.
 _seen: dict[tuple[str, str, str], tuple[_Metric, str]] = {}
 
 
 def _described(metric: _Metric, evaluation: str, score: str) -> str:
-    """What is stored of a metric: ``module:name``, with "(...)" behind it if it was made with values of its own."""
+    """Return what is stored for a metric: ``module:name``, with "(...)" appended if it was made with arguments."""
     if isinstance(metric, _Unknown):
         return metric.described
     name: str = metric.__name__
@@ -442,7 +441,7 @@ def _described(metric: _Metric, evaluation: str, score: str) -> str:
 
 
 def _found(evaluation: str, score: str, described: str) -> _Metric | None:
-    """The metric, if this process has it. Runs nothing but what `metric` of dotevals made, and imports nothing."""
+    """Return the metric if this process has it. Calls only what dotevals' `metric` made, and imports nothing."""
     module, name = described.partition(":")[0], metric_name(described)
     if (seen := _seen.get((evaluation, score, name))) is not None:
         return seen[0]
@@ -450,12 +449,12 @@ def _found(evaluation: str, score: str, described: str) -> _Metric | None:
     if known is not None and module in ("", known.__module__):
         return known
     if described.endswith("(...)"):
-        return None  # with which values is not known
+        return None  # its arguments are unknown
     factories = [getattr(sys.modules.get(module), name, None), metric_plugins.get(name)]
     for factory in factories:
-        # All that the decorator made share its code. What is stored must not be able to call anything else.
+        # All functions made by the decorator share its code. Stored data must not be able to call anything else.
         if getattr(factory, "__code__", None) is accuracy.__code__:
-            with suppress(TypeError):  # it wants values
+            with suppress(TypeError):  # it needs arguments
                 made: _Metric = factory()
                 if module in ("", made.__module__):
                     return made
@@ -463,7 +462,7 @@ def _found(evaluation: str, score: str, described: str) -> _Metric | None:
 
 
 class _Unknown:
-    """Stands for a metric that was not known when results were read. It may be when its value is asked for."""
+    """Placeholder for a metric that was unknown when results were read; looked up again when its value is asked for."""
 
     def __init__(self, evaluation: str, score: str, described: str) -> None:
         self._evaluation, self._score, self.described = evaluation, score, described
@@ -486,7 +485,7 @@ class _Unknown:
 
 
 class _Metrics(dict[tuple[str, str], _Metric]):
-    """The metrics of one evaluation, by score and description, each looked for once."""
+    """The metrics of one evaluation, by score and description, each looked up once."""
 
     def __init__(self, evaluation: str) -> None:
         super().__init__()

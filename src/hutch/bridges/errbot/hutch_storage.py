@@ -1,8 +1,8 @@
-"""Errbot's storage plugin called Hutch. Errbot loads this file by its place, as ``errbot.storage.hutch_storage``.
+"""Errbot's storage plugin called Hutch. Errbot loads this file by path, as ``errbot.storage.hutch_storage``.
 
 The config is that of ``hutch.connect(config)``, so a program that connects with the bot's config.py has the same
-storage and the same codec. Values that the default codec takes are stored as it stores them, and `hutch get` shows
-them; all else a plugin may store is pickled, as Errbot's own storages do with everything.
+storage and the same codec. Values that the default codec takes are stored by it, and `hutch get` shows them; anything
+else is pickled, as Errbot's own storages pickle every value.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ log = logging.getLogger("errbot.storage.hutch")
 
 
 class HutchStorage(StorageBase):  # type: ignore[misc]  # Errbot has no types
-    """One opening of a namespace, which shares its handle with every other. Any thread may use it.
+    """One opening of a namespace, sharing its handle with all others. Any thread may use it.
 
-    It has no length of its own: Errbot takes a storage that is false for one that is closed.
+    It defines no ``__len__``: Errbot treats a storage that is false as closed.
     """
 
     def __init__(self, namespace: hutch.Namespace) -> None:
         self._namespace = namespace
 
     def set(self, key: str, value: Any) -> None:
-        """Replace the value of `key`. Raises hutch.StoreError if that cannot be done, ValueTypeError for one."""
+        """Replace the value of `key`. Raises hutch.StoreError on failure, ValueTypeError for an unsupported value."""
         self._namespace[key] = value
 
     def get(self, key: str) -> Any:
-        """The value of `key`, fresh. Raises KeyError when missing, CorruptValueError when it cannot be read here."""
+        """Return the value of `key`, fresh.
+
+        Raises KeyError when missing, CorruptValueError when it cannot be read here.
+        """
         return self._namespace[key]
 
     def remove(self, key: str) -> None:
@@ -41,26 +44,26 @@ class HutchStorage(StorageBase):  # type: ignore[misc]  # Errbot has no types
         del self._namespace[key]
 
     def len(self) -> int:
-        """The number of keys. Reads no value."""
+        """Return the number of keys. Reads no value."""
         return len(self._namespace)
 
     def keys(self) -> Iterable[str]:
-        """The keys, of which those changed during the iteration may or may not appear. Reads no value."""
+        """Return the keys; keys changed during the iteration may or may not appear. Reads no value."""
         return self._namespace.keys()
 
     def close(self) -> None:
-        """End this opening and no other; what uses it afterwards gets hutch.StoreNotOpenError.
+        """End this opening only; using it afterwards raises hutch.StoreNotOpenError.
 
-        The handle stays open for the next one: what was set is stored, as durable as the engine is configured.
+        The shared handle stays open. What was set is stored, as durably as the engine is configured.
         """
         self._namespace = hutch.Namespace()
 
 
 class HutchPlugin(StoragePluginBase):  # type: ignore[misc]
-    """Connects with the bot's config, once in a process for each config; raises what `hutch.connect` raises.
+    """A plugin that connects with the bot's config, once per process and config; raises what `hutch.connect` raises.
 
-    Errbot may open a namespace again before it closes it, and closes fewer than it opens. So openings share one
-    handle, which is closed when the process ends in its own way. Nothing depends on that.
+    Errbot may open a namespace again before closing it, and closes fewer than it opens. So openings share one handle,
+    closed when the process exits normally. No data depends on that.
     """
 
     def __init__(self, bot_config: Any) -> None:

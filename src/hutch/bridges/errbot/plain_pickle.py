@@ -1,9 +1,9 @@
-"""Read a pickle as far as it is made of the types that the default codec stores, without running any of its code.
+"""Read a pickle made only of types that the default codec stores, without running any of its code.
 
-`pickle.Unpickler` with a list of allowed classes is not enough: BUILD sets attributes of whatever object it is given,
+`pickle.Unpickler` with a list of allowed classes is not enough: BUILD sets attributes of any object it is given,
 classes included; ``set(range(10**12))`` and ``Fraction("1e99999999")`` are calls of allowed classes; a memo index of
-ten digits allocates gigabytes; and tuples that hold one tuple twice, thirty times over, take a minute to hash or to
-encode. So the opcodes are carried out here. A class is a name, not an object; each call of one is a function of this
+ten digits allocates gigabytes; and tuples nested thirty deep that each hold one tuple twice take a minute to hash or to
+encode. So the opcodes are interpreted here. A class is a name, not an object; each call of one is a function of this
 module that validates its arguments; and time and memory are bounded by the length of the pickle.
 """
 
@@ -17,34 +17,34 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, SafeUUID
 
-# A text that is used again takes two bytes; as a value of its own it takes all of its length each time.
+# A repeated text takes two bytes in the pickle, but its full length as a value each time.
 _LARGEST_FACTOR: Final = 100
 _FREE_UNITS: Final = 1 << 20
-# Beyond it no codec of hutch goes.
+# No codec of hutch nests deeper.
 _DEEPEST: Final = 300
-# Making a fraction looks for a common divisor, for which time grows with the square of the length.
+# Making a fraction computes a greatest common divisor, whose time grows with the square of the length.
 _LONGEST_INT_BITS: Final = 1 << 15
 
 
 class NotPlainError(Exception):
-    """The pickle holds something else than the types of the default codec, or would grow beyond any use."""
+    """The pickle holds types that the default codec does not store, or would grow beyond the bounds."""
 
 
 def read_plain(pickled: bytes) -> Any:
     """Return the value of `pickled`.
 
-    Raises NotPlainError, ValueError where it is cut short, and what the constructors of the types raise.
+    Raises NotPlainError, ValueError where it is truncated, and what the constructors of the types raise.
     """
     return _Machine(len(pickled)).run(pickled)
 
 
 class _Global:
-    """Stands for a class or function of a pickle; equal to nothing, and stored by no codec."""
+    """Placeholder for a class or function in a pickle; equal to nothing, and stored by no codec."""
 
     __slots__ = ("name",)
 
     def __init__(self, module: str, name: str) -> None:
-        # The names of Python 2, in which protocol 2 is written, and of Python 3.13.
+        # Map the names of Python 2, which protocol 2 uses, and of Python 3.13.
         module = {"__builtin__": "builtins", "pathlib._local": "pathlib", "copy_reg": "copyreg"}.get(module, module)
         self.name = "builtins.range" if (module, name) == ("builtins", "xrange") else f"{module}.{name}"
 
@@ -56,8 +56,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        # What each immutable object is made of in all, and how deep it is nested, by id; and the objects themselves,
-        # which keep their ids.
+        # The total size and nesting depth of each immutable object, by id; and the objects, which keeps the ids valid.
         self._made: dict[int, tuple[int, int]] = {}
         self._alive: list[object] = []
         self._most = _FREE_UNITS + _LARGEST_FACTOR * length
@@ -211,7 +210,7 @@ class _Machine:
         return self._stack[-1]
 
     def _push_made(self, value: Any, parts: tuple[Any, ...]) -> None:
-        """Push `value`, which was made of `parts`, unless it is larger or deeper nested than any value hutch stores."""
+        """Push `value`, made of `parts`; raise NotPlainError if it exceeds the size or depth that hutch stores."""
         units = 1 + sum(map(self._units_of, parts))
         depth = 1 + max((self._made.get(id(part), (0, 0))[1] for part in parts), default=0)
         if units > self._most or depth > _DEEPEST:
@@ -221,7 +220,7 @@ class _Machine:
         self._stack.append(value)
 
     def _units_of(self, value: Any) -> int:
-        """How long it takes to hash or to encode `value`, if it is immutable, in bytes."""
+        """Return the cost of hashing or encoding an immutable `value`, in bytes."""
         kind = type(value)
         if kind is str or kind is bytes or kind is bytearray:
             return 1 + len(value)
@@ -230,16 +229,16 @@ class _Machine:
         return self._made.get(id(value), (1, 0))[0]
 
     def _hashable(self, value: Any) -> Hashable:
-        """Return `value`, which is about to be hashed; what that takes is counted."""
+        """Return `value`, which is about to be hashed, and charge the cost against the bound."""
         kind = type(value)
-        # Text and bytes keep their hashes.
+        # Text and bytes cache their hashes.
         self._left -= 1 if kind is str or kind is bytes else self._units_of(value)
         if self._left < 0:
             raise NotPlainError("too large")
         return value  # type: ignore[no-any-return]
 
     def _expanded(self, value: Any, known: dict[int, int], around: set[int], depth: int) -> int:
-        """How much `value` is once each part stands wherever it is used."""
+        """Return the size of `value` with each shared part counted wherever it is used."""
         kind = type(value)
         if kind not in _CONTAINERS:
             return self._units_of(value)

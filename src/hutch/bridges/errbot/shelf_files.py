@@ -1,8 +1,8 @@
-"""The shelves of Errbot's own storage: `hutch import errbot-shelf DIR`, and out again.
+"""Import and export the shelves of Errbot's own storage: `hutch import errbot-shelf DIR`.
 
-A shelf is a namespace, under its name and with its keys. Nothing is unpickled in the way that runs code: a pickle is
-read here only as far as it is made of the types that hutch stores, and every other is carried as it is, for the bot
-that will load it. So it makes no difference what is installed here, and which bot runs.
+A shelf becomes a namespace with the same name and keys. No pickled code runs: a pickle is read here only if it is made
+of types that hutch stores; any other is copied unchanged for the bot that will load it. So it makes no difference which
+packages are installed here, or which bot is running.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from ...handlers import passes_through
 from .plain_pickle import read_plain
 
 _BATCH_ITEMS: Final = 1000
-# What the file of a shelf has behind the name of its namespace: one of these, or two, by the kind of database.
+# What a shelf's file name has after the namespace's name: one or two of these, depending on the kind of database.
 _SUFFIXES: Final = (".db", ".db.dat", ".db.dir", ".db.bak", ".db.pag", ".db.db")
 
 
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Each item of the shelves in the folder `path`, as (namespace, key, value).
+    """Yield each item of the shelves in the folder `path`, as (namespace, key, value).
 
-    The value is what was stored if the default codec takes it, else its pickle (`Pickled`), which a store takes whose
-    codec is ``carry``. Nothing is held but the keys of one shelf and one value. Nothing is changed or made in the
-    folder, which may be read-only; shelves that are where Errbot 3 had them, in ``plugins``, are read there.
+    The value is the stored object if the default codec takes it, otherwise its pickle (`Pickled`), for a store with the
+    codec ``carry``. Holds the keys of one shelf and one value at a time. Changes and creates nothing in the folder,
+    which may be read-only; also reads shelves in ``plugins``, where Errbot 3 had them.
 
-    Raises ConfigError if `path` is no folder, CorruptValueError for a value or a file that is damaged,
-    StoreLockedError if another process uses a shelf, StorageUnavailableError for a kind of database that this Python
-    lacks.
+    Raises ConfigError if `path` is not a folder, CorruptValueError for a damaged value or file, StoreLockedError if
+    another process uses a shelf, StorageUnavailableError for a kind of database that this Python lacks.
     """
     if not path.is_dir():
         raise ConfigError(f"{str(path)!r} is no folder; what is wanted is that of the bot's shelves, its BOT_DATA_DIR")
@@ -47,14 +46,14 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def write(store: Store, path: Path) -> int:
-    """Write every namespace of `store` as a shelf in the folder `path`, for Errbot; the number of items.
+    """Write every namespace of `store` as an Errbot shelf in the folder `path`; return the number of items.
 
-    The shelves are those that `shelve` makes in this Python, with values pickled as Errbot does, and pickles as they
-    are. They are built beside and take their places when all are whole, with their bytes on the disk. A store whose
-    codec is ``carry`` gives pickles that cannot be loaded here.
+    The shelves are those that `shelve` makes in this Python, with values pickled as Errbot does, and pickles unchanged.
+    They are built under temporary names, flushed, and renamed when all are complete. A store whose codec is ``carry``
+    gives pickles that cannot be loaded here.
 
-    Raises ConfigError if `path` has a shelf of that name already, NamespaceError for a name that cannot be that of a
-    file, CorruptValueError for a value that the store's codec does not read.
+    Raises ConfigError if `path` already has a shelf of that name, NamespaceError for a namespace that cannot be a file
+    name, CorruptValueError for a value that the store's codec cannot read.
     """
     path.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -106,7 +105,7 @@ _codec = TypedCodec()
 
 
 def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:
-    """What is pickled, if it is made of what hutch stores; else the pickle."""
+    """Return the pickled value if it is made of types that hutch stores, otherwise the pickle."""
     try:
         value = read_plain(pickled)
         _codec.encode(value)
@@ -114,7 +113,7 @@ def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:
     except Exception as error:
         if passes_through(error):
             raise
-        # Whatever is the matter with it, the bot may be able to load it.
+        # Whatever the reason, the bot may be able to load it.
     try:
         for _ in pickletools.genops(pickled):
             pass

@@ -1,4 +1,4 @@
-"""ragas on hutch: ``backend="hutch"`` for datasets and experiments, `HutchCache` for answers of LLMs.
+"""ragas on hutch: ``backend="hutch"`` for datasets and experiments, `HutchCache` for LLM responses.
 
 See docs/bridges/ragas.md.
 """

@@ -1,15 +1,14 @@
-"""ragas: where its datasets and experiments lie in a store, and the files of its local/jsonl backend.
+"""Layout of ragas datasets and experiments in a store, and the files of its local/jsonl backend.
 
-A table, which is a dataset or an experiment, is a list of rows, which are dicts. It lies in the namespace `DATASETS` or
+A table, which is a dataset or an experiment, is a list of rows, which are dicts. It is in the namespace `DATASETS` or
 `EXPERIMENTS`:
 
-    table:NAME                 {"name": ..., "version": ..., "rows": ..., "chunks": ...}: which rows are the table's now
+    table:NAME                 {"name": ..., "version": ..., "rows": ..., "chunks": ...}: the table's current rows
     rows:NAME:VERSION:NUMBER   a list of at most 256 rows; NUMBER counts from 00000000
     saving:VERSION             the name of a table whose rows of that version are being written
 
-NAME is the table's name as `in_key` makes it part of a key. Each save has a
-VERSION of its own, which begins with the time, and sets ``table:NAME`` last: a reader sees a table as it was before or
-as it is afterwards.
+NAME is the table's name as `in_key` makes it part of a key. Each save has its own VERSION, which begins with the time,
+and sets ``table:NAME`` last: a reader sees the table as it was before or after the save.
 """
 
 from __future__ import annotations
@@ -31,52 +30,52 @@ from ..files import close_flushed, unfinished
 from ..names import HASHED, in_key, named
 
 DATASETS, EXPERIMENTS = "ragas.datasets", "ragas.experiments"
-#: The most rows that one chunk holds.
+#: The most rows in one chunk.
 CHUNK_ROWS = 256
-#: Whose rows were written this long ago, and have no table, was killed before it set one.
+#: Rows older than this without a table belong to a writer that was killed.
 ABANDONED_S = 7 * 24 * 3600
 
 Row = dict[str, Any]
-#: What `table:NAME` holds.
+#: The value of `table:NAME`.
 Table = dict[str, Any]
 _TABLE_TYPES = {"name": str, "version": str, "rows": int, "chunks": int}
 
 _FOLDERS = {"datasets": DATASETS, "experiments": EXPERIMENTS}
 _TABLE, _SAVING = "table:", "saving:"
-# So that a key has room for what else is in it.
+# Leaves room in a key for its other parts.
 _LONGEST_LABEL_BYTES = 900
-# Rows of a file are chunks of this many bytes at most, unless one row is larger.
+# A chunk read from a file has at most this many bytes, unless one row is larger.
 _CHUNK_BYTES = 4 * 1024 * 1024
-# How many chunks are read at once.
+# The number of chunks read at once.
 _READ_CHUNKS = 16
-# What common file systems allow.
+# The limit of common file systems.
 _LONGEST_FILE_NAME_BYTES = 255
 
 
 class TableReplacedError(LookupError):
-    """The rows of a table were gone when they were read: another version of it has taken their place."""
+    """The rows of a table are gone because another version replaced them while they were read."""
 
 
 # --- the layout ---
 
 
 def label(name: str) -> str:
-    """`name` as a part of a key."""
+    """Return `name` as a part of a key."""
     return in_key(name, _LONGEST_LABEL_BYTES)
 
 
 def table_key(name: str) -> str:
-    """The key of the table called `name`."""
+    """Return the key of the table called `name`."""
     return _TABLE + label(name)
 
 
 def saving_key(version: str) -> str:
-    """The key that is there while `version` of a table is being written."""
+    """Return the key that exists while `version` of a table is being written."""
     return _SAVING + version
 
 
 def new_version() -> str:
-    """A version that sorts by the time and is nobody else's."""
+    """Return a unique version that sorts by time."""
     return _version_at(time.time()) + f"-{secrets.token_hex(8)}"
 
 
@@ -85,7 +84,7 @@ def _version_at(seconds: float) -> str:
 
 
 def chunk_key(name: str, version: str, number: int) -> str:
-    """The key of one chunk of rows."""
+    """Return the key of one chunk of rows."""
     return f"{_prefix(name)}{version}:{number:08}"
 
 
@@ -94,17 +93,17 @@ def _prefix(name: str) -> str:
 
 
 def table_of(name: str, version: str, rows: int, chunks: int) -> Table:
-    """What `table_key(name)` holds for a table of so many rows in so many chunks."""
+    """Return the value of `table_key(name)` for a table of this many rows and chunks."""
     return {"name": name, "version": version, "rows": rows, "chunks": chunks}
 
 
 def read_table(namespace: hutch.Namespace, name: str) -> Table:
-    """What `namespace` has of the table called `name`. Raises KeyError if there is none, CorruptValueError."""
+    """Return the record of the table called `name`. Raises KeyError if there is none, CorruptValueError."""
     return checked_table(namespace, name, namespace[table_key(name)])
 
 
 def checked_table(namespace: hutch.Namespace, name: str, found: Any) -> Table:
-    """`found`, which lies where the table called `name` does. Raises CorruptValueError if it is something else."""
+    """Return `found`, stored as the table called `name`, if it is a table; raise CorruptValueError otherwise."""
     if not _is_table(found, name):
         raise hutch.CorruptValueError(
             f"key {table_key(name)!r} of {namespace.namespace!r} is no table of ragas, or that of another name; remove "
@@ -121,7 +120,7 @@ def _is_table(found: Any, name: str) -> bool:
 
 
 def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
-    """The rows of `table`, some chunks at a time.
+    """Yield the rows of `table`, some chunks at a time.
 
     Raises TableReplacedError if it was replaced meanwhile, CorruptValueError if it was not and rows are missing.
     """
@@ -149,7 +148,7 @@ def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
 
 
 def table_names(namespace: hutch.Namespace) -> list[str]:
-    """The names of all tables, sorted."""
+    """Return the names of all tables, sorted."""
     labels = [key.removeprefix(_TABLE) for key in namespace.scan_keys(_TABLE)]
     hashed = namespace.get_many(_TABLE + label for label in labels if label.startswith(HASHED))
     for key, table in hashed.items():
@@ -160,12 +159,12 @@ def table_names(namespace: hutch.Namespace) -> list[str]:
 
 
 def remove_stale(namespace: hutch.Namespace, name: str, *versions: str) -> None:
-    """Remove those `versions` of the table called `name` that are not its rows now, and what was abandoned.
+    """Remove those `versions` of the table `name` that are not its current rows, and abandoned rows.
 
-    With them goes the note that they were being written.
+    Removes the note that they were being written, too.
     """
     table = namespace.get(table_key(name))
-    # Of what somebody else put there the rows cannot be known: then only `versions` go.
+    # The rows of a foreign table record are unknown: then remove only `versions`.
     is_known = table is None or _is_table(table, name)
     current = table["version"] if table is not None and is_known else None
     horizon = _version_at(time.time() - ABANDONED_S) if is_known else ""
@@ -179,7 +178,7 @@ def remove_stale(namespace: hutch.Namespace, name: str, *versions: str) -> None:
 
 
 def remove_abandoned(namespace: hutch.Namespace) -> None:
-    """Remove the rows whose writers were killed, `ABANDONED_S` ago, before they set the table."""
+    """Remove the rows of writers that were killed at least `ABANDONED_S` ago, before they set the table."""
     horizon = saving_key(_version_at(time.time() - ABANDONED_S))
     for key, name in list(namespace.scan(_SAVING, stop=horizon)):
         if type(name) is str:
@@ -190,12 +189,11 @@ def remove_abandoned(namespace: hutch.Namespace) -> None:
 
 
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """(namespace, key, value) of every table below `path`, the root folder of a local/jsonl backend.
+    """Yield (namespace, key, value) of every table below `path`, the root folder of a local/jsonl backend.
 
-    Values are what JSON has: a text that looks like a date stays a text. The same file gives the same keys; of a file
-    with other contents the rows have other keys. Blank lines are passed over, as ragas does. Raises ConfigError if
-    there is neither of the two folders, CorruptValueError that names file and line for what is no row. Holds one
-    chunk at a time.
+    Values are as in JSON: a text that looks like a date stays a text. The same file always gives the same keys; a file
+    with other contents gives other row keys. Blank lines are skipped, as in ragas. Raises ConfigError if both folders
+    are missing, CorruptValueError that names file and line for a line that is not a row. Holds one chunk at a time.
     """
     folders = [name for name in _FOLDERS if (path / name).is_dir()]
     if not folders:
@@ -212,7 +210,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
 def _read_file(file: Path) -> Iterator[tuple[str, Any]]:
     name = file.stem
     with file.open("rb") as lines:
-        # Older than any save: whatever replaces it may remove it.
+        # Older than any save, so that any save that replaces it may remove it.
         version = f"{_version_at(0)}-{hashlib.file_digest(lines, 'sha256').hexdigest()[:16]}"
         lines.seek(0)
         rows = chunks = 0
@@ -263,12 +261,12 @@ def _chunks(rows: Iterable[tuple[Row, int]]) -> Iterator[list[Row]]:
 
 
 def write(store: hutch.Store, path: Path) -> int:
-    """Write every table of `store` as a file that ragas's local/jsonl backend with the root folder `path` reads.
+    """Write every table of `store` as a file for ragas's local/jsonl backend with the root folder `path`.
 
-    Gives the number of tables. A file appears when it is whole, and replaces what has its name. Dates and datetimes
-    are written as ragas writes them, as texts, which it turns into dates again. Raises ValueTypeError that names table,
-    row and column for a value that JSON cannot hold, ConfigError for a table whose name cannot be that of a file. What
-    was written before stays.
+    Returns the number of tables. A file appears when it is complete, and replaces any file of its name. Dates and
+    datetimes are written as ragas writes them, as texts, which it turns into dates again. Raises ValueTypeError that
+    names table, row and column for a value that JSON cannot hold, ConfigError for a table whose name cannot be a file
+    name. Files written before the error stay.
     """
     written = 0
     for folder, namespace in _FOLDERS.items():
@@ -290,7 +288,7 @@ def _write_whole_table(tables: hutch.Namespace, name: str, target: Path, where: 
 
 
 def _check_name(target: Path, name: str, where: str, made: set[tuple[int, int]]) -> None:
-    """Refuse a name that ragas would not list, or that leads elsewhere, before anything is written for it."""
+    """Raise for a name that ragas would not list, or that leads outside the folder, before writing anything for it."""
     reason = None
     if not name or not name.isprintable() or set(name) & set("/\\" + ('<>:"|?*' if os.name == "nt" else "")):
         reason = "no file can be called so"
@@ -308,7 +306,7 @@ def _identity(file: Path) -> tuple[int, int]:
 
 
 def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> bool:
-    """Whether it could be written; not so if it was replaced meanwhile."""
+    """Return whether the table was written; False if it was replaced meanwhile."""
     target.parent.mkdir(parents=True, exist_ok=True)
     validate_regular_file(target)
     with unfinished(target.parent) as out:
@@ -353,7 +351,7 @@ def _json_value(value: Any, where: str) -> Any:
     if kind is str:
         return _json_text(value, where)
     if kind is int:
-        # Python reads no longer number back.
+        # Python does not read longer numbers back.
         if value.bit_length() > 14_000:
             raise _not_json(where, "an int of more than 4,000 digits")
         return value
@@ -364,7 +362,7 @@ def _json_value(value: Any, where: str) -> Any:
     if kind is date:
         return value.isoformat()
     if kind is datetime:
-        # As ragas reads it again, with the same type of zone.
+        # ragas reads it back with the same type of zone.
         if value.fold or type(value.tzinfo) not in (type(None), timezone):
             raise _not_json(where, "a datetime with a zone that is not a fixed offset")
         return value.isoformat()

@@ -1,7 +1,7 @@
-"""ragas in hutch: ``backend="hutch"`` for its datasets and experiments, `HutchCache` for what its LLMs answered.
+"""ragas in hutch: ``backend="hutch"`` for its datasets and experiments, `HutchCache` for LLM responses.
 
-Serves ragas 0.4 and ragas-experimental 0.3, whose backends are different classes of one interface. See
-docs/bridges/ragas.md; where the rows lie is told in `hutch.bridges.ragas.jsonl_files`.
+Supports ragas 0.4 and ragas-experimental 0.3, whose backends are different classes with one interface. See
+docs/bridges/ragas.md; `hutch.bridges.ragas.jsonl_files` describes the layout.
 """
 
 from __future__ import annotations
@@ -42,57 +42,57 @@ _NEEDED = (
     "hutch.bridges.ragas needs ragas 0.4 or ragas-experimental 0.3, and neither could be imported: "
     'pip install "ragas>=0.4,<0.5"'
 )
-try:  # both of them bring these
+try:  # both packages depend on these
     import numpy
     from pydantic import BaseModel
 except ImportError as error:
     raise ImportError(f"{_NEEDED} ({error})") from error
 
-# How many chunks are one batch: the rows of most tables, so that one whose values are refused was never begun.
+# The number of chunks per batch: it covers most tables, so that a refused value leaves nothing written.
 _BATCH_CHUNKS = 64
 
 
 class HutchBackend:
     """Datasets and experiments in any storage of hutch, with the exact type of every value.
 
-    `url` is a storage's URL or the path of a config file, with or without ``hutch://`` before it; None is the store of
-    ``hutch.connect()``: `$HUTCH_STORAGE` and so on. All backends of a process share one connection for each URL; any
-    thread may use them, and nothing has to be closed. A table that was saved is as durable as the engine is configured.
-    Raises what `hutch.connect` raises.
+    `url` is a storage URL or the path of a config file, optionally prefixed with ``hutch://``; None selects the default
+    of ``hutch.connect()``: `$HUTCH_STORAGE` and so on. All backends of a process share one connection per URL; any
+    thread may use them, and nothing has to be closed. A saved table is as durable as the engine is configured. Raises
+    what `hutch.connect` raises.
     """
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url
-        # Now, not when an experiment has run and is to be saved.
+        # Fail now, not when a finished experiment is to be saved.
         shared_store(url)
 
     def load_dataset(self, name: str) -> list[Row]:
-        """The rows of a dataset, as they were saved by one save. Raises FileNotFoundError if there is none."""
+        """Return the rows of a dataset, all from one save. Raises FileNotFoundError if there is none."""
         return self._load(DATASETS, name)
 
     def load_experiment(self, name: str) -> list[Row]:
-        """The rows of an experiment, as they were saved by one save. Raises FileNotFoundError if there is none."""
+        """Return the rows of an experiment, all from one save. Raises FileNotFoundError if there is none."""
         return self._load(EXPERIMENTS, name)
 
     def save_dataset(self, name: str, data: list[Row], data_model: type | None = None) -> None:
-        """Save `data` as the dataset called `name`, in the place of the one there is.
+        """Save `data` as the dataset called `name`, replacing an existing one.
 
-        Who loads it meanwhile, and a crash, sees the old rows or the new ones. Of two who save it at the same time the
-        later one wins. Raises hutch.ValueTypeError that names row and column for a value that the codec does not take;
-        then the dataset is as it was. `data_model` is not used, as in ragas's own backends.
+        A reader, or a crash, sees the old rows or the new ones. Of two concurrent saves the later one wins. Raises
+        hutch.ValueTypeError that names row and column for a value that the codec does not take; then the dataset is
+        unchanged. `data_model` is not used, as in ragas's own backends.
         """
         self._save(DATASETS, name, data)
 
     def save_experiment(self, name: str, data: list[Row], data_model: type | None = None) -> None:
-        """Save `data` as the experiment called `name`; all that is said of `save_dataset` holds."""
+        """Save `data` as the experiment called `name`, with the guarantees of `save_dataset`."""
         self._save(EXPERIMENTS, name, data)
 
     def list_datasets(self) -> list[str]:
-        """The names of all datasets, sorted. Reads no rows."""
+        """Return the names of all datasets, sorted. Reads no rows."""
         return table_names(shared_namespace(self._url, DATASETS))
 
     def list_experiments(self) -> list[str]:
-        """The names of all experiments, sorted. Reads no rows."""
+        """Return the names of all experiments, sorted. Reads no rows."""
         return table_names(shared_namespace(self._url, EXPERIMENTS))
 
     def _load(self, kind: str, name: str) -> list[Row]:
@@ -119,7 +119,7 @@ class HutchBackend:
             table = table_of(name, version, len(data), _write_rows(tables, name, version, data))
             tables.modify(table_key(name), replace, default=None)
         except BaseException as error:
-            # It may have been set all the same, by a server whose answer was lost: what is the table now stays.
+            # A server whose answer was lost may have set it all the same: keep the rows that are the table's now.
             with suppress(hutch.StoreError):
                 remove_stale(tables, name, version)
             if isinstance(error, hutch.ValueTypeError | hutch.ValueLimitError):
@@ -134,7 +134,7 @@ def _write_chunks(tables: hutch.Namespace, name: str, version: str, chunks: Iter
 
 
 def _write_rows(tables: hutch.Namespace, name: str, version: str, data: Sequence[Row]) -> int:
-    """Write the rows that no table has yet; the number of their chunks."""
+    """Write the rows of a version that no table names yet; return the number of chunks."""
     chunk_rows = CHUNK_ROWS
     while True:
         chunks = _chunks(name, version, data, chunk_rows)
@@ -142,7 +142,7 @@ def _write_rows(tables: hutch.Namespace, name: str, version: str, data: Sequence
             _write_chunks(tables, name, version, chunks)
             return -(-len(data) // chunk_rows)
         except hutch.ValueLimitError:
-            # Rows of megabytes each. Those of a smaller chunk take the place of what was written.
+            # Rows of megabytes each. Smaller chunks overwrite what was written.
             if chunk_rows == 1:
                 raise
             chunk_rows //= 16
@@ -158,7 +158,7 @@ def _shown(kind: str, name: str) -> str:
 
 
 def _explain(error: hutch.StoreError, shown: str, data: Sequence[Row]) -> NoReturn:
-    """Raise `error` again, with the first row and column that the default codec refuses, if it does refuse one."""
+    """Raise `error` again, naming the first row and column that the default codec refuses, if any."""
     with hutch.connect("memory://") as store, store.open("rows") as scratch:
         for number, row in enumerate(data):
             cells = row.items() if type(row) is dict else [(None, row)]
@@ -174,10 +174,10 @@ def _explain(error: hutch.StoreError, shown: str, data: Sequence[Row]) -> NoRetu
 class HutchCache:
     """A cache of ragas, shared by all processes that use one storage: ``llm_factory(..., cache=HutchCache(url))``.
 
-    `url` is as for `HutchBackend`, `namespace` where the values lie. What ragas caches (texts, embeddings, pydantic
-    models and enums, LangChain's `LLMResult` among them) is stored as plain values of the default codec, never pickled:
-    reading it runs no code of theirs, and imports nothing. A model whose class this process has not imported, or whose
-    fields have changed since, is as good as not there. Raises what `hutch.connect` raises.
+    `url` is as for `HutchBackend`; `namespace` is where the values are stored. What ragas caches (texts, embeddings,
+    pydantic models and enums, LangChain's `LLMResult` among them) is stored as plain values of the default codec, never
+    pickled: reading it runs no code of those classes, and imports nothing. A model whose class this process has not
+    imported, or whose fields have changed since, counts as missing. Raises what `hutch.connect` raises.
     """
 
     def __init__(self, url: str | None = None, namespace: str = "ragas.cache") -> None:
@@ -185,7 +185,7 @@ class HutchCache:
         shared_namespace(url, namespace)
 
     def get(self, key: str) -> Any:
-        """The value of `key`, fresh; None if `has_key` says no."""
+        """Return the value of `key`, fresh; None where `has_key` returns False."""
         value = self._find(key)
         return None if value is hutch.MISSING else value
 
@@ -194,11 +194,11 @@ class HutchCache:
         try:
             packed = _pack(value)
         except RecursionError:
-            packed = value  # the codec refuses it, too, and says why
+            packed = value  # the codec refuses it with an explanation
         shared_namespace(self._url, self._name)[label(key)] = packed
 
     def has_key(self, key: str) -> bool:
-        """Whether `get` can give the value of `key`."""
+        """Return whether `get` can return the value of `key`."""
         return self._find(key) is not hutch.MISSING
 
     def _find(self, key: str) -> Any:
@@ -216,11 +216,11 @@ _MARKS = frozenset({_MODEL, _ENUM, _TEXT, _DICT})
 
 
 class _UnknownClassError(LookupError):
-    """No class that this process has imported could have this value."""
+    """No class imported in this process can have this value."""
 
 
 def _pack(value: Any) -> Any:
-    """`value` with a dict in the place of each model, enum, and text of a type of its own."""
+    """Return `value` with a dict in place of each model, enum and instance of a str subclass."""
     kind = type(value)
     if kind is list or kind is tuple:
         return kind(map(_pack, value))
@@ -238,7 +238,7 @@ def _pack(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return {_ENUM: _reference(kind), "value": _pack(value.value)}
     if kind is not str and isinstance(value, str) and not isinstance(value, numpy.generic):
-        # LangChain's answers have a type of text.
+        # LangChain's responses use a str subclass.
         return {_TEXT: _reference(kind), "value": str.__str__(value)}
     return value
 
@@ -255,7 +255,7 @@ def _unpack(packed: Any) -> Any:
         cls = _find_class(packed[_ENUM], enum.Enum)
         try:
             return cls(_unpack(packed["value"]))
-        except ValueError as error:  # it has lost this member
+        except ValueError as error:  # the enum has lost this member
             raise _UnknownClassError from error
     if _TEXT in packed:
         return str.__new__(_find_class(packed[_TEXT], str), packed["value"])
@@ -266,7 +266,7 @@ def _model(packed: Mapping[str, Any]) -> BaseModel:
     cls = _find_class(packed[_MODEL], BaseModel)
     if packed["fields"].keys() != cls.model_fields.keys():
         raise _UnknownClassError
-    # As pickle does: the stored state is set, and no validator runs a second time.
+    # As pickle does: set the stored state without running validators again.
     value: BaseModel = cls.__new__(cls)
     value.__setstate__(
         {
@@ -291,7 +291,7 @@ def _reference(cls: type) -> str:
 
 
 def _find_class(reference: str, base: Any) -> Any:
-    """The class that `reference` names, if it is imported already: nothing that is stored can import a module."""
+    """Return the class that `reference` names, if already imported: stored data can never import a module."""
     module, _, path = reference.partition(":")
     found: Any = sys.modules.get(module)
     for name in path.split("."):
@@ -305,7 +305,7 @@ def _find_class(reference: str, base: Any) -> Any:
 
 
 def _join(package: str) -> None:
-    """Have `package` take the classes above for its own, and the codec keep its type of result."""
+    """Register the classes above with `package`, and its result type with the codec."""
     import_module(f"{package}.backends.base").BaseBackend.register(HutchBackend)
     result = import_module(f"{package}.metrics.result").MetricResult
     hutch.register_type(result, encode=lambda r: [r.value, r.reason, r.traces], decode=lambda state: result(*state))
@@ -314,9 +314,9 @@ def _join(package: str) -> None:
 
 
 def _join_all() -> None:
-    """All that are installed, though one of them may do: each reads the entry points of both, and imports both.
+    """Join every installed package, though the user may need only one: each reads the entry points of both.
 
-    ragas 0.4 cannot be imported beside every version of LangChain; that is no reason why the other should not work.
+    ragas 0.4 cannot be imported beside every version of LangChain; then the other package must still work.
     """
     missing: list[ImportError] = []
     packages = ("ragas_experimental", "ragas")
@@ -330,7 +330,7 @@ def _join_all() -> None:
 
 
 _join_all()
-# What metrics compute with, and leave in the rows.
+# Types that metrics compute with, and leave in the rows.
 for _type in (numpy.ndarray, numpy.float64, numpy.float32, numpy.int64, numpy.int32):
     hutch.register_type(_type)
-hutch.register_type(numpy.bool_, name="numpy.bool")  # its name in numpy 2; in numpy 1 it had another
+hutch.register_type(numpy.bool_, name="numpy.bool")  # its name in numpy 2; numpy 1 had another

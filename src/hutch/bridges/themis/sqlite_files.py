@@ -1,7 +1,7 @@
-"""Where the data of Themis 4 lies in hutch, and in the file of Themis's own SQLite store.
+"""Layout of Themis 4's data in hutch, and in the file of Themis's own SQLite store.
 
-Three namespaces. A name that Themis gives (a run, a stage, a cache key) stands in a key with its unusual characters
-percent-encoded; an empty or a long one as ``=`` and its SHA-256. The value has the name in full.
+Three namespaces. A name from Themis (a run, a stage, a cache key) is part of a key, with unusual characters
+percent-encoded; an empty or long one is ``=`` and its SHA-256. The value holds the full name.
 
 ==================== =============================== ==========================================
 namespace            key                             value
@@ -12,8 +12,8 @@ themis/blobs         sha256:DIGEST                   ``{"media_type": str, "payl
 themis/stage_cache   STAGE/CACHE_KEY                 ``{"stage": str, "key": str, "payload": ...}``
 ==================== =============================== ==========================================
 
-SEQUENCE has twelve digits and rises within a run. What Themis calls projections is not stored: it is made of a run's
-snapshot and events when it is read.
+SEQUENCE has twelve digits and rises within a run. Themis's projections are not stored: they are computed from a run's
+snapshot and events when read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RUNS = "themis/runs"
 BLOBS = "themis/blobs"
 STAGE_CACHE = "themis/stage_cache"
 
-_LONGEST_NAME_BYTES = 400  # two of them and what stands between them fit into a key
+_LONGEST_NAME_BYTES = 400  # two of them and the separator fit into a key
 
 _TABLES = """
 CREATE TABLE run_snapshots (run_id TEXT PRIMARY KEY, snapshot_json TEXT NOT NULL);
@@ -55,32 +55,32 @@ CREATE TABLE stage_cache (
 
 
 def run_prefix(run_id: str) -> str:
-    """What the keys of a run begin with, and those of no other run."""
+    """Return the prefix of a run's keys, which no other run shares."""
     return _name(run_id) + "/"
 
 
 def snapshot_key(run_id: str) -> str:
-    """The key of a run's snapshot."""
+    """Return the key of a run's snapshot."""
     return run_prefix(run_id) + "snapshot"
 
 
 def events_prefix(run_id: str) -> str:
-    """What the keys of a run's events begin with."""
+    """Return the prefix of the keys of a run's events."""
     return run_prefix(run_id) + "events/"
 
 
 def event_key(run_id: str, sequence: int) -> str:
-    """The key of one event; `sequence` is 1 or more."""
+    """Return the key of one event; `sequence` is 1 or more."""
     return f"{events_prefix(run_id)}{sequence:012d}"
 
 
 def sequence_of(key: str) -> int:
-    """The sequence number in the key of an event."""
+    """Return the sequence number in the key of an event."""
     return int(key.rpartition("/")[2])
 
 
 def stage_key(stage: str, cache_key: str) -> str:
-    """The key of one entry of the stage cache."""
+    """Return the key of one entry of the stage cache."""
     return f"{_name(stage)}/{_name(cache_key)}"
 
 
@@ -92,16 +92,16 @@ def _name(text: str) -> str:
 
 
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """The items of the SQLite store in the file `path`: namespace, key, value. The file is not changed.
+    """Yield the items of the SQLite store in the file `path`: namespace, key, value. The file is not changed.
 
-    One row at a time is held, however large the file. The order is that of the rows, so the same file gives the same
-    keys. Raises hutch.ConfigError if the file cannot be opened, CorruptValueError if it is no such store, or for a row
+    Holds one row at a time, however large the file. Items come in row order, so the same file gives the same keys.
+    Raises hutch.ConfigError if the file cannot be opened, CorruptValueError if it is not such a store, or for a row
     that cannot be read, with file, table and row.
     """
     if not path.is_file():
         raise hutch.ConfigError(f"{str(path)!r} is no file; what is wanted is the file of Themis's SQLite store")
     try:
-        # A path can have any character; `as_uri` quotes it. Read only, so the source stays as it is.
+        # A path can have any character; `as_uri` quotes it. Read-only, so the source stays as it is.
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
             file.text_factory = _decoded
             yield from _runs(file, path)
@@ -115,7 +115,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for damaged names of tables
         told = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
         if "readonly" in str(error) or "unable to open" in str(error):
-            # It was killed within a write. Rolling that back would change the file.
+            # A writer was killed. Rolling its transaction back would change the file.
             told += ". If its program was killed, let it open the file once more, which repairs it"
         raise hutch.CorruptValueError(told) from error
 
@@ -130,14 +130,14 @@ def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]
 
 
 def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """Each row behind its number; all but the last of its columns are names.
+    """Yield each row, its number first; every selected column but the last is a name.
 
-    Each is a query of its own, so that no lock keeps a writer waiting meanwhile.
+    Each row is a query of its own, so that no lock makes a writer wait meanwhile.
     """
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
     last = -(2**63)
     while row := file.execute(query, (last,)).fetchone():
-        if row[0] <= last:  # in a damaged file; without end, for the same rows would come again and again
+        if row[0] <= last:  # a damaged file: the same rows would repeat forever
             _refuse(path, table, row[0], "it lies behind a row with a greater number")
         last, *names, _ = row
         for column, name in zip(columns, names, strict=False):
@@ -147,7 +147,7 @@ def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> It
 
 
 def _decoded(text: bytes) -> str | None:
-    # The error of sqlite3 would show the text, and no row.
+    # The error of sqlite3 would show the text but not the row.
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -165,7 +165,7 @@ def _parsed(text: Any, path: Path, table: str, row: int) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        # The message of a JSON error says where, and shows nothing of the text.
+        # The message of a JSON error gives the position and shows nothing of the text.
         _refuse(path, table, row, f"it is no JSON: {error}" if isinstance(text, str) else "it is no text")
 
 
@@ -177,11 +177,11 @@ def _refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
 
 
 def write(store: hutch.Store, path: Path) -> int:
-    """Write what `store` holds of Themis 4 as a new file `path` that Themis's SQLite store opens; how many items.
+    """Write the Themis 4 data of `store` as a new SQLite file `path` for Themis; return the number of items.
 
-    The file appears when it is whole, and not at all if there is nothing to write. Projections are left out: Themis
-    makes them when it first reads them. Raises hutch.ConfigError if `path` exists, or for a key that no bridge wrote;
-    ValueTypeError for a value that is not what JSON can hold; both name the key. StorageFullError where the disk is
+    The file appears when it is complete, and not at all if there is nothing to write. Projections are left out: Themis
+    creates them when it first reads them. Raises hutch.ConfigError if `path` exists, or for a key that the bridge did
+    not write; ValueTypeError for a value that JSON cannot hold; both name the key. StorageFullError where the disk is
     full, StorageUnavailableError where the file cannot be written.
     """
     if os.path.lexists(path):
@@ -197,7 +197,7 @@ def write(store: hutch.Store, path: Path) -> int:
 
 def _written(store: hutch.Store, path: Path) -> int:
     count = 0
-    # In a folder of its own, so that nothing of it is left if this fails.
+    # In a folder of its own, so that nothing is left if this fails.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as folder:
         whole = Path(folder) / path.name
         with closing(sqlite3.connect(whole, isolation_level=None)) as file:
@@ -208,7 +208,7 @@ def _written(store: hutch.Store, path: Path) -> int:
                     for key, value in items.scan():
                         insert(file, key, value)
                         count += 1
-            file.execute("COMMIT")  # and flushed to the disk
+            file.execute("COMMIT")  # and flushes to the disk
         if count:
             whole.replace(path)
     return count
@@ -260,13 +260,13 @@ def _json(namespace: str, key: str, value: Any) -> str:
     if reason := _unlike_json(value):
         _refuse_value(namespace, key, reason)
     try:
-        return json.dumps(value)  # in the order that it has; Themis sorts the names, and reads any order
+        return json.dumps(value)  # in the value's order: Themis sorts the names, and reads any order
     except ValueError:
         _refuse_value(namespace, key, f"it holds a number of more than {sys.get_int_max_str_digits():,} digits")
 
 
 def _unlike_json(value: Any) -> str | None:
-    """What in `value` would be another after a way through JSON."""
+    """Return what in `value` JSON would change; None if nothing."""
     if type(value) is dict:
         for key, item in value.items():
             if type(key) is not str:

@@ -1,7 +1,6 @@
 """Runs of Themis 4 in hutch: ``StorageConfig(store="hutch", parameters={"url": ...})``. See docs/bridges/themis.md.
 
-Themis looks for no entry points, so a program imports this module once to have the storage. For programs that import
-nothing of yours, such as a worker, ``python -m hutch.bridges.themis`` is the command ``themis`` with it imported.
+Themis looks for no entry points; importing this module registers the storage.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ except ImportError as error:
         'pip install "themis-eval>=4,<5". For Themis 1.4 there is hutch.bridges.themis1'
     ) from error
 
-# How Themis lets a parameter refer to a secret; it stores such a text as it is, and redacts the password of a URL.
+# Themis's syntax for secrets in parameters. It stores such a text unexpanded, and redacts the password of a URL.
 _REFERENCE = re.compile(r"env:(?P<name>[A-Z0-9_]+)|\$\{(?P<braced>[A-Z0-9_]+)\}")
 _REDACTED = "<redacted>"
 
@@ -56,8 +55,8 @@ class HutchRunStore:
 
     It may also be ``env:NAME`` or ``${NAME}``, the environment variable that holds the URL. Any thread may use it, and
     any number of processes may use one run; it can be pickled; nothing has to be closed. Every method that writes is
-    one atomic step, is stored when it returns, as durable as the engine is configured, and may be called again with the
-    same arguments. Raises hutch.ConfigError for a URL that cannot be used; the methods raise what the engine raises.
+    atomic, has stored its change when it returns, as durably as the engine is configured, and may be called again with
+    the same arguments. Raises hutch.ConfigError for an unusable URL; the methods raise what the engine raises.
     """
 
     def __init__(self, url: str | None = None) -> None:
@@ -70,7 +69,7 @@ class HutchRunStore:
         return type(self), (self._url,)
 
     def initialize(self) -> None:
-        """Connect. Every other method does that too. Raises what `hutch.connect` raises."""
+        """Connect, as every other method does too. Raises what `hutch.connect` raises."""
         self._open(RUNS)
 
     def persist_snapshot(self, snapshot: RunSnapshot) -> None:
@@ -78,9 +77,9 @@ class HutchRunStore:
         self._open(RUNS)[snapshot_key(snapshot.run_id)] = snapshot.model_dump(mode="json")
 
     def persist_event(self, event: RunEvent) -> None:
-        """Append `event` to its run, behind all events there, whoever wrote them.
+        """Append `event` to its run, after all events there, whichever process wrote them.
 
-        An event that is there already, equal in all its fields and so in its time, is not appended again.
+        An event that is already there, equal in all its fields, its time included, is not appended again.
         """
         run_id, value = event.run_id, event.model_dump(mode="json")
         identity, runs = _identity(value), self._open(RUNS)
@@ -89,7 +88,7 @@ class HutchRunStore:
             known = self._known[run_id] = _Known()
             known.catch_up(runs, run_id)
         while True:
-            last = known.last  # first: all events up to it are among `sequences` then, in any thread
+            last = known.last  # first, so that `sequences` then contains all events up to it, in any thread
             sequence = known.sequences.get(identity)
             if sequence is None:
                 cleared = last > 0 and event_key(run_id, last) not in runs
@@ -98,7 +97,7 @@ class HutchRunStore:
                 cleared = stored is None or _identity(stored) != identity
                 if not cleared:
                     break
-            if cleared:  # by another process: the numbers of the run may begin anew
+            if cleared:  # by another process: the numbers of the run may restart
                 known = self._known[run_id] = _Known()
                 known.catch_up(runs, run_id)
             elif runs.compare_and_set(event_key(run_id, last + 1), hutch.MISSING, value):
@@ -110,7 +109,7 @@ class HutchRunStore:
             self._known.pop(run_id, None)
 
     def query_events(self, run_id: str) -> list[RunEvent]:
-        """The events of a run in the order in which they were appended, without those of types unknown to Themis."""
+        """Return the events of a run in the order they were appended, without those of types unknown to Themis."""
         events = []
         for _, value in self._open(RUNS).scan(events_prefix(run_id)):
             try:
@@ -120,9 +119,9 @@ class HutchRunStore:
         return events
 
     def get_projection(self, run_id: str, projection_name: str) -> Any:
-        """The projection, made of the run's snapshot and events as they are now; None if there is no such run or name.
+        """Return the projection of the run's current snapshot and events; None if there is no such run or name.
 
-        Nothing is read twice but the last event and the keys, while nobody appends to the run.
+        While nobody appends to the run, a repeated call reads only the last event and the keys.
         """
         build = _PROJECTIONS.get(projection_name)
         runs = self._open(RUNS)
@@ -138,7 +137,7 @@ class HutchRunStore:
         return build(*built[1:]).model_dump(mode="json")
 
     def store_blob(self, blob: bytes, media_type: str) -> str:
-        """Store `blob` under its SHA-256, once; the reference that `load_blob` takes. The first media type stays."""
+        """Store `blob` under its SHA-256, once; return the reference for `load_blob`. The first media type stays."""
         ref = f"sha256:{hashlib.sha256(blob).hexdigest()}"
         blobs = self._open(BLOBS)
         if ref not in blobs:
@@ -146,7 +145,7 @@ class HutchRunStore:
         return ref
 
     def load_blob(self, blob_ref: str) -> tuple[str, bytes] | None:
-        """The media type and the bytes of a blob; None if there is none."""
+        """Return the media type and the bytes of a blob; None if there is none."""
         try:
             value = self._open(BLOBS).get(blob_ref)
         except hutch.KeyLimitError:
@@ -154,14 +153,14 @@ class HutchRunStore:
         return None if value is None else (value["media_type"], value["payload"])
 
     def resume(self, run_id: str) -> StoredRun | None:
-        """The snapshot and the events of a run; None if it has no snapshot."""
+        """Return the snapshot and the events of a run; None if it has no snapshot."""
         snapshot = self._open(RUNS).get(snapshot_key(run_id))
         if snapshot is None:
             return None
         return _StoredRun(snapshot=snapshot_from_dict(snapshot), events=self.query_events(run_id))
 
     def load_stage_cache(self, stage_name: str, cache_key: str) -> Any:
-        """What was last stored under these two names; None if nothing was."""
+        """Return what was last stored under these two names; None if nothing was."""
         value = self._open(STAGE_CACHE).get(stage_key(stage_name, cache_key))
         return None if value is None else value["payload"]
 
@@ -171,7 +170,7 @@ class HutchRunStore:
         self._open(STAGE_CACHE)[stage_key(stage_name, cache_key)] = value
 
     def clear_run(self, run_id: str) -> None:
-        """Remove the snapshot and the events of a run, in one step. Blobs and the stage cache stay, for other runs."""
+        """Remove the snapshot and the events of a run, atomically. Blobs and the stage cache stay, for other runs."""
         runs = self._open(RUNS)
         runs.remove_many(list(runs.scan_keys(run_prefix(run_id))))
         self._known.pop(run_id, None)
@@ -184,9 +183,9 @@ class HutchRunStore:
 
 
 class _Known:
-    """What this process knows of the events of a run: all up to the sequence number `last`.
+    """The events of a run that this process knows: all up to the sequence number `last`.
 
-    It is behind as soon as another process appends. Then the next key is taken, and `catch_up` reads what is new. An
+    When another process appends, this falls behind: the next key is taken, and `catch_up` reads the new events. An
     event takes about 130 bytes here, until its run has ended.
     """
 
@@ -203,22 +202,22 @@ class _Known:
             self.add(_identity(value), sequence_of(key))
 
 
-class _StoredRun(StoredRun):  # type: ignore[misc]  # Themis is not there when types are checked
+class _StoredRun(StoredRun):  # type: ignore[misc]  # Themis is not installed where mypy runs
     @property
     def execution_state(self) -> ExecutionState:
         return _state(self.snapshot.run_id, self.events)
 
 
 def _identity(value: object) -> bytes:
-    """Equal for equal JSON values, NaN included."""
+    """Return bytes that are equal for equal JSON values, NaN included."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
 
 
 def _state(run_id: str, events: Iterable[RunEvent]) -> ExecutionState:
-    """What ``ExecutionState.from_events`` gives, in time that grows with the events and not with their square.
+    """Return what ``ExecutionState.from_events`` returns, in linear instead of quadratic time.
 
-    Theirs looks for a failure in all cases at each event. Here each event is applied by Themis to a state that has its
-    own case and one of those that failed, from which the same follows.
+    Themis searches all cases for a failure at each event. Here Themis applies each event to a state with only the
+    event's own case and one failed case, which gives the same result.
     """
     state = ExecutionState(run_id=run_id)
     running = ExecutionState(run_id=run_id, status=RunStatus.RUNNING)

@@ -1,7 +1,7 @@
 """Themis 1.4 on hutch: a storage backend on any engine, and an execution backend over any executor.
 
-``themis.evaluate(..., storage_backend=HutchStorageBackend("lmdb:///srv/evals"), run_id="...")``. Themis 4 has another
-design, and a bridge of its own.
+``themis.evaluate(..., storage_backend=HutchStorageBackend("lmdb:///srv/evals"), run_id="...")``. Themis 4 has a
+different design and its own bridge.
 """
 
 try:

@@ -20,15 +20,15 @@ from themis.exceptions import ConfigurationError
 R = TypeVar("R")
 T = TypeVar("T")
 
-# Calls given at once to an executor that does not tell how many workers it has.
+# The number of calls submitted at once to an executor of unknown size.
 _AHEAD = 64
 
 
 class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
     """Themis's calls on any `concurrent.futures.Executor`: threads, processes, a Dask cluster.
 
-    `executor` may also be a Dask `Client`. Whoever made the executor shuts it down, unless `owned`: then `shutdown`, or
-    the end of the with block, does. Any thread may use it, several may at once.
+    `executor` may also be a Dask `Client`. Its creator shuts it down, unless `owned`: then `shutdown`, or the end of
+    the with block, does. Any thread may use it, several may at once.
     """
 
     def __init__(self, executor: Any, *, owned: bool = False) -> None:
@@ -41,14 +41,14 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         self._executor = executor
         self._owned = owned
         self._is_shut_down = False
-        self._lock = threading.RLock()  # an executor may call at once, and that call use this again
+        self._lock = threading.RLock()  # reentrant: an executor may run a call at once, which may use this backend
         self._submitted: set[Future[Any]] = set()
-        # Dask takes calls with equal arguments for one, and would ask a model once where it was asked twice.
+        # Dask would merge calls with equal arguments, and ask a model once instead of twice.
         self._options = {"pure": False} if type(executor).__module__.partition(".")[0] == "distributed" else {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # It goes along where a method of the runner that has it is sent to a worker, and is not used there. What
-        # arrives is of Themis itself, for a worker may have no hutch.
+        # Pickled along with a method of the runner that holds it, but not used by the worker. The unpickled object is
+        # Themis's own, because a worker may have no hutch.
         return SequentialExecutionBackend, ()
 
     def map(
@@ -60,23 +60,24 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Iterator[R]:
-        """Yield ``func(item)`` of all `items`, as they are done, in any order. Nothing happens before it is iterated.
+        """Yield ``func(item)`` for all `items` as they finish, in any order. Nothing happens before iteration.
 
-        At most `max_workers` calls run at once, where the executor has not fewer workers anyway; None leaves it to the
-        executor. `items` is taken from as calls are done, never far ahead. `timeout` is in seconds for each call, from
-        when it was given to a free worker; a call that runs longer raises TimeoutError, and goes on where it runs, for
-        an executor cannot stop it. Other options are ignored, as by Themis's own backends.
+        At most `max_workers` calls run at once, or fewer if the executor has fewer workers; None leaves it to the
+        executor. `items` is consumed as calls finish, never far ahead. `timeout` is in seconds per call, from when a
+        free worker gets it; a call that runs longer raises TimeoutError, and continues to run, because an executor
+        cannot stop it. Other options are ignored, as by Themis's own backends.
 
-        Raises what `func` raises, at once; calls that have not started are cancelled then, and when the iteration is
-        given up. If `items` raises, the results of what was begun come first. Raises ConfigurationError where `func`,
-        or an item, cannot be sent to the executor's workers, and says what of it; RuntimeError after `shutdown`.
+        Raises what `func` raises, at once; calls that have not started are then cancelled, as they are when the
+        iteration is abandoned. If `items` raises, the results of the calls already begun come first. Raises
+        ConfigurationError where `func` or an item cannot be sent to the executor's workers, and says which part;
+        RuntimeError after `shutdown`.
         """
         if max_workers is not None and max_workers < 1:
             raise ConfigurationError(f"max_workers must be at least 1, not {max_workers}")
         if self._is_shut_down:
             raise RuntimeError("this ExecutorBackend was shut down")
         if isinstance(self._executor, ProcessPoolExecutor):
-            # One that cannot be pickled would break the call only after the pool has started all its processes.
+            # An unpicklable `func` would otherwise fail only after the pool has started all its processes.
             try:
                 pickle.dumps(func)
             except Exception as error:
@@ -86,7 +87,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Cancel the calls that have not started, and wait for the others; shut the executor down too if `owned`.
 
-        Whoever still iterates over results meets CancelledError.
+        Any iteration over results still in progress raises CancelledError.
         """
         with self._lock:
             self._is_shut_down = True
@@ -98,13 +99,13 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
             self._executor.shutdown(wait=True)
 
     def _ahead(self, max_workers: int | None, timeout: float | None) -> int:
-        """How many calls are given to the executor at once."""
+        """Return the number of calls to submit at once."""
         size = getattr(self._executor, "_max_workers", None)
         if not isinstance(size, int):
             return max_workers or _AHEAD
         if timeout is not None or (max_workers is not None and max_workers < size):
             return min(size, max_workers or size)
-        return 2 * size  # the executor itself keeps the rest waiting, so that no worker waits for the next item
+        return 2 * size  # the executor queues the extra calls, so that no worker waits for the next item
 
     def _results(self, func: Callable[[T], R], items: Iterator[T], ahead: int, timeout: float | None) -> Iterator[R]:
         running: dict[Future[R], tuple[T, float]] = {}
@@ -119,7 +120,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
                     except StopIteration:
                         exhausted = True
                     except Exception as error:
-                        exhausted, failed = True, error  # what was begun may have cost money: it is yielded first
+                        exhausted, failed = True, error  # calls already begun may have cost money: yield them first
                     else:
                         future = self._submit(func, item)
                         running[future] = item, time.monotonic()
@@ -137,13 +138,13 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
 
     def _submit(self, func: Callable[[T], R], item: T) -> Future[R]:
         try:
-            with self._lock:  # so that `shutdown` sees all that was submitted
+            with self._lock:  # so that `shutdown` sees every submitted call
                 if self._is_shut_down:
                     raise RuntimeError("this ExecutorBackend was shut down")
                 future: Future[R] = self._executor.submit(func, item, **self._options)
                 self._submitted.add(future)
         except (AttributeError, TypeError, pickle.PicklingError) as error:
-            # What Dask ships is cloudpickle's, which takes more than pickle does.
+            # Dask uses cloudpickle, which takes more than pickle does.
             dumps = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
             for thing in (func, item):
                 if not _is_shippable(thing, dumps):
@@ -156,7 +157,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         try:
             return future.result()
         except (AttributeError, TypeError, pickle.PicklingError) as error:
-            # A process pool pickles an item when it sends it. `func` itself may have raised the same.
+            # A process pool pickles an item when sending it. `func` itself may have raised the same error.
             if isinstance(self._executor, ProcessPoolExecutor) and not _is_shippable(item, pickle.dumps):
                 raise _not_shippable(item, pickle.dumps) from error
             raise
@@ -186,7 +187,7 @@ def _is_shippable(thing: object, dumps: _Dumps) -> bool:
 
 
 def _not_shippable(thing: object, dumps: _Dumps) -> ConfigurationError:
-    """Says where in `thing` sits what cannot be sent, by names and types; values are never shown."""
+    """Return the error that says where in `thing` the unpicklable part is, by names and types, never values."""
     told = [_shown(thing)]
     while len(told) < 20:
         for label, part in _parts(thing, dumps):
@@ -210,7 +211,7 @@ def _parts(thing: Any, dumps: _Dumps) -> Iterator[tuple[str, Any]]:
     elif isinstance(thing, partial):
         yield from (("its function", thing.func), ("an argument", thing.args), ("an argument", thing.keywords))
     elif isinstance(thing, FunctionType):
-        if dumps is not pickle.dumps:  # which finds a function by its name, and never looks inside
+        if dumps is not pickle.dumps:  # pickle looks a function up by name, and never inside
             used = {name: thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__}
             inside = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=False)
             used |= {name: cell.cell_contents for name, cell in inside}

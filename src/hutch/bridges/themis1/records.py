@@ -18,7 +18,7 @@ def _names(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
-# The types that a reference may name as its schema: nothing is imported because of what is stored.
+# The schema types that a reference may name: stored data must not import anything.
 _SCHEMAS: dict[str, type] = {
     kind.__name__: kind for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)
 }
@@ -29,7 +29,7 @@ def _fields_of(entity: Any, kind: type) -> dict[str, Any]:
 
 
 def _differing_fields(entity: Any, kind: type, parent: Any) -> dict[str, Any]:
-    """The fields of `entity` that are not the very objects of `parent`: an attempt shares most of its record's."""
+    """Return the fields of `entity` that are not the same objects as in `parent`: an attempt shares most of them."""
     if parent is None:
         return _fields_of(entity, kind)
     return {name: value for name in _names(kind) if (value := getattr(entity, name)) is not getattr(parent, name)}
@@ -113,7 +113,7 @@ def evaluation_from_plain(stored: dict[str, Any]) -> entities.EvaluationRecord:
 
 
 def report_to_plain(report: entities.ExperimentReport) -> tuple[dict[str, Any], Callable[[bool], list[Any]]]:
-    """What is one of a kind, and the rows: generations, evaluations, and the scores of each aggregate in turn."""
+    """Return the report's head, and its rows: generations, evaluations, and the scores of each aggregate in turn."""
     evaluation, scores = report.evaluation_report, []
 
     def aggregates(them: dict[str, MetricAggregate]) -> dict[str, Any]:
@@ -187,14 +187,14 @@ def now() -> str:
 
 
 def _without_secrets(value: Any) -> Any:
-    """Themis puts the API key that `evaluate` was given into its manifest; there it stops."""
+    """Return `value` without the API key, which Themis copies from `evaluate` into its manifest."""
     if not isinstance(value, dict):
         return value
     return {key: "***" if key == "api_key" and item else _without_secrets(item) for key, item in value.items()}
 
 
 def reduce_types(value: Any) -> Any:
-    """`value` with subclasses as the types that JSON, and so Themis's own storage, takes them for."""
+    """Return `value` with subclasses as the types that JSON, and so Themis's own storage, takes them for."""
     kind = type(value)
     if value is None or kind in (str, int, float, bool, bytes):
         return value

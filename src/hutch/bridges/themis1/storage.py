@@ -1,6 +1,6 @@
-"""Keep the runs, records, datasets and reports of Themis 1.4 in hutch.
+"""Store the runs, records, datasets and reports of Themis 1.4 in hutch.
 
-The layout is described in docs/bridges/themis1.md.
+docs/bridges/themis1.md describes the layout.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Rows of a dataset or a report that are one value.
+# The number of rows of a dataset or a report per value.
 _CHUNK_ROWS = 256
 
 # Longer names of runs are hashed: a key takes 1,024 bytes.
@@ -53,15 +53,15 @@ _newest_ns = 0
 class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is not installed where mypy runs
     """Runs, records, datasets and reports of Themis in one namespace of a hutch store.
 
-    `url` is that of a storage, or the path of a config file, with or without ``hutch://`` before it; None stands
-    for the default of `hutch.connect`. `namespace` tells apart what shares a store, as a folder does for Themis's own.
-    With `save_raw_responses`, which Themis's own storage leaves off, a provider's whole answer (`ModelOutput.raw`) is
+    `url` is a storage URL, or the path of a config file, optionally prefixed with ``hutch://``; None selects the
+    default of `hutch.connect`. `namespace` separates users of one store, as a folder does for Themis's own. With
+    `save_raw_responses`, which Themis's own storage leaves off, a provider's whole response (`ModelOutput.raw`) is
     kept; one that cannot be stored is left out, with a warning in the log.
 
-    Every call is one atomic step, and stored as durably as the engine is configured when it returns; a dataset or a
-    report appears as a whole. Any thread may use it, and any process may have one of its own; it can be pickled. Raises
-    what `hutch.connect` raises; each method raises `hutch.StoreError` where the storage fails, ValueTypeError for a
-    value that cannot be stored exactly. `close` does nothing: the connection is shared.
+    Every call is atomic, and stored as durably as the engine is configured when it returns; a dataset or a report
+    appears as a whole. Any thread may use it, and each process may have its own; it can be pickled. Raises what
+    `hutch.connect` raises; each method raises `hutch.StoreError` where the storage fails, ValueTypeError for a value
+    that cannot be stored exactly. `close` does nothing: the connection is shared.
     """
 
     def __init__(self, url: str | None = None, *, namespace: str = "themis1", save_raw_responses: bool = True) -> None:
@@ -81,8 +81,8 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
     def start_run(self, run_id: str, experiment_id: str = "default", config: dict[str, Any] | None = None) -> None:
         """Record that `run_id` is in progress.
 
-        Raises themis StorageError if there is such a run already, unless it is in progress with the same config: then
-        another process has just started it, and they share it.
+        Raises themis StorageError if the run exists, unless it is in progress with the same config: then another
+        process has just started it, and they share it.
         """
         started = run_metadata(run_id, {"experiment_id": experiment_id, "config_snapshot": config or {}})
         key = _run_key(run_id)
@@ -96,11 +96,11 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             return
 
     def save_run_metadata(self, run_id: str, metadata: dict[str, Any]) -> None:
-        """Replace what is recorded of `run_id`; what `metadata` lacks gets the defaults of Themis's RunMetadata."""
+        """Replace the metadata of `run_id`; missing fields get the defaults of Themis's RunMetadata."""
         self._data[_run_key(run_id)] = run_metadata(run_id, metadata)
 
     def load_run_metadata(self, run_id: str) -> dict[str, Any]:
-        """What is recorded of `run_id`. Raises FileNotFoundError if nothing is."""
+        """Return the metadata of `run_id`. Raises FileNotFoundError if there is none."""
         try:
             found: dict[str, Any] = self._data[_run_key(run_id)]
         except KeyError as error:
@@ -116,54 +116,54 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self._change(run_id, status=RunStatus.FAILED.value, error_message=str(error_message))
 
     def list_run_ids(self) -> list[str]:
-        """The runs that were started and not deleted, the newest first."""
+        """Return the runs that were started and not deleted, the newest first."""
         runs = [metadata for _, metadata in self._data.scan(prefix="run/")]
         runs.sort(key=lambda metadata: str(metadata["created_at"]), reverse=True)
         return [metadata["run_id"] for metadata in runs]
 
     def run_exists(self, run_id: str) -> bool:
-        """Whether `run_id` was started and not deleted."""
+        """Return whether `run_id` was started and not deleted."""
         return _run_key(run_id) in self._data
 
-    run_metadata_exists = run_exists  # as Themis's own storage calls it, too
+    run_metadata_exists = run_exists  # Themis's own storage has both names
 
     def delete_run(self, run_id: str) -> None:
-        """Remove all that is stored of `run_id`, in one step. Raises FileNotFoundError if there is nothing."""
+        """Remove everything stored for `run_id`, atomically. Raises FileNotFoundError if there is nothing."""
         run = _name_of(run_id)
         keys = [key for kind in ("gen", "eval", "data", "report") for key in self._data.scan_keys(f"{kind}/{run}/")]
-        # The run itself last, for engines on which a batch can be cut off: then it can be deleted again.
+        # The run's own key last, for engines without atomic batches: an interrupted deletion can be repeated.
         keys += [f"data/{run}", f"report/{run}", f"run/{run}"]
         if not self._data.remove_many(keys):
             raise _no_run(run_id)
 
     def get_run_path(self, run_id: str) -> None:
-        """None: there is no folder, and Themis writes no files beside the store."""
+        """Return None: there is no folder, and Themis writes no files beside the store."""
 
     # --- generations and evaluations ---
 
     def save_generation_record(self, run_id: str, record: entities.GenerationRecord) -> None:
-        """`append_generation_record` under the record's own cache key."""
+        """Call `append_generation_record` with the record's own cache key."""
         self.append_generation_record(run_id, record)
 
     def append_generation_record(
         self, run_id: str, record: entities.GenerationRecord, *, cache_key: str | None = None
     ) -> None:
-        """Append `record`, with all its attempts; when it is resumed, the last one of a cache key counts."""
+        """Append `record` with all its attempts; on resuming, the last record of a cache key counts."""
         key, cached_as = _next_key("gen", run_id), cache_key or task_cache_key(record.task)
         self._store(lambda raw: {key: {"cache_key": cached_as, "record": record_to_plain(record, raw)}})
 
     def load_generation_records(self, run_id: str) -> list[entities.GenerationRecord]:
-        """Every record of `run_id` in the order they were appended; none if there is no such run."""
+        """Return every record of `run_id` in the order they were appended; an empty list if there is no such run."""
         return [record for _, record in self._cached("gen", run_id, "record", record_from_plain)]
 
     def load_cached_records(self, run_id: str) -> dict[str, entities.GenerationRecord]:
-        """The last record of each cache key; none if there is no such run."""
+        """Return the last record of each cache key; an empty dict if there is no such run."""
         return dict(self._cached("gen", run_id, "record", record_from_plain))
 
     def save_evaluation_record(
         self, run_id: str, generation_record: entities.GenerationRecord, record: entities.EvaluationRecord
     ) -> None:
-        """`append_evaluation_record` without a config."""
+        """Call `append_evaluation_record` without a config."""
         self.append_evaluation_record(run_id, generation_record, record)
 
     def append_evaluation_record(
@@ -179,13 +179,13 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self._store(lambda raw: {key: {"cache_key": cached_as, "evaluation": evaluation_to_plain(evaluation_record)}})
 
     def load_evaluation_records(self, run_id: str) -> dict[str, entities.EvaluationRecord]:
-        """The last evaluation of each cache key."""
+        """Return the last evaluation of each cache key."""
         return dict(self._cached("eval", run_id, "evaluation", evaluation_from_plain))
 
     def load_cached_evaluations(
         self, run_id: str, evaluation_config: dict[str, Any] | None = None
     ) -> dict[str, entities.EvaluationRecord]:
-        """`load_evaluation_records`: the cache key tells one config from another, as with Themis's own storage."""
+        """Return `load_evaluation_records(run_id)`: cache keys distinguish configs, as in Themis's own storage."""
         return self.load_evaluation_records(run_id)
 
     # --- datasets and reports ---
@@ -196,7 +196,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self._store_rows("data", run_id, {}, lambda raw: samples)
 
     def load_dataset(self, run_id: str) -> list[dict[str, Any]] | None:
-        """The dataset of `run_id`; None if none was stored."""
+        """Return the dataset of `run_id`; None if none was stored."""
         found = self._load_rows("data", run_id)
         return found and found[1]
 
@@ -206,7 +206,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self._store_rows("report", run_id, head, rows)
 
     def load_report(self, run_id: str) -> entities.ExperimentReport | None:
-        """The report of `run_id`; None if none was stored."""
+        """Return the report of `run_id`; None if none was stored."""
         found = self._load_rows("report", run_id)
         return found and self._built(f"report/{_name_of(run_id)}", lambda: report_from_plain(*found))
 
@@ -220,12 +220,12 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             raise _no_run(run_id) from error
 
     def _store(self, items: Callable[[bool], dict[str, Any]]) -> None:
-        """Store what `items` gives when told whether to keep raw responses, as one batch."""
+        """Store `items(save_raw)`, as one batch; without raw responses if they cannot be stored."""
         try:
             self._data.set_many(items(self._save_raw))
             return
         except hutch.ValueTypeError:
-            pass  # what Themis's JSON takes must not fail here
+            pass  # a value that Themis's JSON takes must not fail here
         try:
             self._data.set_many(reduce_types(items(self._save_raw)))
         except hutch.ValueTypeError as error:
@@ -241,7 +241,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
     def _copy_in(
         self, kind: str, run_id: str, name: str, entries: dict[str, T], out: Callable[[T, bool], dict[str, Any]]
     ) -> None:
-        """Store `entries` before all that is appended, under keys that are the same the next time."""
+        """Store `entries` before everything appended, under keys that are the same each time."""
         place, them = f"{kind}/{_name_of(run_id)}", list(enumerate(entries.items()))
         for start in range(0, len(them), _CHUNK_ROWS):
             batch = them[start : start + _CHUNK_ROWS]
@@ -261,7 +261,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             ) from error
 
     def _store_rows(self, kind: str, run_id: str, head: dict[str, Any], rows: Callable[[bool], list[Any]]) -> None:
-        """A table in chunks under new keys, and then its head, which names them: there is always a whole table."""
+        """Store a table's chunks under new keys, then its head, which names them: there is always a whole table."""
         place = f"{kind}/{_name_of(run_id)}"
         part = os.urandom(8).hex()
 
@@ -273,7 +273,8 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             }
 
         self._store(chunks)
-        # What the head does not name is of no use. Listed before the head is read, so that nothing later is among it.
+        # Chunks that the head does not name are garbage. List them before reading the head, so that no later chunk is
+        # included.
         found, head = list(self._data.scan_keys(f"{place}/")), self._data.get(place)
         self._data.remove_many(key for key in found if not head or not key.startswith(f"{place}/{head['part']}/"))
 
@@ -288,15 +289,15 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             before, head = head, self._data.get(place)
             if head == before:
                 raise hutch.CorruptValueError(f"{place!r} of namespace {self._data.namespace!r} has lost a part")
-        return None  # there is none, or it was deleted meanwhile
+        return None  # missing, or deleted meanwhile
 
 
 def copy_runs(source: StorageBackend, target: HutchStorageBackend) -> int:
-    """Copy every run of Themis's own `ExperimentStorage` into `target`; how many those were.
+    """Copy every run of Themis's own `ExperimentStorage` into `target`; return the number of runs.
 
-    Copies metadata, dataset, generations and evaluations, so that `evaluate` resumes as it would have done before. A
-    copy that was cut off can be run again: it writes the same keys, and a run is listed when all of it is there. What
-    was appended to a run in `target` meanwhile stays, and counts as later.
+    Copies metadata, dataset, generations and evaluations, so that `evaluate` resumes as before. An interrupted copy can
+    be repeated: it writes the same keys, and a run is listed when it is complete. Anything appended to a run in
+    `target` meanwhile stays, and counts as later.
     """
     copied = 0
     for run_id in source.list_run_ids():
@@ -310,7 +311,7 @@ def copy_runs(source: StorageBackend, target: HutchStorageBackend) -> int:
 
 
 def _name_of(run_id: str) -> str:
-    """`run_id` as a part of a key; the id itself is in the metadata."""
+    """Return `run_id` as a part of a key; the metadata holds the id itself."""
     return in_key(run_id, _LONGEST_RUN_BYTES)
 
 
@@ -319,9 +320,9 @@ def _run_key(run_id: str) -> str:
 
 
 def _next_key(kind: str, run_id: str) -> str:
-    """Keys in the order they were made: by the clock, within its tick by a counter; never one twice."""
+    """Return a unique key; keys sort in the order they were made, by clock and then by counter."""
     global _newest_ns  # noqa: PLW0603
-    _newest_ns = now_ns = max(time.time_ns(), _newest_ns)  # for a clock may be set back
+    _newest_ns = now_ns = max(time.time_ns(), _newest_ns)  # the clock may be set back
     return f"{kind}/{_name_of(run_id)}/{now_ns:016x}-{next(_counter):08x}-{os.urandom(4).hex()}"
 
 
