@@ -6,7 +6,7 @@ with hutch.connect("lmdb://state").open("core") as core:
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # to a type checker it is True; `typing` would be most of what importing this costs
+TYPE_CHECKING = False  # type checkers assume True; importing `typing` would be most of the import time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -90,7 +90,7 @@ __all__ = [
     "unregister_hooks",
 ]
 
-# Imported when first used, so that `import hutch` alone costs next to nothing. What is not listed is an error.
+# Modules imported on first use of a name, so that `import hutch` is fast. Names not listed here are in `errors`.
 _HOME = {
     "contract": ("MISSING", "Codec", "Finding", "StorageBase", "StoragePluginBase"),
     "codec.registry": ("register_type",),

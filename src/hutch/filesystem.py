@@ -1,11 +1,11 @@
 """Open, create and replace hutch's own files without following links, and flush folders to the disk.
 
-A folder that somebody unpacked or shares may hold a symbolic link, a FIFO or a device under the name of one of hutch's
-files. Opening such a file writes somewhere else, or waits for ever. Every function here looks at the name itself
-(`lstat`), refuses whatever is not a regular file, opens with ``O_NOFOLLOW``, creates with ``O_EXCL``, and compares the
-file that was opened with the one that was looked at. A folder on the way to the file may be a link.
+A shared or unpacked folder may contain a symbolic link, a FIFO or a device under the name of one of hutch's files.
+Opening it would write somewhere else, or wait for ever. Every function here examines the name itself (`lstat`), refuses
+anything but a regular file, opens with ``O_NOFOLLOW``, creates with ``O_EXCL``, and verifies that the opened file is
+the one it examined. The folders in the path may be links.
 
-Each function raises OSError as the operating system does, and StorageUnavailableError where a file is refused.
+Every function raises the operating system's OSError, and StorageUnavailableError if it refuses a file.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _ATTEMPTS = 100
 
 
 def validate_regular_file(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """Return the status of the regular file `path`, or None if nothing is there.
+    """Return the status of the regular file `path`, or None if nothing has that name.
 
-    Raises StorageUnavailableError for anything else, a symbolic link (also a dangling one) included.
+    Raises StorageUnavailableError for anything else, including a symbolic link, even a dangling one.
     """
     try:
         status = os.lstat(path)
@@ -47,7 +47,7 @@ def validate_regular_file(path: str | os.PathLike[str]) -> os.stat_result | None
 
 
 def refuse_link(path: str | os.PathLike[str]) -> None:
-    """Raise StorageUnavailableError if `path` is a symbolic link. Anything else, or nothing, may be there."""
+    """Raise StorageUnavailableError if `path` is a symbolic link. Accepts anything else, and a missing file."""
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
@@ -55,7 +55,7 @@ def refuse_link(path: str | os.PathLike[str]) -> None:
 
 
 def open_existing(path: str | os.PathLike[str], mode: str = "rb") -> io.FileIO:
-    """Open the regular file `path`, unbuffered; `mode` is ``"rb"`` or ``"r+b"``. Nothing is created or cut short.
+    """Open the regular file `path` unbuffered; `mode` is ``"rb"`` or ``"r+b"``. Never creates or truncates a file.
 
     Raises FileNotFoundError, or StorageUnavailableError for anything but a regular file.
     """
@@ -65,7 +65,7 @@ def open_existing(path: str | os.PathLike[str], mode: str = "rb") -> io.FileIO:
     try:
         file = _open(path, mode, os.O_RDONLY if mode == "rb" else os.O_RDWR, 0)
     except OSError:
-        validate_regular_file(path)  # replaced by a link a moment ago: the refusal says more than ELOOP
+        validate_regular_file(path)  # just replaced by a link: the refusal is clearer than ELOOP
         raise
     if not os.path.samestat(looked_at, os.fstat(file.fileno())) and not _is_at(path, file):
         file.close()
@@ -76,15 +76,15 @@ def open_existing(path: str | os.PathLike[str], mode: str = "rb") -> io.FileIO:
 
 
 def create_file(path: str | os.PathLike[str], permissions: int = 0o666) -> io.FileIO:
-    """Create the file `path` and open it to read and write, unbuffered; the umask limits `permissions`.
+    """Create the file `path` and open it for reading and writing, unbuffered; the umask limits `permissions`.
 
-    Raises FileExistsError if anything has that name, a dangling link included.
+    Raises FileExistsError if anything has that name, even a dangling link.
     """
     return _open(path, "r+b", os.O_RDWR | os.O_CREAT | os.O_EXCL, permissions)
 
 
 def open_or_create(path: str | os.PathLike[str], permissions: int = 0o666) -> io.FileIO:
-    """Open the regular file `path` to read and write, unbuffered, and create it if nothing is there.
+    """Open the regular file `path` for reading and writing, unbuffered; create it if nothing has that name.
 
     Raises StorageUnavailableError for anything but a regular file.
     """
@@ -96,20 +96,20 @@ def open_or_create(path: str | os.PathLike[str], permissions: int = 0o666) -> io
         try:
             return create_file(path, permissions)
         except FileExistsError:
-            pass  # another process was faster
+            pass  # another process has just created it
     raise StorageUnavailableError(f"{os.fspath(path)!r} appears and disappears; nothing was read or written")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], permissions: int = 0o666) -> Iterator[io.BufferedRandom]:
-    """Write a new version of the regular file `path`, which appears whole when the block ends, flushed to the disk.
+    """Replace the regular file `path` atomically by what the block writes, flushed to the disk when the block ends.
 
     The permissions of an existing file are kept; a new one has `permissions`, limited by the umask. If the block
     raises, nothing has changed. Raises StorageUnavailableError if `path` is anything but a regular file.
     """
     path = Path(path)
     existing = validate_regular_file(path)
-    # The final name may be as long as a name can be, so that the temporary one has none of it.
+    # The temporary name contains no part of the final one, which may be as long as a name can be.
     temporary = path.with_name(f".hutch-{os.urandom(8).hex()}.tmp")
     try:
         with io.BufferedRandom(create_file(temporary, permissions if existing is None else 0o600)) as file:
@@ -127,21 +127,21 @@ def atomic_file(path: str | os.PathLike[str], permissions: int = 0o666) -> Itera
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, permissions: int = 0o666) -> None:
-    """Replace the content of the regular file `path` by `data`, as `atomic_file` does."""
+    """Replace the content of the regular file `path` by `data` atomically, as `atomic_file` does."""
     with atomic_file(path, permissions) as file:
         file.write(data)
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all of `data` to `file`, which is unbuffered."""
-    # It may write a part, and says so; the next call then has the error, if there was one.
+    """Write all of `data` to the unbuffered `file`."""
+    # `write` may write only a part and returns how much; an error then surfaces at the next call.
     view = memoryview(data)
     while view:
         view = view[file.write(view) or 0 :]
 
 
 def copy_permissions(source: os.stat_result, target: str | os.PathLike[str]) -> None:
-    """Give the file `target` the mode of `source`, and its owner and group where this process may."""
+    """Set the mode of the file `target` from `source`, and its owner and group if this process is permitted to."""
     if hasattr(os, "chown"):
         with contextlib.suppress(PermissionError):
             os.chown(target, source.st_uid, source.st_gid, follow_symlinks=False)
@@ -149,9 +149,9 @@ def copy_permissions(source: os.stat_result, target: str | os.PathLike[str]) -> 
 
 
 def flush_folder(folder: str | os.PathLike[str]) -> None:
-    """Flush the names in `folder` to the disk. Windows does so by itself.
+    """Flush the file names in `folder` to the disk. Windows does so by itself.
 
-    Nothing is done where the folder may be written to but not read, or the file system cannot flush folders.
+    Does nothing if the folder is writable but not readable, or the file system cannot flush folders.
     """
     if os.name != "posix":
         return
@@ -169,9 +169,9 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> None:
-    """Make `folder`, and the last `parents` of its parents, for their owner alone, whatever the umask is.
+    """Create `folder` and up to `parents` of its nearest parents with mode 0700, regardless of the umask.
 
-    Parents above are made as usual. A folder that exists already keeps its mode. Raises OSError.
+    Parents further up are created with the default mode. Existing folders keep their mode. Raises OSError.
     """
     missing = []
     path = Path(folder)
@@ -183,19 +183,19 @@ def make_private_folder(folder: str | os.PathLike[str], parents: int = 0) -> Non
         try:
             each.mkdir(0o700 if private else 0o777)
         except FileExistsError:
-            continue  # another process was faster
+            continue  # another process has just created it
         if private:
-            each.chmod(0o700)  # the umask may have taken bits of the owner
+            each.chmod(0o700)  # the umask may have cleared owner bits
         flush_folder(each.parent)
 
 
 def _open(path: str | os.PathLike[str], mode: str, flags: int, permissions: int) -> io.FileIO:
-    # One call, so that a signal handler that raises finds either no descriptor or a file that closes itself.
+    # One call, so that if a signal handler raises there is either no descriptor or a file that closes itself.
     return next(map(io.FileIO, map(os.open, (path,), (flags | _FLAGS,), (permissions,)), (mode,)))
 
 
 def _is_at(path: str | os.PathLike[str], file: io.FileIO) -> bool:
-    """Whether `file` is the regular file that `path` names now."""
+    """Return whether `file` is the regular file that `path` names now."""
     status = validate_regular_file(path)
     return status is not None and os.path.samestat(status, os.fstat(file.fileno()))
 

@@ -1,4 +1,4 @@
-"""`check_data`: reads everything that a store holds, says what is wrong with it, and repairs what can be repaired."""
+"""Integrity checks: `check_data` reads everything in a store, reports each problem and repairs what it can."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .limits import check_key
 from .options import read_options
 from .store import Store
 
-# How often a count that does not fit is looked at again: others may have written between two looks.
+# How often a wrong count is compared again: others may have written between counting and listing.
 _LOOKS = 5
 
 _Save = Callable[[str, str, bytes], None]
@@ -34,20 +34,20 @@ _Save = Callable[[str, str, bytes], None]
 def check_data(
     config: Any = None, *, fix: bool = False, salvage: str | os.PathLike[str] | None = None
 ) -> Iterator[Finding]:
-    """Read everything in a store; what is wrong with it, as soon as it is found. Nothing at all: the store is sound.
+    """Read everything in a store and yield each problem as it is found. A sound store yields nothing.
 
-    `config` is anything that `connect` takes, or an open `Store`. A damaged store may not open: give the config.
-    Others may use the store meanwhile. Nothing is changed, except
+    `config` is anything that `connect` accepts, or an open `Store`. Pass the config if a damaged store does not open.
+    Others may use the store meanwhile. Nothing is changed, except:
 
-    - with `fix`: counts are put right, data without a namespace gets one called ``recovered-N``, indexes are made
-      anew. Nothing that can be read is lost by it. A damaged structure is not repaired: restore a copy.
-    - with `salvage`, the name of a file that is not there yet: each value whose checksum does not fit is written to
-      it (JSON lines with `namespace`, `key` and the stored bytes in base64 as `data`), flushed to the disk, and only
-      then removed from the store, unless it was set again meanwhile. Values that merely cannot be read here, for want
-      of a class or a key, stay.
+    - With `fix`, counts are corrected, data without a namespace gets one called ``recovered-N``, and indexes are
+      rebuilt. No readable data is lost. A damaged structure is not repaired: restore a copy.
+    - With `salvage`, the path of a new file, each value whose checksum does not match is written to that file (JSON
+      lines with `namespace`, `key`, and the stored bytes in base64 as `data`), flushed to the disk, and only then
+      removed from the store, unless it was set again meanwhile. Intact values stay, even if they cannot be read here
+      because a class or a signing key is missing.
 
     Raises what `connect` raises for a store that cannot be reached, CapabilityError for an engine that cannot list its
-    namespaces or a change to what LAYERS make read-only, OSError for the file; damage is never raised.
+    namespaces or a change to namespaces that LAYERS make read-only, OSError for the file. Damage is never raised.
     """
     checked = config.config if isinstance(config, Store) else read_config(config)
     if fix or salvage is not None:
@@ -56,7 +56,7 @@ def check_data(
         if isinstance(config, Store):
             yield from _check_open(config, fix, save)
             return
-        # Before the engine sees them: damaged files may crash it.
+        # Verify the files before the engine opens them: damaged files may crash it.
         found = list(_check_files(checked))
         yield from found
         if found:
@@ -95,7 +95,7 @@ def _check_files(config: StoreConfig) -> Iterator[Finding]:
     plugin = load_factory(info)
     if not issubclass(plugin, StoragePluginBase):
         return
-    # An engine that does not look at its files may take options that only it can read.
+    # Without an own `check_files`, do not read the options: the engine may read them in its own way.
     if plugin.check_files.__func__ is StoragePluginBase.check_files.__func__:  # type: ignore[attr-defined]
         return
     options = read_options(PluginConfig(config, info), plugin.OPTIONS, info.name, hints=plugin.OPTION_HINTS)
@@ -109,7 +109,7 @@ def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[F
     counts_itself = False
     told: set[str | None] = set()
     told_structure = False
-    # A factory of Errbot's making may have a `check` of another meaning.
+    # A factory written for Errbot may have an unrelated method `check`.
     if isinstance(factory, StoragePluginBase):
         counts_itself = type(factory).check is not StoragePluginBase.check
         try:
@@ -133,7 +133,7 @@ def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[F
             continue
         with closing(storage):
             if isinstance(storage, EncodedStorage):
-                # A key that cannot be read was told of; that nothing can be listed across it is not another fault.
+                # An unreadable key is reported already; that it blocks the listing is not a second problem.
                 for finding in _read_bytes(storage, namespace, save):
                     if finding.kind != "structure" or namespace not in told:
                         yield finding
@@ -154,7 +154,7 @@ def _read_bytes(storage: EncodedStorage, namespace: str, save: _Save | None) -> 
         return
     except CorruptValueError as error:
         yield Finding("structure", str(error), namespace)
-    # What lies behind that place, from the other end.
+    # Read the items beyond the damaged place from the other end.
     try:
         for key, data in storage.read_range(last, None, True):
             if last is not None and key <= last:
@@ -172,7 +172,7 @@ def _judge(storage: EncodedStorage, namespace: str, key: str, data: bytes, save:
     try:
         storage._decoded(key, data)
     except CorruptValueError as error:
-        # An intact frame is somebody's value, even if it takes another codec, key or class to read it.
+        # An intact frame is a value, even if reading it takes another codec, signing key or class.
         seeds = (0, crc32(key.encode())) if storage.binds_keys else (0,)
         moved = save is not None and all(crc32(data, seed) != RESIDUE for seed in seeds)
         if moved:
@@ -202,7 +202,7 @@ def _count(storage: StorageBase, namespace: str) -> Iterator[Finding]:
         before = storage.len()
         try:
             listed = len(list(storage.keys()))
-        except CorruptValueError:  # told already
+        except CorruptValueError:  # reported already
             return
         if listed in (before, storage.len()):
             return
@@ -211,7 +211,10 @@ def _count(storage: StorageBase, namespace: str) -> Iterator[Finding]:
 
 @contextmanager
 def _saving_to(salvage: str | os.PathLike[str] | None) -> Iterator[_Save | None]:
-    """What writes a value to the file and returns when the disk has it. The file is made with the first value."""
+    """Yield a function that writes a value to the file `salvage` and flushes it to the disk; None without a path.
+
+    The first value creates the file.
+    """
     if salvage is None:
         yield None
         return

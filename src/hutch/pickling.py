@@ -1,8 +1,8 @@
-"""Pickles of stores and namespaces: their config and name. Where one is unpickled it is connected anew, once a process.
+"""Pickling of stores and namespaces: a pickle has the config and the name, and unpickling connects again.
 
-All pickles of one config share one store in the process that unpickles them, and all namespaces of one name share one
-handle, whose `close` does nothing: any number of jobs may have it at the same time. They are closed when the process
-ends. Stores that were pickled have connections of their own, so that they may open what a namespace has open.
+In the process that unpickles them, all pickles of one config share one store, and all pickles of one namespace share
+one handle, whose `close` does nothing: any number of jobs may use it at the same time. They are closed when the process
+ends. Unpickled stores and unpickled namespaces use separate connections, so a store can open any namespace.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from .store import Namespace, Store
 
 _lock = ForkSafeLock()
-# By config, as text that tells any two apart, and whether it is for namespaces.
+# By config (its repr, distinct for distinct configs) and whether the store serves namespaces.
 _stores: dict[tuple[str, bool], Store] = {}
 _namespaces: dict[tuple[str, str], Namespace] = {}
 
 
 def reduce_store(store: Store) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-    """Return what `pickle` makes of an open store. Raises TypeError if another process could not connect to it."""
+    """Return the `__reduce__` value of an open store. Raises TypeError if another process could not connect to it."""
     return restore_store, (_state(store, "store"),)
 
 
 def reduce_namespace(namespace: Namespace) -> tuple[Callable[..., Namespace], tuple[Any, ...]]:
-    """Return what `pickle` makes of an open namespace. Raises TypeError as `reduce_store` does."""
+    """Return the `__reduce__` value of an open namespace. Raises TypeError as `reduce_store` does."""
     store = namespace._owner
     assert store is not None, "a namespace of a store"
     return restore_namespace, (_state(store, "namespace"), namespace.namespace)
 
 
 def restore_store(state: dict[str, Any]) -> Store:
-    """Return the store of this process for a pickled one. Raises what `hutch.connect` raises."""
+    """Return this process's store for a pickled one. Raises what `hutch.connect` raises."""
     return _store(state, for_namespaces=False)
 
 
 def restore_namespace(state: dict[str, Any], name: str) -> Namespace:
-    """Return the handle of this process for a pickled namespace. Raises what `hutch.connect` and `open` raise."""
+    """Return this process's handle for a pickled namespace. Raises what `hutch.connect` and `open` raise."""
     key = repr(state), name
     with _lock.current:
         handle = _namespaces.get(key)
@@ -55,7 +55,7 @@ def restore_namespace(state: dict[str, Any], name: str) -> Namespace:
 
 
 def close_unpickled() -> None:
-    """Close all of them; what is unpickled afterwards is connected anew. For the end of the process, and for tests."""
+    """Close all unpickled stores and namespaces; later unpickling connects again. For process exit and tests."""
     with _lock.current, ExitStack() as closing:
         for store in _stores.values():
             store._is_shared = False
@@ -81,7 +81,7 @@ def _store(state: dict[str, Any], for_namespaces: bool) -> Store:
 
 
 def _state(store: Store, what: str) -> dict[str, Any]:
-    """Return the config of `store` as built-in types, in an order that is always the same."""
+    """Return the config of `store` as built-in types in a stable order."""
     config = store.config
     instead = "Connect where it is used: send what hutch.connect() takes there, and the name of the namespace"
     if config.host_config is not None:
@@ -99,7 +99,7 @@ def _state(store: Store, what: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with its records and mappings as lists and dicts."""
+    """Return `value` with records and mappings converted to dicts, and tuples to lists."""
     if isinstance(value, CodecConfig | LayerConfig | NamespaceRule):
         return {name: _plain(getattr(value, name)) for name in type(value).__annotations__}
     if isinstance(value, Mapping):
@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 
 def _config(state: dict[str, Any]) -> StoreConfig:
-    """Return the config that `_state` described."""
+    """Return the config that a result of `_state` describes."""
     fields = dict(state)
     fields["options"] = MappingProxyType(fields["options"])
     fields["extra_plugin_dirs"] = tuple(fields["extra_plugin_dirs"])

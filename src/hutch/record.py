@@ -1,7 +1,7 @@
-"""Record: a frozen dataclass whose methods are not generated.
+"""Record: a frozen dataclass without generated methods.
 
-`dataclasses` writes, compiles and runs six functions for each class. For the eight classes that every program with a
-store needs, that took as long as half of LMDB's and ormsgpack's imports together.
+`dataclasses` generates and compiles six functions per class. For the eight classes that every program with a store
+needs, that took half as long as importing LMDB and ormsgpack together.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ else:
 
 @dataclass_transform(frozen_default=True)
 class Record:
-    """A class whose annotations are its fields, as in a frozen dataclass; those with a value have it as default.
+    """A class whose annotations are its fields, as in a frozen dataclass; a value in the class is the default.
 
-    Compared, hashed and shown by its fields. A subclass of a subclass has no fields but its own.
+    Equality, hash and repr use the fields. A class has only the fields that it declares itself: none is inherited.
     """
 
     def __init__(self, *values: Any, **named: Any) -> None:
@@ -34,7 +34,7 @@ class Record:
         vars(self).update(given)
 
     def replaced(self, **changes: Any) -> Self:
-        """A copy with other values for some fields."""
+        """Return a copy with some fields changed."""
         return type(self)(**{**vars(self), **changes})
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Any config form -> one frozen, validated `StoreConfig`."""
+"""Configs: convert any form of config to one frozen, validated `StoreConfig`."""
 
 from .model import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
 from .read import read_config

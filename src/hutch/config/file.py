@@ -1,7 +1,7 @@
-"""One YAML or TOML file as plain values, whatever the file is.
+"""Read one YAML or TOML file as plain values.
 
-A config file may have been written by somebody who means harm (one of a folder just unpacked), so reading one is
-bounded in time and memory, runs nothing, and no message quotes what the file says.
+A config file may be malicious (part of a folder just unpacked), so reading it is bounded in time and memory, runs no
+code, and no message quotes its content.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ..handlers import passes_through
 
 #: Largest config file, in bytes.
 MAX_FILE_BYTES = 1024 * 1024
-#: Most values a config holds, aliases counted as often as they are used.
+#: Most values in a config; an alias counts each time it is used.
 MAX_NODES = 10_000
 #: Deepest nesting of mappings and lists.
 MAX_DEPTH = 32
 SUFFIXES = (".yaml", ".yml", ".toml")
 
-# tomllib takes quadratic time over the dots of a key; nobody nests that deep.
+# tomllib takes quadratic time in the number of dots in a key; no real config nests that deep.
 _MOST_DOTS = 1_000
-# What a parser quotes may be a secret. One or two characters (a stray '\t') help and give nothing away.
+# Text that a parser quotes may be a secret. One or two characters (a stray '\t') are helpful and harmless.
 _QUOTED = r"(?s)(['\"]).{3,}\1"
 
 
 def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
-    """The mapping in the YAML or TOML file at `path`, which messages call `shown`.
+    """Return the mapping in the YAML or TOML file at `path`; messages call the file `shown`.
 
-    Raises ConfigError, with the line where there is one, for a file that is missing, unreadable, not a regular
-    file (nothing blocks on a FIFO), over 1 MiB, not UTF-8, not well-formed, not a mapping, that gives a key
-    twice, or that holds more than 10,000 values or nests deeper than 32.
+    Raises ConfigError, with the line if known, for a file that is missing, unreadable, not a regular file (a FIFO
+    does not block), over 1 MiB, not UTF-8, not well-formed, or not a mapping, that has a duplicate key, has more than
+    10,000 values, or nests deeper than 32 levels.
     """
     suffix = path.suffix.casefold()
     if suffix == ".py":
@@ -61,10 +61,10 @@ def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
 
 
 def _read_bytes(path: Path, shown: str) -> bytes:
-    # O_NONBLOCK: opening a FIFO for reading waits for a writer without it.
+    # O_NONBLOCK because opening a FIFO for reading otherwise waits for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        if path.is_dir():  # Windows cannot open a folder, and calls it a lack of permission
+        if path.is_dir():  # Windows reports an attempt to open a folder as a lack of permission
             raise ConfigError(f"{shown} is a folder; name the file in it")
         data = _read_regular(path, flags, shown)
     except ConfigError:  # itself a ValueError
@@ -89,7 +89,7 @@ def _read_bytes(path: Path, shown: str) -> bytes:
 def _read_regular(path: Path, flags: int, shown: str) -> bytes:
     opened: list[int] = []
     try:
-        # `extend` and `map` run no Python code, so that no signal handler comes between opening and the list.
+        # `extend` and `map` run no Python code, so no signal handler can run between opening and the list.
         opened.extend(map(os.open, [path], [flags]))
         if not stat.S_ISREG(os.fstat(opened[0]).st_mode):
             raise ConfigError(f"{shown} is not a regular file; a config is read from a file on disk")
@@ -118,12 +118,12 @@ def _read_toml(text: str, shown: str) -> dict[str, Any]:
         if passes_through(error):
             raise
         raise ConfigError(f"{shown}: values nest deeper than {MAX_DEPTH}") from None
-    except ValueError as error:  # TOMLDecodeError is one, int() of too many digits raises another
+    except ValueError as error:  # TOMLDecodeError, or int() given too many digits
         if passes_through(error):
             raise
         raise ConfigError(f"{shown}: not well-formed TOML: {unquoted(error)}") from None
 
 
 def unquoted(problem: object) -> str:
-    """What a parser said, without what it quoted of the file."""
+    """Return a parser's message without the text that it quotes from the file."""
     return re.sub(_QUOTED, "(...)", str(problem))

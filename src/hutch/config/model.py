@@ -1,4 +1,4 @@
-"""What a config amounts to, whatever form it had. All of it is frozen; no repr shows a secret."""
+"""The validated config, the same for every form. All classes are frozen; no repr shows a secret."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CWD = Path()  # the working folder at the time
 
 
 def _names(options: Mapping[str, Any]) -> str:
-    # Names only: an engine knows which of its options are secret, nobody knows it here.
+    # Names only: which options are secret is known only to the engine.
     return f"<{', '.join(shown_name(name)[1:-1] for name in options)}>"
 
 
 class CodecConfig(Record):
-    """The name of a codec and its options. Whether there is such a codec is for `hutch.codec` to say."""
+    """The name of a codec and its options. `hutch.codec` validates them."""
 
     name: str = "msgpack"
     options: Mapping[str, Any] = _NO_OPTIONS
@@ -31,7 +31,7 @@ class CodecConfig(Record):
 
 
 class LayerConfig(Record):
-    """The name of a layer and its options. Whether there is such a layer is for `hutch.layers` to say."""
+    """The name of a layer and its options. `hutch.layers` validates them."""
 
     name: str
     options: Mapping[str, Any] = _NO_OPTIONS
@@ -41,7 +41,7 @@ class LayerConfig(Record):
 
 
 class NamespaceRule(Record):
-    """What namespaces that fit the glob `pattern` (case counts) have of their own; None means "not set here"."""
+    """Overrides for the namespaces that match the case-sensitive glob `pattern`; None means "not overridden"."""
 
     pattern: str
     codec: CodecConfig | None = None
@@ -49,27 +49,27 @@ class NamespaceRule(Record):
 
 
 class StoreConfig(Record):
-    """All that a config says, checked; `read_config` makes it. The fields hold secrets, the repr does not."""
+    """A complete, validated config, made by `read_config`. The fields may hold secrets; the repr shows none."""
 
     #: Name of a plugin or scheme of a URL, as written: "lmdb", "Redis", "redis+cluster".
     storage: str
-    #: STORAGE_CONFIG and the query of the URL (whose values are text). A copy, all the way down.
+    #: STORAGE_CONFIG and the query of the URL (whose values are text), as a deep copy.
     options: Mapping[str, Any] = _NO_OPTIONS
-    #: The URL without its query, nothing decoded, credentials included; None if the storage was named.
+    #: The URL without its query, undecoded, credentials included; None if the config names a storage instead.
     url: str | None = None
     #: Absolute paths.
     extra_plugin_dirs: tuple[Path, ...] = ()
     codec: CodecConfig = CodecConfig()
-    #: For namespaces that have none of their own.
+    #: For namespaces without an override.
     layers: tuple[LayerConfig, ...] = ()
     namespaces: tuple[NamespaceRule, ...] = ()
-    #: What relative paths are relative to: the folder of the config file, else the working folder. Absolute.
+    #: The base of relative paths: the folder of the config file, else the working folder. Absolute.
     base_dir: Path = _CWD
-    #: Where all this was said, for messages.
+    #: Where the config came from, for messages.
     source: str = "argument"
-    #: True for the default store alone: its folder is made for the owner alone, whatever the umask is.
+    #: True only for the default store: its folder is created with mode 0700, regardless of the umask.
     private: bool = False
-    #: The Errbot-like module or object itself, for plugins that read other attributes of it.
+    #: The Errbot-like module or object that was passed, for plugins that read other attributes of it.
     host_config: object | None = None
 
     if not TYPE_CHECKING:  # it would hide the fields
@@ -80,11 +80,11 @@ class StoreConfig(Record):
                 vars(self)["base_dir"] = Path.cwd()
 
     def codec_for(self, namespace: str) -> CodecConfig:
-        """The codec of the first rule that fits `namespace` and sets one, else the store's."""
+        """Return the codec of the first rule that matches `namespace` and sets a codec, else the store's codec."""
         return next((rule.codec for rule in self._rules(namespace) if rule.codec is not None), self.codec)
 
     def layers_for(self, namespace: str) -> tuple[LayerConfig, ...]:
-        """The layers of the first rule that fits `namespace` and sets them, to none perhaps, else the store's."""
+        """Return the layers of the first rule matching `namespace` that sets them, even to none, else the store's."""
         return next((rule.layers for rule in self._rules(namespace) if rule.layers is not None), self.layers)
 
     def _rules(self, namespace: str) -> Iterator[NamespaceRule]:
@@ -102,6 +102,6 @@ class StoreConfig(Record):
             "base_dir": repr(str(self.base_dir)),
             "source": repr(self.source),
             "private": self.private,
-            "host_config": f"<{type(self.host_config).__name__}>",  # its repr may well show its attributes
+            "host_config": f"<{type(self.host_config).__name__}>",  # its repr may show its attributes
         }
         return f"StoreConfig({', '.join(f'{name}={value}' for name, value in shown.items())})"

@@ -1,9 +1,9 @@
-"""From the forms a config may have to the six keys, and from those, by `Checker`, to a `StoreConfig`.
+"""Read a config: extract the six keys from any form, then let `Checker` build a `StoreConfig` from them.
 
 ``${NAME}`` and ``${NAME:-default}`` expand in every text value of a file or a mapping; never in a key, in a URL
-argument, or in a Python object (an Errbot config is Python, and may well have a ``${`` in a password). ``$${``
-stands for a plain ``${``. The default counts when the variable is unset or empty. What a variable holds is not
-expanded again, and where it stands within a URL it must be written as URLs are (``%3F`` for ``?``).
+argument, or in a Python object (an Errbot config is Python, and may have a ``${`` in a password). ``$${`` stands
+for a plain ``${``. The default applies if the variable is unset or empty. The value of a variable is not expanded
+again, and within a URL it must be escaped as URLs are (``%3F`` for ``?``).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .model import CodecConfig, StoreConfig
 from .url import shown_name
 from .validate import KEYS, Checker
 
-# What an Errbot config has in STORAGE for hutch.bridges.errbot to be loaded: the config of hutch is its STORAGE_CONFIG.
+# STORAGE in an Errbot config that uses hutch.bridges.errbot; its STORAGE_CONFIG is then a hutch config.
 _BRIDGE = "hutch"
-# Plugins of a bot store what pickle takes, as in Errbot's own storages. What msgpack takes too need not be pickled.
+# A bot's plugins may store any picklable value, as in Errbot's own storages; msgpack is preferred where it suffices.
 _BRIDGE_CODEC = CodecConfig("pickle", MappingProxyType({"prefer": "msgpack"}))
 _BRIDGE_FORMS = "Expected a URL, as in {'url': 'lmdb:///srv/bot/state'}, or keys of a hutch config: " + ", ".join(KEYS)
 _FORMS = (
@@ -35,17 +35,17 @@ _FORMS = (
 def read_config(
     config: object = None, *, environ: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> StoreConfig:
-    """The one `StoreConfig` that `config`, in any of its forms, amounts to.
+    """Return the `StoreConfig` that `config` describes, in any form.
 
     `config` is a URL, the path of a YAML or TOML file (`str` or path object), a mapping with a file's keys, a
-    Python module or object (an Errbot ``config.py``), a `StoreConfig` (returned as it is), or None. None takes
+    Python module or object (an Errbot ``config.py``), a `StoreConfig` (returned unchanged), or None. None means
     ``$HUTCH_STORAGE`` (a URL), else ``$HUTCH_CONFIG`` (a file), else LMDB in the user's data directory; an empty
-    variable counts as unset. No file is looked for in the working folder. `environ` and `cwd` stand in for
-    `os.environ` and the working folder. Relative paths are relative to the config file, and to the working folder in
-    the other forms, Python modules included: so has Errbot always read them.
+    variable counts as unset. The working folder is never searched for a file. `environ` and `cwd` replace
+    `os.environ` and the working folder. Relative paths in a file are relative to the file; in every other form, Python
+    modules included, to the working folder, as in Errbot.
 
-    Nothing but the config file is opened, and nothing is written. Raises ConfigError that says where, what was
-    expected and the nearest valid name, and that shows no value.
+    Opens only the config file and writes nothing. Raises ConfigError that names the place, what was expected and the
+    nearest valid name, and shows no value.
     """
     if isinstance(config, StoreConfig):
         return config
@@ -84,14 +84,14 @@ def _from_surroundings(environ: Mapping[str, str], here: Path) -> StoreConfig:
 
 
 def _data_dir(environ: Mapping[str, str]) -> Path:
-    platform: str = sys.platform  # as a plain str, or mypy would check the branch of one platform
+    platform: str = sys.platform  # a plain str, because mypy would otherwise check only one platform's branch
     if platform == "win32":
         local = environ.get("LOCALAPPDATA")
         return Path(local) if local else _home(environ, "USERPROFILE") / "AppData" / "Local"
     if platform == "darwin":
         return _home(environ, "HOME") / "Library" / "Application Support"
     data_home = environ.get("XDG_DATA_HOME", "")
-    # The XDG specification has a relative path ignored.
+    # The XDG specification says to ignore a relative path.
     return Path(data_home) if Path(data_home).is_absolute() else _home(environ, "HOME") / ".local" / "share"
 
 
@@ -116,7 +116,7 @@ def _from_text(text: str, environ: Mapping[str, str], here: Path) -> StoreConfig
         return _from_url(text, "argument", here)
     if Path(text).suffix.casefold() in (*SUFFIXES, ".py"):
         return _from_file(text, text, environ, here)
-    # Shown only if it is a plain word: it could be a URL that lacks a slash, with a password in it.
+    # Show the text only if it is a plain word: it could be a URL that lacks a slash and contains a password.
     if text.isidentifier():
         raise ConfigError(
             f"argument: {text!r} is neither a URL nor the path of a .yaml or .toml file. Is it the name of a storage? "
@@ -151,7 +151,7 @@ def _from_object(host: object, here: Path) -> StoreConfig:
     if "STORAGE" not in attributes:
         if data_dir is None:
             raise ConfigError(f"{source}: it has neither STORAGE nor BOT_DATA_DIR; one must say where data is kept")
-        attributes["STORAGE"] = "shelf"  # the default of Errbot
+        attributes["STORAGE"] = "shelf"  # Errbot's default
     checker = Checker(source, here)
     if str(attributes["STORAGE"]).casefold() == _BRIDGE:
         checker = Checker(f"{source}: STORAGE_CONFIG", here, default_codec=_BRIDGE_CODEC)
@@ -171,9 +171,9 @@ def _from_object(host: object, here: Path) -> StoreConfig:
 
 
 def _for_bridge(attributes: Mapping[str, object], data_dir: object, source: str) -> dict[str, object]:
-    """The keys of hutch in a bot's STORAGE_CONFIG, where ``url`` may stand for STORAGE.
+    """Return the hutch keys in a bot's STORAGE_CONFIG, where ``url`` may replace STORAGE.
 
-    Where neither is given, LMDB keeps the state in the folder ``hutch`` of BOT_DATA_DIR.
+    Without either, STORAGE is LMDB in the folder ``hutch`` of BOT_DATA_DIR.
     """
     misplaced = [name for name in attributes if name not in ("STORAGE", "STORAGE_CONFIG")]
     if misplaced:

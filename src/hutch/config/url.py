@@ -1,8 +1,8 @@
-"""A storage URL: what its parts are, without losing or showing a character.
+"""Split a storage URL, ``scheme://rest?name=value&...``, without changing it or showing it in messages.
 
-``scheme://rest?name=value&...``. No general parser is used, because none keeps a path as people write it: to
-`urllib` a ``#`` ends the path, a ``+`` is a blank and the host is lower case. Here ``rest`` is everything up to
-the first ``?``, untouched, for the engine to read; ``%`` escapes say what cannot be written (``%3F`` for ``?``).
+No general parser is used, because none preserves a path as people write it: `urllib` ends the path at a ``#``, turns
+``+`` into a blank and lower-cases the host. Here ``rest`` is everything up to the first ``?``, unchanged, for the
+engine to parse; ``%`` escapes stand for reserved characters (``%3F`` for ``?``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 from ..errors import ConfigError, redact
 
-# Compiled when they are first used: opening a store needs one or two of all the patterns of hutch.
+# Compiled on first use: opening a store needs only one or two of hutch's patterns.
 _SCHEME = r"[A-Za-z][A-Za-z0-9+._-]{0,99}"
 _OPTION_NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
 _LONGEST_NAME = 60
@@ -19,11 +19,11 @@ _SLASH_DRIVE = r"/[A-Za-z]:[/\\]"
 
 
 def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
-    """The scheme as written, the URL without its query and otherwise untouched, and the decoded query options.
+    """Return the scheme as written, the otherwise unchanged URL without its query, and the decoded query options.
 
-    `where` starts every message. Raises ConfigError for a scheme that cannot be one, an option that is not
-    ``name=value`` or comes twice, a bare ``@`` behind the ``?``, an escape that is not UTF-8, and NUL. No
-    message shows a part of the URL, except names of options.
+    `where` starts every message. Raises ConfigError for an invalid scheme, an option that is not ``name=value`` or
+    is given twice, a bare ``@`` after the ``?``, an escape that is not UTF-8, and NUL. Messages show no part of the
+    URL except the names of options.
     """
     url, _, query = text.partition("?")
     scheme, separator, _ = url.partition("://")
@@ -35,7 +35,7 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
     if "\0" in text:
         raise ConfigError(f"{where}: a storage URL may not hold NUL")
     if "@" in query:
-        # Most likely the "?" stands in a password, and what follows it is no option but the rest of a secret.
+        # Most likely the "?" is part of a password, and the text after it is the rest of a secret.
         raise ConfigError(
             f"{where}: a storage URL may not hold a bare '@' behind the first '?'; write a '?' in a password or a path "
             "as %3F, and an '@' in an option as %40"
@@ -60,12 +60,12 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
 
 
 def url_path(url: str) -> str:
-    """The path that a file engine's URL names: all that follows ``://``, with ``%`` escapes decoded.
+    """Return the path in a file engine's URL: everything after ``://``, with ``%`` escapes decoded.
 
-    ``lmdb:///srv/x`` is ``/srv/x``, ``lmdb://data`` is ``data``, and a Windows drive comes out bare:
-    ``lmdb:///C:/x`` is ``C:/x``. Escapes that are not UTF-8 become the surrogates that `os.fsencode` turns back
-    into the same bytes. Expects a URL without query, as `StoreConfig.url` is. Raises ConfigError if `url` has
-    no ``://`` or the path holds NUL.
+    ``lmdb:///srv/x`` gives ``/srv/x``, ``lmdb://data`` gives ``data``, and a Windows drive loses the slash before it:
+    ``lmdb:///C:/x`` gives ``C:/x``. Escapes that are not UTF-8 become surrogates, which `os.fsencode` turns back
+    into the same bytes. Expects a URL without query, such as `StoreConfig.url`. Raises ConfigError if `url` has
+    no ``://`` or the path contains NUL.
     """
     _, separator, rest = url.partition("://")
     if not separator:
@@ -85,13 +85,13 @@ def _unquoted(text: str, errors: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """`url`, without query, for people to read: whatever stands before the last ``@`` is hidden."""
+    """Return `url`, which has no query, for messages: everything before the last ``@`` is hidden."""
     scheme, separator, rest = url.partition("://")
     _, at, host = rest.rpartition("@")
     return redact(f"{scheme}{separator}{'***' if at else ''}{at}{host}")
 
 
 def shown_name(name: object) -> str:
-    """The name of a key or an option, quoted for people to read; cut, and without credentials if it is a URL."""
+    """Return the name of a key or an option, quoted for messages; truncated, and without a URL's credentials."""
     text = redact(str(name))
     return repr(text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "...")

@@ -1,4 +1,4 @@
-"""The six keys of a config, checked: one place for every form, every message with its source and dotted place."""
+"""Validate the six keys of a config, for every form; each message names the source and the dotted key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .variables import expand, without_variables
 
 KEYS = ("STORAGE", "STORAGE_CONFIG", "EXTRA_PLUGIN_DIRS", "CODEC", "LAYERS", "NAMESPACES")
 _RULE_KEYS = ("CODEC", "LAYERS")
-# Of a codec or a layer. What has another form (a key, put in the wrong place) is not shown.
+# The name of a codec or a layer. Text of another form (a secret in the wrong place) is not shown.
 _NAME = r"[A-Za-z][A-Za-z0-9_.+-]{0,63}"
 _STORAGE_NAME = r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?"
 
@@ -26,7 +26,7 @@ _DEFAULT_CODEC = CodecConfig()
 
 
 class Checker:
-    """Checks one config. `read` is the way in; the rest is there for keys that only some forms have."""
+    """A validator of one config. `read` is the entry point; `dirs` and `path` serve keys that only some forms have."""
 
     def __init__(
         self,
@@ -39,16 +39,16 @@ class Checker:
     ) -> None:
         self.source = source
         self.base_dir = base_dir
-        #: Where variables are looked up; None leaves text as it stands.
+        #: Where variables are looked up; None leaves text unexpanded.
         self.environ = environ
-        #: False for a bare URL: there is no key STORAGE to name in a message.
+        #: False for a bare URL, which has no key STORAGE to name in a message.
         self.keyed = keyed
         #: The codec of a config that names none.
         self.default_codec = default_codec
         self._room = MAX_NODES
 
     def read(self, given: Mapping[Any, object]) -> StoreConfig:
-        """The config that the mapping `given` amounts to. Raises ConfigError."""
+        """Return the config that the mapping `given` describes. Raises ConfigError."""
         keys = self._keys(given, "", KEYS)
         storage, url, url_options = self._storage(keys["STORAGE"])
         options = self._options(keys["STORAGE_CONFIG"], "STORAGE_CONFIG")
@@ -76,7 +76,7 @@ class Checker:
         )
 
     def dirs(self, value: object, place: str) -> tuple[Path, ...]:
-        """One path, or a list of them, made absolute; none if `value` is None."""
+        """Return the path or list of paths in `value` as absolute paths; none if `value` is None."""
         if value is None:
             return ()
         if not isinstance(value, list | tuple | set | frozenset):
@@ -84,7 +84,7 @@ class Checker:
         return tuple(self.base_dir / self.path(item, f"{place}[{i}]") for i, item in enumerate(value))
 
     def path(self, value: object, place: str) -> str:
-        """A path, as text."""
+        """Return the path in `value` as text."""
         text = os.fspath(value) if isinstance(value, os.PathLike) else self._expand(value, place)
         if not isinstance(text, str) or not text or "\0" in text:
             raise self._wrong(place, f"expected a path, not {_kind(text)}")
@@ -93,7 +93,7 @@ class Checker:
     # --- the keys ---
 
     def _keys(self, given: Mapping[Any, object], place: str, known: tuple[str, ...]) -> dict[str, object]:
-        """`given` under upper-case keys, None for the absent. An empty section of a YAML file is absent too."""
+        """Return `given` with upper-case keys, and None for each missing key. An empty YAML section is None too."""
         read: dict[str, object] = {}
         for key, value in given.items():
             name = self._name(key, place).upper()
@@ -111,7 +111,7 @@ class Checker:
         if not isinstance(value, str):
             problem = "it is missing" if value is None else f"it is {_kind(value)}"
             raise self._wrong("STORAGE", f"{problem}; expected {expected}")
-        # A URL that is one variable is taken as it is; a variable within a URL must not change what is what.
+        # A variable may hold a whole URL, but a variable within a URL must not change how the URL is split.
         within_url = "://" in without_variables(value)
         text = self._expand(value, "STORAGE", refused="?&" if within_url else "")
         url: str | None = None
@@ -155,7 +155,7 @@ class Checker:
         return tuple(rules)
 
     def _named(self, value: object, place: str, example: str) -> tuple[str, Mapping[str, Any]]:
-        """A name alone, or a mapping with ``name`` and options."""
+        """Return the name and options in `value`: a bare name, or a mapping with ``name`` and options."""
         if isinstance(value, Mapping):
             options = self._options(value, place)
             name = options.pop("name", None)
@@ -176,7 +176,7 @@ class Checker:
         return key
 
     def _copy(self, value: object, place: str, depth: int = 1) -> Any:
-        """`value` with its containers copied and the variables in its text expanded; other objects as they are."""
+        """Return `value` with its containers copied and the variables in its text expanded; other objects unchanged."""
         self._room -= 1
         if self._room < 0:
             raise self._wrong(place, f"more than {MAX_NODES:,} values; it does not look like a config")
@@ -191,7 +191,7 @@ class Checker:
         return self._expand(value, place)
 
     def _expand(self, value: object, place: str, refused: str = "") -> Any:
-        """`value`, if it is text with variables expanded; none of which may hold a character of `refused`."""
+        """Return `value` with variables expanded if it is text; no variable may contain a character of `refused`."""
         if not isinstance(value, str) or "${" not in value:
             return value
         if self.environ is None:
@@ -213,7 +213,7 @@ def _dotted(place: str, key: object) -> str:
 
 
 def _kind(value: object) -> str:
-    """What `value` is, without showing it."""
+    """Return a description of the type of `value`, without showing it."""
     if value is None:
         return "nothing"
     if isinstance(value, str):

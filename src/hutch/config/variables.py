@@ -1,4 +1,4 @@
-"""``${NAME}`` and ``${NAME:-default}`` in the text of a config."""
+"""Expand ``${NAME}`` and ``${NAME:-default}`` in the text of a config."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _VARIABLE = r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!
 
 
 def without_variables(text: str) -> str:
-    """`text` with nothing in place of its variables."""
+    """Return `text` with its variables removed."""
     return re.sub(_VARIABLE, "", text) if "${" in text else text
 
 
 def expand(text: str, environ: Mapping[str, str], where: str, refused: str = "") -> str:
-    """`text` with the values of its variables in their place, and ``${`` for every ``$${``.
+    """Return `text` with its variables replaced by their values, and every ``$${`` by ``${``.
 
-    A default counts when the variable is unset or empty. Values are not expanded again and never shown.
+    A default applies if the variable is unset or empty. Values are not expanded again and never shown.
     `where` starts every message. Raises ConfigError for a variable that is unset and has no default, a ``${`` that
-    starts no variable, and a value that holds one of the characters in `refused`.
+    does not start a variable, and a value that contains one of the characters in `refused`.
     """
 
     def value(match: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
-"""YAML as `yaml.safe_load` reads it, but bounded, without silent duplicates, and without quoting the file.
+"""Read YAML as `yaml.safe_load` does, but bounded, refusing duplicate keys, and without quoting the file.
 
-`safe_load` keeps the last of two equal keys, follows aliases until the memory is full ("billion laughs"), and
-its errors show the line they are about. So the events are counted before anything is built, and the nodes are
-turned into values here; scalars are left to `SafeLoader`.
+`safe_load` keeps the last of two equal keys, expands aliases until memory is full ("billion laughs"), and quotes the
+line in its errors. So the events are counted before anything is built, and this module converts nodes to values,
+except scalars, which `SafeLoader` converts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..handlers import passes_through
 from .file import MAX_DEPTH, MAX_NODES, unquoted
 from .url import shown_name
 
-# The longest text that is read as a number or a date: int() and its like take quadratic time.
+# The longest text that is read as a number or a date: int() and similar functions take quadratic time.
 _LONGEST_PLAIN = 1_000
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = frozenset(_TAG + kind for kind in ("null", "bool", "int", "float", "str", "timestamp", "binary"))
@@ -29,7 +29,7 @@ _KINDS: dict[type[yaml.Node], frozenset[str]] = {
 
 
 def read_yaml(text: str, shown: str) -> Any:
-    """The one document in `text`, or None if there is none. Raises ConfigError that names the line."""
+    """Return the single document in `text`, or None if it is empty. Raises ConfigError that names the line."""
     try:
         _count(text, shown)
         root = yaml.compose(text, yaml.SafeLoader)
@@ -50,7 +50,7 @@ def read_yaml(text: str, shown: str) -> Any:
 
 
 def _count(text: str, shown: str) -> None:
-    # Before composing: that recurses, and keeps every node.
+    # Count before composing, which recurses and keeps every node in memory.
     nodes = depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -73,7 +73,7 @@ def _line(piece: yaml.Event | yaml.Node) -> int:
 
 
 class _Values:
-    """Turns the nodes of one document into values, each alias into a copy, within the limits."""
+    """A converter of one document's nodes to values, within the limits; each use of an alias becomes a copy."""
 
     def __init__(self, shown: str) -> None:
         self._shown = shown
@@ -116,7 +116,7 @@ class _Values:
             raise self._wrong(node, "a number or date of that length; quote it if it is meant as text")
         try:
             return self._scalars.construct_object(node)
-        except Exception as error:  # SafeLoader lets out IndexError, KeyError and others, most of them with the value
+        except Exception as error:  # SafeLoader leaks IndexError, KeyError and others, most of which quote the value
             if passes_through(error):
                 raise
             kind = node.tag.removeprefix(_TAG)
