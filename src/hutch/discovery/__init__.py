@@ -1,1 +1,1 @@
-"""From a name in a config to the factory of its plugin: descriptors, search, entry points, loading."""
+"""Find a plugin by the name in a config and build its factory: descriptors, search, entry points, loading."""

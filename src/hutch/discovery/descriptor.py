@@ -1,8 +1,8 @@
-"""One ``.plug`` file -> `PluginInfo`, as text: no plugin code is imported.
+"""Read one ``.plug`` file as text into a `PluginInfo`; no plugin code is imported.
 
-A descriptor is found by searching folders, so it is read as what it is, somebody's file: a bounded number of
-bytes, from a regular file only, and the module it names must be a file beside it. Errbot's descriptors are
-valid ones; sections and options that are not named here are ignored, because Errbot has its own.
+A descriptor is found by searching folders, so it is untrusted: a bounded number of bytes is read, from a regular
+file only, and the module it names must be a file beside it. Errbot's descriptors are valid; sections and options
+that are unknown here are ignored, because Errbot has its own.
 """
 
 from __future__ import annotations
@@ -23,64 +23,64 @@ _MAX_NAME = 100
 _Sections = dict[str, dict[str, str]]
 _SCHEME = r"[a-z][a-z0-9+.-]*"  # RFC 3986
 _EXTRA = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"  # PEP 508
-# "3", "3.11", "3.11+", Errbot's "2+" and "3.6.1-beta"; what follows the dash does not count.
+# "3", "3.11", "3.11+", Errbot's "2+" and "3.6.1-beta"; the part after the dash is ignored.
 _VERSION = r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?"
 
 
 class PluginInfo(Record):
-    """What is known of a plugin before any of its code runs."""
+    """The description of a plugin, known before any of its code runs."""
 
-    #: As its author writes it, 1 to 100 printable characters. Found without regard to case.
+    #: The name as its author writes it, 1 to 100 printable characters. Looked up without regard to case.
     name: str
-    #: The descriptor, absolute; for a class named by an entry point or a hook a text that says where it comes from.
+    #: The absolute path of the descriptor; for a class from an entry point or a hook, a text that names the origin.
     path: Path
-    #: The module beside the descriptor, without ``.py``; of an entry point, its dotted name.
+    #: The module beside the descriptor, without ``.py``; for an entry point, the dotted name of its module.
     module: str | None
-    #: The factory; None: the only one in the module.
+    #: The name of the factory class; None means the only factory in the module.
     class_name: str | None
-    #: The oldest Python that will do, as in ``(3, 11)``.
+    #: The oldest supported Python version, as in ``(3, 11)``.
     python_min: tuple[int, ...] | None
     #: One line for people; may be empty.
     description: str
-    #: ``[Core] Extra``: the extra of hutch that brings the driver.
+    #: ``[Core] Extra``: the extra of hutch that installs the driver.
     extra: str | None
     #: ``[URL] Schemes``, in lower case; the name in lower case if the descriptor has none.
     schemes: tuple[str, ...]
-    #: ``[URL] Path`` or ``Whole``: the option that receives what a URL says.
+    #: ``[URL] Path`` or ``Whole``: the option that receives the path or the whole URL.
     url_option: str
-    #: Whether that is the URL itself, without its query, or (False) all that follows ``://``.
+    #: True if the option gets the URL without its query; False if it gets everything after ``://``.
     whole_url: bool
-    #: ``package.module:Class`` of an entry point that names a class; imported when it is loaded.
+    #: ``package.module:Class`` of an entry point that names a class; imported only when the plugin is loaded.
     entry_point: str | None = None
-    #: The class itself, where a hook gave it.
+    #: The class itself, if a hook returned one.
     factory: type | None = None
-    #: ``[Core] Unpickles = yes``: reading a value runs code of whoever wrote it.
+    #: ``[Core] Unpickles = yes``: reading a value may run code that the value's writer chose.
     unpickles: bool = False
 
     @property
     def module_file(self) -> Path | None:
-        """The module's file, in the descriptor's real folder; None if the plugin does not come from a descriptor."""
+        """The module's file in the descriptor's real folder; None if the plugin has no descriptor."""
         if self.module is None or self.entry_point is not None or self.factory is not None:
             return None
         return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"
 
 
 class BrokenPlugin(Record):
-    """Something that was found where plugins are, and cannot be used."""
+    """An unusable descriptor, folder, entry point or hook result found in a search."""
 
-    #: The descriptor, or the folder that cannot be searched; the text of an entry point or a hook.
+    #: The descriptor, or the folder that cannot be searched; for an entry point or a hook, a text that names it.
     path: Path
-    #: As the descriptor has it; the file's stem if that cannot be read; None if there is no telling.
+    #: The name in the descriptor; the file's stem if it cannot be read; None if unknown.
     name: str | None
-    #: What is wrong, what was expected.
+    #: What is wrong and what was expected.
     reason: str
 
 
 def read_descriptor(path: Path) -> PluginInfo:
-    """Read one ``.plug`` file.
+    """Read one ``.plug`` file and return its `PluginInfo`.
 
     Raises PluginLoadError, which names the file and the reason, if it is not a readable descriptor of at most
-    64 KiB whose module lies beside it.
+    64 KiB with its module beside it.
     """
     found = parse_descriptor(path)
     if isinstance(found, BrokenPlugin):
@@ -89,16 +89,16 @@ def read_descriptor(path: Path) -> PluginInfo:
 
 
 def parse_descriptor(path: Path) -> PluginInfo | BrokenPlugin:
-    """Read one ``.plug`` file, or say why not; raises nothing, so that one file cannot stop a search."""
+    """Return the contents of one ``.plug`` file, or the reason why it is unusable; never raises."""
     found = parse_if_wanted(path, "")
     assert found is not None
     return found
 
 
 def parse_if_wanted(path: Path, wanted: str) -> PluginInfo | BrokenPlugin | None:
-    """The same, or None for a file that has `wanted`, a casefolded name or scheme, neither in its text nor as its name.
+    """Return the result of `parse_descriptor`, or None if neither the text nor the file name contains `wanted`.
 
-    A plugin of that name or scheme, be it broken, is never left out.
+    `wanted` is a casefolded plugin name or scheme. A matching plugin, even a broken one, is never left out.
     """
     name = path.stem if is_name(path.stem) else None
     try:
@@ -122,27 +122,27 @@ def parse_if_wanted(path: Path, wanted: str) -> PluginInfo | BrokenPlugin | None
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can be the name of a plugin: printable, so that it cannot forge a line of output."""
+    """Return whether `text` can be the name of a plugin: printable, so that it cannot forge a line of output."""
     return 0 < len(text) <= _MAX_NAME and text.isprintable() and not set(text) & {"/", "\\"} and text == text.strip()
 
 
 def shown(path: Path | str) -> str:
-    """`path` for a message; names of files may hold newlines, escape codes and bytes that are no text."""
+    """Return `path` for a message; file names may contain newlines, escape codes and bytes that are not text."""
     text = str(path)
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _Malformed(Exception):
-    """Why a descriptor cannot be used."""
+    """The reason why a descriptor cannot be used."""
 
 
 def _read_text(path: Path) -> str:
-    # Asked before opening, because opening a device can do things; and again after it, because files change.
+    # Tested before opening, because opening a device can have effects, and again afterwards, because files change.
     _check_regular(path.stat().st_mode)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     opened: list[int] = []
     try:
-        # `extend` and `map` run no Python code, so that no signal handler comes between opening and the list.
+        # `extend` and `map` run no Python code, so no signal handler can run between opening and the list.
         opened.extend(map(os.open, [path], [flags]))
         _check_regular(os.fstat(opened[0]).st_mode)
         with open(opened[0], "rb", closefd=False) as file:
@@ -178,7 +178,7 @@ def _parse_any(text: str) -> _Sections:
 
     parser = configparser.ConfigParser(interpolation=None, strict=True)
     try:
-        # newline=None: lines end as they do in a file opened as text.
+        # newline=None: the same line endings as in a file opened as text.
         parser.read_file(io.StringIO(text, newline=None))
     except configparser.MissingSectionHeaderError as error:
         raise _Malformed(f"line {error.lineno}: expected a section such as [Core] first") from None
@@ -195,9 +195,10 @@ def _parse_any(text: str) -> _Sections:
 
 
 def _parse_simple(text: str) -> _Sections | None:
-    """What `configparser` would make of `text`, which most descriptors do not need: it takes longer than LMDB to open.
+    """Return the sections that `configparser` would read from a simple `text`, else None.
 
-    None unless each line is empty, a comment, ``[Section]`` or ``Name = Value``, and nothing is there twice.
+    Simple means that each line is empty, a comment, ``[Section]`` or ``Name = Value``, without duplicates. Most
+    descriptors are, and importing configparser takes longer than opening LMDB.
     """
     sections: _Sections = {}
     options: dict[str, str] | None = None
@@ -260,7 +261,7 @@ def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
         module=module,
         class_name=class_name or None,
         python_min=_python_min(option("Python", "Version")),
-        # One line that prints: `hutch plugins` shows it on a terminal.
+        # One printable line, because `hutch plugins` shows it on a terminal.
         description="".join(c if c.isprintable() else " " for c in option("Documentation", "Description")).strip(),
         extra=extra or None,
         schemes=_schemes(option("URL", "Schemes")) or (name.lower(),),
@@ -280,7 +281,7 @@ def _python_min(text: str) -> tuple[int, ...] | None:
     if match is None:
         raise _Malformed(f"[Python] Version = {_quoted(text)}: expected the oldest Python that will do, such as 3.11")
     version = tuple(int(number) for number in match[1].split("."))
-    # Errbot's "2+" is "2 or 3"; its "2" is Python 2 alone, which the loader refuses.
+    # Errbot's "2+" means Python 2 or 3; its "2" means Python 2 alone, which the loader refuses.
     return (3,) if match[2] and version < (3,) else version
 
 
@@ -307,7 +308,7 @@ def _url_option(options: dict[str, str]) -> tuple[str, bool]:
 
 
 def _check_module(file: Path) -> None:
-    """The module is a regular file whose real path is inside the folder of its descriptor."""
+    """Raise _Malformed unless the module is a regular file whose real path is inside its descriptor's folder."""
     try:
         real = Path(os.path.realpath(file, strict=True))
         regular = stat.S_ISREG(real.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Stage 1: a config becomes a factory, built from the plugin that it names."""
+"""Stage 1: find the plugin that a config names and build its factory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from .search import Discovery, discover
 
 
 def load_plugin(name: str, config: Any = None) -> Any:
-    """Stage 1 alone: the factory of the plugin called `name`, built from `config`.
+    """Return the factory of the plugin called `name`, built from `config` (stage 1 alone).
 
-    `config` is a mapping of the engine's options, or any form that `connect` takes; the engine that it names, if
-    it does, gives way to `name`. Raises what `connect` raises, and ConfigError if the config asks for layers,
-    which only a `Store` puts on.
+    `config` is a mapping of the engine's options, or any form that `connect` accepts; `name` replaces an engine that
+    it names. Raises what `connect` raises, and ConfigError if the config names layers, which only a `Store` adds.
     """
     checked = read_config(_with_storage(name, config))
     if checked.layers or any(rule.layers for rule in checked.namespaces):
@@ -36,7 +35,7 @@ def load_plugin(name: str, config: Any = None) -> Any:
 
 
 def find_plugins(config: StoreConfig | None = None) -> Discovery:
-    """Every plugin that `config` can name, found without importing one."""
+    """Return every plugin that `config` can name, without importing any."""
     return _find_plugins(config, "")
 
 
@@ -50,11 +49,11 @@ def _find_plugins(config: StoreConfig | None, wanted: str) -> Discovery:
 
 
 def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
-    """The plugin that `config` names, and its factory. Codecs and layers are checked too, before anything is opened."""
+    """Return the plugin that `config` names, and its factory. Validates codecs and layers before opening anything."""
     try:
         info = _find_plugins(config, config.storage).find(config.storage)
     except PluginNotFoundError:
-        # Only a search that reads everything knows the nearest name.
+        # Only a complete search can suggest the nearest name.
         info = find_plugins(config).find(config.storage)
     checked = PluginConfig(config, info)
     for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
@@ -65,7 +64,7 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
 
 
 def make_private(config: StoreConfig) -> None:
-    """Make the folder of the default store before its engine would. Raises StorageUnavailableError."""
+    """Create the folder of the default store with mode 0700 before its engine does. Raises StorageUnavailableError."""
     from ..filesystem import make_private_folder
 
     folder = config.options["path"]
@@ -87,9 +86,9 @@ def _check_layers(config: StoreConfig) -> None:
 
 
 class PluginConfig:
-    """What a factory is built from: Errbot's `STORAGE` and `STORAGE_CONFIG`, and hutch's own few names.
+    """The config object passed to a factory: Errbot's `STORAGE` and `STORAGE_CONFIG`, and a few names of hutch.
 
-    Any other attribute is that of the host's own config object, if there is one: a plugin written for Errbot
+    Any other attribute comes from the host's own config object, if there is one: a plugin written for Errbot
     may read `BOT_DATA_DIR`.
     """
 
@@ -111,12 +110,12 @@ class PluginConfig:
         self._config = config
 
     def codec_for(self, namespace: str) -> Codec:
-        """The codec for `namespace`, as configured."""
+        """Return the codec configured for `namespace`."""
         return self.make_codec(self._config.codec_for(namespace))
 
     @staticmethod
     def make_codec(wanted: CodecConfig) -> Codec:
-        """The codec that `wanted` names. Raises ConfigError."""
+        """Return the codec that `wanted` names. Raises ConfigError."""
         from ..codec.select import make_codec
 
         return make_codec(wanted.name, wanted.options)
@@ -145,7 +144,7 @@ def _with_storage(name: str, config: Any) -> Any:
 
 
 class _Renamed:
-    """A host's config object with another STORAGE."""
+    """A host's config object with STORAGE replaced."""
 
     def __init__(self, name: str, config: Any) -> None:
         self.STORAGE = name
@@ -166,9 +165,9 @@ def _hooks_are_installed() -> bool:
     except Exception as error:
         if passes_through(error):
             raise
-        return True  # `hooks` says what is wrong with them
+        return True  # `hooks` reports the problem
 
 
 def hooks_are_used() -> bool:
-    """Whether anybody registered hooks; answered without importing pluggy."""
+    """Return whether any hooks are registered or installed, without importing pluggy."""
     return "hutch.hooks" in sys.modules or _hooks_are_installed()

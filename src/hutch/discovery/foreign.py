@@ -1,4 +1,4 @@
-"""Storages of others: what a plugin's `open` may return, checked and brought to StorageBase."""
+"""Adapt third-party storages: validate what a plugin's `open()` returned and wrap it as a `StorageBase`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _VERBS = ("set", "get", "remove", "len", "keys", "close")
 
 
 def open_checked(factory: Any, plugin: str, namespace: str, opened: list[Any] | None = None) -> StorageBase:
-    """Stage 2: what `factory.open` returns, as a StorageBase. It is put into `opened`, too, before anything can raise.
+    """Call `factory.open` and return its result as a StorageBase (stage 2).
 
-    A StoreError passes, and so does MemoryError and what a signal handler raised while `open` ran; anything else that
-    `open` raises, its `SystemExit` included, becomes a PluginError, and so does a result that is not a storage.
+    The result is appended to `opened` before anything can raise. A StoreError, a MemoryError and a signal handler's
+    exception pass through. Any other exception of `open`, SystemExit included, becomes a PluginError, as does a result
+    that is not a storage.
     """
     try:
         opened = [] if opened is None else opened
-        # `extend` and `map` run no Python code of their own: no signal handler comes between `open` and the list.
+        # `extend` and `map` run no Python code, so no signal handler can run between `open` and the list.
         opened.extend(map(factory.open, [namespace]))
         return as_storage(opened[0], plugin, namespace)
     except StoreError:
@@ -36,9 +37,9 @@ def open_checked(factory: Any, plugin: str, namespace: str, opened: list[Any] | 
 
 
 def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
-    """`storage` itself if it is a StorageBase, a wrapper if it merely has the six verbs (Errbot's plugins).
+    """Return `storage` if it is a StorageBase, or a wrapper if it just has the six verbs (as Errbot's plugins do).
 
-    Raises PluginError that lists what is missing.
+    Raises PluginError that lists the missing verbs.
     """
     if isinstance(storage, StorageBase):
         return storage
@@ -52,7 +53,7 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
     elif hasattr(storage, "__await__"):
         found = "an awaitable; open must not be async"
         if callable(close := getattr(storage, "close", None)):
-            close()  # a coroutine that nobody will await would warn
+            close()  # an unclosed coroutine would warn that it was never awaited
     else:
         found = f"a {type(storage).__qualname__} without {', '.join(missing)}"
     raise PluginError(
@@ -62,9 +63,9 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
 
 
 def close_interrupted(storage: Any) -> None:
-    """Close `storage`, which is in nobody's hands because a signal handler raised; what else it raises is dropped.
+    """Close `storage`, which has no owner because a signal handler raised; ignore its own errors.
 
-    That may be the second call: whether the handler raised before or after the first had done it cannot be known.
+    This may be a second close: it is unknown whether the handler raised before or after a first one completed.
     """
     try:
         if not isinstance(storage, type) and callable(close := getattr(storage, "close", None)):
@@ -75,7 +76,7 @@ def close_interrupted(storage: Any) -> None:
 
 
 class AdaptedStorage(StorageBase):
-    """A storage with the six verbs of Errbot, as a StorageBase. Its stray errors become PluginErrors."""
+    """A StorageBase around an object with Errbot's six verbs. Its unexpected errors become PluginErrors."""
 
     def __init__(self, inner: Any, plugin: str, namespace: str) -> None:
         self._inner = inner
@@ -95,7 +96,7 @@ class AdaptedStorage(StorageBase):
         return count
 
     def keys(self) -> Iterable[str]:
-        # Complete before the first key is given: such storages often iterate over a live dict.
+        # Listed in full before the first key is returned: such storages often iterate over a live dict.
         keys: list[str] = self._call("keys", result=lambda given: list(dict.fromkeys(given)))
         return keys
 
@@ -104,7 +105,7 @@ class AdaptedStorage(StorageBase):
 
     @property
     def lock_scope(self) -> Hashable:
-        # Which of its storages share their data, such a plugin does not tell: all of one name are taken to.
+        # Such a plugin cannot say which storages share data, so all with the same name are assumed to.
         return ("adapted", self._where)
 
     def _call(self, verb: str, *arguments: Any, result: Callable[[Any], Any] = lambda given: given) -> Any:
@@ -113,9 +114,9 @@ class AdaptedStorage(StorageBase):
         except StoreError:
             raise
         except Exception as error:
-            # A missing key, but where there is a key to be missing.
+            # A KeyError means a missing key only from a verb that takes an existing key.
             if (isinstance(error, KeyError) and verb in ("get", "remove")) or passes_through(error):
                 raise
-            # Where a value is at hand an error may quote it; it is in the cause.
+            # The text of an error may quote the value, so it stays in the cause.
             told = "" if verb in ("get", "set") else f": {redact(str(error))[:300]}"
             raise PluginError(f"{self._where}: {verb} raised {type(error).__name__}{told}") from error

@@ -1,7 +1,7 @@
-"""PluginInfo -> its factory class, an instance of it, a checked storage. The one place where plugin code is imported.
+"""Load a plugin: import its module, choose its factory class and build the factory. Only here is plugin code imported.
 
-A module is loaded by file location, as a member of a package of hutch's own that stands for its folder:
-`sys.path` is not touched, two modules of one name do not clash, and ``from . import helper`` finds a sibling.
+A module is loaded by file location, as a member of a package that hutch creates for its folder: `sys.path` is not
+changed, modules of the same name do not clash, and ``from . import helper`` finds a sibling.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .foreign import close_interrupted
 T = TypeVar("T")
 
 _lock = ForkSafeLock()
-# The names of modules whose import has begun and not ended. One that is not being imported was broken off.
+# Modules whose import has begun but not completed. A name that is not in `_importing` too was interrupted.
 _unfinished: set[str] = set()
 _importing: set[str] = set()
-# An option's text shorter than this is no secret, and replacing it would garble words at random.
+# Shorter option values are not treated as secrets: replacing them would garble words at random.
 _SHORTEST_SECRET = 3
 _LONGEST_TEXT = 300
 
 
 def load_factory(info: PluginInfo) -> type:
-    """Import the plugin, if that has not been done yet, and return its factory class.
+    """Import the plugin if it is not imported yet, and return its factory class.
 
-    Loading twice gives the same class; any thread may call it. Raises PluginLoadError, with the cause, if the
-    module cannot be imported (nothing of it is left in `sys.modules` then) or has no such factory.
+    Loading twice returns the same class; any thread may call it. Raises PluginLoadError, with the cause, if the
+    module cannot be imported (it is then removed from `sys.modules`) or has no such factory.
     """
     if info.factory is not None:
         if not _is_factory(info.factory):
@@ -51,15 +51,15 @@ def load_factory(info: PluginInfo) -> type:
 
 
 def build_factory(info: PluginInfo, config: object) -> object:
-    """Stage 1: the plugin's factory, built with `config`.
+    """Return the plugin's factory, built with `config` (stage 1).
 
-    A StoreError of its own passes. KeyError and ValueError become ConfigError, since it is the config that the
-    factory reads, and all else PluginLoadError; what it said is quoted without the values of its options.
+    A StoreError that the factory raises passes through. KeyError and ValueError become ConfigError, because a factory
+    reads the config; anything else becomes PluginLoadError. Its message is quoted without the values of the options.
     """
     factory = load_factory(info)
     built: list[object] = []
     try:
-        # `extend` and `map` run no Python code of their own: no signal handler comes between the call and the list.
+        # `extend` and `map` run no Python code, so no signal handler can run between the call and the list.
         built.extend(map(factory, [config]))
         return built[0]
     except StoreError:
@@ -108,7 +108,7 @@ def _load_module(info: PluginInfo) -> ModuleType:
             setattr(package, info.module, module)
             _unfinished.discard(name)
             return sys.modules.get(name, module)
-        except BaseException as error:  # a module may raise anything, and call sys.exit
+        except BaseException as error:  # a module may raise anything, or call sys.exit
             _forget(package_name, set(sys.modules) - before)
             _unfinished.discard(name)
             if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
@@ -119,13 +119,13 @@ def _load_module(info: PluginInfo) -> ModuleType:
 
 
 def _package_name(folder: Path) -> str:
-    """One name a folder, the same in every process, so that a pickled instance of a plugin's class can be read."""
+    """Return a name for `folder` that is the same in every process, so that instances of its classes can be pickled."""
     path = os.fsencode(os.path.normcase(folder))
     return f"hutch_plugin_{_sha256()(path).hexdigest()[:16]}"
 
 
 def _sha256() -> Any:
-    """That of Python itself where there is one, as `random` does it: hashlib loads OpenSSL, for one short path."""
+    """Return CPython's own SHA-256 if available, as `random` does; importing hashlib would load OpenSSL."""
     try:
         return importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
     except ImportError as error:
@@ -135,14 +135,14 @@ def _sha256() -> Any:
 
 
 def _package(name: str, folder: Path) -> ModuleType:
-    """The package that stands for `folder`; made on first use, no ``__init__.py`` is looked for."""
+    """Return the package that represents `folder`, created on first use; an ``__init__.py`` is ignored."""
     package = sys.modules.get(name)
     if package is None:
         spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [str(folder)]
         package = sys.modules[name] = importlib.util.module_from_spec(spec)
-        # The folder may have changed in the same tick of the clock in which it was last listed. Of this folder only:
-        # importlib.invalidate_caches() imports importlib.metadata, to clear what that remembers.
+        # The folder may have changed within the clock tick of its last listing. Invalidate this folder's finders only:
+        # importlib.invalidate_caches() would import importlib.metadata.
         for place, finder in list(sys.path_importer_cache.items()):
             if finder is not None and os.fsdecode(place).startswith(str(folder)):
                 getattr(finder, "invalidate_caches", lambda: None)()
@@ -150,7 +150,7 @@ def _package(name: str, folder: Path) -> ModuleType:
 
 
 def _forget(package_name: str, added: set[str]) -> None:
-    """Undo a failed import: the module, and the siblings that it imported."""
+    """Remove from `sys.modules` a module whose import failed, and the siblings that it imported."""
     package = sys.modules.get(package_name)
     for name in added:
         if name == package_name:
@@ -223,7 +223,7 @@ def _entry_point_factory(info: PluginInfo) -> type:
 
 def _choose_factory(info: PluginInfo, module: ModuleType) -> type:
     classes = [value for value in vars(module).values() if issubclass(type(value), type)]
-    # By identity: one class may have two names.
+    # Deduplicated by identity, because one class may have two names.
     own: list[type] = list({id(cls): cls for cls in classes if cls.__module__ == module.__name__}.values())
     factories = [cls for cls in own if _is_factory(cls)]
     names = ", ".join(cls.__name__ for cls in factories)
@@ -251,7 +251,7 @@ def _choose_factory(info: PluginInfo, module: ModuleType) -> type:
 
 
 def _is_factory(value: object) -> TypeGuard[type]:
-    # Asked of the type, because a lazy proxy may answer isinstance with code of its own.
+    # Test the type, because isinstance on a lazy proxy may run the proxy's code.
     if not issubclass(type(value), type) or getattr(value, "__abstractmethods__", None):
         return False
     assert isinstance(value, type)
@@ -270,7 +270,7 @@ def _abstract(value: object) -> str:
     return f". {value.__name__} lacks {', '.join(sorted(value.__abstractmethods__))}"
 
 
-# --- saying what went wrong ---
+# --- error messages ---
 
 
 def _error(info: PluginInfo, told: str, file: Path | None = None) -> PluginLoadError:
@@ -285,18 +285,18 @@ def _origin(info: PluginInfo) -> str:
     return f"descriptor {shown(info.path)}" if info.module_file is not None else shown(info.path)
 
 
-# How a character that repr escapes looks in a message, after any number of reprs.
+# Patterns for a character that repr escapes, as it appears in a message after any number of reprs.
 _QUOTED = {"\\": r"\\+", "'": r"\\*'", '"': r'\\*"', "\n": r"(?:\n|\\+n)", "\r": r"(?:\r|\\+r)", "\t": r"(?:\t|\\+t)"}
 
 
 def _text(error: BaseException, config: object = None) -> str:
-    """The exception for a message: on one line, bounded, without the credentials of a URL.
+    """Return the text of `error` for a message: one line, truncated, without the credentials of a URL.
 
-    Nor does it quote the options in `config`, which a factory was given: any of them may be a password.
+    The values of the options in `config` are replaced too: any of them may be a password.
     """
     try:
         text = str(error)
-    except Exception as second:  # its __str__ is as much a stranger's as what it was raised by
+    except Exception as second:  # its __str__ is third-party code too
         if passes_through(second):
             raise
         return type(error).__name__
@@ -313,7 +313,7 @@ def _text(error: BaseException, config: object = None) -> str:
 
 
 def _texts_in(options: object) -> Iterator[str]:
-    """Every text and number in `options`, in the parts that an error message may quote."""
+    """Yield every text and number in `options` as text, and the credentials of each URL, also decoded."""
     if isinstance(options, Mapping):
         options = list(options.values())
     if isinstance(options, list | tuple | set | frozenset):
@@ -323,7 +323,7 @@ def _texts_in(options: object) -> Iterator[str]:
     text = str(options) if isinstance(options, str | int | float) else ""
     yield text
     _, is_url, rest = text.partition("://")
-    if is_url:  # a driver takes a URL apart before it complains
+    if is_url:  # a driver may quote only a part of the URL
         from urllib.parse import unquote
 
         user, _, password = rest.rpartition("@")[0].partition(":")

@@ -1,6 +1,6 @@
-"""Search path -> plugins. Descriptors are read as text; nothing here imports a plugin's code.
+"""Search all places for plugins. Descriptors are read as text; nothing here imports a plugin's code.
 
-One bad file, folder or entry point never stops the search: it becomes a `BrokenPlugin` with its reason.
+An unusable file, folder or entry point never stops the search: it is reported as a `BrokenPlugin` with the reason.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ __all__ = ["BrokenPlugin", "Discovery", "builtin_dir", "discover"]
 
 PATH_VARIABLE = "HUTCH_PLUGIN_PATH"
 
-# A search of one place ends here: whoever names "/" as a plugin folder gets an answer, not a hang.
+# Limits on the search of one place, so that "/" as a plugin folder gives an error instead of a hang.
 MAX_DESCRIPTORS = 10_000
 MAX_ENTRIES = 100_000
-# An error message is read by people.
+# Most names listed in an error message.
 _MAX_LISTED = 40
 
 
 class Discovery(Record):
-    """What a search found."""
+    """The result of a search for plugins."""
 
     plugins: tuple[PluginInfo, ...]
-    #: What was found and cannot be used.
+    #: The descriptors, folders and entry points that cannot be used.
     broken: tuple[BrokenPlugin, ...]
     #: Every place searched, in order, as text for people.
     places: tuple[str, ...]
 
     def find(self, name: str) -> PluginInfo:
-        """The plugin called `name`, or failing that the one with that URL scheme; case does not matter.
+        """Return the plugin called `name`, or else the plugin with that URL scheme; case does not matter.
 
-        Raises PluginNotFoundError if there is none, PluginConflictError if there are several, PluginLoadError if
-        the only one of that name is broken.
+        Raises PluginNotFoundError if none matches, PluginConflictError if several match, PluginLoadError if the only
+        match is broken.
         """
         wanted = name.casefold()
         for kind, matching in (
@@ -57,7 +57,7 @@ class Discovery(Record):
                     f"{len(matching)} plugins {kind} {name!r}: {_listed(shown(plugin.path) for plugin in matching)}. "
                     "Remove or rename all but one"
                 )
-        # Asked last: a broken file takes nothing from a plugin that works.
+        # Last, so that a broken plugin never hides a working one.
         for broken in self.broken:
             if broken.name is not None and broken.name.casefold() == wanted:
                 raise PluginLoadError(
@@ -74,7 +74,7 @@ class Discovery(Record):
         )
 
     def _not_searched(self) -> str:
-        """What kept a place from being searched, such as too many open files: the plugin may be there."""
+        """Return the reasons why places could not be searched, such as too many open files: the plugin may be there."""
         reasons = [f"{shown(broken.path)} {broken.reason}" for broken in self.broken if broken.name is None]
         found = [reason for reason in reasons if "cannot be searched" in reason]
         return f". But {_listed(found)}" if found else ""
@@ -87,12 +87,12 @@ def discover(
     environ: Mapping[str, str] | None = None,
     wanted: str = "",
 ) -> Discovery:
-    """Search all places for plugins, in order; never raises because of what it finds there.
+    """Search all places for plugins, in order, and return the result; nothing found there makes it raise.
 
-    The built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (of `environ`, default
-    `os.environ`), entry points of group ``hutch.plugins``, and `hooked`: folders, descriptors or factory
-    classes, as hooks give them. Folders are searched in depth. A file reached twice counts once. With `wanted`, the
-    name or scheme of a plugin, descriptors that cannot be its may be left out.
+    The places are the built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (from `environ`, default
+    `os.environ`), entry points of group ``hutch.plugins``, and `hooked`: folders, descriptors or factory classes that
+    hooks returned. Folders are searched recursively. A file reached twice counts once. If `wanted`, the name or scheme
+    of a plugin, is given, descriptors that cannot match it may be left out.
     """
     search = _Search(wanted.casefold())
     search.folder("built-in", builtin_dir())
@@ -110,7 +110,7 @@ def discover(
 
 
 def builtin_dir() -> Path:
-    """The folder of hutch's own plugins: in the package where installed, beside ``src`` in a checkout."""
+    """Return the folder of hutch's own plugins: inside an installed package, or beside ``src`` in a checkout."""
     package = Path(__file__).parents[1]
     checkout = package.parent
     inside = package / "plugins"
@@ -118,7 +118,7 @@ def builtin_dir() -> Path:
 
 
 class _Search:
-    """One search under way."""
+    """The state of one running search."""
 
     def __init__(self, wanted: str) -> None:
         self._wanted = wanted
@@ -159,7 +159,7 @@ class _Search:
 
     def hooked(self, item: object) -> None:
         if isinstance(item, type):
-            # There is no descriptor to name it: FilesPlugin and FilesStoragePlugin are "Files".
+            # Without a descriptor, the class names the plugin: FilesPlugin and FilesStoragePlugin are "Files".
             name = item.__name__.removesuffix("Plugin").removesuffix("Storage") or item.__name__
             place = f"hook hutch_plugins: class {item.__module__}.{item.__qualname__}"
             self.places.append(place)
@@ -177,12 +177,12 @@ class _Search:
             self.broken.append(BrokenPlugin(Path("hook hutch_plugins"), None, reason))
 
     def _descriptors(self, top: Path) -> Iterator[Path]:
-        """Every ``*.plug`` under `top`, a folder's own before those of the folders in it, both sorted."""
+        """Yield every ``*.plug`` under `top`, sorted, a folder's own files before its subfolders."""
         pending = [top]
         entries = 0
         while pending:
             folder = pending.pop()
-            # Links to folders are followed, so a folder may be reached twice, or from within itself.
+            # Links to folders are followed, so a folder may be reached twice or contain a link to itself.
             if not self._is_new("folder", _identity(folder)):
                 continue
             descriptors, folders = [], []
@@ -208,12 +208,12 @@ class _Search:
             pending.extend(folder / name for name in sorted(folders, reverse=True))
 
     def _entry_points(self) -> Iterator[tuple[Distribution, str, str]]:
-        # Imported here: it brings half of the standard library, which a program that opens no store need not pay for.
+        # Imported here because it imports half of the standard library, which most programs do not need.
         try:
             from importlib.metadata import distributions
 
             installed = list(distributions())
-        except Exception as error:  # a finder of somebody else's
+        except Exception as error:  # a third-party finder may raise anything
             if passes_through(error):
                 raise
             place = Path(f"entry points of group {PLUGINS_GROUP}")
@@ -221,11 +221,11 @@ class _Search:
             return
         for distribution in installed:
             try:
-                # The text alone decides first: parsing each package's entry points would cost the most here.
+                # Search the text first: parsing every package's entry points would be the slowest step.
                 if PLUGINS_GROUP in (distribution.read_text("entry_points.txt") or ""):
                     for entry_point in distribution.entry_points.select(group=PLUGINS_GROUP):
                         yield distribution, entry_point.name, entry_point.value
-            except Exception as error:  # anything may lie about in site-packages
+            except Exception as error:  # site-packages may contain anything
                 if passes_through(error):
                     raise
                 where = Path(str(distribution.locate_file("")))
@@ -233,7 +233,7 @@ class _Search:
 
     def _entry_point(self, distribution: Distribution, name: str, value: str) -> None:
         if not self._is_new("entry point", (name, value)):
-            return  # a checkout and its installed metadata, both on sys.path
+            return  # a checkout and its installed metadata may both be on sys.path
         place = f"entry point {name} = {value}"
         module, colon, attribute = value.partition(":")
         try:
@@ -259,7 +259,7 @@ class _Search:
 
 
 class _BadEntryPoint(Exception):
-    """Why an entry point cannot be used."""
+    """The reason why an entry point cannot be used."""
 
 
 def _class_info(
@@ -271,7 +271,7 @@ def _class_info(
     entry_point: str | None = None,
     factory: type | None = None,
 ) -> PluginInfo | BrokenPlugin:
-    """A plugin without a descriptor."""
+    """Return the description of a plugin without a descriptor, or the reason why it cannot be used."""
     if not is_name(name):
         return BrokenPlugin(path, None, f"{name!r} cannot be the name of a plugin")
     return PluginInfo(
@@ -291,17 +291,17 @@ def _class_info(
 
 
 def _package_dir(distribution: Distribution, package: str) -> Path:
-    """The folder of `package`, found without importing it or a parent of it."""
+    """Return the folder of `package` without importing it or its parents. Raises _BadEntryPoint."""
     top, *rest = package.split(".")
     installed = Path(str(distribution.locate_file(top))).joinpath(*rest)
     if installed.is_dir():
         return installed
-    # An editable install: its files are elsewhere. To find the spec of a top-level name imports nothing.
+    # In an editable install the files are elsewhere. Finding the spec of a top-level name imports nothing.
     from importlib.util import find_spec
 
     try:
         spec = find_spec(top)
-    except Exception as error:  # finders are other people's code
+    except Exception as error:  # third-party finders may raise anything
         if passes_through(error):
             raise
         raise _BadEntryPoint(f"the package {top} cannot be found: {_reason(error)}") from None
@@ -323,7 +323,7 @@ def _is_dotted(text: str) -> bool:
 def _real(path: Path) -> str:
     try:
         return os.path.realpath(path)
-    except (OSError, ValueError) as error:  # NUL in the path; whoever opens it says so
+    except (OSError, ValueError) as error:  # NUL in the path; opening it raises a clear error
         if passes_through(error):
             raise
         return str(path)
@@ -332,7 +332,7 @@ def _real(path: Path) -> str:
 def _identity(folder: Path) -> object:
     try:
         status = folder.stat()
-    except OSError as error:  # whoever lists it says so
+    except OSError as error:  # listing the folder reports the error
         if passes_through(error):
             raise
         return folder

@@ -1,1 +1,1 @@
-"""Layers: what a config puts between a handle and its engine. Each is a StorageBase around a StorageBase."""
+"""Layers: storages that a config puts between a handle and its engine. Each is a StorageBase around a StorageBase."""

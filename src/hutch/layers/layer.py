@@ -1,4 +1,4 @@
-"""Layer: hands every verb on. The layers proper override what they change."""
+"""Layer: the base class of all layers. It forwards every verb; a subclass overrides the verbs that it changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..contract import MISSING, StorageBase
 
 
 class Layer(StorageBase):
-    """A storage around `inner`. It hands on every verb, not only the six: what the engine does better stays better."""
+    """A storage around `inner` that forwards every verb, not only the six, so the engine's own overrides are used."""
 
     def __init__(self, inner: StorageBase) -> None:
         self._inner = inner

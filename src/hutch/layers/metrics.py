@@ -1,4 +1,4 @@
-"""The layer `metrics`: how often each verb was called, how often it failed, how long it took."""
+"""The layer `metrics`: count the calls and errors of each verb, and measure its time."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ OPTIONS = {
 
 
 class Figures(NamedTuple):
-    """What one verb did, since the process began or was forked off."""
+    """The figures of one verb since the process started or was forked."""
 
-    #: How often it was called; of an iteration, how many ended, were broken off or failed.
+    #: The number of calls; for an iteration, the number that ended, were abandoned or failed.
     calls: int = 0
-    #: How many of them raised a StoreError. That a key is missing is no failure.
+    #: The number of calls that raised a StoreError. A missing key is not an error.
     errors: int = 0
-    #: How long they took together, retries included; of an iteration, the time spent in the engine.
+    #: The total time of the calls, retries included; for an iteration, the time spent in the engine.
     seconds: float = 0.0
 
 
-# By verb what `Figures` shows, to be changed in place.
+# The fields of `Figures` by verb, as lists that are changed in place.
 _Counts = dict[str, list[Any]]
 _stores: dict[tuple[str, str], _Counts] = {}
 _lock = ForkSafeLock()
 
 
 def snapshot() -> dict[tuple[str, str], dict[str, Figures]]:
-    """(label, namespace) -> verb -> its Figures, for all namespaces with the layer `metrics` in this process.
+    """Return the `Figures` by verb of every namespace with this layer in the process, by (label, namespace).
 
-    The figures only grow, and outlive the handles. Namespaces of one name under one label are counted together.
+    The figures only grow, and outlive the handles. Namespaces with the same name and label are counted together.
     """
     with _lock.current:
         return {
@@ -109,14 +109,14 @@ def _iterate(counts: _Counts, name: str, iterator: Iterator[T], seconds: float) 
 def _count(counts: _Counts, verb: str, errors: int, seconds: float) -> None:
     with _lock.current:
         figures = counts.setdefault(verb, [0, 0, 0.0])
-        # In place and without a call, so that a signal handler that counts meanwhile loses nothing.
+        # In place and without a call, so that no count of an interrupting signal handler is lost.
         figures[0] += 1
         figures[1] += errors
         figures[2] += seconds
 
 
 class MetricsLayer(Layer):
-    """Counts and times every verb; `snapshot` has the figures."""
+    """A layer that counts and times every verb; `snapshot` returns the figures."""
 
     def __init__(self, inner: StorageBase, label: str, namespace: str) -> None:
         super().__init__(inner)
@@ -144,7 +144,7 @@ class MetricsLayer(Layer):
 
 
 def _after_fork_in_child() -> None:
-    # The parent goes on counting what it did.
+    # The calls so far are counted in the parent.
     for counts in _stores.values():
         counts.clear()
 

@@ -1,4 +1,4 @@
-"""The layer `read-only`: reads pass, writes are refused."""
+"""The layer `read-only`: reads are forwarded, writes are refused."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .layer import Layer
 
 
 def refusal(namespace: str) -> CapabilityError:
-    """The error for a write to `namespace`."""
+    """Return the error for a write to `namespace`."""
     return CapabilityError(
         f"namespace {namespace!r} is configured read-only (LAYERS); to write to it, take read-only out of the config"
     )
 
 
 class ReadOnlyLayer(Layer):
-    """Every verb that writes raises CapabilityError, also where there would be nothing to write.
+    """A layer in which every writing verb raises CapabilityError, even if there is nothing to write.
 
-    `get_for_update` is among them, so that `mutable`, `pop` and `setdefault` are refused before they begin.
+    `get_for_update` is refused too, so that `mutable`, `pop` and `setdefault` fail before they start.
     """
 
     def __init__(self, inner: StorageBase, namespace: str) -> None:

@@ -1,4 +1,4 @@
-"""The layers that a config names."""
+"""Validate the layers that a config names, and add them to a storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..options import Option, read_options
 from . import cache, metrics
 from .read_only import ReadOnlyLayer, refusal
 
-#: What each layer takes.
+#: The options of each layer.
 LAYERS: Mapping[str, Mapping[str, Option]] = {
     "cache": cache.OPTIONS,
     "metrics": metrics.OPTIONS,
@@ -22,7 +22,7 @@ LAYERS: Mapping[str, Mapping[str, Option]] = {
 
 
 def check_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None:
-    """Raise ConfigError, which begins with `place`, unless `add_layers` can make these layers."""
+    """Raise ConfigError, whose message starts with `place`, unless `add_layers` can add these layers."""
     names = [layer.name for layer in layers]
     for name in names:
         if name not in LAYERS:
@@ -41,10 +41,10 @@ def check_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None
 
 
 def add_layers(storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: str, namespace: str) -> StorageBase:
-    """`storage` of `namespace` within `layers`, of which the first is the outermost.
+    """Return `storage` of `namespace` wrapped in `layers`; the first is the outermost.
 
-    Raises what `check_layers` raises, and CapabilityError for a cache around an engine that does not hold bytes;
-    `storage` is closed then.
+    Raises what `check_layers` raises, and CapabilityError for a cache around an engine that does not hold bytes.
+    On an error, `storage` is closed.
     """
     try:
         check_layers(layers)
@@ -57,7 +57,7 @@ def add_layers(storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: st
 
 
 def check_drop(layers: tuple[LayerConfig, ...], namespace: str) -> None:
-    """Raise CapabilityError if `layers` say that `namespace` is read-only."""
+    """Raise CapabilityError if `layers` make `namespace` read-only."""
     if any(layer.name == "read-only" for layer in layers):
         raise refusal(namespace)
 
