@@ -14,7 +14,7 @@ from .kit import Promises, encoded, needs, together
 
 class Batches(Promises):
     def test_get_many_gives_what_is_there_in_the_order_asked_for(self, ns: hutch.Namespace) -> None:
-        """get_many gives the values of those keys that are there, in the order given, each once."""
+        """get_many returns the values of the keys that are present, in the order given, each once."""
         ns.update({f"k{n}": n for n in range(5)})
         found = ns.get_many(["k3", "missing", "k1", "k3", "k0"])
         assert list(found.items()) == [("k3", 3), ("k1", 1), ("k0", 0)]
@@ -22,14 +22,14 @@ class Batches(Promises):
         assert ns.get_many(key for key in ("k2",)) == {"k2": 2}
 
     def test_set_many_sets_all(self, ns: hutch.Namespace) -> None:
-        """set_many creates and replaces, and an empty batch does nothing."""
+        """set_many creates and replaces keys; an empty batch does nothing."""
         ns["a"] = "old"
         ns.set_many({"a": "new", "b": [1]})
         ns.set_many({})
         assert dict(ns) == {"a": "new", "b": [1]}
 
     def test_remove_many_removes_what_is_there_and_counts_it(self, ns: hutch.Namespace) -> None:
-        """remove_many removes those keys that are there; how many that were, a key named twice counted once."""
+        """remove_many removes the present keys and returns their number; a key named twice counts once."""
         ns.update({f"k{n}": n for n in range(5)})
         assert ns.remove_many(["k1", "missing", "k3", "k1"]) == 2
         assert ns.remove_many([]) == 0
@@ -37,7 +37,7 @@ class Batches(Promises):
         assert dict(ns) == {"k0": 0, "k2": 2, "k4": 4}
 
     def test_large_batches_work(self, ns: hutch.Namespace) -> None:
-        """Batches of 5,000 keys are set, read, scanned and removed whole."""
+        """Batches of 5,000 keys are set, read, scanned and removed completely."""
         items = {f"key {n:05}": n for n in range(5000)}
         ns.update(items)
         assert len(ns) == 5000

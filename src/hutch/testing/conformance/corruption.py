@@ -43,7 +43,7 @@ class Corruption(Promises):
             storage.write(key, b"\xc1" + stored[1:-1])
 
     def test_damaged_data_is_an_error_that_says_where(self, config: Any) -> None:
-        """Reading a damaged value by any way raises CorruptValueError with plugin, namespace and key, and no value."""
+        """Every way to read a damaged value raises CorruptValueError with plugin, namespace and key, but no value."""
         with hutch.connect(config) as store, store.open("core") as ns:
             ns["bad"] = "this is secret"
             ns["good"] = "intact"
@@ -58,7 +58,7 @@ class Corruption(Promises):
                 assert "secret" not in text
 
     def test_check_data_finds_what_is_damaged_and_nothing_else(self, config: Any) -> None:
-        """`check_data` has no finding in a sound store, and names namespace and key of a damaged value."""
+        """`check_data` finds nothing in a sound store, and names the namespace and key of a damaged value."""
         with hutch.connect(config) as store:
             listing(store)
             with store.open("core") as ns, store.open("other") as other:
@@ -74,7 +74,7 @@ class Corruption(Promises):
             assert "secret" not in found[0].told
 
     def test_damage_stays_where_it_is(self, config: Any) -> None:
-        """Around a damaged value all works: other keys, len, keys; setting it heals it, removing removes it."""
+        """A damaged value affects nothing else: other keys, len and keys work; it can be set anew and removed."""
         with hutch.connect(config) as store, store.open("core") as ns:
             ns.update(bad=1, good=2, worse=3)
         self.corrupt(config, "core", "bad")
@@ -109,7 +109,7 @@ class Corruption(Promises):
             assert storage.get("k") == {"some": ["value"], "n": 5}
 
     def test_a_flipped_bit_anywhere_in_a_value_is_noticed(self, store: hutch.Store) -> None:
-        """Any one bit of the stored bytes flipped is a CorruptValueError (engines that store hutch's own frames)."""
+        """Any single flipped bit of the stored bytes is a CorruptValueError (engines that store hutch's own frames)."""
         with closing(encoded(store, "core")) as storage:
             storage.set("k", {"some": ["value"]})
             intact = storage.read("k")

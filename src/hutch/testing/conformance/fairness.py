@@ -28,7 +28,7 @@ class Fairness(Promises):
     def test_a_thread_that_writes_all_the_time_keeps_no_other_out(
         self, store: hutch.Store, writers: int, record_property: Callable[[str, object], None]
     ) -> None:
-        """While one thread writes in a tight loop, every write of every other thread gets its turn."""
+        """While one thread writes in a tight loop, every write of every other thread ends within 10 s."""
         ns = store.open("core")
         stop = threading.Event()
         busy = threading.Thread(target=write_until, args=(ns, stop.is_set), daemon=True)
@@ -67,7 +67,7 @@ class Fairness(Promises):
         tmp_path: Path,
         record_property: Callable[[str, object], None],
     ) -> None:
-        """Where shared: while one process writes in a tight loop, every write of every other gets its turn."""
+        """Where shared: while one process writes in a tight loop, every write of every other ends within 10 s."""
         needs(store, "shared")
         stop = tmp_path / "stop"
         with ExitStack() as stack:

@@ -183,7 +183,7 @@ class Fidelity(Promises):
         assert encoding["k"].utcoffset() == value.utcoffset()
 
     def test_what_the_codec_cannot_give_back_is_refused(self, encoding: hutch.Namespace) -> None:
-        """Subclasses, bytearray and all unknown types are a ValueTypeError at set (engines that encode)."""
+        """Instances of subclasses, bytearray and unknown types are a ValueTypeError at set (engines that encode)."""
         for value in FOREIGN:
             with pytest.raises(hutch.ValueTypeError) as raised:
                 encoding["k"] = value
@@ -191,7 +191,7 @@ class Fidelity(Promises):
         assert len(encoding) == 0
 
     def test_a_value_comes_back_as_it_was_or_is_refused(self, ns: hutch.Namespace) -> None:
-        """Every value that any engine takes comes back equal and of identical type; the rest is a StoreError at set."""
+        """Every value that any engine takes comes back equal and of identical type; any other is refused at set."""
         changed = []
         for value in [value for values in VALUES.values() for value in values]:
             try:
@@ -221,7 +221,7 @@ class Fidelity(Promises):
         assert all(identical(ns[key], part) for key, part in value.items())
 
     def test_dicts_keep_their_order(self, ns: hutch.Namespace) -> None:
-        """A dict comes back with its keys in the order they had."""
+        """A dict comes back with its keys in their original order."""
         value = {f"{n * 7919 % 101}": n for n in range(101)}
         ns["k"] = value
         assert list(ns["k"].items()) == list(value.items())

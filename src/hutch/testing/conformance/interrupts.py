@@ -32,7 +32,7 @@ class Interrupts(Promises):
     def test_what_a_signal_handler_raises_comes_out_as_it_is(
         self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
     ) -> None:
-        """An exception of a signal handler leaves each verb unchanged, once, with no lock taken and no write lost."""
+        """An exception of a signal handler leaves each verb once, unmodified; no lock stays held, no write is lost."""
         print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
         with Child(config, measured=False) as child:
             for verb in VERBS:
@@ -41,7 +41,7 @@ class Interrupts(Promises):
                 record_property("counted", table_row(store.name, verb, figures))
 
     def test_an_exception_at_any_point_of_a_verb_breaks_nothing(self, config: Any) -> None:
-        """Wherever in a verb a handler raises: the old state or the new, and other threads write and open at once."""
+        """Wherever in a verb a handler raises: old or new state is stored, and other threads write and open at once."""
         limit = point_limit(_POINTS)
         print(f"HUTCH_SEED={SEED}, {limit or 'all'} points per verb")
         with Child(config, measured=False) as child:

@@ -19,7 +19,7 @@ def check(store: hutch.Store, gone: list[str]) -> None:
 
 class Isolation(Promises):
     def test_a_key_belongs_to_its_namespace_alone(self, store: hutch.Store) -> None:
-        """One key set in many namespaces has as many values; len and keys count only their own."""
+        """A key set in many namespaces has a value of its own in each; len and keys cover one namespace only."""
         with store.open("a") as a, store.open("a:b") as ab, store.open("A") as upper:
             a["k"], ab["k"], upper["k"] = 1, 2, 3
             ab["b:k"] = a["b:k"] = "same name"
@@ -29,7 +29,7 @@ class Isolation(Promises):
             assert (dict(a), dict(ab), dict(upper)) == ({"k": 1, "b:k": "same name"}, {"b:k": "same name"}, {"k": 3})
 
     def test_a_key_never_reaches_into_another_namespace(self, store: hutch.Store) -> None:
-        """No key of a namespace, however it looks, is a key of another."""
+        """A key of one namespace, whatever its text, never appears in another."""
         with store.open("a") as a, store.open("a:b") as ab, store.open("b") as b:
             for key in ("b:k", ":b:k", "b\0k", "/b/k", "../b/k", "b"):
                 a[key] = key
@@ -70,7 +70,7 @@ class Isolation(Promises):
                 assert dict(ns) == {"k": number}, ascii(name)
 
     def test_namespaces_lists_exactly_those_that_hold_data(self, store: hutch.Store) -> None:
-        """namespaces() gives the names of those that hold data, whatever the names, sorted, without the empty."""
+        """namespaces() returns the sorted names of exactly the namespaces that hold data, whatever their names."""
         assert listing(store) == []
         for name in NAMESPACES:
             with store.open(name) as ns:
@@ -89,7 +89,7 @@ class Isolation(Promises):
         assert store.namespaces() == []
 
     def test_a_dropped_namespace_can_be_used_again(self, store: hutch.Store) -> None:
-        """drop of a namespace that is not there does nothing; one dropped opens empty and works."""
+        """drop of a missing namespace does nothing; a dropped namespace opens empty and works."""
         store.drop("never there")
         for round_ in range(3):
             with store.open("core") as ns:

@@ -60,7 +60,7 @@ class Iteration(Promises):
 
     @every_way
     def test_iterating_survives_the_removal_of_what_it_stands_on(self, ns: hutch.Namespace, way: str) -> None:
-        """Each key can be removed as it is given; the iteration still gives them all."""
+        """Each key can be removed as soon as it is yielded; the iteration still yields every key."""
         keys = fill(ns, 300)
         seen = []
         for key in WAYS[way](ns):
@@ -84,7 +84,7 @@ class Iteration(Promises):
 
     @every_way
     def test_an_iteration_holds_nothing_between_steps(self, ns: hutch.Namespace, way: str) -> None:
-        """In the middle of an iteration another thread can write, modify and clear; an abandoned one is forgotten."""
+        """In the middle of an iteration another thread can write, modify, clear; an abandoned iteration is freed."""
         fill(ns, 50)
         steps = iter(WAYS[way](ns))
         next(steps)
@@ -111,7 +111,7 @@ class Iteration(Promises):
         assert dict(ns) == {"last": "last"}
 
     def test_iterations_do_not_disturb_each_other(self, ns: hutch.Namespace) -> None:
-        """Two iterations in step, and one within another, each give all keys."""
+        """Two interleaved iterations, and two nested ones, each yield every key."""
         keys = fill(ns, 40)
         assert sorted(zip(sorted(ns), ns.scan_keys(), strict=True)) == [(key, key) for key in keys]
         pairs = {(a, b) for a in ns for b in ns.scan_keys()}

@@ -133,7 +133,7 @@ class Lifecycle(Promises):
         store.drop("core")
 
     def test_an_empty_storage_is_open(self, ns: hutch.Namespace) -> None:
-        """A handle without keys is false as a mapping, and open all the same."""
+        """A handle without keys is open, although it is false, as an empty mapping is."""
         assert not ns
         assert ns.is_open_storage()
         ns["k"] = 1
@@ -141,7 +141,7 @@ class Lifecycle(Promises):
         assert ns.is_open_storage()
 
     def test_a_with_block_that_raises_closes(self, store: hutch.Store) -> None:
-        """A with block that raises closes the handle, lets the error through and keeps what was set."""
+        """A with block that raises closes the handle, passes the error on and keeps what was set."""
         with pytest.raises(LookupError, match="on purpose"), store.open("core") as ns:
             ns["k"] = 1
             raise LookupError("on purpose")
@@ -150,7 +150,7 @@ class Lifecycle(Promises):
             assert ns["k"] == 1
 
     def test_a_dropped_handle_warns_and_loses_nothing(self, store: hutch.Store) -> None:
-        """A handle that is forgotten without close gives a ResourceWarning, loses nothing, and can be opened again."""
+        """An unclosed handle that is collected gives a ResourceWarning, loses nothing, and can be opened again."""
         ns = store.open("core")
         ns["k"] = 1
         with pytest.warns(ResourceWarning, match="'core'"):
@@ -160,7 +160,7 @@ class Lifecycle(Promises):
             assert again["k"] == 1
 
     def test_store_close_closes_what_is_open_and_warns(self, config: Any) -> None:
-        """Store.close closes handles that are still open, warns of each, and loses nothing."""
+        """Store.close closes the handles that are still open, with a warning for each, and loses nothing."""
         store = hutch.connect(config)
         handles = [store.open("a"), store.open("b")]
         for ns in handles:
@@ -177,7 +177,7 @@ class Lifecycle(Promises):
             assert (dict(a), dict(b)) == ({"k": "a"}, {"k": "b"})
 
     def test_a_close_that_fails_leaves_it_closed(self, store: hutch.Store) -> None:
-        """If the storage's close raises, the error comes through, the handle is closed and can be opened again."""
+        """If the storage's close raises, the caller gets the error; the handle is closed and can be opened again."""
         mixin = hutch.StoreMixin()
         mixin.open_storage(_CloseFails(store), "core")
         mixin["k"] = 1

@@ -127,7 +127,7 @@ BAD_NAMESPACES: list[Any] = ["", "n" * 256, "é" * 128, "a\0b", "\0", "\ud800", 
 
 class Limits(Promises):
     def test_any_key_within_the_limits_works(self, ns: hutch.Namespace) -> None:
-        """Keys of 1 to 1,024 bytes, with any character, are set, got, counted, listed, scanned and removed."""
+        """Keys of 1 to 1,024 bytes, with any character, can be set, read, counted, listed, scanned and removed."""
         for number, key in enumerate(KEYS):
             ns[key] = number
         assert len(ns) == len(KEYS)
@@ -153,7 +153,7 @@ class Limits(Promises):
     def test_a_key_outside_the_limits_is_refused_by_every_verb(
         self, ns: hutch.Namespace, bad: Any, error: type[Exception]
     ) -> None:
-        """A key that is empty, too long, a lone surrogate or no str: one error everywhere, nothing written."""
+        """A key that is empty, too long, not a str or has lone surrogates is refused by every verb, with no effect."""
         ns["k"] = 1
         refused: list[Callable[[], object]] = [
             lambda: ns[bad],
@@ -178,7 +178,7 @@ class Limits(Promises):
         assert dict(ns) == {"k": 1}
 
     def test_a_key_that_is_a_subclass_of_str_is_a_key(self, ns: hutch.Namespace) -> None:
-        """An instance of a subclass of str is taken as the plain text it holds."""
+        """A key of a subclass of str is taken as its plain text."""
 
         class Name(str):
             __slots__ = ()
@@ -190,14 +190,14 @@ class Limits(Promises):
 
     @pytest.mark.parametrize("bad", BAD_NAMESPACES, ids=[ascii(bad)[:12] for bad in BAD_NAMESPACES])
     def test_a_name_outside_the_limits_is_refused(self, store: hutch.Store, bad: Any) -> None:
-        """A namespace that is empty, longer than 255 bytes, holds NUL or is no str: NamespaceError."""
+        """A namespace that is empty, longer than 255 bytes, contains NUL or is not a str raises NamespaceError."""
         for call in (store.open, store.drop):
             with pytest.raises(hutch.NamespaceError):
                 call(bad)
 
     @pytest.mark.parametrize("size", [100, 4096, 65_536, 1_000_003])
     def test_values_of_any_size_come_back(self, ns: hutch.Namespace, size: int) -> None:
-        """Values up to 1 MiB come back whole, and can grow and shrink in place."""
+        """Values up to 1 MiB come back complete, and can grow and shrink in place."""
         pattern = bytes(range(256)) * (size // 256 + 1)
         ns["k"] = pattern[:size]
         ns["text"] = "é" * (size // 2)
@@ -208,7 +208,7 @@ class Limits(Promises):
         assert len(ns) == 2
 
     def test_a_value_of_16_mib_comes_back(self, ns: hutch.Namespace) -> None:
-        """A value of 16 MiB comes back whole, by get and by scan."""
+        """A value of 16 MiB comes back complete from get and scan."""
         value = bytes(range(256)) * (16 * 4096)
         ns["k"] = value
         # Compared outside of assert: to show how two such values differ takes pytest half a minute.
@@ -216,7 +216,7 @@ class Limits(Promises):
         assert came_back == (True, True)
 
     def test_a_value_that_cannot_be_stored_leaves_the_old_one(self, store: hutch.Store) -> None:
-        """A refused value is a ValueTypeError, and what was stored before stays (engines that encode)."""
+        """A refused value is a ValueTypeError, and the value stored before stays (engines that encode)."""
         encoded(store, "core").close()
         with store.open("core") as ns:
             ns["k"] = "old"

@@ -75,7 +75,7 @@ class MappingProtocol(Promises):
         assert ns == ns
 
     def test_views_are_live(self, ns: hutch.Namespace) -> None:
-        """keys, items and values show what is there now, not what was there when they were taken."""
+        """The views keys, items and values show the current data, not the data of when they were taken."""
         keys, items, values = ns.keys(), ns.items(), ns.values()
         assert (len(keys), list(items), list(values)) == (0, [], [])
         ns["a"] = 1
@@ -91,7 +91,7 @@ class MappingProtocol(Promises):
         assert (len(keys), len(items), len(values)) == (0, 0, 0)
 
     def test_pop_removes_and_returns(self, ns: hutch.Namespace) -> None:
-        """pop gives the value once; then the default, or KeyError."""
+        """pop returns the value once, then the default or KeyError."""
         ns["a"] = [1]
         assert ns.pop("a") == [1]
         assert ns.pop("a", "default") == "default"
@@ -101,7 +101,7 @@ class MappingProtocol(Promises):
         assert len(ns) == 0
 
     def test_popitem_removes_and_returns_each_item_once(self, ns: hutch.Namespace) -> None:
-        """popitem gives each item once, then KeyError."""
+        """popitem returns each item once, then raises KeyError."""
         expected = {f"k{n}": n for n in range(10)}
         ns.update(expected)
         assert dict(ns.popitem() for _ in range(10)) == expected
@@ -109,7 +109,7 @@ class MappingProtocol(Promises):
             ns.popitem()
 
     def test_setdefault_sets_only_what_is_missing(self, ns: hutch.Namespace) -> None:
-        """setdefault gives what is there, a stored None included, or sets the default and gives that."""
+        """setdefault returns the stored value, None included, or sets and returns the default."""
         ns["none"] = None
         assert ns.setdefault("none", 1) is None
         assert ns.setdefault("a", [1]) == [1]
@@ -132,7 +132,7 @@ class MappingProtocol(Promises):
         assert len(ns) == 7
 
     def test_clear_empties_and_leaves_it_usable(self, ns: hutch.Namespace) -> None:
-        """clear removes every key, of an empty namespace too, and the handle goes on."""
+        """clear removes every key, works on an empty namespace too, and leaves the handle usable."""
         ns.clear()
         ns.update({f"k{n}": n for n in range(100)})
         ns.clear()
@@ -142,7 +142,7 @@ class MappingProtocol(Promises):
         assert dict(ns) == {"a": 1}
 
     def test_what_the_mapping_gives_is_fresh(self, ns: hutch.Namespace) -> None:
-        """Changing what get, items, values, scan, get_many or setdefault gave changes nothing stored."""
+        """Changing what get, items, values, scan, get_many or setdefault returned changes nothing stored."""
         ns["k"] = [1]
         given = [
             ns.get("k"),

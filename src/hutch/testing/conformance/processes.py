@@ -43,7 +43,7 @@ class Processes(Promises):
             assert child.call("get_all", "core") == {}
 
     def test_processes_see_each_others_namespaces(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: a namespace made elsewhere is listed here; drop empties it under an open handle."""
+        """Where shared: a namespace that another process made is listed; drop empties it under an open handle."""
         needs(store, "shared")
         with Child(config) as child, store.open("core") as ns:
             ns["k"] = 1
@@ -85,7 +85,7 @@ class Processes(Promises):
         assert sorted(won) == list(range(3 * rounds))
 
     def test_mutable_reports_another_processes_change(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: if another process changed the key within mutable, ConflictError, and its change stands."""
+        """Where shared: if another process changes the key within mutable: ConflictError, and its change stays."""
         needs(store, "shared")
         with store.open("core") as ns, Child(config) as child:
             ns["k"] = [1]
@@ -114,7 +114,7 @@ class Processes(Promises):
             child.result()
 
     def test_iterating_survives_another_processes_changes(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: an iteration goes on while another process sets and removes; untouched keys all appear."""
+        """Where shared: an iteration goes on while another process sets and removes; every untouched key appears."""
         needs(store, "shared")
         keys = [f"k{n:04}" for n in range(2200)]
         with store.open("core") as ns, Child(config) as child:
@@ -133,7 +133,7 @@ class Processes(Promises):
                 assert before <= set(seen)
 
     def test_a_storage_grown_by_another_process_goes_on(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: after another process stored 24 MiB, this one reads them, and the other way round."""
+        """Where shared: 24 MiB stored by one process can be read by another, in both directions."""
         needs(store, "shared")
         with store.open("core") as ns, Child(config) as child:
             ns["k"] = 1
@@ -159,7 +159,7 @@ class Processes(Promises):
 
     @needs_fork
     def test_fork_amid_writes_breaks_nothing(self, config: Any) -> None:
-        """Forks while threads write neither hang nor damage: not the child, not the parent, not the data."""
+        """Forks while threads write hang neither parent nor child, and damage no data."""
         with Child(config, measured=False) as child:
             outcomes, made, there = child.call("fork_amid_writes", "core", 10)
             assert set(outcomes) <= {"worked", "StoreError"}, f"{outcomes}\n{child.errors()}"

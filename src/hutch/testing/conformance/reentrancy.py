@@ -22,7 +22,7 @@ def may_refuse(store: hutch.Store) -> bool:
 
 class Reentrancy(Promises):
     def test_a_handler_may_write_at_any_point_of_a_verb(self, config: Any, store: hutch.Store) -> None:
-        """A signal handler may set, modify, update and open in the middle of any verb: at once, and both are stored."""
+        """A signal handler may set, modify, update and open in the middle of any verb: no wait, and both are stored."""
         limit = point_limit(_POINTS)
         print(f"HUTCH_SEED={SEED}, {limit or 'all'} points per verb and nested verb")
         with Child(config, measured=False) as child:
@@ -36,7 +36,7 @@ class Reentrancy(Promises):
     def test_a_handler_may_write_while_other_threads_do(
         self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
     ) -> None:
-        """A signal handler may write while verbs run and another thread writes: at once, and all of it is stored."""
+        """A signal handler may write while verbs run and another thread writes: no wait, and every write is stored."""
         print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
         with Child(config, measured=False) as child:
             child.start("nest_at_random", config, SIGNALS, SEED, may_refuse(store))

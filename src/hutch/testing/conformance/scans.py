@@ -88,14 +88,14 @@ class Scans(Promises):
             assert list(ns.scan(*choice)) == [(key, 1) for key in model(TRICKY, *choice)], choice
 
     def test_a_prefix_is_text_not_a_pattern(self, ns: hutch.Namespace) -> None:
-        """The signs of SQL, globs and regular expressions in a prefix stand for themselves."""
+        """Special characters of SQL, globs and regular expressions in a prefix are matched literally."""
         signs = ["%", "_", "*", "?", "[a]", "\\", ".", "^", "$", "'", '"', "{", "a%", "a_", "a*"]
         ns.update({f"{sign}{tail}": 1 for sign in [*signs, "a", "x"] for tail in ("", "1", "a")})
         for sign in signs:
             assert list(ns.scan_keys(prefix=sign)) == model(list(ns), sign, None, None, False), sign
 
     def test_scan_crosses_the_chunks_it_reads_in(self, ns: hutch.Namespace) -> None:
-        """A scan over some thousand keys misses and repeats none, whatever the engine reads at once."""
+        """A scan over some thousand keys misses and repeats none, whatever the engine's chunk size."""
         keys = [f"{n:04}" for n in range(3003)]
         ns.update(dict.fromkeys(reversed(keys), 1))
         assert list(ns.scan_keys()) == keys

@@ -47,7 +47,7 @@ class Threads(Promises):
             assert storage.get("n") == THREADS * 25
 
     def test_mutable_excludes_other_threads(self, ns: hutch.Namespace) -> None:
-        """mutable from 8 threads, mixed with modify: each waits for its turn, no ConflictError, nothing lost."""
+        """mutable from 8 threads, mixed with modify: threads wait for each other, no ConflictError, nothing lost."""
 
         def work(thread: int) -> None:
             for turn in range(20):
@@ -101,7 +101,7 @@ class Threads(Promises):
         assert dict(ns) == {f"{thread} {n}": [thread, n] for thread in range(THREADS) for n in range(0, 40, 2)}
 
     def test_a_reader_sees_whole_values(self, ns: hutch.Namespace) -> None:
-        """While one thread replaces a value, others read the old or the new one whole, and never miss it."""
+        """While one thread replaces a value, others read the old or the new value whole, and never find it missing."""
         values = [{"n": n, "text": str(n) * 5000} for n in range(4)]
         ns["k"] = values[0]
         done: list[bool] = []

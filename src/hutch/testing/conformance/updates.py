@@ -19,14 +19,14 @@ def append_one(value: list[int]) -> list[int]:
 
 class Updates(Promises):
     def test_modify_replaces_and_returns_the_new_value(self, ns: hutch.Namespace) -> None:
-        """modify stores and returns what the function made of the value."""
+        """modify stores and returns the function's result."""
         ns["n"] = 1
         assert ns.modify("n", lambda n: n + 1) == 2
         assert ns.modify("n", lambda n: [n]) == [2]
         assert ns["n"] == [2]
 
     def test_modify_starts_a_missing_key_from_a_copy_of_the_default(self, ns: hutch.Namespace) -> None:
-        """modify of a missing key starts from a copy of the default; without one it is a KeyError."""
+        """modify of a missing key starts from a copy of the default; without a default it raises KeyError."""
         default: list[int] = []
         assert ns.modify("a", lambda v: [*v, 1], default=default) == [1]
         ns.modify("b", append_one, default=default)
@@ -37,7 +37,7 @@ class Updates(Promises):
         assert "missing" not in ns
 
     def test_modify_that_raises_leaves_the_value(self, ns: hutch.Namespace) -> None:
-        """A function that raises leaves the value, also if it changed what it was given; the error comes through."""
+        """A function that raises leaves the value, even if it changed its argument; the error reaches the caller."""
         ns["k"] = [1]
 
         def fail(value: list[int]) -> None:
@@ -58,7 +58,7 @@ class Updates(Promises):
         assert len(ns) == 0
 
     def test_modify_gives_the_function_a_fresh_value(self, ns: hutch.Namespace) -> None:
-        """What the function was given or returned can be changed later without changing what is stored."""
+        """Changing the argument or the result of a modify function later changes nothing stored."""
         ns["k"] = [1]
         seen: list[Any] = []
 
@@ -72,7 +72,7 @@ class Updates(Promises):
         assert ns["k"] == [1, 2]
 
     def test_mutable_writes_changes_back(self, ns: hutch.Namespace) -> None:
-        """What the block of mutable changes inside the value is stored when it ends."""
+        """Changes that a mutable block makes inside the value are stored when the block ends."""
         ns["k"] = {"n": 1}
         with ns.mutable("k") as value:
             value["n"] += 1
@@ -100,7 +100,7 @@ class Updates(Promises):
 
     @pytest.mark.parametrize("what", ["set", "removed", "created", "cleared"])
     def test_mutable_reports_a_change_made_meanwhile(self, ns: hutch.Namespace, what: str) -> None:
-        """If the key was set, removed or created within the block, ConflictError, and that change stands."""
+        """If the key was set, removed or created within the block, ConflictError is raised and that change stays."""
         if what != "created":
             ns["k"] = [1]
         with pytest.raises(hutch.ConflictError), ns.mutable("k", default=[]) as value:
@@ -125,7 +125,7 @@ class Updates(Promises):
         assert dict(ns) == {"a": [1, [2]], "b": [2, 9], "c": 4}
 
     def test_mutable_refuses_to_write_through_a_handle_closed_meanwhile(self, store: hutch.Store) -> None:
-        """If the handle was closed within the block: StoreNotOpenError, nothing written."""
+        """If the handle was closed within a mutable block, StoreNotOpenError is raised and nothing is written."""
         ns = store.open("core")
         ns["k"] = [1]
         with pytest.raises(hutch.StoreNotOpenError), ns.mutable("k") as value:
@@ -135,7 +135,7 @@ class Updates(Promises):
             assert ns["k"] == [1]
 
     def test_compare_and_set_sets_only_what_is_as_expected(self, ns: hutch.Namespace) -> None:
-        """compare_and_set writes, and says True, only if the value is the expected one."""
+        """compare_and_set writes and returns True only if the value is the expected one."""
         ns["k"] = {"n": [1]}
         assert ns.compare_and_set("k", {"n": [2]}, "wrong") is False
         assert ns.compare_and_set("missing", {"n": [1]}, "wrong") is False
@@ -153,7 +153,7 @@ class Updates(Promises):
         assert ns["k"] == "right"
 
     def test_compare_and_set_creates_and_removes_with_missing(self, ns: hutch.Namespace) -> None:
-        """hutch.MISSING as expected value means "if there is none", as new value "remove it"."""
+        """hutch.MISSING as the expected value means that the key is absent; as the new value it removes the key."""
         assert ns.compare_and_set("k", hutch.MISSING, 1)
         assert not ns.compare_and_set("k", hutch.MISSING, 2)
         assert not ns.compare_and_set("k", 2, hutch.MISSING)

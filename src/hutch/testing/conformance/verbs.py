@@ -109,7 +109,7 @@ class Verbs(Promises):
             assert storage.get("k") == {"list": [1]}
 
     def test_two_storages_opened_on_one_namespace_hold_the_same_data(self, store: hutch.Store) -> None:
-        """Opened twice at stage 2, one sees at once what the other wrote, and closing one leaves the other."""
+        """Two storages opened at stage 2 on one namespace see each other's writes; closing one leaves the other."""
         with closing(stage2(store, "core")) as one:
             with closing(stage2(store, "core")) as other:
                 one.set("k", 1)
@@ -121,7 +121,7 @@ class Verbs(Promises):
             assert sorted(one.keys()) == ["k", "l", "m"]
 
     def test_the_engine_declares_the_same_known_capabilities_everywhere(self, store: hutch.Store) -> None:
-        """Factory, storage and handle declare the same capabilities, all of them known, with atomic-modify's reach."""
+        """Factory, storage and handle declare the same known capabilities; atomic-modify has exactly one reach."""
         with store.open("core") as ns:
             declared = ns.capabilities
         assert declared == store.capabilities

@@ -24,7 +24,7 @@ _WAIT_S = 0.5
 
 class Waits(Promises):
     def test_two_keys_taken_in_opposite_order_end_in_an_error(self, ns: hutch.Namespace) -> None:
-        """Of two threads that hold a key by mutable and want the other's, one gets a StoreError that names the key."""
+        """Of two threads that each wait for a key that the other holds, one gets a StoreError that names the key."""
         both_hold = threading.Barrier(2)
 
         def work(first: str, second: str) -> hutch.StoreError | None:
@@ -48,7 +48,7 @@ class Waits(Promises):
         ns["left"] = ns["right"] = "free"
 
     def test_a_key_within_its_own_modify_is_refused_at_once(self, ns: hutch.Namespace) -> None:
-        """modify and mutable of a key within its own modify or mutable end at once: they work, or say why not."""
+        """modify and mutable of a key within modify or mutable of the same key work, or raise an error, at once."""
         ns["k"] = [1]
 
         def within(value: list[int]) -> list[int]:
@@ -75,7 +75,7 @@ class Waits(Promises):
         ns["k"] = "free"
 
     def test_a_wait_for_a_key_ends_in_time(self, ns: hutch.Namespace) -> None:
-        """modify and mutable wait for a held key no longer than wait_s: a StorageTimeoutError that names the key."""
+        """modify and mutable wait for a held key at most wait_s, then raise StorageTimeoutError that names the key."""
         held, done = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -106,13 +106,13 @@ class Waits(Promises):
 
     @needs_timers
     def test_a_signal_ends_a_wait_for_a_key(self, config: Any) -> None:
-        """What a signal handler raises ends a wait for a key that another thread holds, at once."""
+        """A wait for a key that another thread holds ends at once when a signal handler raises."""
         with Child(config, measured=False) as child:
             assert child.call("interrupt_waits_for_a_key") < AT_ONCE_S
 
     @needs_timers
     def test_a_signal_ends_a_wait_for_another_process(self, config: Any, store: hutch.Store) -> None:
-        """Where shared: a write behind a process that stands still ends, by itself or with a signal, at once."""
+        """Where shared: a write that waits for a stopped process ends at once, by itself or by a signal."""
         needs(store, "shared")
         with Child(config, measured=False) as busy, Child(config, measured=False) as child:
             busy.start("write_batches", "core", [f"k{number}" for number in range(3000)], 1_000_000)
