@@ -302,8 +302,9 @@ def _encode_set(value: set[Any] | frozenset[Any]) -> Ext:
 
 
 def late_encoder(cls: type) -> Callable[[Any], Ext] | None:
-    """Return the encoder of Decimal or Fraction, else None. Importing their modules takes as long as opening a store,
-    so it waits until the application has such a value.
+    """Return the encoder of `cls` if it is Decimal or Fraction, else None.
+
+    Their modules are imported only here, because the import takes as long as opening a store.
     """
     if cls.__name__ == "Decimal":
         from decimal import Decimal

@@ -64,7 +64,7 @@ def decode_body(data: bytes) -> Any:
 
 
 def parse_int() -> Callable[[str], int] | None:
-    """Return the `parse_int` that makes `json.loads` read ints in bounded time: n digits take time in the square of n.
+    """Return the `parse_int` that bounds the time of `json.loads`, because parsing an int is quadratic in its digits.
 
     It is None where Python itself refuses more than 4,300 digits, as it does unless the application lifts that limit.
     """

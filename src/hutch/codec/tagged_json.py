@@ -35,7 +35,7 @@ _PLAIN_NAN = bytes.fromhex("7ff8000000000000")
 
 
 def to_tagged(value: object) -> Any:
-    """Return `value` as objects that `json.dumps` writes without loss: None, bool, int, float, str, list, dict of str.
+    """Return `value` in types that `json.dumps` writes without loss: None, bool, int, float, str, list, str-keyed dict.
 
     Equal values of identical types give equal results, sets included. Raises ValueTypeError for a value that the
     default codec refuses.

@@ -123,7 +123,7 @@ def _item(key: Any) -> str:
 def _refusal(kind: type, where: str) -> ValueTypeError:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     bases = [base.__name__ for base in kind.__mro__[1:] if base in ENCODERS or base in (*_ATOMS, str, list, dict)]
-    from .passthrough import Pickled  # it imports this
+    from .passthrough import Pickled  # passthrough imports this module
 
     if kind is Pickled:
         return ValueTypeError(

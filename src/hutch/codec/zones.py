@@ -14,7 +14,7 @@ _LONGEST_KEY = 100
 
 
 class ZoneError(TypeError):
-    """The error for a `tzinfo` that is neither a `timezone` nor a `ZoneInfo` with a key; names the class."""
+    """The error for a `tzinfo` that is neither a `timezone` nor a keyed `ZoneInfo`. Its text names the class."""
 
 
 def encode_zone(zone: tzinfo | None) -> object:
