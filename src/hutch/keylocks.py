@@ -1,9 +1,9 @@
-"""Locks on single keys between the threads and tasks of one process: `modify` and `mutable` hold one.
+"""Key locks: `modify` and `mutable` lock one key among the threads and tasks of one process.
 
-Everybody gets a key in the order in which they asked for it. A lock is an entry in a queue (a dict, which keeps the
-order): the first entry for a key holds it. One operation of the dict takes the place and one gives it back, so that
-neither a signal handler that raises nor a finalizer finds a lock half taken. What can never be granted is refused at
-once: a key that the caller holds already, and a circle of callers that wait for each other.
+Callers get a key in the order in which they requested it. A lock is an entry in a queue (a dict, which preserves the
+order): the first entry for a key holds the key. One dict operation acquires the lock and one releases it, so neither a
+signal handler that raises nor a finalizer can leave a lock half acquired. A request that can never be granted is
+refused at once: for a key that the caller holds already, and for a circle of callers that wait for each other.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .fork import ForkSafeLock
 
 T = TypeVar("T")
 
-#: How long `modify` and `mutable` wait for a key, in seconds, unless the engine says otherwise.
+#: How long `modify` and `mutable` wait for a key, in seconds, unless the engine has an option for it.
 WAIT_S: Final = 60.0
-# A waiting thread is woken by the one before it. Where a signal handler raised in place of the wake-up, or a lock
-# ended because its guard was dropped, the wait ends after this.
+# A waiting thread is woken by the previous holder. If a signal handler raised in place of the wake-up, or the lock was
+# released because its guard was freed, the thread wakes by itself after this long.
 LONGEST_NAP_S: Final = 0.02
 
-#: Who takes the locks, where that is not the thread: hutch.aio sets it to the task on whose behalf a call runs.
+#: The owner of new locks if it is not the thread: hutch.aio sets it to the task on whose behalf a call runs.
 current_owner: ContextVar[Hashable | None] = ContextVar("hutch_key_owner", default=None)
 
-# A queue serves many keys, so that none has to be made or removed for a key. The values of the entries are not used,
-# except that `hutch.mutable` keeps a weak reference there.
+# Each queue serves many keys, so queues are never created or removed. The values of the entries are unused, except that
+# `hutch.mutable` keeps a weak reference there.
 _QUEUES: Final[tuple[dict[Ticket, object], ...]] = tuple({} for _ in range(64))
-# The innermost wait of each owner that waits.
+# The innermost wait of each waiting owner.
 _waiting: dict[Hashable, Ticket] = {}
 _serials = itertools.count()
 
-#: The swaps under way: a thread, and the scope and key that it is replacing.
+#: The swaps in progress: a thread, and the scope and key whose value it is replacing.
 swapping: Final[dict[object, tuple[int, Hashable, str]]] = {}
 _swap_lock = ForkSafeLock()
 
@@ -54,9 +54,9 @@ class Ticket:
         self.queue = _QUEUES[hash(self.place) % len(_QUEUES)]
         self.thread = threading.get_ident()
         self.owner: Hashable = self.thread if owner is None and (owner := current_owner.get()) is None else owner
-        #: Called once when the ticket has become the first, perhaps also before.
+        #: Called once when the ticket has become first in the queue; may also be called earlier.
         self.wake: Callable[[], object] | None = None
-        #: The wait of the same owner that this one interrupts: one of the two is made by a signal handler.
+        #: The wait of the same owner that this one interrupted: one of the two was started by a signal handler.
         self.outer: Ticket | None = None
         self.serial = -1
 
@@ -67,7 +67,7 @@ class Ticket:
     def check(self) -> bool:
         """Return whether the ticket holds its key.
 
-        Raises ConflictError if it never will: its owner holds the key already, or waits in a circle.
+        Raises ConflictError if it never can: its owner holds the key already, or waits in a circle.
         """
         ahead = list(self._ahead())
         if not ahead:
@@ -78,7 +78,7 @@ class Ticket:
                 "would wait for itself for ever; nothing was written by this call. Change the value in the outer one"
             )
         circle = self._circle()
-        # One of the circle gives up, the one that came last; the others go on when it has.
+        # The last ticket to join the circle gives up, so that the others can proceed.
         if circle and max(circle, key=_serial) is self:
             raise ConflictError(
                 f"key {self.key!r} is held by {_name_of(ahead[0])}, and waiting for it would never end: "
@@ -88,13 +88,13 @@ class Ticket:
         return False
 
     def leave(self) -> None:
-        """Leave the queue and wake the next; does nothing if the ticket is not in it."""
+        """Leave the queue and wake the next ticket; does nothing if the ticket is not in the queue."""
         self.queue.pop(self, None)
         self.end_wait()
         self.wake_next()
 
     def begin_wait(self) -> None:
-        """Record that the owner waits, for `check` to find circles."""
+        """Record that the owner waits, so that `check` can find circles."""
         self.serial = next(_serials)
         self.outer = _waiting.get(self.owner)
         _waiting[self.owner] = self
@@ -108,7 +108,7 @@ class Ticket:
                 _waiting[self.owner] = self.outer
 
     def wait(self, wait_s: float) -> None:
-        """Return once the ticket holds its key.
+        """Wait until the ticket holds its key.
 
         Raises StorageTimeoutError after `wait_s` seconds, and what `check` raises.
         """
@@ -121,9 +121,9 @@ class Ticket:
             _waiting[owner] = self
             while True:
                 nap = threading.Lock()
-                # Nobody else knows it yet. A wake-up is a release.
+                # No other thread has a reference to it yet. A wake-up releases it.
                 nap.acquire()
-                # Set before the check, so that no release is missed.
+                # Set before the check, so that no wake-up is missed.
                 self.wake = nap.release
                 if self.check():
                     return
@@ -132,7 +132,7 @@ class Ticket:
                     raise self.timeout(wait_s)
                 nap.acquire(timeout=min(left_s, LONGEST_NAP_S))
         finally:
-            # No call comes before either removal: see the head of the page.
+            # No call precedes either statement, so a signal handler cannot prevent it.
             if outer is not None:
                 _waiting[owner] = outer
             else:
@@ -147,10 +147,10 @@ class Ticket:
         )
 
     def wake_next(self) -> None:
-        """Wake the first ticket for the same key, if there is one and it sleeps."""
+        """Wake the first ticket for the same key if it is sleeping."""
         for ticket in list(self.queue):
             if ticket.place == self.place:
-                # Taken out and reset without a call between: nobody else gets the same one.
+                # Read and reset without a call in between, so that each wake-up is used once.
                 wake, ticket.wake = ticket.wake, None
                 if wake is not None:
                     wake()
@@ -164,7 +164,7 @@ class Ticket:
         return None
 
     def _ahead(self) -> Iterator[Ticket]:
-        """Yield the tickets for the same key that came earlier."""
+        """Yield the tickets for the same key that joined the queue earlier."""
         for ticket in list(self.queue):
             if ticket is self:
                 return
@@ -172,7 +172,10 @@ class Ticket:
                 yield ticket
 
     def _circle(self) -> list[Ticket]:
-        """Return the waits, in order, each for a key that the owner of the next one holds, if the last leads back."""
+        """Return the circle of waits that this ticket's owner is part of, or an empty list.
+
+        The owner of each ticket holds the key that the ticket before it waits for.
+        """
         reached: dict[Hashable, Ticket] = {}
         pending = [self.owner]
         while pending:
@@ -194,8 +197,8 @@ class Ticket:
 def run_locked(scope: Hashable, key: str, wait_s: float, fn: Callable[..., T], *args: object) -> T:
     """Return ``fn(*args)``, called while the caller holds `key` within `scope`.
 
-    Raises ConflictError at once if the caller holds it already or would wait in a circle, StorageTimeoutError if it
-    cannot be had within `wait_s` seconds, and what `fn` raises.
+    Raises ConflictError at once if the caller holds the key already or would wait in a circle, StorageTimeoutError if
+    the key is not free within `wait_s` seconds, and what `fn` raises.
     """
     ticket = Ticket(scope, key)
     queue = ticket.queue
@@ -205,17 +208,17 @@ def run_locked(scope: Hashable, key: str, wait_s: float, fn: Callable[..., T], *
             ticket.wait(wait_s)
         return fn(*args)
     finally:
-        # The removal comes first: whatever a handler raises after it, the key is free.
+        # Remove the ticket first: whatever a handler raises afterwards, the key is free.
         queue.pop(ticket, None)
         if queue:
             ticket.wake_next()
 
 
 def run_swap(scope: Hashable, key: str, swap: Callable[..., bool], *args: object) -> bool:
-    """Return ``swap(*args)``, which compares the value of `key` and then writes it, as one step for this process.
+    """Return ``swap(*args)``, which compares the value of `key` and then writes it, atomically within this process.
 
-    For engines that have no compare-and-swap of their own. Raises ConflictError if a signal handler or finalizer calls
-    it in the middle of another swap of the same key, which could not see the change.
+    For engines without their own compare-and-swap. Raises ConflictError if a signal handler or finalizer calls it
+    in the middle of another swap of the same key, which would not see the change.
     """
     token = object()
     try:
@@ -230,7 +233,8 @@ def run_swap(scope: Hashable, key: str, swap: Callable[..., bool], *args: object
 def refuse_nested_write(scope: Hashable, keys: Collection[str] | None, token: object = None) -> None:
     """Raise ConflictError if this thread is in the middle of swapping one of `keys` (None: any) within `scope`.
 
-    For a write by a signal handler or finalizer, when `swapping` is not empty: the outer call would overwrite it.
+    Call it before a write when `swapping` is not empty: the interrupted swap would overwrite a write by a signal
+    handler or finalizer.
     """
     thread = threading.get_ident()
     for other, (swapper, place, key) in list(swapping.items()):
@@ -242,7 +246,7 @@ def refuse_nested_write(scope: Hashable, keys: Collection[str] | None, token: ob
 
 
 def waiters() -> int:
-    """Return how many tickets there are, held ones included: for tests, which see that none is left."""
+    """Return the number of tickets, holders included, so that tests can assert that none is left."""
     return sum(map(len, _QUEUES))
 
 
@@ -270,7 +274,7 @@ def _name_of(ticket: Ticket) -> str:
 
 
 def _after_fork_in_child() -> None:
-    """Forget the threads that the child does not have."""
+    """Remove the entries of threads that do not exist in the child."""
     thread = threading.get_ident()
     _waiting.clear()
     for token in [token for token, (swapper, _, _) in swapping.items() if swapper != thread]:

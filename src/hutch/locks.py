@@ -1,4 +1,4 @@
-"""FairLock: a lock between the threads of one process that no signal handler and no finalizer can break."""
+"""FairLock: a lock among the threads of one process that stays consistent if a signal handler or finalizer raises."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .errors import StorageTimeoutError
 
 T = TypeVar("T")
 
-# A waiting thread is woken by the one before it. Where a signal handler raised in place of the wake-up, the wait
-# ends after this.
+# A waiting thread is woken by the previous holder. If a signal handler raised in place of the wake-up, the thread
+# wakes by itself after this long.
 _LONGEST_NAP_S: Final = 0.05
 
 
@@ -26,25 +26,25 @@ class Ticket:
     __slots__ = ("thread", "wake")
 
     thread: int
-    #: Locked while the call sleeps; None as long as it never had to.
+    #: Locked while the call sleeps; None if it never had to sleep.
     wake: threading.Lock | None
 
 
 class FairLock:
-    """A lock that threads get in the order in which they asked for it.
+    """A lock that threads acquire in the order in which they requested it.
 
-    The queue is the lock: the thread of its first ticket holds it. So one atomic operation takes the lock and one
-    gives it back, and the `finally` that gives it back begins with that operation. CPython runs signal handlers after
-    any call, so ``acquire()`` before ``try`` would leave the lock taken when a handler raises between the two.
+    The queue is the lock: the thread of its first ticket holds it. So one atomic operation acquires the lock and one
+    releases it, and the `finally` that releases it begins with that operation. CPython may run a signal handler after
+    any call, so with ``acquire()`` before ``try`` the lock would stay locked if a handler raised between the two.
 
-    A call of a thread that holds the lock already runs at once: it comes from a signal handler or a finalizer, which
-    interrupted that thread in the middle of the outer call. `is_mine` tells them apart.
+    A call by a thread that holds the lock already runs at once: it comes from a signal handler or finalizer that
+    interrupted the thread in the middle of the outer call. `is_mine` detects such a nested call.
     """
 
     __slots__ = ("__weakref__", "_tickets", "_what")
 
     def __init__(self, what: str) -> None:
-        """`what` names what the lock protects, for the message of a time-out."""
+        """Create a free lock; `what` names what it protects, for the message of a time-out."""
         self._what = what
         self._tickets: deque[Ticket] = deque()
         _all.add(self)
@@ -52,7 +52,7 @@ class FairLock:
     def run(self, timeout_s: float, fn: Callable[..., T], *args: object) -> T:
         """Return ``fn(*args)``, called while the lock is held.
 
-        Raises StorageTimeoutError if the lock cannot be had within `timeout_s` seconds, and what `fn` raises.
+        Raises StorageTimeoutError if the lock is not free within `timeout_s` seconds, and what `fn` raises.
         """
         tickets = self._tickets
         ticket = Ticket()
@@ -64,7 +64,7 @@ class FairLock:
                 self._wait(ticket, timeout_s)
             return fn(*args)
         finally:
-            # The removal comes first: whatever a handler raises after it, the lock is free.
+            # Remove the ticket first: whatever a handler raises afterwards, the lock is free.
             try:  # noqa: SIM105 - suppress is Python code, in which a handler could raise before the removal
                 tickets.remove(ticket)
             except ValueError:  # a handler raised before the ticket was in the queue
@@ -73,20 +73,20 @@ class FairLock:
                 self._wake_first()
 
     def is_mine(self) -> bool:
-        """Whether the calling thread holds the lock."""
+        """Return whether the calling thread holds the lock."""
         try:
             return self._tickets[0].thread == threading.get_ident()
         except IndexError:
             return False
 
     def has_waiters(self) -> bool:
-        """Whether a call other than the one that holds the lock is in the queue."""
+        """Return whether any call is waiting for the lock."""
         return len(self._tickets) > 1
 
     def enter(self, ticket: Ticket, timeout_s: float) -> None:
-        """Take the lock until `leave` is called with the same `ticket`: for fork hooks, which span two calls.
+        """Acquire the lock until `leave` is called with the same `ticket`: for fork hooks, which span two calls.
 
-        Raises StorageTimeoutError as `run` does; `leave` is called in that case, too.
+        Raises StorageTimeoutError as `run` does; the caller must call `leave` in that case too.
         """
         ticket.wake = None
         ticket.thread = threading.get_ident()
@@ -94,7 +94,7 @@ class FairLock:
         self._wait(ticket, timeout_s)
 
     def leave(self, ticket: Ticket) -> None:
-        """Give the lock back; does nothing where `ticket` is not in the queue."""
+        """Release the lock; does nothing if `ticket` is not in the queue."""
         try:
             self._tickets.remove(ticket)
         except ValueError:
@@ -103,13 +103,13 @@ class FairLock:
             self._wake_first()
 
     def _wait(self, ticket: Ticket, timeout_s: float) -> None:
-        """Return once the first ticket is one of this thread's."""
+        """Wait until the first ticket belongs to this thread."""
         tickets, thread = self._tickets, ticket.thread
         if tickets[0].thread == thread:
             return
         deadline_s = time.monotonic() + timeout_s
         wake = threading.Lock()
-        # Nobody else knows it yet. A wake-up is a release, and each wait takes it again.
+        # No other thread has a reference to it yet. A wake-up releases it, and each wait acquires it again.
         wake.acquire()
         ticket.wake = wake
         while (first := tickets[0]).thread != thread:
@@ -131,7 +131,7 @@ class FairLock:
                 wake.release()
 
     def _after_fork_in_child(self) -> None:
-        """Forget the threads that the child does not have."""
+        """Remove the tickets of threads that do not exist in the child."""
         thread = threading.get_ident()
         left = [ticket for ticket in self._tickets if ticket.thread == thread]
         self._tickets.clear()

@@ -1,4 +1,4 @@
-"""The layer `cache`: values read a moment ago, for engines that are reached over a network."""
+"""The layer `cache`: keep recently read values in memory, for engines that are reached over a network."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ OPTIONS = {
         help="how long another process's write may stay unseen; 0 switches the layer off, inf is for a sole writer",
     ),
 }
-# What an entry takes besides its value and the characters of its key, about.
+# The approximate size of an entry besides its value and the characters of its key.
 _ENTRY_BYTES = 300
 
 
 class CacheLayer(Layer):
-    """Serves `get` and `contains` from memory. All else goes to the engine.
+    """A layer that serves `get` and `contains` from memory and forwards everything else to the engine.
 
-    Encoded bytes are kept and decoded at each read, so a value is as fresh an object as without the layer. That a
-    key is missing is not kept. Any thread may use it. Writes through this layer are seen as they would be without
-    it: at once, and of a batch either no key or all.
+    It caches encoded bytes and decodes them at each read, so every read returns a new object. A missing key is not
+    cached. Any thread may use it. Writes through this layer become visible as without it: at once, and a batch
+    either in full or not at all.
     """
 
     def __init__(self, engine: EncodedStorage, max_bytes: int, ttl_s: float) -> None:
@@ -93,7 +93,7 @@ class CacheLayer(Layer):
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         key = check_key(key)
-        # It may find something newer than what is kept, and no read may go back behind it.
+        # It may read a newer value than the cached one, and no later read may return the older one.
         return self._kept.write([key], self._engine.get_for_update, key)
 
     def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
@@ -113,12 +113,12 @@ class CacheLayer(Layer):
 
 
 class _Reading:
-    """A read of the engine that is under way; what it finds is kept if no write of the key overlaps with it."""
+    """A read of the engine in progress; its result is cached if no write of the key overlaps with it."""
 
     __slots__ = ("began_s",)
 
     def __init__(self) -> None:
-        # An entry is as old as its read at most, so its age counts from the beginning of that.
+        # The age of an entry counts from the start of its read: the value may be that old.
         self.began_s = time.monotonic()
 
 
@@ -129,10 +129,10 @@ class _Entry(NamedTuple):
 
 
 class _Kept:
-    """Bytes by key: at most `max_bytes`, none older than `ttl_s`, the least recently used go first.
+    """A cache of bytes by key: at most `max_bytes`, none older than `ttl_s`; the least recently used are evicted first.
 
-    A signal handler may read and write in the middle of any method, in the same thread and so within the lock. What
-    belongs together is therefore changed without a call between.
+    A signal handler may read and write in the middle of any method, in the same thread and so inside the lock.
+    Related fields are therefore changed without a call in between.
     """
 
     def __init__(self, max_bytes: int, ttl_s: float) -> None:
@@ -141,7 +141,7 @@ class _Kept:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
         self._readings: dict[str, _Reading] = {}
-        #: The keys of each write under way; None stands for all keys.
+        #: The keys of each write in progress; None means all keys.
         self._writes: dict[object, frozenset[str] | None] = {}
         _all.add(self)
 
@@ -169,7 +169,7 @@ class _Kept:
             entry = None
             if data is not None:
                 entry = _Entry(data, reading.began_s, len(key) + len(data) + _ENTRY_BYTES)
-            # Else a write began meanwhile, or a later read has taken over.
+            # False if a write began meanwhile, or a later read replaced this one.
             if key in self._readings and self._readings[key] is reading:
                 del self._readings[key]
                 if key in self._entries:
@@ -186,10 +186,11 @@ class _Kept:
             self._drop(next(iter(self._entries)))
 
     def write(self, keys: Iterable[str] | None, fn: Callable[..., T], *args: Any) -> T:
-        """Return ``fn(*args)``, which writes `keys` (None: any). While it runs nothing is kept of them.
+        """Return ``fn(*args)``, which writes `keys` (None: any). While it runs, none of them is cached.
 
-        Already before it begins: a reader who got one key of a batch from the engine must not find the old value
-        of another here. And until it is over, since a read beside it may still find the old value.
+        They are evicted before it starts: a reader that got one new value of a batch from the engine must not find
+        the old value of another key here. They stay uncached until it ends, because a concurrent read may still
+        get an old value.
         """
         names = None if keys is None else frozenset(keys)
         token = object()
@@ -202,7 +203,7 @@ class _Kept:
             self._writes.pop(token, None)
 
     def after_fork_in_child(self) -> None:
-        # A thread of the parent may have been half way through a change, or be writing.
+        # A thread of the parent may have been in the middle of a change or a write.
         self._forget(None)
         self._writes.clear()
 
