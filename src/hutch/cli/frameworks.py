@@ -73,7 +73,7 @@ def import_files(call: Call, format_name: str, path: Path) -> int:
 @storage_options
 @pass_call
 def export_files(call: Call, format_name: str, path: Path) -> int:
-    """Export a framework's data from the store to the framework's own files.
+    """Export a framework's data to its own files.
 
     Each file appears only when complete. A value that the format cannot hold is an error that names its key.
     """

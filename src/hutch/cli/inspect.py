@@ -114,10 +114,10 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
 @json_option
 @pass_call
 def check(call: Call, target: str, as_json: bool) -> int:
-    """Test a plugin with the conformance kit; print one line per promise.
+    """Test a plugin with the conformance kit.
 
-    PATH_OR_NAME is the plugin's name, its .plug file, or the folder of that file.
-    -s or -c gives the plugin its options; without them it gets a temporary folder.
+    PATH_OR_NAME is the plugin's name, its .plug file, or the folder of that file. Prints one line
+    per promise. -s or -c gives the plugin its options; without them it gets a temporary folder.
     """
     try:
         from ..testing.run import run_check
@@ -160,9 +160,10 @@ def _print_promise(outcome: str, promise: str, detail: str) -> None:
 @json_option
 @pass_call
 def check_data_(call: Call, fix: bool, salvage: str | None, as_json: bool) -> int:
-    """Verify the integrity of the store: read everything and print one line per finding.
+    """Verify the integrity of the store.
 
-    Nothing is changed without --fix or --salvage. The store may be in use.
+    Reads everything and prints one line per finding. Nothing is changed without --fix or
+    --salvage. The store may be in use.
     """
     form = call.config_form()
     call.import_modules()
