@@ -196,7 +196,7 @@ class Calls:
             raise RuntimeError(_needs_asyncio(self.pool.name)) from None
 
     def _abandoned_write(self, keys: Keys) -> tuple[Call[Any], str | None] | None:
-        """Return an abandoned write of one of `keys` with that key; None if there is none."""
+        """Return an abandoned write of one of `keys` with that key, or None."""
         for call in self._group.abandoned.copy():
             if call.keys is None:
                 return call, keys[0] if keys else None
