@@ -318,10 +318,7 @@ class StoragePluginBase(ABC):
 
     @abstractmethod
     def open(self, namespace: str) -> StorageBase:
-        """Open `namespace` and return its storage; release everything if that fails.
-
-        Creates nothing that reading does not need.
-        """
+        """Return the open storage of `namespace`; on an error release everything. Create only what reading needs."""
 
     def namespaces(self) -> Iterable[str]:
         """Return the names of the namespaces that hold data. Raises CapabilityError if the engine cannot list them."""
@@ -365,10 +362,8 @@ class StoragePluginBase(ABC):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Return whether `a` and `b` are equal in value and type, also inside lists, tuples and dicts.
-
-    If `==` says no or fails (NaN, arrays), equal pickles count as equal.
-    """
+    """Return whether `a` and `b` are equal in value and type, also inside lists, tuples and dicts. If `==` is False or
+    fails (NaN, arrays), equal pickles count as equal."""
     if a is b:
         return True
     if type(a) is not type(b):

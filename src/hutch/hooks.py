@@ -123,10 +123,7 @@ def notify(hook: str, **event: Any) -> None:
 
 
 def _call(hook: str, **arguments: Any) -> list[Any]:
-    """Return the results of `hook`, last registered first.
-
-    Calls each implementation itself, because pluggy stops at the first that raises.
-    """
+    """Return the results of `hook`, last registered first. Calls each itself: pluggy stops at the first that raises."""
     results = []
     for implementation in reversed(getattr(plugin_manager().hook, hook).get_hookimpls()):
         try:

@@ -172,10 +172,7 @@ class Ticket:
                 yield ticket
 
     def _circle(self) -> list[Ticket]:
-        """Return the circle of waits that this ticket's owner is part of, or an empty list.
-
-        The owner of each ticket holds the key that the ticket before it waits for.
-        """
+        """Return this owner's circle of waits, or []: each waits for a key that the owner of the next one holds."""
         reached: dict[Hashable, Ticket] = {}
         pending = [self.owner]
         while pending:
@@ -233,8 +230,7 @@ def run_swap(scope: Hashable, key: str, swap: Callable[..., bool], *args: object
 def refuse_nested_write(scope: Hashable, keys: Collection[str] | None, token: object = None) -> None:
     """Raise ConflictError if this thread is in the middle of swapping one of `keys` (None: any) within `scope`.
 
-    Call it before a write when `swapping` is not empty: the interrupted swap would overwrite a write by a signal
-    handler or finalizer.
+    Writes call it when `swapping` is not empty: an interrupted swap would overwrite a handler's or finalizer's write.
     """
     thread = threading.get_ident()
     for other, (swapper, place, key) in list(swapping.items()):

@@ -98,10 +98,7 @@ class Mutable:
     __exit__ = _Exit()
 
     def write_back(self) -> None:
-        """Write the value back.
-
-        Raises ConflictError if another writer changed it, StoreNotOpenError if the handle was closed.
-        """
+        """Write the value back. Raises ConflictError if it was changed, StoreNotOpenError if the handle was closed."""
         handle, key = self._handle, self.ticket.key
         if handle._store is not self._store:
             handle._must_be_open()

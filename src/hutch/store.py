@@ -150,10 +150,7 @@ class Store:
         return handle
 
     def namespaces(self) -> list[str]:
-        """Return the sorted names of the namespaces that hold data.
-
-        Raises CapabilityError if the engine cannot list them.
-        """
+        """Return the sorted names of namespaces with data. Raises CapabilityError if the engine cannot list them."""
         self._must_be_open()
         listing = getattr(self._factory, "namespaces", None)
         if listing is None:
@@ -271,10 +268,7 @@ class Store:
             raise StoreNotOpenError("this store is closed; connect again to use it")
 
     def _take(self, name: str, claim: _Claim) -> None:
-        """Add `claim` to the list.
-
-        Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is claimed already.
-        """
+        """List `claim`. Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is claimed."""
         claims = self._claims
         with self._lock.current:
             self._must_be_open()
@@ -320,7 +314,7 @@ class _Layered:
         try:
             if self._config.private:
                 make_private(self._config)
-            # `extend` and `map` run no Python code, so no signal handler can run between `open` and the list.
+            # `extend` and `map` are C code, so no signal handler can run between the return of `open` and the append.
             opened.extend(map(self._factory.open, [namespace]))
             layers = self._config.layers_for(namespace)
             if not layers:

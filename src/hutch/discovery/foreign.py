@@ -17,13 +17,12 @@ _VERBS = ("set", "get", "remove", "len", "keys", "close")
 def open_checked(factory: Any, plugin: str, namespace: str, opened: list[Any] | None = None) -> StorageBase:
     """Call `factory.open` and return its result as a StorageBase (stage 2).
 
-    The result is appended to `opened` before anything can raise. A StoreError, a MemoryError and a signal handler's
-    exception pass through. Any other exception of `open`, SystemExit included, becomes a PluginError, as does a result
-    that is not a storage.
+    Appends it to `opened` before anything can raise. A StoreError, MemoryError or signal handler's exception passes
+    through. Any other, SystemExit included, becomes a PluginError, as does a result that is not a storage.
     """
     try:
         opened = [] if opened is None else opened
-        # `extend` and `map` run no Python code, so no signal handler can run between `open` and the list.
+        # `extend` and `map` are C code, so no signal handler can run between the return of `open` and the append.
         opened.extend(map(factory.open, [namespace]))
         return as_storage(opened[0], plugin, namespace)
     except StoreError:

@@ -59,7 +59,7 @@ def build_factory(info: PluginInfo, config: object) -> object:
     factory = load_factory(info)
     built: list[object] = []
     try:
-        # `extend` and `map` run no Python code, so no signal handler can run between the call and the list.
+        # `extend` and `map` are C code, so no signal handler can run between the factory's return and the append.
         built.extend(map(factory, [config]))
         return built[0]
     except StoreError:
