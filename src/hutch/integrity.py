@@ -211,7 +211,7 @@ def _count(storage: StorageBase, namespace: str) -> Iterator[Finding]:
 
 @contextmanager
 def _saving_to(salvage: str | os.PathLike[str] | None) -> Iterator[_Save | None]:
-    """Yield a function that saves a value in the file `salvage`, created at the first value, and flushes it; or None."""
+    """Yield a function that saves a value to the file `salvage`, created on first use, and flushes it; or None."""
     if salvage is None:
         yield None
         return
