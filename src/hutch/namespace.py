@@ -90,7 +90,10 @@ class StoreMixin(MutableMapping[str, Any]):
             raise
 
     def close_storage(self) -> None:
-        """Close the mapping even if the storage raises; data is as durable as configured. StoreNotOpenError if closed."""
+        """Close the mapping, even if the storage raises; data is then as durable as configured.
+
+        Raises StoreNotOpenError if it is closed already.
+        """
         if not self._close_storage():
             self._must_be_open()
             raise StoreNotOpenError(f"namespace {self.namespace!r} was closed here, and opened again meanwhile")

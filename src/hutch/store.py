@@ -172,7 +172,7 @@ class Store:
         try:
             with self._lock.current:
                 self._take(name, claim)
-                # Without an own `drop`, clear through a handle: it also works for a storage with just the six verbs.
+                # The default `drop` needs `clear`, which a storage with just the six verbs lacks; a handle has it.
                 if getattr(type(self._factory), "drop", StoragePluginBase.drop) is StoragePluginBase.drop:
                     with self._open(Namespace(), claim, name) as handle:
                         handle.clear()
@@ -183,7 +183,7 @@ class Store:
             self._forget(name, claim)
 
     def stats(self) -> dict[str, object]:
-        """Return the engine's figures by name, for people to read; which ones depends on the engine. May be empty."""
+        """Return the engine's figures by name, for people. The names depend on the engine; there may be none."""
         self._must_be_open()
         figures = getattr(self._factory, "stats", None)
         return dict(figures()) if callable(figures) else {}
@@ -191,8 +191,8 @@ class Store:
     def close(self) -> None:
         """Close every handle that is still open, with a ResourceWarning for each, then the engine.
 
-        Does nothing if the store is closed already or another call is closing it. The store is closed even if an
-        engine raises; after an interruption by a signal handler, call it again.
+        Does nothing if the store is closed already or another call is closing it. The store is closed even if closing
+        raises; only a call that a signal handler interrupted can be repeated.
         """
         if self._is_shared:
             return
@@ -268,7 +268,7 @@ class Store:
             raise StoreNotOpenError("this store is closed; connect again to use it")
 
     def _take(self, name: str, claim: _Claim) -> None:
-        """List `claim`. Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is claimed."""
+        """Add `claim`. Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is claimed."""
         claims = self._claims
         with self._lock.current:
             self._must_be_open()
