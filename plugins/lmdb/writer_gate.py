@@ -54,7 +54,7 @@ _FIRST_PAUSE_S: Final = 50e-6
 _LONGEST_PAUSE_S: Final = 1e-3
 _PATIENT_PAUSE_S: Final = 5e-3
 _PATIENT_AFTER_S: Final = 1.0
-# A process that is not next still tries the gate at every 16th poll, because the next process may be stopped.
+# How many polls between two tries of a process that is not next: it tries too, because the next one may be stopped.
 _TRY_EVERY: Final = 16
 # How long a process writes before it looks whether others wait. With 1 ms, two processes that wrote without pause made
 # about two thirds of the writes.

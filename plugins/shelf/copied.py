@@ -1,4 +1,4 @@
-"""The dialects gnu and ndbm: read where they are, written by putting a changed copy in their place."""
+"""The dialects gnu and ndbm: read files in place, and write by replacing them with a changed copy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .files import FULL, Place, storage_error, storage_errors
 
 
 class CopiedDatabase(Database):
-    """A gnu or ndbm file: read where it is; to write, a changed copy takes its place.
+    """A gnu or ndbm file, read in place and replaced by a changed copy on every write.
 
-    Written in place, either can be left unreadable by a process killed at the wrong moment, and ndbm tells nobody
-    that the disk was full. A copy costs time in proportion to the file, which is small beside one `fsync` for files
-    of some megabytes. While open, a gnu file is locked by its library against writers that know nothing of hutch.
+    A process killed while writing in place could leave either unreadable, and ndbm does not report a full disk. A copy
+    takes time in proportion to the file; up to a few megabytes that is little compared with one `fsync`. While a gnu
+    file is open, its library locks it against writers other than hutch.
     """
 
     def __init__(self, place: Place, scratch: Path) -> None:
@@ -45,7 +45,7 @@ class CopiedDatabase(Database):
 
     def keys(self) -> list[bytes]:
         found: list[bytes] = self._reading(self._db.keys)
-        if len(found) != self._count:  # ndbm ends a walk early, without a word, where it meets damage
+        if len(found) != self._count:  # ndbm silently ends a walk at damage
             raise CorruptValueError(
                 f"{self._place.base}: a walk over its keys gave {len(found):,} of {self._count:,}; the "
                 f"{self._place.dialect} file is damaged, restore it from a backup"
@@ -91,7 +91,7 @@ def _open_driver(place: Place, base: Path, flag: str) -> Any:
 
 def _driver_error(error: OSError, place: Place) -> StoreError:
     if error.errno in (errno.EAGAIN, errno.EACCES):
-        # Permissions fail earlier, when the first bytes of the file are looked at.
+        # Not a permission problem: that fails earlier, when the file's first bytes are read.
         return StoreLockedError(f"{place.base} is open in another process, which may be Errbot itself; stop that first")
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, errno.EPERM, errno.ENOENT):
         return storage_error(error, place.base)
@@ -104,7 +104,7 @@ def _driver_error(error: OSError, place: Place) -> StoreError:
 def copy_and_change(
     place: Place, scratch: Path, changes: Mapping[bytes, bytes | None], fresh: bool, count: int = 0
 ) -> Any:
-    """Put a changed copy of the database in the place of it and return that, open for reading, with `count` keys."""
+    """Replace the database with a changed copy of `count` keys, and return the copy, open for reading."""
     copies = {suffix: scratch.with_name(scratch.name + suffix) for suffix in ("", ".db", ".pag", ".dir")}
     remove(scratch, *copies)
     db = None
@@ -123,13 +123,13 @@ def copy_and_change(
             db.sync()
         db.close()
         db = driver(place).open(str(scratch), "r")
-        # The drivers do not say when closing fails.
+        # The drivers do not report a failed close.
         if len(db) != count or any(db.get(key) != value for key, value in changes.items()):
             raise StorageFullError(
                 f"{place.base} could not be written in full, most likely for want of space; what was stored before is "
                 "intact"
             )
-        # The directory of .pag and .dir first: it is the same in both versions, or the values would not be found.
+        # .dir before .pag: it is the same in both versions, otherwise the values would not be found.
         for suffix in (".dir", ".pag", ".db", ""):
             if copies[suffix].exists():
                 take_place(copies[suffix], place.file(suffix))
@@ -145,7 +145,7 @@ def copy_and_change(
             raise
         if place.dialect == "gnu":
             raise _driver_error(error, place) from error
-        raise StorageFullError(  # "cannot add item to database" is all that it ever says
+        raise StorageFullError(  # its only error text is "cannot add item to database"
             f"{place.base} could not be written ({error}): no space, an item too large for this ndbm library, or a "
             "damaged file; what was stored before is intact"
         ) from error

@@ -1,4 +1,4 @@
-"""What every dialect of dbm is to the engine: a small database of bytes that is never half written."""
+"""The interface of every dbm dialect to the engine: a small database of bytes that is never half written."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 class Database(ABC):
-    """One open database. Whoever uses it holds a lock: no dialect is safe for threads.
+    """One open database. Not thread-safe in any dialect: the caller holds a lock.
 
-    A call of the same thread may interrupt any other, as a signal handler does, and then only reads: until `write` is
-    done, reading gives what was there before. A `write` or `clear` that raises a StoreError has changed nothing. After
-    any other exception, such as what a handler raised, the files are whole, and what is in memory may not be what they
-    say: the database is released and opened again.
+    A nested call of the same thread, as from a signal handler, only reads: until `write` is done, it reads the state
+    before it. A `write` or `clear` that raises a StoreError has changed nothing. After any other exception, such as one
+    from a handler, the files are whole but the state in memory may differ from them: the caller releases the database
+    and opens it again.
     """
 
-    #: Let go of the files. A C function, so that a signal handler finds it either done or not begun.
+    #: Release the files. A C function, so that to a signal handler it is atomic.
     release: Callable[[], object]
 
     @abstractmethod
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`."""
+        """Return the value of `key`, or None if it is missing."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def keys(self) -> list[bytes]:
-        """All keys."""
+        """Return all keys."""
 
     @abstractmethod
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Set each key, or remove it where the value is None: all, or none if this raises or the process is killed."""
+        """Set each key, or remove it if its value is None: all, or none if this raises or the process is killed."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Remove every key, in one step."""
+        """Remove every key, atomically."""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
         self.release()
 
     def contains(self, key: bytes) -> bool:
-        """Whether `key` is there."""
+        """Return whether `key` exists."""
         return self.get(key) is not None
 
     def abandon(self) -> None:
-        """In a forked child: forget what is the parent's, without closing it."""
-        # A driver that closed would let go of the parent's locks, so it must not be collected either.
+        """Abandon the parent's database in a forked child, without closing it."""
+        # Closing, also by garbage collection, would release the parent's locks.
         _abandoned.append(self)
 
 
@@ -63,7 +63,7 @@ _abandoned: list[Database] = []
 
 
 def take_place(new: Path, target: Path) -> None:
-    """Rename `new` to `target`, whose owner and mode it inherits, when its bytes have reached the disk."""
+    """Flush `new`, give it the owner and mode of `target`, and rename it to `target`."""
     status = validate_regular_file(target)
     if status is not None:
         copy_permissions(status, new)
@@ -73,13 +73,13 @@ def take_place(new: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy the bytes of the file `source` to the new file `target`; what `shutil` has swallows what handlers raise."""
+    """Copy the bytes of `source` to the new file `target`. Not with `shutil`: it swallows exceptions of handlers."""
     with open_existing(source) as origin, create_file(target) as copy:
         for chunk in iter(partial(origin.read, _CHUNK_BYTES), b""):
             write_all(copy, chunk)
 
 
 def remove(base: Path, *suffixes: str) -> None:
-    """Remove the files whose names are that of `base` with each of `suffixes`, where there are any."""
+    """Remove the files named like `base` plus each of `suffixes`, if they exist."""
     for suffix in suffixes:
         base.with_name(base.name + suffix).unlink(missing_ok=True)

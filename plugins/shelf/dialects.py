@@ -1,4 +1,4 @@
-"""Each place, the database of its dialect."""
+"""Open, create and inspect the database at a place, by the class of its dialect."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _PACKAGES: Final[dict[Dialect, str]] = {
 
 
 def open_database(place: Place, scratch: Path) -> Database:
-    """Open the database at `place`, which exists. New versions of its files are written at `scratch` first.
+    """Return the open database of the existing `place`. New versions of its files are written to `scratch` first.
 
-    Raises StorageUnavailableError if this Python lacks the dialect, CorruptValueError for files that are none.
+    Raises StorageUnavailableError if this Python lacks the dialect, CorruptValueError if the files are no database.
     """
     _need(place)
     if place.dialect == "dumb":
@@ -38,7 +38,10 @@ def open_database(place: Place, scratch: Path) -> Database:
 
 
 def open_to_read(place: Place) -> Database | None:
-    """The same for reading: changes no file and makes none in that folder. None for another program's database."""
+    """Return the database at `place` for reading only, or None if another program wrote it.
+
+    Neither changes a file nor creates one in that folder.
+    """
     _need(place)
     if place.dialect == "dumb":
         return DumbDatabase(place, place.base, to_read=True)
@@ -50,11 +53,11 @@ def open_to_read(place: Place) -> Database | None:
 
 
 def create_database(place: Place, scratch: Path) -> None:
-    """Make the empty files of a new database at `place`."""
+    """Create the empty files of a new database at `place`."""
     _need(place)
     with storage_errors(place.base):
         if place.dialect == "dumb":
-            # In this order: an index without values is new if it is empty, values without an index are not.
+            # Index first: an empty index without values is a new database, values without an index are damage.
             open_or_create(place.file(".dir")).close()
             open_or_create(place.file(".dat")).close()
         elif place.dialect == "sqlite3":
@@ -66,7 +69,7 @@ def create_database(place: Place, scratch: Path) -> None:
 
 
 def holds_data(place: Place) -> bool:
-    """Whether there is a key at `place`, asked without a lock; True where that cannot be found out."""
+    """Return whether there is a key at `place`, without taking a lock; True if that cannot be determined."""
     if not has_dialect(place.dialect):
         return True
     if place.dialect == "sqlite3":

@@ -1,7 +1,6 @@
 """The dialect dumb, written so that a process killed at any moment leaves whole files.
 
-`dbm.dumb` itself overwrites values in place, and is without an index for a moment. What is written here is what it
-reads, in its own format.
+`dbm.dumb` itself overwrites values in place, and for a moment has no index. It can read what this module writes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from .database import Database, take_place
 from .files import Place, storage_errors
 
 _BLOCK_BYTES: Final = 512
-# The index grows by a line a write; it is written anew when this many more lines than keys are in it.
+# The index grows by one line per write; it is rewritten once it has this many more lines than keys.
 _SPARE_LINES: Final = 1000
-# A literal of a text, and two numbers.
+# A line of the index: a string literal and two numbers.
 _ENTRY: Final = re.compile(
     r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,\s*\(\s*([0-9]{1,18})\s*,\s*([0-9]{1,18})\s*\)\s*""", re.DOTALL
 )
@@ -33,9 +32,8 @@ _ENTRY: Final = re.compile(
 class DumbDatabase(Database):
     """The files of `dbm.dumb`: values in ``.dat``, an index of lines ``'key', (position, size)`` in ``.dir``.
 
-    A value is never overwritten. A new one goes to blocks that no key uses, then a line is added to the index: of
-    two lines for one key the last counts, for every version of `dbm.dumb`. Removing, and setting several keys in one
-    step, put a new index in the place of the old one.
+    A value is never overwritten. A new value goes to free blocks, then a line is appended to the index; every version
+    of `dbm.dumb` uses the last line of a key. Removing keys, or setting several atomically, replaces the index.
     """
 
     def __init__(self, place: Place, scratch: Path, *, to_read: bool = False) -> None:
@@ -85,7 +83,7 @@ class DumbDatabase(Database):
             elif placed or removed:
                 index = {key: at for key, at in {**index, **placed}.items() if key not in removed}
                 self._write_index(index)
-        except StoreError:  # the index is the old one
+        except StoreError:  # the old index is still in place
             self._find_free()
             raise
         if self._is_tidy:
@@ -111,7 +109,7 @@ class DumbDatabase(Database):
         return data
 
     def _read_at(self, position: int, size: int) -> bytes:
-        # Without moving the position at which a call that this one interrupted reads or writes.
+        # Keep the file position, which an interrupted call may be using.
         if hasattr(os, "pread"):
             return os.pread(self._file.fileno(), size, position)
         with open_existing(self._dat) as file:
@@ -151,9 +149,9 @@ class DumbDatabase(Database):
         )
 
     def _find_free(self) -> None:
-        """Find the runs of blocks that no key uses, from the index."""
+        """Compute the runs of free blocks from the index."""
         self._free: list[tuple[int, int]] = []
-        # Nothing that dbm.dumb writes is otherwise; if it is, what one key leaves may still be another's.
+        # dbm.dumb never lets two keys share blocks; if they do, blocks that one key frees may be in use by another.
         self._is_tidy = True
         end = 0
         for position, size in sorted(self._index.values()):
@@ -166,7 +164,7 @@ class DumbDatabase(Database):
         self._end = end
 
     def _put_all(self, changes: Mapping[bytes, bytes | None]) -> dict[bytes, tuple[int, int]]:
-        """Write each value to free blocks; the index does not know of them yet."""
+        """Write each value to free blocks, and return their positions; the index does not list them yet."""
         end = self._end
         try:
             with storage_errors(self._dat):
@@ -178,7 +176,7 @@ class DumbDatabase(Database):
             raise
 
     def _put(self, value: bytes) -> tuple[int, int]:
-        """Write `value` to free blocks."""
+        """Write `value` to free blocks, and return its position and size."""
         wanted = _blocks(len(value))
         for i, (position, blocks) in enumerate(self._free):
             if blocks >= wanted:
@@ -188,7 +186,7 @@ class DumbDatabase(Database):
             position = self._end
             self._end += wanted * _BLOCK_BYTES
         if not self._wrote:
-            self._bak.unlink(missing_ok=True)  # it speaks of blocks that others use from now on
+            self._bak.unlink(missing_ok=True)  # it lists blocks that other keys use from now on
             self._wrote = True
         self._file.seek(position)
         write_all(self._file, value)
@@ -201,7 +199,7 @@ class DumbDatabase(Database):
             try:
                 write_all(file, line.encode("latin-1"))
             except BaseException:
-                file.truncate(end)  # a part of a line would be damage
+                file.truncate(end)  # a partial line would be damage
                 raise
         self._lines += 1
         self._ends_with_newline = True

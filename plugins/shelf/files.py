@@ -1,4 +1,4 @@
-"""Where the files of a namespace are, and what dialect of dbm they have."""
+"""Locate the files of a namespace and recognise their dbm dialect."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from hutch.limits import check_namespace
 
 Dialect = Literal["gnu", "ndbm", "dumb", "sqlite3"]
 
-#: hutch's own folder inside `basedir`: locks, and the namespaces whose names cannot be names of files.
+#: hutch's own folder inside `basedir`: locks, and the namespaces whose names are not valid file names.
 OWN_FOLDER: Final = ".hutch-shelf"
 
 _DIALECTS: Final[tuple[Dialect, ...]] = ("gnu", "ndbm", "dumb")
 _MODULES: Final[dict[Dialect, str]] = {"gnu": "_gdbm", "ndbm": "_dbm", "dumb": "dbm.dumb", "sqlite3": "sqlite3"}
-# What a new namespace of a dialect writes: the names that must be free, and the length of the longest suffix that
-# the dialect, or Errbot with it, will ever want.
+# The suffixes of a dialect's files. These names must be free for a new namespace; the longest suffix limits the length
+# of its name, including what Errbot may add.
 _SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
     "gnu": ("",),
     "ndbm": (".db", ".pag", ".dir"),
@@ -42,7 +42,7 @@ _SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
     "sqlite3": ("", "-journal", "-wal", "-shm"),
 }
 _ALL_SUFFIXES: Final = sorted({suffix for suffixes in _SUFFIXES.values() for suffix in suffixes})
-#: Of those, the ones that hold the data.
+#: The suffixes of files that hold data.
 _DATA_SUFFIXES: Final = ("", ".db", ".pag", ".dat", ".dir")
 _LONGEST_FILE_NAME: Final = 255
 _LONGEST_NAME_BYTES: Final = 1024
@@ -52,7 +52,7 @@ _GNU_MAGIC: Final = frozenset(magic.to_bytes(4, sys.byteorder) for magic in (0x1
 _BERKELEY_MAGIC: Final = frozenset((0x00061561).to_bytes(4, order) for order in ("little", "big"))
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 
-#: Numbers of the errors that say that there is no room.
+#: The errno values for a lack of space.
 FULL: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _TRIAL_BYTES: Final = 64 * 1024
 _WINDOWS_FORBIDDEN: Final = frozenset('<>:"\\|?*') | {chr(code) for code in range(32)}
@@ -60,7 +60,7 @@ _WINDOWS_DEVICES: Final = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")}
 )
 
-# Two namespaces that are one name to the file system must not choose a place at the same moment.
+# Held while choosing a place: two namespaces may have the same name to the file system.
 creating = threading.RLock()
 
 
@@ -74,7 +74,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def storage_error(error: OSError, file: Path | str) -> StoreError:
-    """What the operating system said about `file`, as an error of hutch."""
+    """Return the StoreError for an error of the operating system about `file`."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in FULL:
         return StorageFullError(f"no room to write {file}: {reason}; what was stored before is intact. Free some space")
@@ -83,7 +83,7 @@ def storage_error(error: OSError, file: Path | str) -> StoreError:
 
 @contextlib.contextmanager
 def storage_errors(file: Path | str) -> Iterator[None]:
-    """Turn each OSError of the block into a StoreError that names `file`, or the file that it names itself."""
+    """Translate each OSError of the block into a StoreError that names the error's own file, or else `file`."""
     try:
         yield
     except StoreError:
@@ -95,7 +95,7 @@ def storage_errors(file: Path | str) -> Iterator[None]:
 
 
 def refusal(folder: Path) -> OSError | None:
-    """What the system says to a new file in `folder`. SQLite keeps to itself why it could not write."""
+    """Return the system's error for a new file in `folder`, or None: SQLite hides why it could not write."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as trial:
             trial.write(bytes(_TRIAL_BYTES))
@@ -105,7 +105,7 @@ def refusal(folder: Path) -> OSError | None:
 
 
 def has_dialect(dialect: Dialect) -> bool:
-    """Whether this Python has the module for `dialect`."""
+    """Return whether this Python has the module for `dialect`."""
     try:
         importlib.import_module(_MODULES[dialect])
     except ImportError:
@@ -114,7 +114,7 @@ def has_dialect(dialect: Dialect) -> bool:
 
 
 def default_dialect() -> Dialect:
-    """What `shelve` makes in this Python when it makes a new file."""
+    """Return the dialect that `shelve` uses for a new file in this Python."""
     if sys.version_info >= (3, 13) and has_dialect("sqlite3"):
         return "sqlite3"
     return next(dialect for dialect in _DIALECTS if has_dialect(dialect))
@@ -122,28 +122,28 @@ def default_dialect() -> Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The files of a namespace: `base` is what `dbm.open` is given, which some dialects add suffixes to."""
+    """The files of a namespace: `base` is the path for `dbm.open`, to which some dialects add suffixes."""
 
     base: Path
     dialect: Dialect
 
     def file(self, suffix: str) -> Path:
-        """The file of this place whose name has `suffix` behind that of `base`."""
+        """Return the path of `base` with `suffix` appended."""
         return self.base.with_name(self.base.name + suffix)
 
     def files(self) -> list[Path]:
-        """Those that there are, in an order in which they can be removed: a part of them is never half a database."""
+        """Return the existing files in a safe order of removal: after each, the rest is never half a database."""
         order = (".bak", ".dat", ".pag", ".dir") if self.dialect == "dumb" else _SUFFIXES[self.dialect]
         return [file for suffix in order if os.path.lexists(file := self.file(suffix))]
 
     def validate(self) -> None:
-        """Raise StorageUnavailableError if anything but a regular file has the name of one of the files."""
+        """Raise StorageUnavailableError if one of the files exists and is not a regular file."""
         for suffix in _SUFFIXES[self.dialect]:
             validate_regular_file(self.file(suffix))
 
     def flush(self) -> None:
-        """Flush the files that hold data, and their names, to the disk. Raises OSError."""
-        # Windows flushes only what may be written to.
+        """Flush the data files and their names to the disk. Raises OSError."""
+        # Windows flushes only files opened for writing.
         mode = "r+b" if _ON_WINDOWS else "rb"
         for suffix in _SUFFIXES[self.dialect]:
             if suffix in _DATA_SUFFIXES:
@@ -152,7 +152,7 @@ class Place:
         flush_folder(self.base.parent)
 
     def identities(self) -> dict[str, tuple[int, int]]:
-        """Device and inode of each file that holds data, by suffix."""
+        """Return (device, inode) of each existing data file, by suffix."""
         found: dict[str, tuple[int, int]] = {}
         for suffix in _DATA_SUFFIXES:
             if suffix in _SUFFIXES[self.dialect]:
@@ -163,12 +163,12 @@ class Place:
 
 
 class Folder:
-    """`basedir`, as Errbot lays it out.
+    """The folder `basedir`, in Errbot's layout.
 
-    Namespace NS is in ``NS.db``, to which some dialects add a suffix. A name that cannot be the name of a file
-    here (a slash, too long, on Windows a colon, on a file system without case one that differs in case alone) is
-    in a folder of its own inside ``.hutch-shelf``, named by a hash and with the true name in a file ``name``.
-    Errbot could not have written such a namespace, and a plain name cannot be mistaken for it.
+    Namespace NS is in ``NS.db``, to which some dialects add a suffix. A name that cannot be a file name here (it holds
+    a slash, is too long, holds a colon on Windows, or differs only in case on a case-insensitive file system) gets a
+    folder of its own inside ``.hutch-shelf``, named by a hash, with the true name in a file ``name``. Errbot could not
+    have written such a namespace, and a plain name cannot be mistaken for it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -176,17 +176,17 @@ class Folder:
         self.own = self.path / OWN_FOLDER
 
     def lock_path(self, namespace: str) -> Path:
-        """The file whose lock says that a process has `namespace` open."""
+        """Return the path of the file that a process locks while it has `namespace` open."""
         return self.own / f"{_digest(namespace)}.lock"
 
     def scratch(self, namespace: str) -> Path:
-        """Where a new version of a file is written before it takes the place of the old one."""
+        """Return the path for a new version of a file before it replaces the old one."""
         return self.own / f"{_digest(namespace)}.new"
 
     def find(self, namespace: str) -> Place | None:
-        """Where the data of `namespace` is; None if there is none.
+        """Return the place of `namespace`, or None if it has no data.
 
-        Raises CorruptValueError for files that are there and cannot be those of a database, StorageUnavailableError.
+        Raises CorruptValueError if its files exist but are no database, and StorageUnavailableError.
         """
         with storage_errors(self.path):
             name = f"{namespace}.db"
@@ -203,7 +203,7 @@ class Folder:
         return plain or own
 
     def old_spot(self, namespace: str) -> Place | None:
-        """Where Errbot 3 kept `namespace`, if it is there still."""
+        """Return the place where Errbot 3 stored `namespace`, if the files are still there, else None."""
         if not _can_be_file(namespace):
             return None
         folder, name = self.path / "plugins", f"{namespace}.db"
@@ -213,14 +213,14 @@ class Folder:
         return None
 
     def new_place(self, namespace: str, dialect: Dialect) -> Place:
-        """Where to create `namespace`, which has no data. Call it, and make the files, while holding `creating`."""
+        """Return a place for the new `namespace`. The caller holds `creating` until it has created the files."""
         name = f"{namespace}.db"
         longest = max(len(suffix) for suffix in _SUFFIXES[dialect])
         if _can_be_file(namespace) and len(os.fsencode(name)) + longest <= _LONGEST_FILE_NAME:
             place = Place(self.path / name, dialect)
             names = _names_in(self.path)
-            # What is there under just this name, `find` has judged: the empty rest of a creation that was killed.
-            # What is there and not listed so is the file of another name, on a file system without case.
+            # `find` has already judged files of exactly this name: empty remains of a creation that was killed. A file
+            # that exists but is not listed under this name has another name, on a case-insensitive file system.
             taken = [
                 file
                 for suffix in _SUFFIXES[dialect]
@@ -238,9 +238,9 @@ class Folder:
         return Place(folder / "data.db", dialect)
 
     def places(self) -> Iterator[tuple[str, Place]]:
-        """Each namespace that has files, with their place; files that are no database are passed over.
+        """Yield each namespace that has files, with its place; skip files that are no database.
 
-        Raises StorageUnavailableError for a link in the place of a file, rather than leave a namespace out.
+        Raises StorageUnavailableError for a link instead of a file, rather than skip a namespace.
         """
         names = _names_in(self.path)
         seen: set[str] = set()
@@ -275,7 +275,7 @@ class Folder:
                     yield namespace, place
 
     def damaged_places(self) -> Iterator[str]:
-        """The namespaces that files here are named for and that `places` passes over, but for databases of SQLite."""
+        """Return the sorted namespaces whose files `places` skips, except for SQLite databases."""
         listed = {namespace for namespace, _ in self.places()}
         found = set()
         for name in _names_in(self.path):
@@ -308,7 +308,7 @@ def _refuse_links(folder: Path, name: str, names: set[str]) -> None:
 
 
 def _names_in(folder: Path) -> set[str]:
-    # Names as they are listed: on a file system without case, asking for a file finds that of another name.
+    # List names instead of testing for a file: a case-insensitive file system would find a file of another name.
     try:
         return set(os.listdir(folder))  # noqa: PTH208 - names is what is wanted
     except FileNotFoundError:
@@ -322,13 +322,13 @@ def _digest(namespace: str) -> str:
 def _is_name(namespace: str) -> bool:
     try:
         check_namespace(namespace)
-    except NamespaceError:  # a file name that is no UTF-8, for one
+    except NamespaceError:  # for example a file name that is not UTF-8
         return False
     return True
 
 
 def _can_be_file(namespace: str) -> bool:
-    """Whether ``NAMESPACE.db`` names a file inside the folder. Its length is another matter."""
+    """Return whether ``NAMESPACE.db`` is a valid file name here, regardless of its length."""
     if "/" in namespace or "\0" in namespace:
         return False
     if not _ON_WINDOWS:
@@ -338,13 +338,13 @@ def _can_be_file(namespace: str) -> bool:
 
 
 def _head(file: Path) -> bytes:
-    """Return the first bytes of `file`. Raises StorageUnavailableError for a link, and OSError."""
+    """Return the first 16 bytes of `file`. Raises StorageUnavailableError for a link, and OSError."""
     with open_existing(file) as opened:
         return opened.read(16)
 
 
 def _head_through_links(file: Path) -> bytes:
-    """Return the first bytes of the regular file that `file` is or leads to; none of anything else. Raises OSError."""
+    """Return the first 16 bytes of `file`, following links; b"" if it is not a regular file. Raises OSError."""
     if not file.is_file():
         return b""
     with file.open("rb") as opened:
@@ -364,10 +364,10 @@ def _is_dumb_index(file: Path) -> bool:
 
 
 def _found(folder: Path, name: str, names: set[str]) -> Place | None:
-    """The database that `dbm.open` would open as `name`: the rules of `dbm.whichdb`, in its order.
+    """Return the database that `dbm.open` would open as `name`, by the rules of `dbm.whichdb`, in its order.
 
-    `whichdb` itself will not do: it overlooks what this Python has no module for, and then a new, empty file would
-    be made beside the data.
+    `whichdb` itself ignores dialects that this Python lacks, and then a new, empty file would be created beside the
+    data.
     """
     base = folder / name
 
@@ -385,7 +385,7 @@ def _found(folder: Path, name: str, names: set[str]) -> Place | None:
         head = _head(base)
         dialect = _single_file_dialect(head)
         if dialect is None and name.endswith(".db.db") and _is_berkeley(head):
-            return None  # NAME.db.db is the ndbm file of namespace NAME, and NAME.db was asked for
+            return None  # NAME.db.db is the ndbm file of namespace NAME, but NAME.db was requested
         if dialect is None:
             raise CorruptValueError(
                 f"{base} is no database that dbm knows: its first bytes are those of neither gnu nor sqlite3 dbm. "
@@ -400,7 +400,7 @@ def _found(folder: Path, name: str, names: set[str]) -> Place | None:
             )
     if has(".dat") and has(".dir"):
         raise CorruptValueError(f"{file('.dir')} is no index of dbm.dumb, though {name}.dat is beside it; restore it")
-    # NAME.db.db may as well be the namespace NAME.db of another dialect.
+    # NAME.db.db may also be the namespace NAME.db in another dialect.
     if has(".db") and _single_file_dialect(_head(file(".db"))) is None:
         raise CorruptValueError(
             f"{file('.db')} is no database that dbm knows: it was cut short, or is the file of another program; "
@@ -410,7 +410,7 @@ def _found(folder: Path, name: str, names: set[str]) -> Place | None:
 
 
 def _namespace_of(folder: Path, name: str, names: set[str]) -> str | None:
-    """The namespace that the file `name` may belong to, judged by its name and first bytes."""
+    """Return the namespace that the file `name` may belong to, judging by its name and first bytes, or None."""
     namespace = None
     for suffix in (".db.dat", ".db.pag"):
         if name.endswith(suffix) and name[:-4] + ".dir" in names:

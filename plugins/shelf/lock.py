@@ -1,4 +1,4 @@
-"""The lock that keeps other processes out of a namespace. The operating system lets go of it when the process ends."""
+"""The lock that excludes other processes from a namespace. The operating system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LONGEST_PID = 20
 
 
 class ProcessLock:
-    """Held by the process that has a namespace open, from the moment that this is made."""
+    """The lock of the process that has a namespace open, held from the construction of this object."""
 
-    #: Let go of the lock; in a forked child, of the child's share in it, for closing is not unlocking. A C function, so
-    #: that a signal handler finds it either done or not begun.
+    #: Release the lock; in a forked child only the child's share, because closing does not unlock. A C function, so
+    #: that to a signal handler it is atomic.
     release: Callable[[], None]
 
     def __init__(self, path: Path, namespace: str) -> None:
-        """Take the lock. Raises StoreLockedError, which says who holds it if that is known, without waiting."""
+        """Take the lock without waiting. Raises StoreLockedError, which names the holder if known."""
         self._path = path
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class ProcessLock:
         self.release = self._file.close
         try:
             _lock_now(self._file, path, namespace, to_read=False)
-            with suppress_own(OSError):  # a full disk: the number is a courtesy
+            with suppress_own(OSError):  # on a full disk; the process id is only information
                 self._file.truncate(0)
                 self._file.write(str(os.getpid()).encode())
         except BaseException:
@@ -48,7 +48,7 @@ class ProcessLock:
             raise
 
     def is_in_place(self) -> bool:
-        """Whether other processes that open the namespace would meet this lock."""
+        """Return whether other processes that open the namespace would encounter this lock."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat())
         except (OSError, ValueError) as error:  # ValueError: released meanwhile
@@ -59,9 +59,9 @@ class ProcessLock:
 
 @contextlib.contextmanager
 def kept_out(path: Path, namespace: str) -> Iterator[None]:
-    """While the block reads, no process that would write has the lock `path`. Where there is none, none is made.
+    """Hold a shared lock on `path` during the block, which excludes writers. A missing lock file is not created.
 
-    Raises StoreLockedError, as `ProcessLock` does. Several may read at a time.
+    Raises StoreLockedError, as `ProcessLock` does. Several processes may read at a time.
     """
     with storage_errors(path):
         file = open_existing(path) if validate_regular_file(path) is not None else None
@@ -96,10 +96,10 @@ def _holder(file: io.FileIO) -> str:
 
 
 if sys.platform == "win32":
-    # Far behind the number, which others must be able to read.
+    # Far beyond the process id, which others must be able to read.
     _LOCKED_BYTE = 1 << 20
 
-    def _lock(descriptor: int, _to_read: bool) -> None:  # there it is for one in either case
+    def _lock(descriptor: int, _to_read: bool) -> None:  # always exclusive on Windows
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)

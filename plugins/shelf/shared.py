@@ -1,12 +1,12 @@
-"""A namespace as this process has it open: one lock, one set of files, for all stores and handles that use it.
+"""Share one lock and one set of open files per namespace among all stores and handles of this process.
 
 Signal handlers and finalizers run in the middle of any call, may raise, and may use the same namespace. So:
 
-- the files, not the memory, are the truth: what an exception interrupted is read again from the files, which are whole
-  at every moment, since a process may be killed at any;
-- a call within a call of the same thread reads what is stored, and is refused if it would write;
-- the lock is a `FairLock`; whatever else must be given back is given back by the first operation of a `finally`, or by
-  the end of the object that holds it. A namespace that nobody refers to has no files open.
+- the files are authoritative: after an exception the state is read again from the files, which are whole at every
+  moment, because a process may be killed at any;
+- a nested call of the same thread may read what is stored, but not write;
+- the lock is a `FairLock`; every other resource is released by the first operation of a `finally`, or with the object
+  that holds it. A namespace without references has no files open.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ T = TypeVar("T")
 
 
 class SharedShelf:
-    """The files of one namespace, opened when they are first needed, closed when the last user has left."""
+    """The files of one namespace, opened when first needed, closed when the last user leaves."""
 
     def __init__(self, folder: Folder, namespace: str) -> None:
         self.place = (str(folder.path), namespace)
         self._folder, self._namespace = folder, namespace
         self._lock = FairLock(f"namespace {namespace!r} in {folder.path}")
-        # The thread that is in the middle of a call.
+        # The id of the thread that is in a call.
         self._busy: int | None = None
-        # Who must leave before the files are closed. One that is collected has left.
+        # The users that must leave before the files are closed. A collected user has left.
         self._users: set[weakref.ref[object]] = set()
         self._opened: Database | None = None
-        # Whether what `_opened` knows is what the files say: not once a write was interrupted.
+        # Whether the memory of `_opened` matches the files; False after an interrupted write.
         self._is_current = False
         self._wrote = False
         self._place: Place | None = None
@@ -57,51 +57,51 @@ class SharedShelf:
         self._users.add(weakref.ref(user, self._users.discard))
 
     def leave(self, user: object, wait_s: float) -> None:
-        """Close the files and let other processes in, if nobody else uses them."""
+        """Remove `user`; if it was the last, close the files and admit other processes."""
         self._users.discard(weakref.ref(user))
-        # Within a call of this thread, that call does it at its end.
+        # Inside another call of this thread, that call closes them when it ends.
         if not self._users and self._busy != threading.get_ident():
             self._lock.run(wait_s, self._run, _do_nothing)
 
     def read(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
-        """Return ``fn(database, *args)``; `database` is None if there is no data. No other thread writes meanwhile."""
+        """Return ``fn(database, *args)``, with None as `database` if there is no data. No thread writes meanwhile."""
         result: T = self._lock.run(wait_s, self._read, fn, args)
         return result
 
     def write(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
-        """Return ``fn(database, *args)``, which may write to the database. It is created if there is none.
+        """Return ``fn(database, *args)``, which may write to the database. A missing database is created.
 
-        Raises ConflictError within another call of the same thread, and StorageUnavailableError if the open database is
-        not the one that others would find: files that were removed take writes without a word, and of a database that
-        has two files one could be that of another.
+        Raises ConflictError inside another call of the same thread, and StorageUnavailableError if the path no longer
+        leads to the open files: removed files accept writes silently, and a database of two files could be mixed with
+        another.
         """
         result: T = self._lock.run(wait_s, self._run, self._write, True, fn, args)
         return result
 
     def write_if_there(self, wait_s: float, fn: Callable[..., T], *args: object) -> T | None:
-        """Do as `write`, but where there is no data return None and create nothing."""
+        """Return ``fn(database, *args)`` as `write` does, or None without creating anything if there is no data."""
         result: T | None = self._lock.run(wait_s, self._run, self._write, False, fn, args)
         return result
 
     def empty(self, wait_s: float) -> None:
-        """Remove every key, and the files too if only one user is left."""
+        """Remove every key, and also the files if only one user is left."""
         self._lock.run(wait_s, self._run, self._empty)
 
     def validate_in_place(self, wait_s: float) -> None:
-        """Open the files, if there are any; raises what `write` would raise."""
+        """Open the files, if they exist; raise what `write` would raise."""
         self._lock.run(wait_s, self._validate)
 
     def is_locked_in_place(self) -> bool:
-        """Whether another process that opens the namespace would meet this one's lock, if this one has it open."""
+        """Return whether another process would encounter this process's lock; True if none is held."""
         process_lock = self._process_lock
         return process_lock is None or process_lock.is_in_place()
 
     def is_open(self) -> bool:
-        """Whether the files are open."""
+        """Return whether the files are open."""
         return self._opened is not None
 
     def abandon(self) -> None:
-        """In a forked child: the files and the lock are the parent's. They are opened anew when they are used."""
+        """Abandon the parent's files and lock in a forked child, which opens its own when they are used."""
         if self._busy != threading.get_ident():
             self._busy = None
         database, self._opened = self._opened, None
@@ -114,7 +114,7 @@ class SharedShelf:
     # --- with the lock held ---
 
     def _run(self, fn: Callable[..., T], *args: object) -> T:
-        """Return ``fn(*args)``, in which no other call of this thread may write."""
+        """Return ``fn(*args)``, during which no nested call of this thread may write."""
         if self._busy is not None:
             raise self._nested()
         try:
@@ -138,7 +138,7 @@ class SharedShelf:
         if self._busy is None:
             result: T = self._run(self._read_now, fn, args)
             return result
-        # The state in memory is the one before the write that was interrupted, until that is done.
+        # The memory holds the state before the interrupted write, until that write is done.
         if self._opened is None:
             raise self._nested()
         return fn(self._opened, *args)
@@ -156,14 +156,14 @@ class SharedShelf:
         try:
             result = fn(database, *args)
         except StoreError as error:
-            if not raised_by_handler(error):  # a full disk, for one: the database undid what it could not do
+            if not raised_by_handler(error):  # for example a full disk: the database has rolled back
                 self._note_files()
             raise
         self._note_files()
         return result
 
     def _note_files(self) -> None:
-        # A write may put new files in the place of the old.
+        # A write may replace the files.
         if self._place is not None:
             self._files = self._place.identities()
             self._is_current = True
@@ -202,7 +202,7 @@ class SharedShelf:
         )
 
     def _database(self, create: bool = False) -> Database | None:
-        """Return the open database; None if there is no data and `create` is not asked for."""
+        """Return the open database, or None if there is no data and `create` is False."""
         database = self._opened
         if database is not None:
             if self._is_current:
@@ -215,7 +215,7 @@ class SharedShelf:
             return None
         if self._process_lock is None:
             self._process_lock = ProcessLock(self._folder.lock_path(self._namespace), self._namespace)
-        # Looked for again, now that no other process can create or move it.
+        # Search again, now that no other process can create or move it.
         place = self._from_old_spot() or self._folder.find(self._namespace)
         if place is None and not create:
             return None
@@ -233,7 +233,7 @@ class SharedShelf:
             database = open_database(place, scratch)
         self._place, self._files, self._is_current = place, files, True
         self._opened = database
-        # Where they became others while they were opened, nothing may be written.
+        # Write nothing if the files were replaced while they were opened.
         place.validate()
         return database
 
@@ -274,20 +274,20 @@ def _do_nothing(*_: Any) -> None:
     pass
 
 
-# Held for moments only, by `with`, and taken again by a handler of the same thread.
+# Held only briefly, by `with`; reentrant, for a handler of the same thread.
 _registry = threading.RLock()
 _shelves: dict[tuple[str, str], list[weakref.ref[SharedShelf]]] = {}
 
 
 def share(folder: Folder, namespace: str) -> SharedShelf:
-    """Return what this process has, or will have, open of `namespace`."""
+    """Return this process's shared shelf of `namespace`; create it if there is none."""
     place = (str(folder.path), namespace)
     with _registry:
         shelf = open_shelf(place)
         if shelf is None:
             new = SharedShelf(folder, namespace)
             others = [ref for ref in _shelves.get(place, ()) if ref() is not None]
-            # A handler may have been here meanwhile.
+            # A handler may have created one meanwhile.
             shelf = open_shelf(place)
             if shelf is None:
                 shelf = new
@@ -296,7 +296,7 @@ def share(folder: Folder, namespace: str) -> SharedShelf:
 
 
 def open_shelf(place: tuple[str, str]) -> SharedShelf | None:
-    """Return the one that this process has on what is at `place` now: it may have others, whose files were moved."""
+    """Return this process's shelf for the files now at `place`, or None; skip shelves whose files were moved."""
     for ref in _shelves.get(place, ()):
         shelf = ref()
         if shelf is not None and shelf.is_locked_in_place():

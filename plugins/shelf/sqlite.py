@@ -1,4 +1,4 @@
-"""The dialect sqlite3. Imported when it is met, for not every Python has sqlite3."""
+"""The dialect sqlite3. Imported only when needed, because not every Python has sqlite3."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from hutch.handlers import raised_by_handler
 from .database import Database, copy_file, remove
 from .files import Place, refusal, storage_error, storage_errors
 
-# How long a call waits for a program that knows nothing of hutch, as the process lock keeps out the others.
+# How long a call waits for programs other than hutch; the process lock excludes hutch's own processes.
 _BUSY_PATIENCE_S: Final = 5.0
 _BUSY_NAP_S: Final = 0.005
 
 
 class SqliteDatabase(Database):
-    """The file of Python 3.13's `dbm.sqlite3`, through sqlite3 itself, so that older Pythons read and write it too."""
+    """A file of Python 3.13's `dbm.sqlite3`, accessed through sqlite3, so that older Pythons read and write it too."""
 
     def __init__(self, place: Place, called: Path | None = None) -> None:
-        """Errors name `called`, if that is given, and not `place`."""
+        """Open the file at `place`; errors name `called` instead, if given."""
         self._file, self._base = place.base, called or place.base
         with storage_errors(self._base), open_existing(place.base, "r+b"):
-            pass  # sqlite3 would not say what is wrong
+            pass  # its OSError says what is wrong; sqlite3 would not
         with self._errors():
             self._connection = sqlite3.connect(
                 f"{place.base.as_uri()}?mode=rw",
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
-                timeout=0,  # SQLite would sleep, deaf to Ctrl-C
+                timeout=0,  # SQLite's own wait ignores Ctrl-C
             )
         self.release = self._connection.close
         try:
             with self._errors():
                 self._execute("SELECT key, value FROM Dict LIMIT 1").fetchone()
-                # As dbm.sqlite3 has it. With it NORMAL is enough to lose nothing to a killed process.
+                # WAL as in dbm.sqlite3. With WAL, a killed process loses nothing even with NORMAL.
                 self._execute("PRAGMA journal_mode = wal").fetchone()
                 self._execute("PRAGMA synchronous = NORMAL")
         except BaseException:
@@ -76,7 +76,7 @@ class SqliteDatabase(Database):
             self._connection.execute("DELETE FROM Dict")
 
     def _not_null(self, blob: bytes | None) -> bytes:
-        if blob is None:  # its table does not allow that, but SQLite does not look when it reads
+        if blob is None:  # forbidden by the table, but SQLite does not validate when it reads
             raise CorruptValueError(
                 f"{self._base} is damaged: it has a row without key or value; restore it from a backup"
             )
@@ -89,7 +89,7 @@ class SqliteDatabase(Database):
     def _rows(self, statement: str, parameters: tuple[bytes, ...] = ()) -> list[Any]:
         if not self._connection.in_transaction:
             return self._execute(statement, parameters).fetchall()
-        # A signal handler interrupted a write to read: through this connection it would read what is half written.
+        # A signal handler interrupted a write: through this connection it would read half-written data.
         with contextlib.closing(sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)) as reader:
             return reader.execute(statement, parameters).fetchall()
 
@@ -125,7 +125,7 @@ class SqliteDatabase(Database):
 
 
 class SqliteCopy(SqliteDatabase):
-    """A copy, elsewhere, of what is there: SQLite cannot read what a killed process left without making files there."""
+    """A copy of the file in another folder: SQLite cannot read a killed process's files without creating files."""
 
     def __init__(self, place: Place) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hutch-shelf-", ignore_cleanup_errors=True)
@@ -148,7 +148,7 @@ class SqliteCopy(SqliteDatabase):
 
 
 def open_copy(place: Place) -> SqliteCopy | None:
-    """What is at `place`, to be read; None if it is no shelf."""
+    """Return a readable copy of the file at `place`, or None if it is not a shelf."""
     try:
         return SqliteCopy(place)
     except CorruptValueError as error:
@@ -169,7 +169,7 @@ def _is_busy(error: sqlite3.Error) -> bool:
 def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
         yield
-    except UnicodeDecodeError as error:  # sqlite3 quotes a damaged schema in its own error, and stumbles
+    except UnicodeDecodeError as error:  # sqlite3 fails to decode a damaged schema for its error text
         if raised_by_handler(error):
             raise
         raise CorruptValueError(f"{file} is damaged; restore it from a backup, or move it away") from error
@@ -185,7 +185,7 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
         if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := refusal(file.parent)):
             raise storage_error(reason, file) from error
         if code & 0xFF == sqlite3.SQLITE_FULL or code in (
-            # Quotas and limits of file size end in these.
+            # Quotas and file size limits end in these.
             sqlite3.SQLITE_IOERR_WRITE,
             sqlite3.SQLITE_IOERR_TRUNCATE,
             sqlite3.SQLITE_IOERR_SHMSIZE,
@@ -200,7 +200,7 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
 
 
 def create(file: Path, scratch: Path) -> None:
-    """Make an empty database as `file`, all at once."""
+    """Create an empty database at `file`, atomically."""
     remove(scratch, "-journal", "")
     with _sqlite_errors(file), contextlib.closing(sqlite3.connect(scratch, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
@@ -209,8 +209,8 @@ def create(file: Path, scratch: Path) -> None:
 
 
 def holds_data(place: Place) -> bool:
-    """Whether there is a row; True where that cannot be found out."""
-    # Without a log everything is in the file itself, and "immutable" keeps SQLite from making one.
+    """Return whether there is a row; True if that cannot be determined."""
+    # Without a log all data is in the file itself, and "immutable" keeps SQLite from creating a log.
     mode = "mode=ro" if place.file("-wal").exists() else "immutable=1"
     try:
         with contextlib.closing(sqlite3.connect(f"{place.base.as_uri()}?{mode}", uri=True)) as connection:

@@ -1,19 +1,18 @@
 """The shelf engine: the files of Errbot's ShelfStorage, read and written in place.
 
-A bot moves to hutch, and back, by naming the engine: each namespace is a `shelve` under `basedir`, in whichever
-dialect of dbm its files have (gnu, ndbm, dumb, sqlite3), with keys in UTF-8 and values pickled with protocol 2. A new
-namespace gets the dialect that `shelve` would choose. Stop the bot before hutch opens its files: Errbot locks only
-gnu files.
+A bot moves to hutch, and back, by naming the engine. Each namespace is a `shelve` under `basedir`, in the dbm dialect
+of its files (gnu, ndbm, dumb, sqlite3), with keys in UTF-8 and values pickled with protocol 2. A new namespace gets the
+dialect that `shelve` would choose. Stop the bot before hutch opens its files: Errbot locks only gnu files.
 
-It unpickles, always, whatever codec is configured: whoever can write to these files can run code in whoever reads
-them. Naming this engine is the opt-in.
+This engine always unpickles, regardless of the configured codec: anyone who can write to these files can run code in a
+process that reads them. Naming this engine is the opt-in.
 
-What it promises: a value set is there after the process is killed, also in the middle of a later write; batches are
-all or nothing; other processes are kept out by StoreLockedError, for as long as a process has the namespace open and
-not longer. What it does not: a power cut can lose the last writes (closing flushes them), and `dumb`
-and `sqlite3` files are not locked against programs that know nothing of hutch. Pickles carry no checksum: a flipped
-bit in a file may go unseen. Each write of gnu and ndbm copies the file. An overlong or empty key that Errbot stored
-is listed and can be read; a key that is not UTF-8 was not written by Errbot and is a CorruptValueError when listing.
+Promises: a value that was set survives a killed process, also in the middle of a later write; batches are all or
+nothing; while a process has a namespace open, and no longer, other processes get StoreLockedError. Limits: a power cut
+can lose the last writes (closing flushes them), and `dumb` and `sqlite3` files are not locked against programs other
+than hutch. Pickles carry no checksum: a flipped bit in a file may go undetected. Each write of gnu and ndbm copies the
+file. An overlong or empty key that Errbot stored is listed and can be read; a key that is not UTF-8 was not written by
+Errbot and raises CorruptValueError when listing.
 """
 
 from __future__ import annotations
@@ -45,16 +44,17 @@ from .files import Folder, Place, storage_errors
 from .lock import kept_out
 from .shared import SharedShelf, open_shelf, share
 
-# What Errbot writes: a bot on any Python 3 reads it back.
+# Errbot's protocol, which a bot on any Python 3 can read.
 _PROTOCOL = 2
-# How many values an iterator reads at once.
+# The number of values that an iterator reads at once.
 _CHUNK_KEYS = 16
 
 
 class ShelfPlugin(StoragePluginBase):
-    """One `shelve` a namespace in `basedir`, as Errbot keeps them. Opening creates nothing but a lock beside data.
+    """The shelf engine: one `shelve` per namespace in `basedir`, as in Errbot.
 
-    Where Errbot 3 left a namespace in ``plugins/NS.db``, opening moves it to ``NS.db`` as Errbot does.
+    Opening creates nothing except a lock file beside existing data. If Errbot 3 left a namespace in ``plugins/NS.db``,
+    opening moves it to ``NS.db``, as Errbot does.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -67,7 +67,7 @@ class ShelfPlugin(StoragePluginBase):
             help="how many seconds a call waits for other threads before StorageTimeoutError; 0 does not wait",
         ),
     }
-    #: A write in the middle of another of the same thread, by a signal handler or a finalizer, is a ConflictError.
+    #: A write by a signal handler or finalizer in the middle of another write of its thread raises ConflictError.
     refuses_nested_writes = True
     capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "durable"})
 
@@ -79,10 +79,10 @@ class ShelfPlugin(StoragePluginBase):
         self._storages: set[weakref.ref[ShelfStorage]] = set()
 
     def open(self, namespace: str) -> ShelfStorage:
-        """Open `namespace`.
+        """Return an open storage for `namespace`.
 
-        Raises StoreLockedError if another process has it open, CorruptValueError if its files are no database,
-        StorageUnavailableError if they cannot be used, for one by a Python without the module for their dialect.
+        Raises StoreLockedError if another process has it open, CorruptValueError if its files are no database, and
+        StorageUnavailableError if they cannot be used, for example if this Python lacks the module for their dialect.
         """
         storage = ShelfStorage(self, namespace, share(self._folder, check_namespace(namespace)))
         self._storages.add(weakref.ref(storage, self._storages.discard))
@@ -101,24 +101,24 @@ class ShelfPlugin(StoragePluginBase):
                 storage.close()
 
     def namespaces(self) -> list[str]:
-        """Those with a key in them. One whose dialect this Python lacks counts; files of other programs do not."""
+        """Return the sorted namespaces that have a key, or whose dialect this Python lacks; not foreign files."""
         with storage_errors(self._folder.path):
             return sorted(namespace for namespace, place in self._folder.places() if self._holds(namespace, place))
 
     def drop(self, namespace: str) -> None:
-        """Empty `namespace` in one step, and remove its files unless this process has it open elsewhere."""
+        """Empty `namespace` atomically, and remove its files unless this process has it open elsewhere."""
         with self.open(namespace) as storage:
             storage.empty()
 
     def pickles(self) -> Iterator[tuple[str, str, bytes]]:
-        """Each namespace and key with its pickle, which is not loaded.
+        """Yield each namespace and key with its pickle, without loading it.
 
-        The files are read as they are: none is changed, moved or made, and the folder may be read-only. So whoever
-        would open a namespace with hutch is kept out only if that was ever done there before. The keys of one
-        namespace are held, and one pickle.
+        No file is changed, moved or created, and the folder may be read-only. So other processes of hutch are locked
+        out of a namespace only if hutch has opened it before, which left a lock file. Memory holds the keys of one
+        namespace and one pickle.
 
-        Raises StoreLockedError if another process has a namespace open, CorruptValueError for files that are damaged,
-        StorageUnavailableError for those that cannot be used.
+        Raises StoreLockedError if another process has a namespace open, CorruptValueError for damaged files, and
+        StorageUnavailableError for unusable ones.
         """
         with storage_errors(self._folder.path):
             namespaces = sorted({*(name for name, _ in self._folder.places()), *self._folder.damaged_places()})
@@ -129,7 +129,7 @@ class ShelfPlugin(StoragePluginBase):
                 if database is None:
                     continue
                 with contextlib.closing(database):
-                    for key in database.keys():  # noqa: SIM118 - it is no dict
+                    for key in database.keys():  # noqa: SIM118 - not a dict
                         data = database.get(key)
                         if data is not None:
                             yield namespace, _decoded_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
@@ -142,7 +142,7 @@ class ShelfPlugin(StoragePluginBase):
 
 
 class ShelfStorage(StorageBase):
-    """One namespace. Any thread may use it; they take turns. Not a `hutch.EncodedStorage`: no codec has a say here."""
+    """One namespace. Thread-safe: one call at a time. Not a `hutch.EncodedStorage`, because it uses no codec."""
 
     def __init__(self, plugin: ShelfPlugin, namespace: str, shelf: SharedShelf) -> None:
         self.capabilities = plugin.capabilities
@@ -185,7 +185,7 @@ class ShelfStorage(StorageBase):
         return found
 
     def set_many(self, items: Mapping[str, Any]) -> None:
-        # Pickled in full before the first byte is written: bad input is refused whole.
+        # Pickle everything before writing anything: a bad value refuses the whole batch.
         pickled = {check_key(key).encode(): self._dumped(key, value) for key, value in items.items()}
         if pickled:
             self._shelf.write(self._wait_s, _write, pickled)
@@ -230,22 +230,22 @@ class ShelfStorage(StorageBase):
         return ("shelf", self._shelf.place)
 
     def join(self) -> None:
-        """Open the files, if there are any, and keep them open until `close`."""
+        """Open the files, if they exist, and keep them open until `close`."""
         self._shelf.join(self)
         self._shelf.validate_in_place(self._wait_s)
 
     def empty(self) -> None:
-        """Remove every key in one step, and the files unless another handle of this process uses them."""
+        """Remove every key atomically, and the files unless another handle of this process uses them."""
         self._shelf.empty(self._wait_s)
 
     def set_pickles(self, pickles: Mapping[str, bytes]) -> None:
-        """Set each key to what its pickle will be when it is loaded; all or none."""
+        """Set each key to the value of its pickle, without loading it; all or none."""
         for key, data in pickles.items():
             check_value_size(check_key(key), len(data))
         self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
 
     def _read(self, key: str) -> bytes | None:
-        # Errbot may have stored a key that hutch would not; so the limits are checked where there is none.
+        # Errbot may have stored a key beyond hutch's limits, so the limits are validated only for a missing key.
         data = None
         if isinstance(key, str):
             data = self._shelf.read(self._wait_s, _get, key.encode(errors="replace"))
@@ -254,7 +254,7 @@ class ShelfStorage(StorageBase):
         return data
 
     def _dumped(self, key: str, value: object) -> bytes:
-        """`value` as Errbot would have written it, or a ValueTypeError."""
+        """Return the pickle of `value` as Errbot would write it. Raises ValueTypeError."""
         buffer = io.BytesIO()
         try:
             _Pickler(buffer, _PROTOCOL).dump(value)
@@ -272,7 +272,7 @@ class ShelfStorage(StorageBase):
         return data
 
     def _loaded(self, key: str, data: bytes) -> Any:
-        # Not while holding the lock: unpickling runs code, which may well use this storage.
+        # Without the lock: unpickling runs code, which may use this storage.
         try:
             return pickle.loads(data)
         except MemoryError:
@@ -285,7 +285,7 @@ class ShelfStorage(StorageBase):
                     f"the value of key {key!r} in {self._where} is an object of a class that cannot be found here: "
                     f"{error}. Read it in the application that wrote it"
                 ) from error
-            # The error's own text may quote the value.
+            # Do not quote the error: its text may contain the value.
             raise CorruptValueError(
                 f"the value of key {key!r} in {self._where} cannot be unpickled ({type(error).__name__}); it was "
                 "damaged, or not written by shelve"
@@ -302,7 +302,7 @@ def _decoded_key(key: bytes, where: str) -> str:
         ) from None
 
 
-# --- what is done to the open database; None where there is no data ---
+# --- operations on the open database, which is None if there is no data ---
 
 
 def _get(database: Database | None, key: bytes) -> bytes | None:
@@ -342,7 +342,7 @@ def _clear(database: Database) -> None:
 
 
 def _swap(database: Database, key: str, token: object, change: Mapping[bytes, bytes | None]) -> bool:
-    """Write `change` if the bytes of `key` still are `token`; whether they were."""
+    """Write `change` if the bytes of `key` are still `token`; return whether it was written."""
     if database.get(key.encode()) != token:
         return False
     database.write(change)
@@ -350,9 +350,9 @@ def _swap(database: Database, key: str, token: object, change: Mapping[bytes, by
 
 
 class _Pickler(pickle.Pickler):
-    """`shelve`'s, except that it keeps the second 2:30 of the night when clocks go back.
+    """The pickler of `shelve`, except that it keeps `fold`, which marks the second 2:30 when clocks go back.
 
-    Protocol 2 leaves `fold` out; with it in, any Python 3 reads it still.
+    Protocol 2 omits `fold`; any Python 3 can still read pickles that include it.
     """
 
     def reducer_override(self, value: object) -> Any:

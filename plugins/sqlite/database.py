@@ -1,7 +1,7 @@
-"""The connections of this process to one SQLite file, shared by all who use it, and what a fork does to them.
+"""Share this process's connections to one SQLite file among all users, and handle forks.
 
-A signal handler may raise, and a handler or a finalizer may use or close a store itself, at nearly any point of this
-code. So users are known by objects of their own (a count could go wrong), and to join or to leave twice does nothing.
+A signal handler may raise, and a handler or finalizer may use or close a store, at nearly any point of this code. So
+each user is identified by an object (a count could go wrong), and joining or leaving twice has no effect.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _Settings = tuple[Path, str, float, int]
 
 
 class Database:
-    """One connection that writes, and as many that read as threads read at once.
+    """One writing connection, and one reading connection per concurrently reading thread.
 
-    The last user to `leave` closes them. No lock is held while code of others runs.
+    The last user to `leave` closes them. No lock is held while the caller's code runs.
     """
 
     def __init__(self, settings: _Settings, write_lock: WriteLock) -> None:
@@ -43,7 +43,7 @@ class Database:
         self._is_frozen = False
         self.readers = Readers(self._file)
         self.writer = Writer(self._file, write_lock)
-        #: ``read(work, *args)`` and ``write(work, *args)`` return ``work(connection, *args)``.
+        #: ``read(work, *args)`` and ``write(work, *args)`` each return ``work(connection, *args)``.
         self.read = self.readers.run
         self.write = self.writer.run
         _all.add(self)
@@ -52,12 +52,11 @@ class Database:
 
     @classmethod
     def join(cls, owner: object, user: object, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> Database:
-        """Return the database on that file with these settings, shared if there is one, with `user` as one more user.
+        """Return the database of the file at `path` with these settings, shared if one exists, and add `user` to it.
 
-        `user` stands for `owner`, and leaves with it, should a handler have kept the finalizer of that from saying so.
+        `user` represents `owner` and leaves when `owner` is collected, even if a handler interrupted its finalizer.
 
-        Connections of one process to a file may differ in their settings, so that each setting has its own.
-        A file that was put in the place of another is another database.
+        Each combination of settings has its own connections. A file that replaced another one is a different database.
         """
         return _registry.run(_REGISTRY_WAIT_S, cls._join, owner, user, (path, durability, wait_s, mmap_bytes))
 
@@ -74,7 +73,7 @@ class Database:
         return database
 
     def add_user(self, owner: object, user: object) -> None:
-        """Keep the connections open until `user`, which stands for `owner`, leaves, too."""
+        """Keep the connections open until `user`, which represents `owner`, leaves too."""
         self._remember(owner, user)
         _registry.run(_REGISTRY_WAIT_S, self._register)
 
@@ -89,10 +88,10 @@ class Database:
         self.writer.write_lock.add(self.writer)
 
     def leave(self, user: object, wait_s: float | None = None) -> None:
-        """Forget `user`, and close the connections after the last; does nothing if it is not a user.
+        """Remove `user`, and close the connections after the last user; do nothing if it is not a user.
 
-        A write of another thread is waited for up to `wait_s` seconds (None: as configured); after that, it closes its
-        connection itself. A reader that another thread is using is closed when that puts it back.
+        Waits up to `wait_s` seconds (None: as configured) for another thread's write, which later closes its own
+        connection. A reader in use by another thread is closed when that thread returns it.
         """
         self._users.pop(user, None)
         if not self._users:
@@ -101,7 +100,7 @@ class Database:
             _registry.run(_REGISTRY_WAIT_S, self._unregister)
 
     def has_user(self, user: object) -> bool:
-        """Whether `user` has joined and not left."""
+        """Return whether `user` has joined and not left."""
         return user in self._users
 
     def _unregister(self) -> None:
@@ -112,12 +111,12 @@ class Database:
     # --- reading ---
 
     def check(self) -> None:
-        """Raise what is wrong with the file, if there is one."""
+        """Validate the file, if it exists. Raises the StoreError that says what is wrong."""
         with contextlib.suppress(NoDataError):
             self.read(_do_nothing)
 
     def number_of(self, namespace: str) -> int | None:
-        """The id of `namespace`, or None if nobody ever wrote to it."""
+        """Return the id of `namespace`, or None if it was never written to."""
         try:
             row = self.row("SELECT id FROM namespaces WHERE name = ?", (namespace,))
         except NoDataError:
@@ -125,15 +124,15 @@ class Database:
         return None if row is None else row[0]
 
     def row(self, sql: str, parameters: Sequence[object]) -> Any:
-        """The first row, or None."""
+        """Return the first row, or None."""
         return self.read(_fetch_row, sql, parameters)
 
     def rows(self, sql: str) -> list[Any]:
-        """All rows."""
+        """Return all rows."""
         return self.read(fetch, sql)
 
     def chunk(self, sql: str, parameters: Sequence[object], limit: int) -> tuple[list[Any], bool]:
-        """The first rows, up to `limit` or about 1 MiB of the last column; and whether there are no more."""
+        """Return the first rows, up to `limit` or about 1 MiB of the last column, and whether they are the last."""
         return self.read(self._fetch_chunk, sql, parameters, limit)
 
     def _fetch_chunk(
@@ -162,21 +161,21 @@ class Database:
     # --- writing ---
 
     def change(self, sql: str, parameters: Sequence[object]) -> int:
-        """Run one statement that writes, in a transaction of its own; how many rows it changed."""
+        """Run one writing statement in its own transaction; return how many rows it changed."""
         return self.write(change, sql, parameters)
 
     def change_many(self, sql: str, rows: list[tuple[object, ...]]) -> int:
-        """Run a statement that writes for each of `rows`, all in one transaction; how many rows that changed."""
+        """Run a writing statement for each of `rows` in one transaction; return how many rows changed."""
         return self.write(_change_many, sql, rows)
 
     # --- fork ---
 
     def before_fork(self, ticket: Ticket) -> None:
-        """Close every connection, so that none is inherited. Raises StorageTimeoutError if that takes too long.
+        """Close every connection, so that no child inherits one. Raises StorageTimeoutError if that takes too long.
 
-        A child cannot use a file that was open when it was forked, not even by a new connection: SQLite keeps one
-        record a file of the locks that the process holds, the child has the record without the locks, and would
-        read and write unprotected.
+        A child cannot use a file that was open at the fork, not even through a new connection: SQLite keeps one record
+        per file of the locks that the process holds. The child would inherit the record without the locks, and read and
+        write unprotected.
         """
         self._is_frozen = False
         self.writer.close_before_fork(ticket, _FORK_PATIENCE_S)
@@ -184,13 +183,13 @@ class Database:
         self._is_frozen = True
 
     def after_fork_in_parent(self, ticket: Ticket) -> None:
-        """Go on; connections are opened anew when they are needed."""
+        """Resume in the parent; connections are opened again when needed."""
         self._is_frozen = False
         self.readers.leave(ticket)
         self.writer.leave(ticket)
 
     def after_fork_in_child(self, ticket: Ticket) -> None:
-        """Go on with nothing of the parent's. A connection that is left is kept: to close it would drop its locks."""
+        """Discard the parent's state in the child. Inherited connections stay open: to close one drops its locks."""
         left = self.readers.forget() + self.writer.forget()
         if left or not self._is_frozen:
             _inherited.extend(left)
@@ -199,7 +198,7 @@ class Database:
 
 
 def leave_all(user: object, wait_s: float | None = None) -> None:
-    """Let `user` leave every database that it joined; see `Database.leave`."""
+    """Remove `user` from every database that it joined; see `Database.leave`."""
     for database in list(_all):
         if database.has_user(user):
             database.leave(user, wait_s)
@@ -214,7 +213,7 @@ def _fetch_row(connection: Connection, sql: str, parameters: Sequence[object]) -
 
 
 def change(connection: Connection, sql: str, parameters: Sequence[object]) -> int:
-    """Run one statement that writes; how many rows it changed."""
+    """Run one writing statement; return how many rows it changed."""
     return connection.execute(sql, parameters).rowcount
 
 
@@ -226,12 +225,12 @@ def _change_many(connection: Connection, sql: str, rows: list[tuple[object, ...]
 
 
 _registry = FairLock("the registry of SQLite files")
-# Those that have users, a set that keeps its order; and all that may have connections.
+# `_databases`: the databases with users, as an ordered set. `_all`: every database that may have connections.
 _databases: dict[Database, None] = {}
 _all: weakref.WeakSet[Database] = weakref.WeakSet()
 _write_locks: weakref.WeakValueDictionary[Path, WriteLock] = weakref.WeakValueDictionary()
 _inherited: list[Connection] = []
-# The places of each thread that forks, in the queues of all locks here; a handler may fork in the middle of a fork.
+# The tickets of each forking thread in the lock queues of this module; a handler may fork during a fork.
 _fork_tickets: dict[int, list[Ticket]] = {}
 
 
@@ -240,7 +239,7 @@ def _before_fork() -> None:
     _fork_tickets.setdefault(threading.get_ident(), []).append(ticket)
     _registry.enter(ticket, _REGISTRY_WAIT_S)
     for database in list(_all):
-        with contextlib.suppress(StorageTimeoutError):  # the child is told
+        with contextlib.suppress(StorageTimeoutError):  # the child gets an error
             database.before_fork(ticket)
 
 
@@ -251,7 +250,7 @@ def _after_fork(after: Callable[[Database, Ticket], None]) -> None:
     for step in steps:
         try:
             step()
-        except BaseException as error:  # of a signal handler: once more, so that no lock stays taken
+        except BaseException as error:  # from a signal handler: run the step again, so that no lock stays taken
             raised = error
             step()
     if raised is not None:

@@ -1,4 +1,4 @@
-"""What SQLite and the system report about a database file, as errors of hutch, and who holds its lock for writing."""
+"""Translate errors of SQLite and the system into StoreErrors, and find the holder of a file's write lock."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _DAMAGED = {
     sqlite3.SQLITE_ERROR,  # a table or a column is missing
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
-    0,  # a text that is not UTF-8: found by Python, not by SQLite
+    0,  # text that is not UTF-8: reported by Python, not by SQLite
 }
-# SQLite says FULL for ENOSPC alone. Quotas and limits of file size (EDQUOT, EFBIG) end in these.
+# SQLite reports FULL only for ENOSPC. Quotas and file size limits (EDQUOT, EFBIG) end in these codes.
 _REFUSED_WRITES = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _TRIAL_BYTES = 64 * 1024
-# The byte of the "-shm" file whose lock is SQLite's lock for writing (WAL_WRITE_LOCK in its wal.c and os_unix.c).
+# SQLite's write lock is a lock on this byte of the "-shm" file (WAL_WRITE_LOCK in its wal.c and os_unix.c).
 _WRITE_LOCK_BYTE = 120
 
 
 def is_from_sqlite(error: BaseException) -> TypeGuard[sqlite3.Error]:
-    """Return whether SQLite raised `error`, and not a signal handler that interrupted a call of it."""
+    """Return whether SQLite raised `error`, rather than a signal handler that interrupted one of its calls."""
     return isinstance(error, sqlite3.Error) and not raised_by_handler(error)
 
 
@@ -40,9 +40,9 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def explain(error: sqlite3.Error, path: Path, wait_s: float) -> StoreError:
-    """Return the error of hutch for what SQLite raised about the database at `path`."""
+    """Return the StoreError for an error that SQLite raised about the database at `path`."""
     code = _code(error)
-    # Python makes this message itself, and quotes the value.
+    # Python's own message for this would quote the value.
     said = "a text in it is not UTF-8" if str(error).startswith("Could not decode") else str(error)
     where = f"{path}: SQLite says {said!r}"
     if code in _BUSY:
@@ -76,7 +76,7 @@ def explain(error: sqlite3.Error, path: Path, wait_s: float) -> StoreError:
 
 
 def storage_error(path: Path, what: str, error: OSError) -> StoreError:
-    """Return the error of hutch for what the system raised about `path`."""
+    """Return the StoreError for an error that the system raised about `path`."""
     kind = StorageFullError if error.errno in _NO_ROOM else StorageUnavailableError
     return kind(f"{path}: {what}: {error.strerror or error}")
 
@@ -86,7 +86,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _refusal(path: Path) -> OSError | None:
-    """What the system says to another file beside this one: SQLite keeps to itself why it could not write."""
+    """Return the system's error for a new file beside `path`, or None: SQLite hides why it could not write."""
     try:
         with tempfile.TemporaryFile(dir=path.parent, buffering=0) as trial:
             trial.write(bytes(_TRIAL_BYTES))
@@ -98,7 +98,7 @@ def _refusal(path: Path) -> OSError | None:
 
 
 def _holder(path: Path) -> str:
-    """Name the process that holds the lock for writing, as far as the system tells (Linux does)."""
+    """Return a description of the process that holds the write lock, if the system reports it (Linux does)."""
     try:
         inode = os.stat(f"{path}-shm").st_ino  # noqa: PTH116
         locks = Path("/proc/locks").read_text().splitlines()
@@ -106,7 +106,7 @@ def _holder(path: Path) -> str:
         if raised_by_handler(error):
             raise
         return "other processes"
-    # "7: POSIX  ADVISORY  WRITE 4711 fe:01:1234567 120 120", and with "->" those that wait for it.
+    # "7: POSIX  ADVISORY  WRITE 4711 fe:01:1234567 120 120"; a line with "->" is a process that waits for the lock.
     for _, *fields in map(str.split, locks):
         if len(fields) == 7 and fields[2] == "WRITE" and fields[4].endswith(f":{inode}"):
             pid, first, last = fields[3], fields[5], fields[6]

@@ -1,11 +1,11 @@
-"""One SQLite file of hutch: made, checked and connected to.
+"""One SQLite file of hutch: create it, validate it and connect to it.
 
-Nobody may open and close the file by other means than SQLite while this process has it open: on POSIX that drops
-every lock that the process holds on it. `os.stat` is harmless.
+While this process has the file open, only SQLite may open and close it: on POSIX, any other close drops every lock that
+the process holds on the file. `os.stat` is harmless.
 
-For the same reason there is no other driver than the standard library's. apsw, with a newer SQLite of its own, reads in
-nine tenths of the time; but two SQLites in one process do not see each other's locks. Where the application, or a
-backup, opened the file with sqlite3, both could hold the lock for writing, and writes that were acknowledged were gone.
+For the same reason only the standard library's driver is used. apsw, with its own newer SQLite, reads in nine tenths of
+the time, but two SQLites in one process do not see each other's locks. When the application or a backup opened the file
+with sqlite3, both could hold the write lock, and acknowledged writes were lost.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from .paths import identity, identity_or_none, refuse_foreign_files, size_of_log
 from .wait import BusyWait
 
 T = TypeVar("T")
-#: Device and inode of each file.
+#: (device, inode) of each file; None for a missing one.
 Files = tuple[tuple[int, int] | None, ...]
 
-#: What each durability is to SQLite in WAL mode.
+#: The value of PRAGMA synchronous for each durability, in WAL mode.
 SYNCHRONOUS = {"strict": "FULL", "normal": "NORMAL", "relaxed": "OFF"}
 
-_APPLICATION_ID = 0x68757463  # "hutc": what `file` and others tell a database of ours by
+_APPLICATION_ID = 0x68757463  # "hutc": by this, `file` and other tools recognise a database of hutch
 _FORMAT = 1
-# `namespaces`: a row stays when its namespace is emptied, so that an id that a handle remembers is good for ever.
-# `entries`: with a WITHOUT ROWID table a read would be one search less, but values would lie among the keys; from
-# 1 KB a value on it was measured 2 to 4 times slower, in a file twice the size, and little faster below. The checks
-# keep out what is no blob: nothing else is as large as the empty blob. (A call of typeof() cost a sixth of a write.)
+# `namespaces`: a row stays when its namespace is emptied, so an id that a handle remembers stays valid for ever.
+# `entries`: a WITHOUT ROWID table would save one search per read, but store values among the keys. It was measured 2 to
+# 4 times slower for values from 1 KB, in a file twice the size, and hardly faster below. The CHECKs refuse anything but
+# blobs: only a blob compares greater than or equal to the empty blob. (typeof() cost a sixth of a write.)
 _SCHEMA = (
     "CREATE TABLE namespaces (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, entries INTEGER NOT NULL DEFAULT 0)",
     "CREATE TABLE entries (id INTEGER PRIMARY KEY, ns INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL,"
@@ -62,21 +62,21 @@ _WHOSE = (
 _CACHE_KIB = 64 * 1024
 _LOG_BYTES = 64 * 1024 * 1024
 
-# How long a writer trusts that the files are in their place: a look takes 5 us. On Windows nobody can move or remove
-# files that are open.
+# How long a writer assumes that the files are in place: looking takes 5 us. On Windows, open files cannot be moved or
+# removed.
 _TRUST_S = 0.001 if os.name != "nt" else math.inf
 
 
-#: Files that this process cannot use: it was forked while another thread used them.
+#: Files that this process cannot use, because it was forked while another thread used them.
 spoilt_by_fork: set[Path] = set()
 
 
 class NoDataError(Exception):
-    """There is no file yet, or nothing in it. Stays within the engine."""
+    """A file that is missing or empty. Never leaves the engine."""
 
 
 def close(connection: Connection) -> None:
-    """Close `connection`, which may be closed already, or not connected yet."""
+    """Close `connection`, which may be closed already or not connected yet."""
     try:  # noqa: SIM105 - suppress is Python code, in which a signal handler could raise before the call
         Connection.close(connection)
     except sqlite3.ProgrammingError:
@@ -84,7 +84,7 @@ def close(connection: Connection) -> None:
 
 
 def is_open(connection: Connection) -> bool:
-    """Whether `connection` is connected, and not closed."""
+    """Return whether `connection` is connected and not closed."""
     try:
         connection.in_transaction  # noqa: B018
     except sqlite3.ProgrammingError:
@@ -93,22 +93,22 @@ def is_open(connection: Connection) -> bool:
 
 
 class DatabaseFile:
-    """The file at `path`, for connections of one `durability` that wait for others up to `wait_s` seconds."""
+    """The file at `path`, for connections of one `durability` that wait up to `wait_s` seconds for others."""
 
     def __init__(self, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> None:
         self.path = path
         self.wait_s = wait_s
         self.durability = durability
-        #: Who uses it, and of each its owner; without users nothing connects.
+        #: Each user and its owner; without users, nothing connects.
         self.users: dict[object, object] = {}
         self._synchronous = SYNCHRONOUS[durability]
         self._mmap_bytes = mmap_bytes
         self._identity: tuple[int, int] | None = None
-        #: Until then (of `time.monotonic`) `must_be_in_place` need not be called.
+        #: Before this time (of `time.monotonic`), `must_be_in_place` need not be called.
         self.trusted_until_s = -math.inf
 
     def is_the_one_opened(self) -> bool:
-        """Whether the path still leads to the file first connected to; True if there was none yet."""
+        """Return whether the path still leads to the file first connected to; True before the first connection."""
         if self._identity is None:
             return True
         try:
@@ -119,14 +119,14 @@ class DatabaseFile:
             return False
 
     def files(self) -> Files:
-        """Which files there are: the database, its log, and the index of that; None for one that is not there."""
+        """Return the identities of the database, its log and the log's index; None for a missing file."""
         return tuple(identity_or_none(f"{self.path}{suffix}") for suffix in ("", "-wal", "-shm"))
 
     def must_be_in_place(self, files: Files) -> None:
-        """Raise StorageUnavailableError if `files`, those of an open connection, are not the ones at the path.
+        """Raise StorageUnavailableError if `files`, the files of an open connection, are no longer at the path.
 
-        SQLite would go on to write into files that were removed, and say nothing; and whoever opens the path then
-        makes files, and locks, of their own.
+        SQLite would silently continue to write to removed files, while a process that opens the path now creates new
+        files and locks.
         """
         if self.files() != files:
             raise StorageUnavailableError(
@@ -136,11 +136,11 @@ class DatabaseFile:
         self.trusted_until_s = time.monotonic() + _TRUST_S
 
     def connect(self, connection: Connection, create: bool) -> None:
-        """Connect `connection` after a check of the file; with `create` the file and its folders are made if missing.
+        """Validate the file and connect `connection`; `create` creates a missing file and its folders.
 
-        Raises NoDataError if there is nothing and `create` is False, CorruptValueError for a file that is not
-        ours, StorageUnavailableError, StorageTimeoutError, StorageFullError, and StoreNotOpenError where nobody uses
-        it any more. The caller closes `connection`, also if this fails.
+        Raises NoDataError if the file is missing and `create` is False, CorruptValueError for a file not written by
+        hutch, StorageUnavailableError, StorageTimeoutError, StorageFullError, and StoreNotOpenError if there are no
+        users left. The caller closes `connection`, also if this fails.
         """
         self._must_be_usable()
         seen = self._look()
@@ -152,7 +152,7 @@ class DatabaseFile:
             self._make_folder()
         uri = f"{uri_of(self.path)}?mode={'rwc' if create else 'rw'}"
         try:
-            # The object is there before the connection, which is closed with it, whatever a signal handler raises.
+            # The object exists before it connects, so the connection is closed even if a signal handler raises.
             Connection.__init__(connection, uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             if not is_from_sqlite(error):
@@ -163,16 +163,16 @@ class DatabaseFile:
         self._remember()
 
     def run(self, work: Callable[..., T], connection: Connection, *args: object) -> T:
-        """Return ``work(connection, *args)``, tried again while others hold the file; if it fails, all is undone.
+        """Return ``work(connection, *args)``, retried while others hold the file; a failure is rolled back.
 
-        Raises StorageTimeoutError after `wait_s` seconds, and what SQLite raises as an error of hutch.
+        Raises StorageTimeoutError after `wait_s` seconds, and the StoreError for an error of SQLite.
         """
         wait: BusyWait | None = None
         while True:
             try:
                 return work(connection, *args)
             except BaseException as error:
-                # First of all: whatever a signal handler raises after it, no transaction is left open.
+                # Roll back first, so that no transaction stays open even if a signal handler raises.
                 try:
                     connection.rollback()
                 except sqlite3.Error:
@@ -182,9 +182,9 @@ class DatabaseFile:
                 wait = self.before_next_try(error, wait)
 
     def before_next_try(self, error: sqlite3.Error, wait: BusyWait | None, began_s: float | None = None) -> BusyWait:
-        """Pause where `error` says that others hold the file; otherwise, or if it takes too long, raise what it means.
+        """Pause if `error` says that others hold the file; raise its StoreError otherwise, or after too long a wait.
 
-        `wait` is what the call before returned. `began_s` is when the first try began, if that is not now.
+        Return the wait, to be passed as `wait` to the next call. `began_s` is when the first try began, if not now.
         """
         if wait is None:
             wait = BusyWait(time.monotonic() if began_s is None else began_s, self.wait_s)
@@ -207,13 +207,13 @@ class DatabaseFile:
         if not self._is_ours(connection):
             if not create:
                 raise NoDataError
-            # Looked at again under the lock for writing: of many processes that start at once, one makes it.
+            # Look again under the write lock: of many processes that start together, only one creates the tables.
             connection.execute("BEGIN IMMEDIATE")
             if not self._is_ours(connection):
                 for statement in _SCHEMA:
                     connection.execute(statement)
             connection.execute("COMMIT")
-        # Not before the file is known to be ours, for this writes to it, once.
+        # Only now that the file is known to be hutch's, because this writes to it, once.
         ((journal,),) = fetch(connection, "PRAGMA journal_mode = WAL")
         if journal != "wal":
             raise StorageUnavailableError(
@@ -223,21 +223,21 @@ class DatabaseFile:
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         if self._synchronous != "OFF":
             connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone stops at the disk's own cache
-        # Zero by default: beside this cache a map gains little, and when another program cuts the file short it kills
-        # the process (SIGBUS) where a plain read is an error.
+        # Zero by default: with this cache, a memory map gains little. If another program truncates the file, a map
+        # kills the process (SIGBUS), while a plain read is an error.
         connection.execute(f"PRAGMA mmap_size = {self._mmap_bytes}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        # A large batch makes a large log, which would keep its size for ever.
+        # Otherwise the log would keep the size of the largest batch for ever.
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-        # What a statement of many rows may have to undo is kept in memory, where else it goes to a file.
+        # Keep the undo data of large statements in memory, not in a temporary file.
         connection.execute("PRAGMA temp_store = MEMORY")
-        # The file may come from anywhere: its schema may run nothing unusual, and pages are looked at before use.
+        # The file may come from anywhere: its schema may run no unsafe functions, and pages are validated before use.
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
 
     def _is_ours(self, connection: Connection) -> bool:
-        """Whether our tables are there; False if nothing is. Raises CorruptValueError for anything else."""
-        # One statement, and so one snapshot: another process may be making it now.
+        """Return True if hutch's tables exist, False if the file is empty. Raises CorruptValueError otherwise."""
+        # One statement, so one snapshot: another process may be creating the tables now.
         rows = fetch(connection, _WHOSE)
         application, version, _ = rows[0]
         names = {name for _, _, name in rows} - {None}
@@ -258,9 +258,9 @@ class DatabaseFile:
         return True
 
     def _look(self) -> bool:
-        """Whether there is a file. Raises StorageUnavailableError if something else is there, or it cannot be seen."""
+        """Return whether the file exists. Raises StorageUnavailableError if it is inaccessible or no regular file."""
         refuse_foreign_files(self.path)
-        # The log first: a file that is being made has a size before it has a log.
+        # Read the log's size first: a new file has a size before it has a log.
         log_bytes = size_of_log(self.path)
         try:
             found = os.stat(self.path)  # noqa: PTH116 - one call, in which no signal handler runs
@@ -272,8 +272,8 @@ class DatabaseFile:
             raise StorageUnavailableError(f"{self.path} is a folder; the sqlite engine needs the path of a file in it")
         if not stat.S_ISREG(found.st_mode):
             raise StorageUnavailableError(f"{self.path} is not a regular file; SQLite cannot keep data in it")
-        # SQLite takes a file of no bytes for a new database, which it is without a log; with one, SQLite would delete
-        # the log, the last that is left of the data. A file of one byte it takes for an empty one.
+        # SQLite treats an empty file as a new database, which is right only without a log: it would delete the log, the
+        # last remains of the data. It also treats a file of one byte as empty.
         if found.st_size == 1 or (found.st_size == 0 and log_bytes > 0):
             raise CorruptValueError(
                 f"{self.path} was cut to {found.st_size} bytes, or is not a database; nothing was changed. Restore it "
@@ -285,7 +285,7 @@ class DatabaseFile:
         try:
             missing = [folder for folder in self.path.parents if not folder.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite flushes the names in the folder of its file, and not that of the folder.
+            # SQLite flushes the file's name in its folder, but not the name of the folder itself.
             for folder in reversed(missing):
                 flush_folder(folder.parent)
         except OSError as error:
@@ -306,5 +306,5 @@ class DatabaseFile:
 
 
 def fetch(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
-    """Return all rows in one call of C: no signal handler finds the statement, and its snapshot, half read."""
+    """Return all rows, read in one call of C: no signal handler can leave the statement and its snapshot open."""
     return list(chain.from_iterable(map(connection.execute, (sql,), (parameters,))))

@@ -1,4 +1,4 @@
-"""What `hutch check-data` looks at in an SQLite store: SQLite's own check of the file, then names, counts and keys."""
+"""Verify integrity of an SQLite store: first SQLite's own integrity check, then names, counts and keys."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MOST_DAMAGE = 100
 
 
 def check(database: Database, fix: bool) -> list[Finding]:
-    """Findings, all of one moment; with `fix` repaired in one transaction."""
+    """Return findings, all read in one snapshot; `fix` repairs them in one transaction."""
     try:
         found = database.read(_in_transaction, "BEGIN", False)
     except NoDataError:
         return []
     if not found or not fix:
         return found
-    # Looked at anew: others may have written meanwhile.
+    # Verify again: other processes may have written meanwhile.
     return database.write(_in_transaction, "BEGIN IMMEDIATE", True)
 
 
@@ -41,7 +41,7 @@ def _integrity(connection: Connection, fix: bool) -> Iterator[Finding]:
     if told and all(" index " in text for text in told):
         left = told
         if fix:
-            # What an index must not hold twice cannot be put into it; then nothing changes.
+            # REINDEX fails on duplicates in a unique index, and then changes nothing.
             with suppress(DatabaseError):
                 connection.execute("REINDEX")
                 left = _faults(connection)
@@ -54,7 +54,7 @@ def _integrity(connection: Connection, fix: bool) -> Iterator[Finding]:
 
 def _faults(connection: Connection) -> list[str]:
     rows = connection.execute(f"PRAGMA integrity_check({_MOST_DAMAGE})").fetchall()
-    # One row may hold several lines.
+    # A row may hold several lines.
     return [line for (text,) in rows for line in text.splitlines() if line != "ok"]
 
 
@@ -112,7 +112,7 @@ def _keys(connection: Connection, names: dict[int, str], fix: bool) -> Iterator[
         shown = legible(key) if isinstance(key, bytes) else None
         fixed = False
         if fix and isinstance(key, bytes):
-            # What it was cannot be known. Nothing is lost: the value stays, bytes and all.
+            # The original key is unknown. Nothing is lost: the value stays, and the new key spells the old one in hex.
             changed = f"recovered-{key.hex()[: MAX_KEY_BYTES - 20]}"
             fixed = (
                 connection.execute(

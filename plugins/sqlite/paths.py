@@ -1,4 +1,4 @@
-"""An SQLite file and the files beside it, as the file system names them."""
+"""The paths and identities of an SQLite file and of the files that SQLite keeps beside it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hutch.handlers import raised_by_handler
 
 from .errors import storage_error
 
-# What SQLite may keep beside the file.
+# The suffixes of files that SQLite may keep beside the database.
 _BESIDE = ("-wal", "-shm", "-journal")
 
-# How a rollback journal ends that names another file; see readSuperJournal in SQLite's pager.c.
+# The trailer of a rollback journal that names another file; see readSuperJournal in SQLite's pager.c.
 _NAME_TRAILER = struct.Struct(">II8s")
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
 def refuse_foreign_files(path: Path) -> None:
-    """Raise StorageUnavailableError if something that SQLite did not make lies where it keeps files beside `path`.
+    """Raise StorageUnavailableError if a file beside `path` has the name of an SQLite file but is not one.
 
-    SQLite would follow a link and write to what it leads to, wait for the other end of a FIFO, and delete the file
-    that a journal names as that of a transaction over several databases, which hutch never makes.
+    SQLite would write through a link, wait for the other end of a FIFO, and delete the file that a journal names as the
+    super-journal of a transaction over several databases, which hutch never uses.
     """
     try:
         for suffix in _BESIDE:
@@ -59,9 +59,9 @@ def identity_or_none(path: str) -> tuple[int, int] | None:
 
 
 def names_another_file(journal: str) -> bool:
-    """Whether the rollback journal `journal` ends with the name of another file; False if there is no journal.
+    """Return whether the rollback journal `journal` ends with the name of another file; False if there is no journal.
 
-    The format: the name, its length, a checksum (four bytes each, big endian), the magic number.
+    The format: the name, its length and a checksum (four bytes each, big endian), the magic number.
     """
     try:
         with open_existing(journal) as file:
@@ -85,6 +85,6 @@ def size_of_log(path: Path) -> int:
 
 
 def uri_of(path: Path) -> str:
-    """`path` as SQLite reads URIs: without a host, also where a Windows share begins with two slashes."""
+    """Return `path` as a URI for SQLite: without a host, even if a Windows share begins with two slashes."""
     text = path.as_posix()
     return "file://" + urllib.parse.quote_from_bytes(os.fsencode(text if text.startswith("/") else f"/{text}"))

@@ -1,4 +1,4 @@
-"""The connections of this process that read one SQLite file, each used by one thread at a time."""
+"""The pool of this process's reading connections to one SQLite file, each used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from .file import DatabaseFile, close, is_open
 
 T = TypeVar("T")
 
-# Readers kept when idle. While more threads than that read at once there are more.
+# The number of idle readers kept. More exist while more threads read concurrently.
 _IDLE_READERS = 8
 
 
 class Readers:
-    """A pool of connections that read. A reader never waits for a writer: it sees the last commit.
+    """A pool of reading connections. A reader never waits for a writer: it sees the last commit.
 
-    A connection goes back to the pool only where all went well. Whatever is raised, by a signal handler too, closes it,
-    since a kept traceback may keep a part of a read that was not ended. One that a handler's exception lost on its way
-    out of the pool, before it had a name, is found again when the next is needed.
+    A connection returns to the pool only after success. Any exception, also from a signal handler, closes it, because a
+    stored traceback may keep an unfinished read alive. A connection that a handler's exception lost between the pool
+    and the variable that should hold it is recovered when the next one is needed.
     """
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
         self._opening = FairLock(f"opening {file.path}")
-        #: Those that nobody uses: always this list. A thread takes one and puts it back; `pop` and `append` are atomic.
-        #: Whoever finds the storage closed then calls `trim`.
+        #: The idle readers; the list object never changes. A thread takes one and puts it back; `pop` and `append` are
+        #: atomic. A thread that then finds the storage closed calls `trim`.
         self.idle: list[Connection] = []
-        # All of them, so that it is known when none is in use.
+        # Every reader, which shows when none is in use.
         self._all: set[Connection] = set()
 
     def run(self, work: Callable[..., T], *args: object) -> T:
-        """Return ``work(connection, *args)`` for a connection that nobody else uses meanwhile.
+        """Return ``work(connection, *args)``, with a connection that no other thread uses meanwhile.
 
         Raises NoDataError if there is no file.
         """
@@ -57,7 +57,7 @@ class Readers:
         return result
 
     def trim(self) -> None:
-        """Close the idle readers that are too many; once the last user is gone, all."""
+        """Close surplus idle readers, or all of them once the last user has left."""
         while len(self.idle) > (_IDLE_READERS if self._file.users else 0):
             try:
                 reader = self.idle.pop()
@@ -65,12 +65,12 @@ class Readers:
                 break
             self._close(reader)
         if self._all and not self._file.users:
-            # Another thread that opens one closes it, too.
+            # A thread that is opening a reader closes it itself.
             with contextlib.suppress(StorageTimeoutError):
                 self._opening.run(0, self._close_lost)
 
     def close_before_fork(self, ticket: Ticket, patience_s: float) -> None:
-        """Close all, and let none be opened until `leave`. Those that are in use are waited for, up to `patience_s`."""
+        """Close all readers and block new ones until `leave`. Waits up to `patience_s` for readers in use."""
         deadline_s = time.monotonic() + patience_s
         self._opening.enter(ticket, patience_s)
         while self._all and time.monotonic() < deadline_s:
@@ -83,11 +83,11 @@ class Readers:
                 self._close(reader)
 
     def leave(self, ticket: Ticket) -> None:
-        """Let readers be opened again."""
+        """Allow readers to be opened again."""
         self._opening.leave(ticket)
 
     def forget(self) -> list[Connection]:
-        """Return the connections that are open, and know none any more: in a child of fork."""
+        """Empty the pool in a forked child, and return the connections that are still open."""
         left = list(filter(is_open, self._all))
         self.idle.clear()
         self._all.clear()
@@ -110,15 +110,14 @@ class Readers:
         return reader
 
     def _lost(self) -> list[Connection]:
-        """Return the open readers that are not idle and that no code uses: a handler raised before they had a name.
+        """Return open readers that are neither idle nor in use, because a handler raised before they were assigned.
 
-        Call it only while `_opening` is held, since every caller takes them for its own.
+        Call it only while holding `_opening`, because every caller takes ownership of them.
         """
         lost: list[Connection] = []
         if len(self._all) == len(self.idle):
             return lost
-        # Whoever uses a reader has a reference to it, besides those that every connection has, to itself and from
-        # `self._all`, in the place of which stands the name `probe`.
+        # A reader in use has one more reference than `probe`, whose variable matches the reference from `self._all`.
         probe = Connection(":memory:")
         unused = 0
         for reader in [probe, *self._all]:

@@ -1,7 +1,6 @@
 """The SQLite engine: all namespaces in one file, in WAL mode, through the standard library's sqlite3.
 
-Keys are stored as UTF-8, so that SQLite's order of bytes is the order of code points. The layout of the file is in
-file.py.
+Keys are stored as UTF-8, so that SQLite's byte order is code point order. file.py describes the layout of the file.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from .errors import is_from_sqlite
 from .file import SYNCHRONOUS, NoDataError
 from .integrity import check
 
-# A key is bound as text and made a blob by SQLite: to bind bytes, Python 3.11 first asks them for an adapter, in vain,
-# which costs a tenth of a read. (Values are bound as bytearrays, which it does not ask.)
+# A key is bound as text and cast to a blob by SQLite: for bytes, Python 3.11 first searches an adapter that does not
+# exist, which costs a tenth of a read. (Values are bound as bytearrays, which skip the search.)
 _GET = "SELECT value FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
 _GET_SOME = "SELECT key, value FROM entries WHERE ns = ? AND key IN ({})"
 _EXISTS = "SELECT 1 FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
@@ -46,33 +45,33 @@ _REMOVE_EQUAL = _REMOVE + " AND value = ?"
 _REMOVE_ALL = "DELETE FROM entries WHERE ns = ?"
 _RANGE = "SELECT {} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
 
-# So many keys of a batch go into one statement: to run one costs as much as to write half a row.
+# Keys per statement of a batch: running a statement costs as much as writing half a row.
 _TOGETHER = 64
-# `WHERE true` tells SQLite that the `ON` after it is no part of a join.
+# `WHERE true` keeps SQLite from parsing the `ON` after it as part of a join.
 _ROWS = "SELECT ?, CAST(column1 AS BLOB), column2 FROM (VALUES {}) WHERE true "
 _SET_TOGETHER = _INSERT + _ROWS.format(", ".join(["(?, ?)"] * _TOGETHER)) + _OR_REPLACE
 
-# Values shorter than that are copied in less time than an adapter takes to be not found.
+# Copying a value shorter than this takes less time than the search for an adapter.
 _COPIED_BYTES = 4096
 
-# Of decoding what is no key: other bytes, or no bytes at all, since one bit of a file makes a text, or NULL, of them.
+# The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
 # Larger than every key: no byte of UTF-8 is 0xFF.
 _AFTER_ALL_KEYS = b"\xff"
-# The first chunk of a range is small: whoever takes one item (popitem) does not pay for hundreds.
+# Start small: a caller may need only one item (popitem).
 _FIRST_CHUNK = 16
-# More values at once wake the garbage collector, and are slower to decode than fewer are to fetch.
+# Larger chunks trigger the garbage collector, which costs more than fetching smaller chunks.
 _LARGEST_CHUNK = 256
 
 
 class SqlitePlugin(StoragePluginBase):
-    """Opens the namespaces of one SQLite file, which the first write makes, with its folders.
+    """The sqlite engine: the namespaces of one SQLite file, which the first write creates with its folders.
 
-    A process that is killed loses nothing that was set, whatever `durability` is: that option says what a power
-    cut, or a crash of the system, may take. Stores of one process share their connections to a file.
+    A killed process loses nothing that was set, whatever the `durability`; that option decides what a power cut or a
+    system crash may lose. Stores of one process share their connections to a file.
 
-    Where several processes write without pause, prefer an SQLite of 3.51.3 or later (`sqlite3.sqlite_version`): all
-    before have a very rare race between two checkpoints that can damage the file (sqlite.org/wal.html#walresetbug).
+    If several processes write without pause, prefer SQLite 3.51.3 or later (`sqlite3.sqlite_version`): earlier versions
+    have a very rare race between two checkpoints that can damage the file (sqlite.org/wal.html#walresetbug).
     """
 
     OPTIONS = {  # noqa: RUF012 - never changed
@@ -107,7 +106,7 @@ class SqlitePlugin(StoragePluginBase):
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
-        # Known to the databases that this factory uses, in its place: it must not be kept alive by them.
+        # Represents this factory in its databases, which must not keep the factory itself alive.
         self._user = object()
         path: Path = self._storage_config["path"]
         if path.name == ":memory:":
@@ -118,9 +117,9 @@ class SqlitePlugin(StoragePluginBase):
         self._path = Path(os.path.realpath(path))
 
     def open(self, namespace: str) -> SqliteStorage:
-        """Open `namespace`. Creates nothing; a file that is there is checked.
+        """Return a storage for `namespace`, after validating the file if it exists. Creates nothing.
 
-        Raises CorruptValueError if it is not a whole file of this engine and of a format known here, and
+        Raises CorruptValueError if the file is incomplete, not of this engine or of an unknown format;
         StorageUnavailableError, StorageTimeoutError.
         """
         database = self._shared()
@@ -162,7 +161,7 @@ class SqlitePlugin(StoragePluginBase):
 
 
 class SqliteStorage(EncodedStorage):
-    """One namespace. Each write, a batch too, is one transaction; no reader waits for it."""
+    """One namespace. Each write, batches included, is one transaction; readers never wait for it."""
 
     # Here for __del__, should __init__ fail.
     _database: Database | None = None
@@ -172,11 +171,11 @@ class SqliteStorage(EncodedStorage):
         self._path = database.path
         self._number: int | None = None
         self._user = object()
-        # Of `Database`, for the short way of `_row`.
+        # Attributes of `Database`, for the fast path of `_row`.
         self._idle, self._trim = database.readers.idle, database.readers.trim
-        # The same for writes; replaced when this is closed.
+        # The fast path for writes; replaced when the storage is closed.
         self._run_write: Callable[..., int] = database.write
-        # In this order: whatever a signal handler raises, `close` knows what to leave.
+        # In this order, so that `close` knows what to leave even if a signal handler raises.
         self._database = database
         database.add_user(self, self._user)
 
@@ -249,7 +248,7 @@ class SqliteStorage(EncodedStorage):
             self._shared.change(_REMOVE_ALL, (number,))
 
     def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
-        # Each is one statement, and that has the lock for writing before it looks at the old value.
+        # Each branch is one statement, which takes the write lock before it reads the old value.
         if old is None:
             if new is None:
                 return not self.exists(key)
@@ -272,7 +271,7 @@ class SqliteStorage(EncodedStorage):
             try:
                 keys = [name.decode() for name, _ in rows]
             except _NOT_A_KEY:
-                # What comes before the damaged key is given all the same.
+                # Yield the items before the damaged key.
                 for name, data in rows:
                     yield [self._text(name)], [data]
             else:
@@ -294,7 +293,7 @@ class SqliteStorage(EncodedStorage):
             return (self._text(name) for name, _ in rows)
 
     def _row(self, sql: str, key: str) -> Any:
-        """The row that `sql` finds for `key`, or None: what `Database.row` does, by the shortest way."""
+        """Return the row that `sql` finds for `key`, or None: a faster `Database.row`."""
         if type(key) is not str:
             key = check_key(key)  # SQLite would take 5 for "5"
         number = self._find() if self._number is None else self._number
@@ -318,16 +317,16 @@ class SqliteStorage(EncodedStorage):
             if self._idle is not idle:
                 self._trim()  # closed meanwhile
             return row
-        # Perhaps only busy: the long way waits, or says what is wrong.
+        # The file may only be busy: `Database.row` waits, or raises what is wrong.
         return self._shared.row(sql, parameters)
 
     def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[list[Any]]:
-        """The rows, as many at a time as are read in one transaction; at least one, each of two columns."""
+        """Yield chunks of rows of two columns, each chunk read in one transaction and never empty."""
         number = self._find()
         if number is None:
             return
         sql = _RANGE.format(columns, "DESC" if reverse else "ASC")
-        # A bound need not be a possible key: surrogates too have their place in the order of code points.
+        # A bound need not be a valid key: lone surrogates too have their place in code point order.
         low = b"" if start is None else start.encode("utf-8", "surrogatepass")
         high = _AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
         limit = _FIRST_CHUNK
@@ -363,7 +362,7 @@ class SqliteStorage(EncodedStorage):
         return self._database
 
     def _find(self) -> int | None:
-        """The id of the namespace; None as long as nobody wrote to it."""
+        """Return the id of the namespace, or None if it was never written to."""
         if self._number is None:
             self._number = self._shared.number_of(self.namespace)
         return self._number
@@ -371,7 +370,7 @@ class SqliteStorage(EncodedStorage):
     def _find_or_make(self) -> int:
         number = self._find()
         if number is None:
-            # A transaction of its own: a namespace without entries is one that does not exist.
+            # A separate transaction does no harm: a namespace without entries counts as missing.
             self._shared.change("INSERT INTO namespaces (name) VALUES (?) ON CONFLICT DO NOTHING", (self.namespace,))
             number = self._find()
             assert number is not None, "no row of namespaces is ever deleted"
@@ -394,11 +393,11 @@ def _read_all(connection: Connection, number: int, keys: list[str]) -> dict[byte
 
 
 def _write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:
-    # In order, so that one page after the other is filled. (The order of texts is that of their UTF-8.)
+    # Sorted, so that pages fill one after the other. (Python sorts text as SQLite sorts its UTF-8.)
     keys = sorted(items)
     together = len(keys) // _TOGETHER * _TOGETHER
     bindable = bytearray if max(map(len, items.values()), default=0) < _COPIED_BYTES else bytes
-    # Iterators in C alone: no Python code runs, and so no signal handler, while SQLite reads them.
+    # Only C iterators: no Python code, and so no signal handler, runs while SQLite reads them.
     frames = map(bindable, map(items.__getitem__, keys))
     fields = chain.from_iterable(zip(keys[:together], frames, strict=False))
     connection.execute("BEGIN IMMEDIATE")

@@ -1,8 +1,7 @@
-"""The connection of this process that writes to one SQLite file, used by one thread at a time, in turn.
+"""This process's writing connection to one SQLite file, used by one thread at a time.
 
-A signal handler or a finalizer may write in the middle of another write of its thread. It finds the transaction of
-that, rolls it back, and commits its own; the interrupted one finds that its connection refuses to write, and begins
-again.
+A signal handler or finalizer may write in the middle of another write of its thread. It rolls back the interrupted
+transaction and commits its own; the interrupted write finds that its connection refuses to write, and starts again.
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ from .wait import BusyWait
 
 T = TypeVar("T")
 
-# SQLite's lock has no queue: a process that writes in a loop takes it again before another one has asked. So a process
-# that had to wait for others a moment ago lets them in after each turn of _TURN_S, for longer than they sleep between
-# two tries. Eight processes in a loop, each with strict durability: 0.5 s was the longest wait, and 1.6 s without it.
+# SQLite's lock has no queue: a process that writes in a loop retakes it before another one tries. So a process that
+# recently waited for others pauses after every _TURN_S of writing, for longer than they sleep between two tries. With
+# eight processes writing in a loop (strict durability) the longest wait was 0.5 s, and 1.6 s without the pauses.
 _CONTENDED_S = 1.0
 _TURN_S = 0.02
 _LET_IN_S = 0.002
 
 
 class WriteLock:
-    """The turn of those who write to one path, which the writers there share: they may differ in their settings."""
+    """The lock of all writers of one path, which share it because they may differ in their settings."""
 
     def __init__(self, path: Path) -> None:
         self.lock = FairLock(str(path))
-        #: A set that keeps its order, and whose operations are those of a dict.
+        #: An ordered set: a dict whose operations are atomic.
         self.writers: dict[Writer, None] = {}
-        #: Whether there is more than one of them.
+        #: Whether there is more than one writer.
         self.is_shared = False
 
     def add(self, writer: Writer) -> None:
-        """Let `writer` take part."""
+        """Add `writer`."""
         self.writers[writer] = None
         self.is_shared = len(self.writers) > 1
 
     def remove(self, writer: Writer) -> None:
-        """Forget `writer`, if it takes part."""
+        """Remove `writer`, if present."""
         self.writers.pop(writer, None)
         self.is_shared = len(self.writers) > 1
 
 
 class Writer:
-    """The connection that writes, made when it is needed."""
+    """The writing connection, opened when first needed."""
 
     def __init__(self, file: DatabaseFile, write_lock: WriteLock) -> None:
         self.write_lock = write_lock
@@ -66,17 +65,17 @@ class Writer:
 
     def _forget(self) -> None:
         self._connection: Connection | None = None
-        # One on its way: it may have begun a transaction to make the tables.
+        # A connection being opened, which may have begun a transaction to create the tables.
         self._new: Connection | None = None
-        # Those whose transactions were undone, until the calls that used them have closed them.
+        # Connections whose transactions were rolled back, until the interrupted calls close them.
         self._interrupted: set[Connection] = set()
-        # The files that the connection has open, known once it has written: the log is made by then.
+        # The files that the connection has open; known after its first write, which creates the log.
         self._files: Files | None = None
 
     def run(self, work: Callable[..., T], *args: object) -> T:
-        """Return ``work(connection, *args)`` for the connection that writes.
+        """Return ``work(connection, *args)``, run on the writing connection.
 
-        `work` is one statement, or a transaction from BEGIN to COMMIT; it may be called again after it failed.
+        `work` runs one statement, or a transaction from BEGIN to COMMIT; it may be called again after it failed.
         """
         result: T = self._lock.run(self._file.wait_s, self._run, time.monotonic(), work, *args)
         return result
@@ -87,7 +86,7 @@ class Writer:
             self._let_others_in()
         while True:
             connection = self._connection
-            # In a transaction, although this thread has the lock: its own write, which this one interrupts.
+            # An open transaction although this thread has the lock is its own write, which this call interrupts.
             if connection is None or connection.in_transaction or self.write_lock.is_shared:
                 connection = self._ready()
             if self._files is not None and time.monotonic() >= self._file.trusted_until_s:
@@ -96,11 +95,11 @@ class Writer:
                 result = work(connection, *args)
             except BaseException as error:
                 is_current = self._connection is connection
-                # No call comes before: whatever a signal handler raises after it, no transaction is left open.
+                # The first call here, so that no transaction stays open even if a signal handler raises.
                 try:
                     connection.rollback()
                 except sqlite3.Error:
-                    # Closing does it for certain.
+                    # Closing certainly rolls back.
                     if is_current:
                         self._connection = None
                     connection.close()
@@ -123,14 +122,14 @@ class Writer:
                     self._close()
 
     def _let_others_in(self) -> None:
-        """Pause at the end of this process's turn: other processes wait to write."""
+        """Pause if this process has written for _TURN_S, because other processes wait to write."""
         now_s = time.monotonic()
         if now_s > self._turn_ends_s:
             self._turn_ends_s = now_s + _LET_IN_S + _TURN_S
             time.sleep(_LET_IN_S)
 
     def _ready(self) -> Connection:
-        """Return the connection, with no transaction on it or on any other one of this thread."""
+        """Return the connection, after rolling back every transaction of this thread, on any connection."""
         while True:
             for writer in list(self.write_lock.writers):
                 writer.interrupt()
@@ -142,7 +141,7 @@ class Writer:
                 self._file.connect(new, create=True)
             except BaseException as error:
                 self._close_interrupted(new)
-                # Where a handler wrote meanwhile, that has made the tables, and this went wrong for it.
+                # If a handler wrote meanwhile, it has created the tables and so caused this error.
                 if self._new is new or not isinstance(error, StoreError) or raised_by_handler(error):
                     raise
                 continue
@@ -152,9 +151,9 @@ class Writer:
                 self._close_interrupted(new)
 
     def interrupt(self) -> None:
-        """Undo the transaction that this thread has begun and not ended, so that it cannot go on.
+        """Roll back this thread's open transaction, so that it cannot continue.
 
-        Whatever code was interrupted in the middle of it finds its connection refuse to write, and begins again.
+        The code interrupted inside it finds that its connection refuses to write, and starts again.
         """
         for connection in (self._connection, self._new):
             if connection is None:
@@ -172,7 +171,7 @@ class Writer:
                 connection.execute("PRAGMA query_only = ON")
                 connection.rollback()
             except sqlite3.Error as error:
-                # It may not be connected yet, or closed.
+                # The connection may not be open yet, or already closed.
                 if not is_from_sqlite(error):
                     raise
 
@@ -190,7 +189,7 @@ class Writer:
     def close_if_unused(self, wait_s: float) -> None:
         """Close the connection unless there are users.
 
-        A write of another thread is waited for up to `wait_s` seconds; after that, it closes the connection itself.
+        Waits up to `wait_s` seconds for another thread's write, which later closes the connection itself.
         """
         if self._connection is None:
             return
@@ -207,7 +206,7 @@ class Writer:
             self._close()
 
     def _flush(self) -> None:
-        """Have on the disk what was written without a flush, as far as others who have the file open allow."""
+        """Flush unflushed writes to the disk, as far as other processes that have the file open allow."""
         if self._connection is None or self._connection.in_transaction:
             return
         try:
@@ -225,19 +224,19 @@ class Writer:
     # --- fork ---
 
     def close_before_fork(self, ticket: Ticket, patience_s: float) -> None:
-        """Close it, and let nobody write until `leave`. Raises StorageTimeoutError after `patience_s` seconds."""
+        """Close the connection and block writes until `leave`; raise StorageTimeoutError after `patience_s` seconds."""
         self._lock.enter(ticket, patience_s)
-        # What this thread uses in a call that a signal handler interrupted, which forks: that begins again.
+        # If a signal handler forks during a write of this thread, the interrupted write starts again.
         for connection in self._known():
             close(connection)
         self._forget()
 
     def leave(self, ticket: Ticket) -> None:
-        """Let the others write again."""
+        """Allow writes again."""
         self._lock.leave(ticket)
 
     def forget(self) -> list[Connection]:
-        """Return the connections that are open, and know none any more: in a child of fork."""
+        """Forget all connections in a forked child, and return the ones that are still open."""
         left = list(filter(is_open, self._known()))
         self._forget()
         return left
