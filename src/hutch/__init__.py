@@ -1,4 +1,4 @@
-"""hutch: a key/value store with named compartments.
+"""hutch: a key/value store with namespaces.
 
 with hutch.connect("lmdb://state").open("core") as core:
     core["plugins"] = {"Help", "Health"}

@@ -80,7 +80,7 @@ class Finding(Record):
 class StorageBase(ABC):
     """One open namespace. A plugin never tracks whether it is open: the mapping that holds it (`StoreMixin`) does."""
 
-    #: What the engine promises beyond the six verbs; see docs/reference. The conformance kit tests each promise.
+    #: Declared promises beyond the six verbs, tested by the conformance kit; see docs/reference.
     capabilities: frozenset[str] = frozenset()
 
     #: Whether every verb itself refuses a key outside the limits. If not, the mapping above validates keys.

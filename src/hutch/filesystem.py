@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .errors import StorageUnavailableError
 
-# Windows has neither flag, and needs O_BINARY; a FIFO that took the place of a file must not block.
+# Windows lacks the first two flags and needs O_BINARY. O_NONBLOCK because a FIFO in place of a file must not block.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

@@ -66,7 +66,7 @@ def plugin_manager() -> pluggy.PluginManager:
         if _manager is None:
             manager = pluggy.PluginManager(PROJECT)
             manager.add_hookspecs(HookSpecs)
-            # Set before anything is loaded: a package may call register_hooks while it is imported.
+            # Set before loading, because a package may call register_hooks while it is imported.
             _manager = manager
         if _is_loaded or _is_loading:
             return _manager
@@ -84,7 +84,7 @@ def plugin_manager() -> pluggy.PluginManager:
 
 
 def register_hooks(hooks: object) -> None:
-    """Add `hooks`, a module or an object with functions marked `hookimpl`.
+    """Register `hooks`, a module or an object with functions marked `hookimpl`.
 
     Raises PluginError if `hooks` is registered already, or one of its hooks is unknown or takes unknown arguments.
     """

@@ -48,7 +48,7 @@ class Ticket:
     __slots__ = ("key", "outer", "owner", "place", "queue", "serial", "thread", "wake")
 
     def __init__(self, scope: Hashable, key: str, owner: Hashable | None = None) -> None:
-        """`owner` is the calling thread unless given: tickets of one owner never wait for each other."""
+        """Create a ticket outside the queue. `owner` defaults to `current_owner`, else the calling thread."""
         self.key = key
         self.place = (scope, key)
         self.queue = _QUEUES[hash(self.place) % len(_QUEUES)]

@@ -121,7 +121,7 @@ class StoreMixin(MutableMapping[str, Any]):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the engine promises beyond the six verbs. Raises StoreNotOpenError while closed."""
+        """The capabilities that the engine declares beyond the six verbs. Raises StoreNotOpenError while closed."""
         self._must_be_open()
         return self._store.capabilities
 
@@ -320,7 +320,7 @@ class StoreMixin(MutableMapping[str, Any]):
         """
         return Mutable(self, check_key(key), default)
 
-    # --- inside ---
+    # --- internal ---
 
     def _must_be_open(self) -> None:
         store = self._store

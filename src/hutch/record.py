@@ -28,7 +28,7 @@ class Record:
         given = {**dict(zip(fields, values, strict=False)), **named}
         if len(given) != len(values) + len(named) or not given.keys() <= fields.keys():
             raise TypeError(f"{type(self).__qualname__} takes each of {', '.join(fields)} at most once")
-        # A default is an attribute of the class.
+        # The default of a field is the class attribute of that name.
         if len(given) < len(fields) and not all(name in given or hasattr(type(self), name) for name in fields):
             raise TypeError(f"{type(self).__qualname__} needs each of {', '.join(fields)} that has no default")
         vars(self).update(given)

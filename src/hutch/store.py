@@ -114,7 +114,7 @@ class Store:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the engine promises beyond the six verbs."""
+        """The capabilities that the engine declares beyond the six verbs."""
         return frozenset(getattr(self._factory, "capabilities", ()))
 
     def open(self, namespace: str) -> Namespace:
