@@ -39,14 +39,14 @@ _get_ident = threading.get_ident
 
 
 class Group:
-    """The writes of one attempt to commit."""
+    """The requests that one transaction commits together."""
 
     __slots__ = ("committed", "is_over", "requests", "results")
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.results: list[Any] = []
-        #: Not empty once the transaction is committed.
+        #: Empty until the transaction is committed.
         self.committed: list[None] = []
         self.is_over = False
 

@@ -143,7 +143,7 @@ class Environment(OpenFiles):
                 if is_last:
                     self._raise(error, "reading")
 
-    # --- writing, as the queue asks for it ---
+    # --- writing, called by the queue ---
 
     def transact(
         self, request: Request, work: Callable[..., T], arguments: tuple[Any, ...], committed: list[None] | None = None
@@ -186,7 +186,7 @@ class Environment(OpenFiles):
                                 return result
                             committed += map(_commit, slot)
                     except BaseException:
-                        end_transaction(slot)  # also where a debugger or a profiler holds it
+                        end_transaction(slot)  # even if a debugger or profiler holds it
                         raise
                     finally:
                         # The transaction ends even if a handler raises, also in the line above.

@@ -149,7 +149,7 @@ class OpenFiles:
     # --- opening ---
 
     def open_now(self) -> lmdb.Environment:
-        """Open the files, and create them if they are missing. Raises StoreError."""
+        """Return the environment; open its files if necessary, and create missing ones. Raises StoreError."""
         env = self._env
         if env is not None:
             return env
@@ -429,7 +429,7 @@ def end_transaction(slot: Slot) -> None:
 
 
 def add_cursor(slot: Slot) -> None:
-    """Make ``slot[1]`` a cursor of the transaction, until ``del slot[1]``."""
+    """Open a cursor of the transaction as ``slot[1]``; ``del slot[1]`` closes it."""
     slot += map(_open_cursor, islice(slot, 1))
 
 

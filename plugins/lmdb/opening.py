@@ -47,7 +47,7 @@ class Opening:
         self._is_done.acquire()
 
     def wait(self) -> None:
-        """Return once the files are open, or raise what `open_` raised. Thread-safe, and may be called again."""
+        """Return once the files are open, or raise what `open_` raised. Thread-safe; may be called repeatedly."""
         if self._is_tight or threading.current_thread() is not threading.main_thread():
             self._refuse_finalizer()
             if not self._started:

@@ -54,12 +54,12 @@ _FIRST_PAUSE_S: Final = 50e-6
 _LONGEST_PAUSE_S: Final = 1e-3
 _PATIENT_PAUSE_S: Final = 5e-3
 _PATIENT_AFTER_S: Final = 1.0
-# How many polls between two tries of a process that is not next: it tries too, because the next one may be stopped.
+# A process that is not next tries the gate at every so many polls, because the next process may be stopped.
 _TRY_EVERY: Final = 16
 # How long a process writes before it looks whether others wait. With 1 ms, two processes that wrote without pause made
 # about two thirds of the writes.
 _SLICE_S: Final = 5e-3
-# How long after seeing other processes wait each write takes the gate.
+# For this long after other processes were seen waiting, every write takes the gate.
 _SHARED_S: Final = 0.1
 # The first bytes of lock.mdb if its mutex is glibc's on x86-64, and the position of the mutex: while it is taken, its
 # first word holds the owner's thread id.

@@ -178,7 +178,7 @@ class _Bounds:
     """A range of keys in ZRANGEBYLEX syntax: ``[`` includes the bound, ``(`` excludes it."""
 
     def __init__(self, start: str | None, stop: str | None, reverse: bool) -> None:
-        # A bound need not be a key: it may hold a lone surrogate, which sorts where its code point does.
+        # A bound need not be a valid key: it may hold a lone surrogate, which sorts by its code point.
         self._low = b"-" if start is None else b"[" + start.encode(errors="surrogatepass")
         self._high = b"+" if stop is None else b"(" + stop.encode(errors="surrogatepass")
         self._reverse = reverse

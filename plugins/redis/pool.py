@@ -71,12 +71,12 @@ class Pool:
         return self._limit.run(self._ask, request, count, careful)
 
     def drop_idle(self) -> None:
-        """Close the idle connections, so that the next call looks the server's name up again."""
+        """Close the idle connections, so that the next call resolves the server's name again."""
         while (connection := self._pop()) is not None:
             connection.close()
 
     def close(self) -> None:
-        """Close the idle connections; one that is in use is closed when it is given back."""
+        """Close the idle connections; a connection in use is closed when its call ends."""
         self._is_open = False
         self.drop_idle()
 
@@ -138,7 +138,7 @@ class Pool:
         return None if self._outage is None else self._connected()
 
     def _raise_outage_since(self, joined_s: float) -> None:
-        """Raise the error of an outage that began while the call waited in the queue: it would fail the same way."""
+        """Raise the error of an outage seen while the call waited in the queue: the call would fail the same way."""
         outage = self._outage
         if outage is not None and outage.seen_s >= joined_s:
             raise CallFailedError(outage.error, sent=False)
@@ -259,7 +259,7 @@ class _Limit:
             if wake is not None and wake.locked():
                 try:
                     wake.release()
-                except RuntimeError as error:  # another thread woke it meanwhile
+                except RuntimeError as error:  # another thread has woken it
                     if raised_by_handler(error):
                         raise
 

@@ -98,7 +98,7 @@ class Server:
             backoff_s = min(max(backoff_s * 2, _FIRST_BACKOFF_S), _LONGEST_BACKOFF_S)
 
     def close(self) -> None:
-        """Close the idle connections; one that is in use is closed when it is given back."""
+        """Close the idle connections; a connection in use is closed when its call ends."""
         self._pool.close()
 
     def _store_error(self, error: Exception, commands: Sequence[Command], maybe_done: bool) -> Exception:

@@ -310,7 +310,7 @@ def _refuse_links(folder: Path, name: str, names: set[str]) -> None:
 def _names_in(folder: Path) -> set[str]:
     # List names instead of testing for a file: a case-insensitive file system would find a file of another name.
     try:
-        return set(os.listdir(folder))  # noqa: PTH208 - names is what is wanted
+        return set(os.listdir(folder))  # noqa: PTH208 - only names are needed
     except FileNotFoundError:
         return set()
 

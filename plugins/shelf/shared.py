@@ -53,7 +53,7 @@ class SharedShelf:
         self._process_lock: ProcessLock | None = None
 
     def join(self, user: object) -> None:
-        """Keep the files open until `user` has left."""
+        """Add `user`; the files stay open until it leaves or is collected."""
         self._users.add(weakref.ref(user, self._users.discard))
 
     def leave(self, user: object, wait_s: float) -> None:
@@ -111,7 +111,7 @@ class SharedShelf:
         if process_lock is not None:
             process_lock.release()
 
-    # --- with the lock held ---
+    # --- called with the lock held ---
 
     def _run(self, fn: Callable[..., T], *args: object) -> T:
         """Return ``fn(*args)``, during which no nested call of this thread may write."""

@@ -90,8 +90,8 @@ class Database:
     def leave(self, user: object, wait_s: float | None = None) -> None:
         """Remove `user`, and close the connections after the last user; do nothing if it is not a user.
 
-        Waits up to `wait_s` seconds (None: as configured) for another thread's write, which later closes its own
-        connection. A reader in use by another thread is closed when that thread returns it.
+        Waits up to `wait_s` seconds (None: as configured) for another thread's write; a longer write closes its
+        connection itself. A reader in use by another thread is closed when that thread returns it.
         """
         self._users.pop(user, None)
         if not self._users:

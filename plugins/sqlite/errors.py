@@ -35,7 +35,7 @@ def is_from_sqlite(error: BaseException) -> TypeGuard[sqlite3.Error]:
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Return whether SQLite gave up because another connection holds the file."""
+    """Return whether SQLite failed because another connection holds the file."""
     return _code(error) in _BUSY
 
 

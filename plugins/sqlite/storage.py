@@ -220,7 +220,7 @@ class SqliteStorage(EncodedStorage):
             database.leave(self._user, wait_s)
             self._database = None
 
-    # --- what SQLite does better than the defaults ---
+    # --- overrides of the defaults, faster in SQLite ---
 
     def exists(self, key: str) -> bool:
         return self._row(_EXISTS, key) is not None

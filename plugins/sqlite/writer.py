@@ -189,7 +189,7 @@ class Writer:
     def close_if_unused(self, wait_s: float) -> None:
         """Close the connection unless there are users.
 
-        Waits up to `wait_s` seconds for another thread's write, which later closes the connection itself.
+        Waits up to `wait_s` seconds for another thread's write; a longer write closes the connection itself.
         """
         if self._connection is None:
             return
