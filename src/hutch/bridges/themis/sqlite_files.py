@@ -1,7 +1,7 @@
 """Layout of Themis 4's data in hutch, and in the file of Themis's own SQLite store.
 
 Three namespaces. A name from Themis (a run, a stage, a cache key) is part of a key, with unusual characters
-percent-encoded; an empty or long one is ``=`` and its SHA-256. The value holds the full name.
+percent-encoded; an empty or long one is ``%%`` and its SHA-256. The value holds the full name.
 
 ==================== =============================== ==========================================
 namespace            key                             value
