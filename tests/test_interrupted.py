@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch import factory, installed
+from hutch.discovery import entry_points, factory
 from hutch.hooks import notify, register_hooks, unregister_hooks
 from hutch.testing.signal_points import Visit, count_points
 
@@ -178,8 +178,8 @@ def test_hooks() -> None:
 def test_whether_there_are_entry_points() -> None:
     def work() -> None:
         factory._hooks_are_installed.cache_clear()
-        installed._known.clear()
+        entry_points._known.clear()
         factory.hooks_are_used()
-        installed.may_have_entry_points(installed.PLUGINS_GROUP)
+        entry_points.may_have_entry_points(entry_points.PLUGINS_GROUP)
 
     interrupt_everywhere(work)

@@ -316,7 +316,7 @@ def _check_module(file: Path) -> None:
         if passes_through(error):
             raise
         raise _Malformed(f"its module {shown(file)} cannot be read: {error.strerror or error}") from None
-    if not real.is_relative_to(file.parent):
+    if file.parent not in real.parents:  # `is_relative_to` would swallow a ValueError that a handler raises
         raise _Malformed(f"its module {shown(file)} is a link out of its folder, to {shown(real)}")
     if not regular:
         raise _Malformed(f"its module {shown(file)} is not a regular file")
