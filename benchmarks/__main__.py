@@ -1,4 +1,4 @@
-"""hutch's benchmark: python -m benchmarks [--check | --update-baseline] [NAME ...]. See docs/benchmarks.md."""
+"""Run hutch's benchmark: python -m benchmarks [--check | --update-baseline] [NAME ...]. See docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def main() -> int:
 
 
 def check(names: list[str], folder: Path) -> int:
-    """Measure, and what fails again, up to three times: noise passes by, a regression stays. 1 if something failed."""
+    """Measure, and repeat failures up to three times: noise disappears, regressions stay.
+
+    Return 1 if any target failed.
+    """
     baseline = json.loads(_BASELINE.read_text()) if _BASELINE.exists() else {}
     began = time.monotonic()
     failing = names

@@ -1,4 +1,4 @@
-"""hutch beside its peers: every store in a process of its own, all of them in turn within each round."""
+"""Compare hutch with its peers: each store in its own process, all of them alternating within each round."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _ROOT = Path(__file__).parent.parent
 #: A round of an operation takes about this long, or one call.
 _ROUND_S = 0.02
 _MOST_CALLS = 2000
-#: A store that takes longer than this for one call takes part in the first rounds only.
+#: A store that needs longer than this per call takes part in the first rounds only.
 _SLOW_S, _LEAST_ROUNDS = 0.2, 5
-#: What waits for the disk has so many times the rounds: a flush takes now this long, now that.
+#: The factor of extra rounds for operations that wait for the disk, because the time of a flush varies.
 _FLUSHING = 3
 _WRITES = {"set": 200, "add_delete": 100, "update": 5, "counter": 100}
 
 
 @dataclass
 class Row:
-    """What was found of one store."""
+    """The measurements of one store."""
 
     store: Store
     python: str = ""
     note: str = ""
     versions: str = ""
-    #: Why it is not in the table.
+    #: Why it is missing from the table.
     missing: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    #: Time of the hutch beside it, divided by its own.
+    #: The time of the comparable hutch store divided by this store's.
     ratios: dict[str, float] = field(default_factory=dict)
-    #: A call, counted.
+    #: Per call, counted.
     flushes: dict[str, float] = field(default_factory=dict)
 
 
@@ -53,7 +53,7 @@ class Worker:
         self, name: str, python: str, folder: Path, keys: int, environment: dict[str, str] | None = None
     ) -> None:
         self._process = subprocess.Popen(
-            # Its warnings are for who chooses a store.
+            # Its warnings address users who choose a store.
             [python, "-W", "ignore", "-m", "benchmarks.worker", name, str(folder), str(keys)],
             cwd=_ROOT,
             env={**(environment or os.environ), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -91,14 +91,14 @@ class Worker:
 
 
 def find(store: Store) -> tuple[str, str]:
-    """The first Python at hand that can import what `store` needs, and the versions it has; ("", "") if none can."""
+    """Return the first available Python that can import what `store` needs, and the versions; ("", "") if none can."""
     code = (
         "import importlib, importlib.metadata as m, sys\n"
         f"for name in {store.modules}: importlib.import_module(name)\n"
         f"print(', '.join(f'{{name}} {{m.version(name)}}' for name in {store.packages}))"
     )
     for python in _pythons():
-        # Not from the checkout: what is not installed in that Python is not used.
+        # Not from the checkout: use only what is installed in that Python.
         ran = subprocess.run([python, "-c", code], check=False, capture_output=True, text=True, cwd="/")
         if not ran.returncode:
             return python, ran.stdout.strip()
@@ -106,7 +106,7 @@ def find(store: Store) -> tuple[str, str]:
 
 
 def _pythons() -> list[str]:
-    """This one; Errbot's, in an environment of its own; the system's, often with other dialects of dbm; a 3.13."""
+    """Return this Python, Errbot's from its environment, the system's, often with other dialects of dbm, and a 3.13."""
     found = [sys.executable, os.environ.get("HUTCH_ERRBOT_PYTHON"), str(_ROOT / ".venvs/errbot/bin/python")]
     found += ["/usr/bin/python3", str(_ROOT / ".venvs/3.13/bin/python"), shutil.which("python3.13")]
     finder = _ROOT / "scripts/find-python"
@@ -116,7 +116,7 @@ def _pythons() -> list[str]:
 
 
 def compare(names: list[str], folder: Path, keys: int, rounds: int, say: Callable[[str], None]) -> dict[str, Row]:
-    """Every store of `names`, and the hutch beside it."""
+    """Measure every store of `names` and the hutch store comparable with it."""
     wanted = dict.fromkeys([*names, *(beside for name in names if (beside := STORES[name].beside))])
     rows = {name: Row(STORES[name]) for name in STORES if name in wanted}
     pythons: dict[str, str] = {}
@@ -176,7 +176,7 @@ def _calls(worker: Worker, operation: str) -> int:
 def _count_flushes(
     names: list[str], pythons: dict[str, str], rows: dict[str, Row], folder: Path, say: Callable[[str], None]
 ) -> None:
-    """In runs of their own, so that counting costs no measurement anything."""
+    """Count flushes in separate runs, so that counting does not affect the measurements."""
     if reason := why_not():
         say(f"  LEFT OUT: the numbers of flushes: {reason}")
         return

@@ -1,4 +1,4 @@
-"""Flushes, counted for real or made slow: flushes.c, built here and preloaded into a process by its environment."""
+"""Count flushes, or make them slow: flushes.c, compiled here and preloaded into a process by its environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def why_not() -> str | None:
-    """Why flushes cannot be counted here; None if they can."""
+    """Return why flushes cannot be counted here; None if they can."""
     if not sys.platform.startswith("linux"):
         return "flushes are counted on Linux only"
     if shutil.which("cc") is None:
@@ -21,7 +21,7 @@ def why_not() -> str | None:
 
 
 def preloaded(folder: Path, flush_us: int | None = None) -> dict[str, str]:
-    """The environment of a process that counts its flushes; with `flush_us` each takes so long instead."""
+    """Return the environment of a process that counts its flushes; with `flush_us` each is replaced by that delay."""
     library = folder / "flushes.so"
     if not library.exists():
         source = Path(__file__).with_suffix(".c")
@@ -33,7 +33,7 @@ def preloaded(folder: Path, flush_us: int | None = None) -> dict[str, str]:
 
 
 def counter() -> Callable[[], int] | None:
-    """How many flushes this process made so far, as a function; None if it was not started to count."""
+    """Return a function that returns this process's flushes so far; None if the process does not count them."""
     if "LD_PRELOAD" not in os.environ:
         return None
     try:

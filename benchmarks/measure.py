@@ -1,4 +1,4 @@
-"""One target, measured in this process: python -m benchmarks.measure NAME FOLDER ROUNDS. Prints the rounds."""
+"""Measure one target in this process: python -m benchmarks.measure NAME FOLDER ROUNDS. Prints the rounds."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
 """Every store of the comparison: hutch at each of its settings, and each peer as its own documentation opens it.
 
-A peer keeps its own defaults, but for what would throw data away (expiry, eviction). Stores of bytes are given a codec
-that keeps no types, ormsgpack. A store runs in a process of its own, that of a Python which has what it needs, so all
-imports are inside; and by name, so that mypy needs no peer. To add one, add a line to _PEERS.
+A peer keeps its own defaults, except those that would discard data (expiry, eviction). Stores of bytes get a codec that
+keeps no types, ormsgpack. A store runs in its own process, in a Python that has its packages, so imports are inside
+functions; and by name, so that mypy needs no peer. To add a peer, add a line to _PEERS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .subjects import AsyncSubject, Items, Subject
 
-# What a write that returned survives.
+# What survives of a write that returned.
 NOTHING = "nothing"
 EXIT = "a clean exit"
 KILLED = "a killed process"
@@ -29,15 +29,15 @@ class Store:
     """One row of the table."""
 
     name: str
-    #: What must be importable to open it.
+    #: The module to import.
     modules: tuple[str, ...]
-    #: Distributions, for their versions.
+    #: Distributions whose versions are shown.
     packages: tuple[str, ...]
     open: Callable[[Path], Subject]
     survives: str
-    #: The hutch that promises no less: what this peer is measured against.
+    #: The hutch store with at least the same guarantees, which this peer is compared with.
     beside: str = ""
-    #: What a peer does not promise that hutch does.
+    #: What hutch guarantees and this peer does not.
     gives_up: str = ""
     lacks: frozenset[str] = frozenset()
 
@@ -76,7 +76,7 @@ def _hutch_aio(url: str) -> Callable[[Path], Subject]:
         import hutch.aio
 
         async def opening() -> Any:
-            # Reads on the loop itself, as the asyncio peers do all of their work.
+            # Reads on the loop itself, as asyncio peers do for everything.
             store = await hutch.aio.connect(url.format(folder), inline_reads=True)
             return store, await store.open("core")
 
@@ -98,7 +98,7 @@ def _hutch_aio(url: str) -> Callable[[Path], Subject]:
 
 
 class DiskCache(Subject):
-    """diskcache.Cache has no `update` and no `items`: a transaction, and a loop."""
+    """diskcache.Cache has no `update` and no `items`: use a transaction, and a loop."""
 
     lacks = frozenset({"get_many"})
 
@@ -155,7 +155,7 @@ def _shelve(dialect: str) -> Callable[[Path], Subject]:
 
 
 class Shelf(Subject):
-    """Errbot's: the six verbs of its storage through its own StoreMixin. No batches, no atomic update."""
+    """Errbot's shelf: the six verbs of its storage through its own StoreMixin. No batches, no atomic update."""
 
     @property
     def note(self) -> str:
@@ -174,7 +174,7 @@ class Shelf(Subject):
                 return storage
 
         mixin = storages.StoreMixin()
-        storage.set("first", None)  # or Errbot takes the empty storage for a closed one
+        storage.set("first", None)  # otherwise Errbot takes the empty storage for a closed one
         mixin.open_storage(Factory(), "core")
         super().__init__(mixin)
 
@@ -233,11 +233,11 @@ class RocksDict(Subject):
         self.native.get(keys)
 
     def keys(self) -> int:
-        return sum(1 for _ in self.native.keys())  # noqa: SIM118 - it is no mapping
+        return sum(1 for _ in self.native.keys())  # noqa: SIM118 - not a mapping
 
 
 class RocksBytes(RocksDict):
-    """Bytes in and out, which spares RocksDict its own encoding."""
+    """Use bytes as keys and values, which avoids RocksDict's own encoding."""
 
     def get(self, keys: list[str]) -> None:
         from ormsgpack import unpackb
@@ -344,7 +344,7 @@ def _cachelib(folder: Path) -> Subject:
 
 
 class MinimalKv(Subject):
-    """Bytes in files of their names, which may hold no colon. There is nothing to open or to close."""
+    """Bytes in files named by key, without colons. There is nothing to open or to close."""
 
     lacks = frozenset({"items", "len", "get_many", "counter", "open"})
 
@@ -396,7 +396,7 @@ def _key_value(module: str, name: str, place: str = "") -> Callable[[Path], Subj
             return native.get, native.put, native.delete, put_many, native.get_many
 
         async def opening() -> Any:
-            # Entering it is what makes closing it flush; the memory store has nothing to close.
+            # Entering it makes closing flush; the memory store has nothing to close.
             return await store.__aenter__() if place else store
 
         async def closing(native: Any) -> None:

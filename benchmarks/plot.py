@@ -1,4 +1,4 @@
-"""The two plots of docs/benchmarks.md, written as SVG by hand: small, and the same for the same numbers."""
+"""Write the two plots of docs/benchmarks.md as SVG by hand: small, and identical for identical numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .runs import Result, show
 from .worker import OPERATIONS
 
 _LEFT, _RIGHT, _TOP, _LINE, _WIDTH = 390, 30, 56, 22, 960
-# For light and dark pages alike.
+# For light and dark pages.
 _STYLE = """
   svg { background: #fff } text { font: 12px sans-serif; fill: #222 } .small { font-size: 10px; fill: #666 }
   .head { font-size: 14px; font-weight: bold } .grid { stroke: #ddd } .one { stroke: #444 }
@@ -71,7 +71,7 @@ def _dot(scale: _Scale, row: int, value: float, good: bool, about: str) -> str:
 
 
 def targets(results: dict[str, Result]) -> str:
-    """Each target's ratio as a dot, its limit as a bar."""
+    """Return a plot of each target's ratio as a dot, and its limit as a bar."""
     shown = [result for result in results.values() if not result.error and result.target.unit == "x"]
     scale = _Scale([*(result.ratio for result in shown), *(result.target.limit for result in shown)])
     body = []
@@ -96,7 +96,7 @@ def _short(text: str) -> str:
 
 
 def peers(rows: dict[str, Row]) -> str:
-    """A line a peer, a dot an operation, which it names when pointed at."""
+    """Return a plot with one line per peer and one dot per operation, named on hover."""
     shown = [row for name, row in rows.items() if name in PEERS and row.ratios]
     scale = _Scale(ratio for row in shown for ratio in row.ratios.values())
     body = []

@@ -1,4 +1,4 @@
-"""What was measured, as the tables of docs/benchmarks.md; plot.py draws the same."""
+"""Format the measurements as the tables of docs/benchmarks.md; plot.py draws them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .runs import Result, show
 from .worker import OPERATIONS
 
 _DOCS = Path(__file__).parent.parent / "docs"
-#: Less than this is a draw.
+#: A smaller difference is a draw.
 _AHEAD = 1.05
 _LIBRARIES = ("hutch", "lmdb", "ormsgpack", "msgspec")
 
 
 def write(machine: str, results: dict[str, Result], rows: dict[str, Row]) -> None:
-    """Put the tables between the markers of docs/benchmarks.md, and the plots beside it."""
+    """Replace the tables between the markers of docs/benchmarks.md, and the plots beside it."""
     page = _DOCS / "benchmarks.md"
     text = page.read_text()
     for name, table in {
@@ -47,7 +47,7 @@ def write(machine: str, results: dict[str, Result], rows: dict[str, Row]) -> Non
 
 
 def machine(folder: Path) -> str:
-    """One paragraph: when, where, with what."""
+    """Return one paragraph that says when, where and with which versions the benchmark ran."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists() and (model := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)):
@@ -62,7 +62,7 @@ def machine(folder: Path) -> str:
 
 
 def _load() -> str:
-    """Other work on the machine. It slows both sides of a ratio, but not always alike: better none."""
+    """Return the load of the machine. Other work slows both sides of a ratio, but not always alike."""
     if not hasattr(os, "getloadavg"):
         return "The load of the machine is unknown."
     return f"Load of the machine when it began: {os.getloadavg()[0]:.1f}."
@@ -83,7 +83,7 @@ def _commit() -> str:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of the file system that holds `folder`: what a flush costs depends on it."""
+    """Return the type of the file system that holds `folder`, which determines the cost of a flush."""
     mounts = Path("/proc/mounts")
     if not mounts.exists():
         return "a file system of unknown type"
@@ -100,7 +100,7 @@ def targets_table(results: dict[str, Result]) -> str:
     for result in results.values():
         target = result.target
         if target.limit < 0.5 and target.unit == "x" and not result.error:
-            # Of throughput: more is better to read than less time.
+            # For throughput, "more" reads better than "less time".
             aim, got = f">= {1 / target.limit:.1f}x the speed", f"{1 / result.ratio:.1f}x the speed"
             low, high = (f"{1 / ratio:.1f}" for ratio in reversed(result.spread))
         else:
@@ -132,7 +132,7 @@ def _here(rows: dict[str, Row], *, peers: bool) -> list[Row]:
 
 
 def hutch_table(rows: dict[str, Row]) -> str:
-    """Microseconds of a call."""
+    """Return the table of microseconds per call."""
     operations = _operations(rows)
     lines = [
         f"| us a call | {' | '.join(OPERATIONS[name] for name in operations)} |",
@@ -149,7 +149,7 @@ def _microseconds(seconds: float) -> str:
 
 
 def peers_table(rows: dict[str, Row]) -> str:
-    """Time of hutch divided by the peer's: below 1, hutch is ahead."""
+    """Return the table of hutch's time divided by the peer's: below 1, hutch is faster."""
     operations = _operations(rows)
     heads = ["peer", "beside", *(OPERATIONS[name] for name in operations)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -167,7 +167,7 @@ def _ratio(ratio: float) -> str:
 
 
 def ahead_list(rows: dict[str, Row]) -> str:
-    """Where a peer is faster, and what it does not promise."""
+    """Return the list of operations where a peer is faster, and what that peer does not guarantee."""
     lines = []
     for row in _here(rows, peers=True):
         faster = [f"{OPERATIONS[name]} ({ratio:.2f})" for name, ratio in row.ratios.items() if ratio > _AHEAD]
@@ -177,7 +177,7 @@ def ahead_list(rows: dict[str, Row]) -> str:
 
 
 def flushes_table(rows: dict[str, Row]) -> str:
-    """Flushes of a call, counted."""
+    """Return the table of counted flushes per call."""
     operations = [name for name in OPERATIONS if any(name in row.flushes for row in rows.values())]
     heads = ["store", "a write that returned survives", *(OPERATIONS[name] for name in operations)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

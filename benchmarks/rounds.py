@@ -1,4 +1,7 @@
-"""Timing two things side by side. A time alone is noise on a shared machine; the ratio of two taken in turn is not."""
+"""Time two operations alternately.
+
+On a shared machine, a single time is noise, but the ratio of alternating times is not.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import gc
 import time
 from collections.abc import Callable
 
-#: Does what is timed and returns None, or returns the seconds it took as it has measured them itself.
+#: Runs the timed work and returns None, or the seconds if it measures itself.
 Action = Callable[[], float | None]
-#: Seconds of ours and of the yardstick, one pair a round.
+#: Seconds of hutch and of the yardstick, one pair per round.
 Rounds = list[tuple[float, float]]
 
 
 def in_turn(ours: Action, theirs: Action, rounds: int) -> Rounds:
-    """Both once a round, after one of each to warm up; who begins changes with the round."""
+    """Return the times of both, run once per round after a warm-up; the order changes with each round."""
     ours()
     theirs()
     gc.collect()

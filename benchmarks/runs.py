@@ -1,4 +1,4 @@
-"""Measures targets, each in processes of its own: no other one's memory, caches or threads have a part in it."""
+"""Measure each target in its own processes, unaffected by the memory, caches and threads of other targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMIT_S = 300
 
 @dataclass
 class Result:
-    """All rounds of one target, or why there are none."""
+    """All rounds of one target, or the reason for their absence."""
 
     target: Target
     rounds: list[tuple[float, float]] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Result:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The middle half of the rounds' ratios."""
+        """Return the lower and upper quartile of the rounds' ratios."""
         ratios = [ours / theirs for ours, theirs in self.rounds]
         if len(ratios) < 2:
             return ratios[0], ratios[0]
@@ -49,7 +49,7 @@ def show(target: Target, ratio: float) -> str:
 
 
 def measure(names: list[str], folder: Path, processes: int, say: Callable[[str], None]) -> dict[str, Result]:
-    """Each of `names` in so many processes, all of them in turn."""
+    """Measure each of `names` in this many processes, all targets alternating."""
     results = {name: Result(TARGETS[name]) for name in names}
     for process in range(processes):
         for name, result in results.items():

@@ -1,6 +1,6 @@
-"""How each operation is done with a store, as its own documentation would do it: one loop an operation.
+"""Every operation on a store, as the store's documentation would do it: one loop per operation.
 
-A subclass overrides what its store does in another way. What a store does not offer is None, and left out.
+A subclass overrides what its store does differently. An operation that a store lacks is None, and left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Items = list[tuple[str, Any]]
 class Subject:
     """A dict-like store."""
 
-    #: What it does not offer.
+    #: Operations that the store lacks.
     lacks: ClassVar[frozenset[str]] = frozenset({"get_many", "counter"})
 
     def __init__(self, native: Any) -> None:
@@ -23,7 +23,7 @@ class Subject:
 
     @property
     def note(self) -> str:
-        """What the table should say about this installation of it."""
+        """Return what the table should say about this installation of the store."""
         return ""
 
     def get(self, keys: list[str]) -> None:
@@ -54,7 +54,7 @@ class Subject:
         raise NotImplementedError
 
     def counter(self, times: int) -> None:
-        """Add one to a number that other processes count too, so often."""
+        """Add one, `times` times, to a number that other processes count too."""
         raise NotImplementedError
 
     def keys(self) -> int:
@@ -73,7 +73,7 @@ class Subject:
 
 
 class AsyncSubject(Subject):
-    """An asyncio store. `verbs` are its get, set, delete, set of many and get of many; a loop runs them in turn."""
+    """An asyncio store. `verbs` are its get, set, delete, set-many and get-many; a loop awaits them one at a time."""
 
     lacks: ClassVar[frozenset[str]] = frozenset({"has", "items", "keys", "len", "counter"})
 

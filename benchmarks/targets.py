@@ -1,7 +1,7 @@
-"""The targets: what each is measured against, its limit, and where one is missed, the floor that forbids it.
+"""The targets: each one's yardstick, its limit, and for a missed target, the floor that forbids it.
 
-A ratio is the time of hutch divided by that of the yardstick in the same run, the median of the rounds' ratios. The
-function of the same name in yardsticks.py says what both do.
+A ratio is hutch's time divided by the yardstick's in the same run, as the median over rounds. The function of the same
+name in yardsticks.py defines both.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ class Target:
     operation: str
     yardstick: str
     limit: float
-    #: Rounds of a process in the short form; the long form has more processes.
+    #: Rounds per process in the short form; the long form has more processes.
     rounds: int
-    #: The least that is possible, where it is above the limit, and why.
+    #: The lowest possible ratio, if above the limit, and why.
     floor: float | None = None
     why: str = ""
-    #: What bench-check allows on top, for noise.
+    #: The margin for noise in bench-check.
     slack: float = 1.10
-    #: Whether a rise of 15% above the committed baseline fails: not where the noise alone is as large.
+    #: Whether a rise of 15% above the committed baseline fails; False where noise alone is as large.
     steady: bool = True
-    #: How long a flush takes, simulated; None: as long as the disk needs.
+    #: The simulated duration of a flush; None for the disk's own.
     flush_us: int | None = None
     unit: str = "x"
-    #: One process is enough for what is the same in all.
+    #: One process suffices for a result that is the same in all.
     exact: bool = False
 
     @property

@@ -1,7 +1,7 @@
-"""One store in a process of its own, which does what it is told: python -m benchmarks.worker STORE FOLDER KEYS
+"""Run one store in its own process, controlled over stdin: python -m benchmarks.worker STORE FOLDER KEYS
 
-An order is a line of JSON, `{"operation": ..., "calls": ...}`; so is the answer: seconds, and flushes if those are
-counted. Only what a call does is timed; keys and values are made before.
+An order is one line of JSON, `{"operation": ..., "calls": ...}`; so is the answer: seconds, and flushes if those are
+counted. Only the calls are timed; keys and values are made before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _BATCH = 1000
 _MANY = 100
-#: What is timed, and what one call of it is.
+#: Each timed operation, and what one call of it is.
 OPERATIONS = {
     "get": "`ns[key]`",
     "has": "`key in ns`",
@@ -62,7 +62,7 @@ class Worker:
         }
 
     def prepare(self, operation: str, calls: int) -> Callable[[], Any]:
-        """What does `calls` calls of `operation`."""
+        """Return a function that runs `calls` calls of `operation`."""
         subject = self._subject
         match operation:
             case "get" | "has":
@@ -103,7 +103,7 @@ class Worker:
 
     def _all(self, what: str) -> None:
         found = getattr(self._subject, what)()
-        # Errbot's shelf has one more, the counter another.
+        # Errbot's shelf has one more key, the counter another.
         assert len(self._keys) <= found <= len(self._keys) + 2, f"{found} {what}, not {len(self._keys)}"
 
     def _reopen(self, _: int) -> None:
@@ -122,7 +122,7 @@ def main() -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     worker = Worker(name, Path(folder), int(keys))
     flushes = counter()
-    # What a store prints is not an answer.
+    # A store's own output must not be read as an answer.
     answers, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps(worker.about()), file=answers, flush=True)
     gc.collect()
@@ -135,7 +135,7 @@ def main() -> None:
         run()
         seconds = time.perf_counter() - began
         if flushes is not None and order["operation"] not in ("open", "len"):
-            worker.prepare("get", 1)()  # the answer of a store that writes behind one's back comes after its writes
+            worker.prepare("get", 1)()  # a store that writes in the background answers this after its writes
         answer = {"seconds": seconds, "flushes": flushes() - before if flushes else None}
         print(json.dumps(answer), file=answers, flush=True)
     worker.close()

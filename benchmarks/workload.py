@@ -1,11 +1,11 @@
-"""What every store is given: the same keys, and values of about 125 bytes that no write repeats."""
+"""The data for every store: the same keys, and values of about 125 bytes that no write repeats."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-#: 125 bytes in MessagePack. Plain types only, so that the peers that keep no others can take part.
+#: 125 bytes in MessagePack. Plain types only, so that peers that keep no others can take part.
 VALUE: dict[str, Any] = {
     "id": 12345,
     "name": "Some user",
@@ -20,7 +20,7 @@ VALUE: dict[str, Any] = {
 
 
 def fresh(number: int) -> dict[str, Any]:
-    """A value that differs with `number`: SQLite skips the write of a page that would not change."""
+    """Return a value that differs with `number`: SQLite skips writing a page that would not change."""
     return {**VALUE, "id": 100_000 + number}
 
 
@@ -29,5 +29,5 @@ def key_names(count: int) -> list[str]:
 
 
 def shuffled(keys: list[str], count: int) -> list[str]:
-    """Up to `count` of `keys`, the same ones in each run and process, out of order."""
+    """Return up to `count` of `keys` out of order, the same in each run and process."""
     return random.Random(1).sample(keys, min(count, len(keys)))

@@ -1,7 +1,7 @@
-"""Each target's operation and its yardstick, timed in turn. What a yardstick does is written out in its loop.
+"""Time each target's operation and its yardstick alternately. Each yardstick's work is written out in its loop.
 
-Every function here is given an empty folder and the number of rounds, runs in a process of its own, and returns the
-seconds of both a round. A target is one function and a line in targets.py.
+Every function gets an empty folder and the number of rounds, runs in its own process, and returns both times of each
+round. A target is one function and a line in targets.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEYS = 10_000
 _CHUNK = 1000
 _MAP_BYTES = 1 << 30
 _COUNT = itertools.count()
-# Every read reaches LMDB. By default hutch keeps the bytes of keys that are read again and again.
+# Every read reaches LMDB. By default hutch caches the bytes of keys that are read repeatedly.
 _UNCACHED = "&cache_bytes=0"
 
 # --- the stores ---
@@ -40,7 +40,7 @@ _UNCACHED = "&cache_bytes=0"
 
 @contextlib.contextmanager
 def _namespace(url: str, keys: int = _KEYS) -> Iterator[hutch.Namespace]:
-    """`url`'s namespace, with `keys` in it."""
+    """Open the namespace of `url` with `keys` in it."""
     with hutch.connect(url) as store, store.open("core") as namespace:
         namespace.update(_values(key_names(keys)))
         yield namespace
@@ -48,7 +48,7 @@ def _namespace(url: str, keys: int = _KEYS) -> Iterator[hutch.Namespace]:
 
 @contextlib.contextmanager
 def _raw(folder: Path, keys: int = _KEYS, **flags: bool) -> Iterator[tuple[lmdb.Environment, Any]]:
-    """LMDB in the idiom of py-lmdb's documentation: a named database, a transaction a call."""
+    """Open LMDB as py-lmdb's documentation does: a named database and one transaction per call."""
     with lmdb.open(str(folder), map_size=_MAP_BYTES, max_dbs=2, **flags) as env:
         db = env.open_db(b"core")
         with env.begin(db=db, write=True) as txn:
@@ -70,7 +70,7 @@ def _raw_sqlite(path: Path, keys: int = _KEYS, pragmas: str = "") -> Iterator[sq
 
 
 def _values(keys: list[str]) -> dict[str, Any]:
-    """A value never seen before for each key."""
+    """Return a new value for each key."""
     return {key: fresh(next(_COUNT)) for key in keys}
 
 
@@ -102,7 +102,7 @@ def _get(folder: Path, rounds: int, options: str, keys: list[str]) -> Rounds:
 
 
 def get_while_another_burns(folder: Path, rounds: int) -> Rounds:
-    """Each release of the interpreter's lock costs the reader a turn of 5 ms."""
+    """Time reads beside a busy thread: each release of the interpreter's lock costs the reader 5 ms."""
     burning = True
 
     def burn() -> None:
@@ -196,7 +196,7 @@ def length_memory(_: Path, rounds: int) -> Rounds:
 
 
 def _lengths(many: str, few: str, rounds: int) -> Rounds:
-    """Of 100,000 keys, beside that of 100."""
+    """Time `len` of 100,000 keys beside `len` of 100."""
     with _namespace(many, 100_000) as many_ns, _namespace(few, 100) as few_ns:
 
         def counting(ns: hutch.Namespace) -> Callable[[], None]:
@@ -272,7 +272,7 @@ def many_threads(folder: Path, rounds: int) -> Rounds:
 
 
 def _threads(folder: Path, rounds: int, threads: int) -> Rounds:
-    """Sets at `normal`, each thread its own keys; in a process where a flush takes 1 ms (see flushes.py)."""
+    """Time sets at `normal`, each thread with its own keys, in a process where a flush takes 1 ms (see flushes.py)."""
     calls = max(5, 80 // threads)
     with (
         _namespace(f"lmdb://{folder}/hutch?durability=normal") as ns,
@@ -330,7 +330,7 @@ def sqlite_get(folder: Path, rounds: int) -> Rounds:
 
 
 def sqlite_update(folder: Path, rounds: int) -> Rounds:
-    """Both in WAL mode without a flush a commit: at sqlite3's defaults each commit would make several."""
+    """Time updates in WAL mode without a flush per commit: sqlite3's defaults would make several per commit."""
     keys = key_names(_KEYS)
     pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
     with _namespace(f"sqlite://{folder}/hutch.db") as ns, _raw_sqlite(folder / "raw.db", _KEYS, pragmas) as connection:
@@ -377,7 +377,7 @@ def memory_get(_: Path, rounds: int) -> Rounds:
 
 
 def memory_bytes(_: Path, rounds: int) -> Rounds:
-    """Bytes a key, beside one byte: keys included, and all that the namespace holds."""
+    """Return the memory per key, keys and the namespace's own included, beside one byte."""
     keys = 100_000
     with hutch.connect("memory://") as store, store.open("core") as ns:
         ns["first"] = VALUE
@@ -444,12 +444,12 @@ with lmdb.open(sys.argv[1], map_size=1 << 30, max_dbs=2, metasync=False) as env:
 
 
 def cold(folder: Path, rounds: int) -> Rounds:
-    """The whole life of a process."""
+    """Time the whole life of a process."""
     return _cold(folder, rounds, whole=True)
 
 
 def cold_inside(folder: Path, rounds: int) -> Rounds:
-    """The same without the interpreter's start: imports, open, get, close."""
+    """Time the same without the interpreter's start: imports, open, get, close."""
     return _cold(folder, rounds, whole=False)
 
 
@@ -482,9 +482,9 @@ def imports(_: Path, rounds: int) -> Rounds:
 
 
 def _in_new_process(code: str, argument: str) -> float:
-    """The seconds that `code` took in a process of its own, its imports included."""
+    """Return the seconds that `code` took in a new process, its imports included."""
     timed = f"import sys, time\nbegan = time.perf_counter()\n{code}\nprint(time.perf_counter() - began)"
-    # With compiled modules, as anybody's second start has.
+    # With compiled modules, as in any second start.
     unwanted = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     environment = {key: value for key, value in os.environ.items() if key not in unwanted}
     ran = subprocess.run(

@@ -1,7 +1,7 @@
-"""A small application with three plugins. Each keeps its state in a namespace of its own; none knows where.
+"""A small application with three plugins. Each keeps its state in its own namespace, on any engine.
 
-Run it twice: what it counted is still there. `hutch -c examples/hutch.yaml ls` shows the same state from outside,
-also while it runs. Another engine is another line in hutch.yaml.
+Run it twice: the second run continues the counts. `hutch -c examples/hutch.yaml ls` shows the same state from outside,
+also while it runs. To use another engine, change one line of hutch.yaml.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CONFIG = Path(__file__).with_name("hutch.yaml")
 
 
 class Plugin(hutch.StoreMixin, ABC):
-    """What this host calls a plugin: a mapping that persists, with something to do in it."""
+    """A plugin of this host: a persistent mapping with some work to do."""
 
     @abstractmethod
     def run(self) -> str:
-        """Do the plugin's work once, and say what came of it."""
+        """Do the plugin's work once, and return a summary."""
 
 
 class Greeter(Plugin):
@@ -38,7 +38,7 @@ class Greeter(Plugin):
 
 
 class Journal(Plugin):
-    """Writes one entry a run; keys that sort by time make the latest ones a scan."""
+    """Writes one entry per run; keys that sort by time make the latest entries a scan."""
 
     def run(self) -> str:
         now = datetime.now(UTC)
@@ -48,7 +48,7 @@ class Journal(Plugin):
 
 
 class Settings(Plugin):
-    """Fills in what a newer version added, and keeps what is there."""
+    """Adds the settings of a newer version, and keeps existing ones."""
 
     DEFAULTS: ClassVar = {"language": "en", "limits": (10, 100), "admins": frozenset({"root"})}
 
@@ -67,13 +67,13 @@ def main() -> int:
     with hutch.connect(CONFIG) as store, hutch.load_plugin(store.name, store.config) as factory:  # stage 1, once
         for kind in PLUGINS:
             with kind() as plugin:
-                plugin.open_storage(factory, kind.__name__)  # stage 2, once a plugin
+                plugin.open_storage(factory, kind.__name__)  # stage 2, once per plugin
                 try:
                     print(f"{kind.__name__}: {plugin.run()}")
                 except hutch.StoreError as error:
                     print(f"{kind.__name__} failed: {error}", file=sys.stderr)
                     failed += 1
-        # Where no class is wanted, a namespace of the store is all it takes.
+        # Without a class, a namespace of the store is enough.
         with store.open("host") as host:
             runs = host.modify("runs", lambda n: n + 1, default=0)
         print(f"host: run {runs}, namespaces {', '.join(store.namespaces())}")

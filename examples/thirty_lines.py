@@ -1,4 +1,4 @@
-"""An application whose plugins remember, in thirty lines. Run it twice; `hutch -s lmdb://state ls` looks inside."""
+"""An application whose plugins remember, in thirty lines. Run it twice; `hutch -s lmdb://state ls` shows its state."""
 
 from contextlib import ExitStack
 
@@ -7,7 +7,7 @@ import hutch
 
 class Plugin:
     def __init__(self, data: hutch.Namespace) -> None:
-        self.data = data  # a mapping of its own, in which values keep their types
+        self.data = data  # the plugin's own mapping, in which values keep their types
 
 
 class Greeter(Plugin):

@@ -1,1 +1,1 @@
-"""hutch as a framework's storage beside the framework's own; each module runs in an environment with its framework."""
+"""hutch beside each framework's own storage; each module runs in an environment with its framework."""

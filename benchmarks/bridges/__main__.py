@@ -1,7 +1,7 @@
-"""All bridges beside the frameworks' own storages: python -m benchmarks.bridges [NAME ...].
+"""Measure all bridges beside the frameworks' own storages: python -m benchmarks.bridges [NAME ...].
 
-Each runs in the environment of its framework, `.venvs/NAME` or what `HUTCH_NAME_PYTHON` names. Without NAMEs the table
-of docs/bridges/index.md is written anew.
+Each runs in the environment of its framework, `.venvs/NAME` or the Python in `HUTCH_NAME_PYTHON`. Without NAMEs the
+table of docs/bridges/index.md is rewritten.
 """
 
 from __future__ import annotations

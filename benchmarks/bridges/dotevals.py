@@ -1,8 +1,8 @@
-"""dotevals' results: the bridge beside dotevals' own JSON storage. Run as ``python -m benchmarks.bridges.dotevals``.
+"""Measure the dotevals bridge beside dotevals' JSON storage: ``python -m benchmarks.bridges.dotevals``.
 
-Results are added one by one, as dotevals' executors do. Its JSON storage never flushes: what it wrote survives a killed
-process, not a power cut. lmdb with ``durability=relaxed`` and sqlite with its default promise at least that, and are
-measured beside it as it is. Where hutch flushes every result, the JSON storage has to do the same.
+Results are added one by one, as dotevals' executors do. Its JSON storage never flushes: its data survives a killed
+process, but not a power cut. lmdb with ``durability=relaxed`` and sqlite by default guarantee at least that, and are
+measured beside the unchanged JSON storage. Where hutch flushes every result, the JSON storage must too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _METRIC = metrics["accuracy"]
 
 
 def _record(item: int, shots: int = 0) -> Record:
-    """A sentence asked and a sentence answered; each shot before it adds 400 characters."""
+    """Return a question and its answer; each shot before it adds 400 characters."""
     total = item + item % 7
     question = f"A farmer has {item} sheep and buys {item % 7} more. How many sheep does the farmer have in the end?"
     shot = f"Q: {question}\nA: The farmer had {item} sheep. ".ljust(400, ".")
@@ -45,7 +45,7 @@ def _json(folder: Path) -> Storage:
 
 
 class _Flushed(JSONStorage):  # type: ignore[misc]  # dotevals has no types for mypy
-    """The JSON storage with every result on the disk when `add_results` returns."""
+    """The JSON storage, with every result flushed to the disk when `add_results` returns."""
 
     def add_results(self, experiment_name: str, evaluation_name: str, results: list[Record]) -> None:
         super().add_results(experiment_name, evaluation_name, results)
@@ -61,7 +61,7 @@ def _flushed(folder: Path) -> Storage:
 
 
 def _filled(storage: Storage, records: list[Record]) -> float:
-    """The seconds that it took to add `records`."""
+    """Add `records` and return the seconds taken."""
     storage.create_experiment(_EXPERIMENT)
     evaluation = EvaluationMetadata(_EVALUATION, EvaluationStatus.RUNNING, started_at=time.time())
     storage.create_evaluation(_EXPERIMENT, evaluation)
@@ -107,7 +107,7 @@ def main() -> None:
     adding("lmdb relaxed", relaxed, 2_000, 0.5)
     adding("1.5 KB each, lmdb relaxed", relaxed, 500, 0.75, shots=3)
     adding("sqlite", sqlite, 500, 2.0)
-    # One flush for each result, here and there.
+    # One flush per result on both sides.
     for told, scheme, options in (("lmdb", "lmdb", ""), ("sqlite strict", "sqlite", "?durability=strict")):
         ours = partial(_adding, partial(_hutch, scheme, options), 200)
         operation = f"add_results of 200 results one by one, {told}"

@@ -1,4 +1,4 @@
-"""An Errbot bot on hutch's lmdb beside the same bot on Errbot's own Shelf: its start, and commands.
+"""Measure an Errbot bot on lmdb beside the same bot on Errbot's own Shelf: its start, and commands.
 
 Run as ``python -m benchmarks.bridges.errbot`` in an environment that has Errbot and hutch.
 """
@@ -38,8 +38,7 @@ AUTOINSTALL_DEPS = False
 TEXT_DEMO_MODE = False
 """
 _SHELF = "STORAGE = 'Shelf'\n"
-# Shelf flushes nothing. So that neither waits for the disk, hutch does not either: killed at any moment, it loses
-# nothing, in which it is ahead already.
+# Shelf flushes nothing, so hutch does not wait for the disk either: it still loses nothing when killed, unlike Shelf.
 _RELAXED = "STORAGE = 'Hutch'\nSTORAGE_CONFIG = {{'url': 'lmdb://{state}?durability=relaxed'}}\n"
 _DEFAULT = "STORAGE = 'Hutch'\nSTORAGE_CONFIG = {{'url': 'lmdb://{state}'}}\n"
 
@@ -50,7 +49,7 @@ Module = karma
 [Python]
 Version = 3
 """
-# One key a user. The first bot of a folder fills it.
+# One key per user. The first bot of a folder fills it.
 _PLUGIN = f"""\
 from errbot import BotPlugin, botcmd
 
@@ -76,7 +75,7 @@ class Karma(BotPlugin):
 
 
 class _Folder:
-    """A bot that has state already: that of 2,000 users, in a shelf or in hutch."""
+    """A bot with the state of 2,000 users, in a shelf or in hutch."""
 
     def __init__(self, folder: Path, storage: str) -> None:
         data, plugin = folder / "data", folder / "plugins" / "karma"
@@ -91,7 +90,7 @@ class _Folder:
         self.start()
 
     def start(self) -> float:
-        """Seconds from the command to the plugin that is ready, by Errbot's own command."""
+        """Return the seconds from Errbot's own command to the ready plugin."""
         begun = time.perf_counter()
         bot = subprocess.Popen(
             [sys.executable, "-m", "errbot.cli", "-c", str(self.config)],
@@ -104,7 +103,7 @@ class _Folder:
         try:
             assert any("<<ready>>" in line for line in bot.stdout)
             took = time.perf_counter() - begun
-            bot.communicate(timeout=_PATIENCE_S)  # the end of its input ends it
+            bot.communicate(timeout=_PATIENCE_S)  # the end of its input ends the bot
         finally:
             bot.kill()
             bot.wait()
@@ -112,14 +111,14 @@ class _Folder:
         return took
 
     def command(self, command: str) -> float:
-        """Seconds that a command takes until its answer is there, in a process of its own."""
+        """Return the seconds from a command to its answer, in a new process."""
         child = [sys.executable, "-m", __spec__.name, str(self.config), command]
         done = subprocess.run(child, check=True, capture_output=True, text=True, timeout=_PATIENCE_S)
         return float(done.stdout.splitlines()[-1])
 
 
 def _answered(config: Path, command: str) -> float:
-    """Seconds a command, of a bot in this process that has Errbot's backend for tests instead of a chat."""
+    """Return the seconds per command of a bot in this process, on Errbot's backend for tests."""
     from errbot.backends.test import TestBot
 
     settings = {name: value for name, value in runpy.run_path(str(config)).items() if name.isupper()}
@@ -136,7 +135,7 @@ def _answered(config: Path, command: str) -> float:
 
 
 def main() -> None:
-    """Print a line of JSON for each."""
+    """Print one line of JSON per operation."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as top:
         shelf, relaxed, default = (
             _Folder(Path(top, name), storage)
@@ -147,7 +146,7 @@ def main() -> None:
         def beside(operation: str, ours: _Folder, work: Callable[[_Folder], float], rounds: int) -> None:
             compare("Errbot", operation, theirs, lambda _: work(ours), lambda _: work(shelf), limit=1.0, rounds=rounds)
 
-        # A start is much the same for both, but for what else the machine does.
+        # Both starts take about as long, except for other load on the machine.
         beside("start of a bot with state, on lmdb", default, _Folder.start, 21)
         beside("a command that reads, on lmdb", default, lambda bot: bot.command("show"), 5)
         beside("a command that writes, on lmdb, not waiting for the disk", relaxed, lambda bot: bot.command("up"), 5)
@@ -156,7 +155,7 @@ def main() -> None:
 
 
 def _check(bot: _Folder) -> None:
-    """What the commands stored is there, for other programs too."""
+    """Raise unless other programs find what the commands stored."""
     with hutch.connect(f"lmdb://{bot.state.as_posix()}") as store, store.open("Karma") as karma:
         stored = dict(karma)
     assert len(stored) == _USERS

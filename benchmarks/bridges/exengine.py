@@ -1,4 +1,4 @@
-"""Frames put and read through ExEngine's DataStorage, beside its NDTiff backend."""
+"""Measure writing and reading frames through ExEngine's DataStorage, beside its NDTiff backend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .side_by_side import compare
 
 _FRAMES = 200
 _CAMERA = [np.random.default_rng(seed).integers(0, 4096, (512, 512), dtype=np.uint16) for seed in range(8)]
-# What Micro-Manager's cameras say of a frame.
+# The metadata that Micro-Manager's cameras give per frame.
 _METADATA = {
     "Camera": "DemoCamera",
     "PixelType": "GRAY16",
@@ -48,8 +48,8 @@ def main() -> None:
         lambda folder: _seconds(_put_and_flush, NDTiffStorage(str(folder), "x")),
         limit=1.2,
     )
-    # Neither flushes. Here each frame outlives a killed process and has a checksum, which takes half as long as all
-    # that NDTiff does: that is why the limit is missed. NDTiff loses what its index buffers, and has none.
+    # Neither flushes. Here each frame survives a killed process and has a checksum, which takes half as long as all of
+    # NDTiff's work: hence the missed limit. NDTiff loses what its index buffers, and has no checksum.
     compare(
         "ExEngine",
         f"put {_FRAMES} frames of 512x512 uint16 on lmdb with durability=relaxed",
@@ -102,7 +102,7 @@ def _read(storage: Any, verb: str) -> float:
 
 
 def _seconds(work: Callable[[Any], object], what: Any) -> float:
-    """Of ``work(what)`` alone, without what it takes to make and to close the storage."""
+    """Return the seconds of ``work(what)`` alone, without making and closing the storage."""
     start = time.perf_counter()
     work(what)
     took = time.perf_counter() - start
@@ -111,7 +111,7 @@ def _seconds(work: Callable[[Any], object], what: Any) -> float:
 
 
 def _check_once() -> None:
-    """What is measured gives back what was put."""
+    """Raise unless the storages return the frames that were put."""
     storage = _put(HutchStorage("memory://", "check"))
     for number, coordinates in enumerate(_COORDINATES):
         assert np.array_equal(storage.get_data(coordinates), _CAMERA[number % len(_CAMERA)])

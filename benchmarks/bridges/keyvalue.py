@@ -1,7 +1,7 @@
-"""HutchStore beside py-key-value's own stores: python -m benchmarks.bridges.keyvalue.
+"""Measure HutchStore beside py-key-value's own stores: python -m benchmarks.bridges.keyvalue.
 
 DiskStore keeps its data in SQLite, with the same durability as hutch's sqlite engine, and reads and writes on the event
-loop. With `inline`, HutchStore does as well; without, the time holds a hop into a thread and back for each call.
+loop. So does HutchStore with `inline`; without it, the time includes a switch to a thread and back per call.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def get_many(store: Any) -> None:
 
 
 def work(open_store: Callable[[Path], Any], measured: Step) -> Work:
-    """`measured` on a store that holds all entries, and what it then holds checked."""
+    """Return work that runs `measured` on a store with all entries, and validates the store's content afterwards."""
 
     async def run(folder: Path) -> float:
         store = open_store(folder)
@@ -117,7 +117,7 @@ def main() -> None:
         ("get, lmdb, inline", get, lmdb_inline, "DiskStore", disk, 1.0),
         (f"put_many of {_BATCH}, sqlite", put_many, sqlite, "DiskStore", disk, 1.0),
         (f"get_many of {_BATCH}, sqlite", get_many, sqlite, "DiskStore", disk, 1.0),
-        # What it costs that the loop does not wait for the disk, as it does for theirs.
+        # The cost of not making the loop wait for the disk, as DiskStore does.
         ("put, sqlite, in a thread", put, sqlite, "DiskStore, on the loop", disk, 3.0),
         ("get, sqlite, in a thread", get, sqlite, "DiskStore, on the loop", disk, 4.0),
         ("put, memory, inline", put, memory_inline, "MemoryStore", memory, 1.0),

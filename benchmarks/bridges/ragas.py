@@ -1,7 +1,7 @@
-"""A table of 10,000 rows saved and loaded, beside ragas's local/jsonl: python -m benchmarks.bridges.ragas.
+"""Measure saving and loading 10,000 rows beside ragas's local/jsonl: python -m benchmarks.bridges.ragas.
 
-Theirs leaves its file to the operating system; hutch, as it comes, flushes what it writes to the disk. Rows
-are what an evaluation has: a question, an answer, the contexts that were retrieved, some scores and a time.
+local/jsonl leaves its file to the operating system; hutch by default flushes its writes to the disk. Rows are those of
+an evaluation: a question, an answer, the retrieved contexts, some scores and a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One operation on hutch and on the framework's own storage, in turns within one run."""
+"""Measure one operation on hutch and on the framework's own storage, alternately in one run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-#: Does the whole work in an empty folder of its own, and gives the seconds that the measured part of it took.
+#: Does the whole work in an empty folder, and returns the seconds of its measured part.
 Work = Callable[[Path], float]
 
 
 def compare(
     framework: str, operation: str, yardstick: str, hutch: Work, theirs: Work, *, limit: float, rounds: int = 7
 ) -> None:
-    """Print one line of JSON: the median of hutch's time divided by theirs, round by round, and its quartiles.
+    """Print one line of JSON: the median and quartiles of hutch's time divided by the yardstick's, per round.
 
-    `operation` says what is done and on which engine, `yardstick` what it is measured beside, `limit` is the ratio
-    that is allowed.
+    `operation` names the work and the engine, `yardstick` what it is compared with, `limit` is the allowed ratio.
     """
     ours_s: list[float] = []
     theirs_s: list[float] = []
     for number in range(rounds):
         turns = [(hutch, ours_s), (theirs, theirs_s)]
         for work, seconds in turns if number % 2 else reversed(turns):
-            # Or a collection of all that a framework imported, 20 to 180 ms, falls to whose turn it is when it is due.
+            # Otherwise a collection of everything that a framework imported, 20 to 180 ms, would hit either side at
+            # random.
             gc.collect()
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 seconds.append(work(Path(folder)))

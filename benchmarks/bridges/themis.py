@@ -1,8 +1,8 @@
-"""Themis 4 on hutch beside Themis on its own SQLite store: ``python -m benchmarks.bridges.themis``.
+"""Measure Themis 4 on hutch beside its own SQLite store: ``python -m benchmarks.bridges.themis``.
 
-An experiment of 160 cases is run on each, from compiling to its result and its report. Themis's store takes a minute or
-two for it and so has one turn. Whether hutch's part grows with the cases is measured by the time that Themis spends in
-the store: what it does itself at the end of a run grows with their square.
+Each runs an experiment of 160 cases, from compiling to its result and its report. Themis's store takes a minute or two
+for it and so runs only once. Growth with the number of cases is measured by the time that Themis spends in the store:
+its own work at the end of a run grows with their square.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANY = 8
 
 def main() -> None:
     yardstick = _once(theirs)
-    # The first flushes the disk 1,443 times. Where a flush takes long, or the processor is fast, that alone is much.
+    # The first flushes the disk 1,443 times, which dominates where a flush is slow or the processor fast.
     for engine in ("lmdb", "lmdb relaxed", "sqlite"):
         compare(
             "Themis 4",
@@ -72,14 +72,14 @@ def theirs(folder: Path) -> float:
 
 
 def whole(store: RunStore, cases: int) -> float:
-    """The seconds of the whole run, and of reading its result."""
+    """Return the seconds of the whole run, and of reading its result."""
     begun = time.perf_counter()
     run(store, cases)
     return time.perf_counter() - begun
 
 
 def within(store: RunStore, cases: int) -> float:
-    """The seconds of them that were spent in the store."""
+    """Return the seconds of the run that were spent in the store."""
     timed = Timed(store)
     run(timed, cases)
     return timed.seconds
@@ -131,7 +131,7 @@ class Timed:
 
 
 def _once(work: Callable[[Path], float]) -> Callable[[Path], float]:
-    """`work`, done the first time only; its seconds are given again after that."""
+    """Return `work` that runs only the first time, and then returns the same seconds again."""
     seconds: list[float] = []
 
     def first(folder: Path) -> float:

@@ -1,7 +1,7 @@
-"""Themis 1.4: its own file storage and hutch, doing what an evaluation and its resumption do to a storage.
+"""Measure Themis 1.4 on its own file storage and on hutch, with an evaluation's and a resumption's calls.
 
-Theirs flushes every record to the disk, so lmdb runs with ``durability=strict``, which does too. Its files are left
-uncompressed, which is the faster of its two ways.
+The file storage flushes every record to the disk, so lmdb runs with ``durability=strict``, which does too. Its files
+are left uncompressed, the faster of its two modes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _append(storage: StorageBackend, count: int) -> None:
 
 
 def appending(open_storage: _Open, count: int) -> Work:
-    """So many records and their evaluations, one by one, as `evaluate` stores them."""
+    """Return work that appends `count` records and their evaluations one by one, as `evaluate` stores them."""
 
     def work(folder: Path) -> float:
         storage = open_storage(folder)
@@ -92,7 +92,7 @@ def appending(open_storage: _Open, count: int) -> Work:
 
 
 def loading(open_storage: _Open, count: int) -> Work:
-    """What `evaluate` loads when it resumes a run of so many records."""
+    """Return work that loads what `evaluate` loads to resume a run of `count` records."""
 
     def work(folder: Path) -> float:
         storage = open_storage(folder)
@@ -112,7 +112,7 @@ def loading(open_storage: _Open, count: int) -> Work:
 
 
 def evaluating(open_storage: _Open, count: int) -> Work:
-    """A whole run of `themis.evaluate`, with a model that takes no time."""
+    """Return work that does a whole run of `themis.evaluate`, with a model that takes no time."""
     themis.register_provider("echo", Echo)
     data = [{"id": str(number), "question": str(number), "answer": str(number)} for number in range(count)]
 
@@ -130,7 +130,7 @@ def evaluating(open_storage: _Open, count: int) -> Work:
 
 
 def main() -> None:
-    """About half a minute."""
+    """Measure everything, in about half a minute."""
     logging.disable(logging.CRITICAL)
     strict = _ours("lmdb", "?durability=strict")
     compare(

@@ -1,1 +1,1 @@
-"""How hutch grows with a store's size and use; run as `python -m benchmarks.growth`."""
+"""Measure how hutch grows with a store's size and use: `python -m benchmarks.growth`."""

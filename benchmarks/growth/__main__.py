@@ -1,8 +1,8 @@
-"""How hutch grows: with keys, namespaces, sizes of values, threads and processes. python -m benchmarks.growth
+"""Measure growth with keys, namespaces, value sizes, threads and processes: python -m benchmarks.growth
 
-Each store is measured beside the raw library it stands on, in the same rounds, and the sizes alternate, so that a busy
-moment of the machine affects all of them. A number is the better quartile of many short rounds: in the others, other
-programs had the processor. The full form (some 15 minutes, 8 GB of disk) rewrites the plots and tables of
+Each store is measured beside the raw library it is built on, in the same rounds, and the sizes alternate, so that other
+load on the machine affects all of them. A number is the better quartile of many short rounds, because in the others
+other programs had the processor. The full form (some 15 minutes, 8 GB of disk) rewrites the plots and tables of
 docs/growth.md; `--largest 1e5` is a short form that only prints.
 """
 
@@ -72,10 +72,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for name in asked.only:
             began = time.perf_counter()
-            # Iteration goes over the stores that the part before it made.
+            # Iteration uses the stores that the part before it made.
             place_ = Path(folder) / ("keys" if name == "iteration" else name)
             place_.mkdir(exist_ok=True)
-            # Those that start processes of their own have no need of one; of the others, each leaves its memory behind.
+            # Parts that start processes do not need a child process; each of the others would leave its memory behind.
             here = name in ("iteration", "processes")
             found[name] = PARTS[name](place_, largest) if here else in_child(PARTS[name], place_, largest)
             if name != "keys":

@@ -27,7 +27,7 @@ def _name(operation: str, durability: str) -> str:
 
 
 def work_until(mapping: Any, operation: str, end: float, seed: int) -> int:
-    """Calls done until `end` of time.monotonic."""
+    """Return the number of calls done until `end` of time.monotonic."""
     chance = random.Random(seed)
     names = [key(chance.randrange(_SHARED_KEYS)) for _ in range(1000)]
     value = fresh(seed)

@@ -41,8 +41,8 @@ def measure_keys(folder: Path, largest: int) -> Part:
     def store_of(kind: str, count: int) -> Path:
         return place(folder, kind.removesuffix(", uncached"), count)
 
-    # Over all keys, the processor's caches miss at every step down a large tree. A few read again and again, though
-    # they lie far from each other, show what the depth of the tree alone costs.
+    # Over all keys, the processor's caches miss at every level of a large tree. A few scattered keys, read repeatedly,
+    # show the cost of the tree's depth alone.
     hot = {count: [key(chance.randrange(count)) for _ in range(1000)] for count in sizes}
 
     def some(count: int, many: int, among: str) -> list[str]:
@@ -52,7 +52,7 @@ def measure_keys(folder: Path, largest: int) -> Part:
         for count in sizes:
             for kind in rotated((*kinds(count), "lmdb, uncached"), round_):
                 mapping = stores[kind, count]
-                # Out of the processor's caches goes what the store before had there.
+                # Evict the previous store's data from the processor's caches.
                 for name in hot[count] if among else some(count, 500, among):
                     mapping[name]
                 names = some(count, 500, among)
@@ -78,7 +78,7 @@ def measure_keys(folder: Path, largest: int) -> Part:
         for count in sizes:
             fill({kind: stores[kind, count] for kind in kinds(count) if kind in IN_MEMORY}, count, record)
             for kind in ON_DISK:
-                # Warm: all of it was read once by this process.
+                # Warm: this process has read everything once.
                 for _ in stores[kind, count].items():
                     pass
         for among in ("", " of 1,000 hot keys"):
@@ -113,7 +113,7 @@ def memory_bytes() -> dict[str, int]:
 
 
 def iterate(kind: str, path: Path, count: int) -> tuple[float, dict[str, int]]:
-    """Seconds to walk over all items, and what the memory of the process grew by meanwhile, at its highest."""
+    """Return the seconds of an iteration over all items, and the peak growth of the process's memory meanwhile."""
     with opened(kind, path) as mapping:
         if kind in IN_MEMORY:
             fill({kind: mapping}, count)

@@ -19,7 +19,7 @@ MOST_NAMED_DATABASES = 10_000
 
 
 def measure_namespaces(folder: Path, largest: int) -> Part:
-    """The same keys in ever more namespaces."""
+    """Measure the same keys in ever more namespaces."""
     record = Record()
     chance = random.Random(SEED)
     total = largest // 100

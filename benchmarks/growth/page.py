@@ -21,7 +21,7 @@ _DRAWN_OF_KEYS = (
     "file, bytes a key",
 )
 
-# Which of what was measured is drawn: file -> the axis, and a panel for each (part, what).
+# The measurements to draw: file -> the axis, and a panel for each (part, what).
 PLOTS = {
     "keys": (
         "keys",
@@ -74,7 +74,7 @@ def draw(found: dict[str, Part], folder: Path) -> None:
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
-        # A tenth of a point is enough.
+        # A tenth of a point is precise enough.
         text = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", drawn.getvalue())
         (folder / f"growth-{name}.svg").write_text(text, encoding="utf-8")
 
@@ -82,7 +82,7 @@ def draw(found: dict[str, Part], folder: Path) -> None:
 def _draw_one(axes: Any, rows: dict[str, dict[str, float]], title: str, along: str) -> None:
     for kind, row in rows.items():
         raw = kind.startswith(("raw", "dict"))
-        if kind.endswith("uncached"):  # of interest beside the default, in the table
+        if kind.endswith("uncached"):  # shown in the table, beside the default
             continue
         colour = next(colour for part, colour in _COLOURS.items() if part in kind)
         style = {"linestyle": "--", "linewidth": 1.0} if raw else {"linewidth": 1.8, "marker": "o", "markersize": 3}
@@ -106,7 +106,7 @@ def _draw_one(axes: Any, rows: dict[str, dict[str, float]], title: str, along: s
 
 
 def table(part: Part) -> str:
-    """One row for each measurement and store; a new head where the columns change."""
+    """Return one row per measurement and store, with a new head where the columns change."""
     lines: list[str] = []
     head: list[str] = []
     for what, rows in part.items():
@@ -121,14 +121,14 @@ def table(part: Part) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits."""
+    """Return the number with three digits."""
     if number == 0:
         return "0"
     return f"{number:,.{max(0, 2 - math.floor(math.log10(abs(number))))}f}" if abs(number) > 0.001 else f"{number:.3g}"
 
 
 def write_page(page: Path, found: dict[str, Any]) -> None:
-    """Replace what stands between `<!-- growth: PART -->` and `<!-- end -->`."""
+    """Replace the text between `<!-- growth: PART -->` and `<!-- end -->`."""
     text = page.read_text(encoding="utf-8")
     sections = {name: part if name == "machine" else table(part) for name, part in found.items()}
     for name, section in sections.items():
@@ -145,7 +145,7 @@ def saved(docs: Path) -> dict[str, Any]:
 
 
 def save(docs: Path, found: dict[str, Any]) -> None:
-    """The numbers, the plots and the tables; after each part, so that a run that is broken off keeps what it had."""
+    """Save the numbers, the plots and the tables; called after each part, so that an interrupted run keeps them."""
     (docs / "img").mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     (docs / "img" / "growth.json").write_text(text + "\n", encoding="utf-8")

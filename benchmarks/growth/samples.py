@@ -1,4 +1,4 @@
-"""What is measured: timed calls, their quartiles, and stores filled for them."""
+"""Timed calls, their quartiles, and stores filled for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.workload import fresh
 
 from .stores import ON_DISK, opened
 
-# What is measured -> store -> size (or case) -> number.
+# Measurement -> store -> size (or case) -> number.
 Part = dict[str, dict[str, dict[str, float]]]
 
 SEED = 20261121
@@ -39,8 +39,8 @@ class Record:
         self._seen.setdefault(what, {}).setdefault(kind, {}).setdefault(str(size), []).append(number)
 
     def typical(self) -> Part:
-        """The quartile nearer to a machine at rest: the lower one of times, the upper one of rates."""
-        # In one order, whoever was first in the first round.
+        """Return the quartile closer to an idle machine: the lower one of times, the upper one of rates."""
+        # In a fixed order, independent of the first round's.
         order = ("lmdb", "lmdb, uncached", "raw lmdb", "sqlite", "raw sqlite3", "memory", "dict + decode")
         return {
             what: {
@@ -68,7 +68,7 @@ def key(number: int) -> str:
 
 
 def disk_bytes(path: Path) -> int:
-    """What lies in the folder, but for files of a fixed size that the programs share (locks, indexes of logs)."""
+    """Return the bytes in the folder, without files of fixed size that programs share (locks, indexes of logs)."""
     return sum(f.stat().st_size for f in path.iterdir() if f.name != "lock.mdb" and not f.name.endswith("-shm"))
 
 
@@ -77,12 +77,12 @@ def decades(low: float, high: float) -> list[int]:
 
 
 def rotated(kinds: tuple[str, ...], round_: int) -> Iterator[str]:
-    """All kinds, each round from another one on."""
+    """Yield all kinds, starting with a different one each round."""
     return islice(cycle(kinds), round_ % len(kinds), round_ % len(kinds) + len(kinds))
 
 
 def fill(stores: dict[str, Any], count: int, record: Record | None = None, batch: int = BATCH) -> None:
-    """`count` keys, in key order and in batches; the stores take turns."""
+    """Set `count` keys, in key order and in batches, alternating between the stores."""
     for start in range(0, count, batch):
         items = {key(number): fresh(number) for number in range(start, min(start + batch, count))}
         for kind, mapping in stores.items():
@@ -97,7 +97,7 @@ def place(folder: Path, kind: str, count: int) -> Path:
 
 
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` returns in a process of its own, so that its memory is its own."""
+    """Return the result of `work` in a new process, so that its memory is its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -113,5 +113,5 @@ def make_stores(folder: Path, sizes: list[int], record: Record) -> None:
             (place(folder, kind, count) / "whole").touch()
         for kind in ON_DISK:
             record.add("file, bytes a key", kind, count, disk_bytes(place(folder, kind, count)) / count)
-    # Or the disk would be busy with them during what is measured next.
+    # Otherwise the disk would be busy with them during the next measurement.
     os.sync()

@@ -1,4 +1,4 @@
-"""The stores that are measured: hutch's engines, and the raw libraries below them."""
+"""The measured stores: hutch's engines, and the raw libraries below them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IN_MEMORY = ("memory", "dict + decode")
 
 
 class RawLmdb:
-    """A transaction a call, in the idiom of py-lmdb's documentation."""
+    """LMDB as in py-lmdb's documentation: one transaction per call."""
 
     def __init__(self, path: Path, durability: str, max_dbs: int = 0) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ class RawLmdb:
 
 
 class RawSqlite:
-    """A plain table and a connection a thread, with hutch's journal mode and cache: what grows is what differs."""
+    """A plain table and one connection per thread, with hutch's journal mode and cache, so that only growth differs."""
 
     def __init__(self, path: Path, durability: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class RawSqlite:
 
 
 class Encoded(dict[str, bytes]):
-    """A dict of encoded values: what the memory engine cannot be faster than."""
+    """A dict of encoded values: the upper limit of the memory engine's speed."""
 
     def __getitem__(self, key: str) -> Any:
         return ormsgpack.unpackb(super().__getitem__(key))
@@ -134,7 +134,7 @@ def url(kind: str, path: Path, durability: str) -> str:
 
 @contextmanager
 def opened(kind: str, path: Path, durability: str = "relaxed") -> Iterator[Any]:
-    """The mapping to measure."""
+    """Open the mapping to measure."""
     if kind == "raw lmdb":
         with closing(RawLmdb(path, durability)) as raw:
             yield raw

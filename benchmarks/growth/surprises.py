@@ -1,4 +1,4 @@
-"""What might surprise: file growth under open iterations, after drops, in random order, beside a large value."""
+"""Measure surprises: file growth under open iterations, after drops, in random order, beside a large value."""
 
 from __future__ import annotations
 

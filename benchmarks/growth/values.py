@@ -1,4 +1,4 @@
-"""Growth with the size of values, and what values about as large as a page cost."""
+"""Measure growth with the size of values, and the cost of values about as large as a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def measure_values(folder: Path, largest: int) -> Part:
         kinds = (*ON_DISK, "memory")
         paths = {kind: place(folder, kind, size) for kind in kinds}
         with ExitStack() as memory:
-            # The others are closed in between: that folds SQLite's log into its file.
+            # The others are closed in between: that merges SQLite's log into its file.
             stores = {"memory": memory.enter_context(opened("memory", folder))}
             with ExitStack() as stack:
                 stores |= {kind: stack.enter_context(opened(kind, paths[kind])) for kind in ON_DISK}
@@ -51,7 +51,7 @@ def measure_values(folder: Path, largest: int) -> Part:
 
 
 def measure_pages(folder: Path, largest: int) -> Part:
-    """Values about as large as a page, where what a page cannot hold is lost."""
+    """Measure values about as large as a page, where the rest of a page is wasted."""
     record = Record()
     chance = random.Random(SEED)
     many = min(2000, largest // 100)

@@ -14,6 +14,6 @@ BOT_EXTRA_PLUGIN_DIR = str(HERE / "plugins")
 BOT_LOG_FILE = str(DATA / "errbot.log")
 BOT_LOG_LEVEL = logging.INFO
 
-# All that it takes. Another engine is another URL.
+# All that hutch needs. Another engine is another URL.
 STORAGE = "Hutch"
 STORAGE_CONFIG = {"url": f"lmdb://{DATA / 'state'}"}

@@ -1,4 +1,4 @@
-"""The journal engine: hutch's conformance kit, and what the kit cannot know."""
+"""Test the journal engine with hutch's conformance kit, and beyond it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hutch.testing import StorageSuite
 
 
 class TestJournal(StorageSuite):
-    """All that hutch promises its users, with no exception made for this engine."""
+    """Every promise of hutch, without an exception for this engine."""
 
     @pytest.fixture
     def config(self, tmp_path: Path) -> str:
@@ -38,7 +38,7 @@ THIRD = "3" * 100
 
 
 def filled(folder: Path) -> Path:
-    """The file of a namespace with a batch of two and a third item, which is longer."""
+    """Return the file of a namespace with a batch of two items and a longer third item."""
     with hutch.connect(url(folder)) as store, store.open("core") as core:
         core.update(a=1, b=2)
         core["c"] = THIRD
@@ -66,13 +66,13 @@ def test_wherever_a_write_is_cut_short_all_that_was_before_it_is_there_and_it_go
             assert dict(core) == {**found, "later": 4}
         if found not in seen:
             seen.append(found)
-    assert seen == states  # a batch is there or not
+    assert seen == states  # a batch is complete or absent
 
 
 def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
     file = filled(tmp_path)
     whole = file.read_bytes()
-    for place in [*range(8), *range(24, len(whole))]:  # between them is a random number
+    for place in [*range(8), *range(24, len(whole))]:  # the bytes between are random
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with hutch.connect(url(tmp_path)) as store, pytest.raises(hutch.CorruptValueError, match=file.name):
             store.open("core")
@@ -85,7 +85,7 @@ def test_what_was_replaced_does_not_fill_the_disk(tmp_path: Path) -> None:
             core["kept"] = "kept"
             for number in range(300):
                 core["k"] = str(number) * 2000
-                assert reader["k"] == core["k"]  # also while shorter files take the place of longer ones
+                assert reader["k"] == core["k"]  # also while compacted files replace longer ones
             assert dict(reader) == {"kept": "kept", "k": "299" * 2000}
             core.clear()
     assert journal_of(tmp_path).stat().st_size < 600_000

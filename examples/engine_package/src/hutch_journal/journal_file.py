@@ -4,8 +4,9 @@
     record:  length of the body (8) | CRC-32 of those 8 bytes (4) | CRC-32 of the body (4) | body
     body:    for each key: its length (2) | length of the value, or -1 if the key is removed (8) | key | value
 
-All numbers are little endian. A record is one batch, and counts when it is whole: what a killed process cut short, the
-next one to write cuts off. A file that has become too long is replaced by a shorter one, with other random bytes.
+All numbers are little endian. A record is one batch, and counts when it is complete: the next writer removes a record
+that a killed process left truncated. A file that has become too long is replaced by a compacted one, with other random
+bytes.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ _NAME_AT = len(_MAGIC) + _ID_BYTES + 2
 _record = Struct("<QII")
 _entry = Struct("<Hq")
 _REMOVED = -1
-# With less in it that does not count, a file is not worth being replaced.
+# With fewer bytes of replaced items, a file is not worth compacting.
 _LEAST_WASTE_BYTES = 256 * 1024
 
 
 class View:
-    """What a file holds while it is locked: a collection of keys, whose values are read when asked for."""
+    """The content of a locked file: a collection of keys, whose values are read on demand."""
 
     def __init__(self, file: int, places: Mapping[str, tuple[int, int]]) -> None:
         self._file, self._places = file, places
@@ -52,17 +53,17 @@ class View:
         return len(self._places)
 
     def value(self, key: str) -> bytes | None:
-        """The value of `key`, or None."""
+        """Return the value of `key`, or None."""
         if key not in self._places:
             return None
         return _read(self._file, *self._places[key])
 
 
 class Journal:
-    """Reads one file, and adds to it.
+    """One file, read and appended to.
 
-    Each call opens the file and locks it, so nothing but memory is shared by threads, and nothing by forked processes.
-    What was read before is remembered; what others added since is read first.
+    Each call opens the file and locks it, so threads share nothing but memory, and forked processes nothing. Earlier
+    reads are remembered; records that others appended since are read first.
     """
 
     def __init__(self, path: Path, namespace: str) -> None:
@@ -72,14 +73,16 @@ class Journal:
         _journals.add(self)
 
     def read(self, work: Callable[[View], T]) -> T:
-        """``work(view)``, while nobody writes."""
+        """Return ``work(view)``, while nobody writes."""
         with self._lock, errors_of(self.path), self._opened(os.O_RDONLY, fcntl.LOCK_SH) as file:
             self._catch_up(file)
             return work(View(file, self._places))
 
     def change(self, decide: Callable[[View], Mapping[str, bytes | None]]) -> int:
-        """Add ``decide(view)``, values by key or None to remove one, as a record; of how many keys. Nobody else writes
-        between the two, and nobody sees a part of it."""
+        """Append ``decide(view)``, values by key or None to remove one, as a record; return how many keys.
+
+        No other process writes between the two, and none sees a part of the record.
+        """
         with self._lock, errors_of(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._opened(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as file:
@@ -94,19 +97,19 @@ class Journal:
                 return len(changes)
 
     def after_fork(self) -> None:
-        """Begin anew: another thread of the parent may have held the lock, or been in the middle of it."""
+        """Reset the state: another thread of the parent may have held the lock, or been changing it."""
         self._lock = threading.Lock()
         self._forget()
 
     def _forget(self) -> None:
         self._header = b""
-        self._places: dict[str, tuple[int, int]] = {}  # of each key, where its value is and how long
-        self._end = 0  # of the last whole record
-        self._live = 0  # bytes of keys and values that count
+        self._places: dict[str, tuple[int, int]] = {}  # of each key, the position and length of its value
+        self._end = 0  # of the last complete record
+        self._live = 0  # bytes of current keys and values
 
     @contextlib.contextmanager
     def _opened(self, flags: int, lock: int) -> Iterator[int]:
-        """The file, locked; -1 if there is none."""
+        """Open the file and lock it; yield its descriptor, or -1 if it does not exist."""
         while True:
             try:
                 file = os.open(self.path, flags | os.O_CLOEXEC, 0o666)
@@ -115,11 +118,11 @@ class Journal:
                 return
             try:
                 fcntl.flock(file, lock)
-                if self._is_in_place(file):  # or a shorter one took its place while this waited
+                if self._is_in_place(file):  # otherwise a compacted file replaced it during the wait
                     yield file
                     return
             finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing does not do it while a forked process has a copy
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing does not unlock while a forked process has a copy
                 os.close(file)
 
     def _is_in_place(self, file: int) -> bool:
@@ -131,13 +134,13 @@ class Journal:
     # --- reading ---
 
     def _catch_up(self, file: int) -> None:
-        """Read the records that are new."""
+        """Read the new records."""
         size = os.fstat(file).st_size if file >= 0 else 0
         header = _read(file, 0, min(size, _NAME_AT + len(self._name)))
         if header != self._header:
             self._forget()
             if len(header) < _NAME_AT + len(self._name):
-                return  # none yet, or one whose maker was killed
+                return  # missing, or its creator was killed
             if (header[: len(_MAGIC)], header[len(_MAGIC) + _ID_BYTES :]) != (_MAGIC, self._sized_name()):
                 raise CorruptValueError(f"{self.path} is not the journal of namespace {self._name.decode()!r}")
             self._header, self._end = header, len(header)
@@ -151,7 +154,7 @@ class Journal:
                     raise self._damaged()
                 return  # zeros, as a power cut leaves them
             if length > rest - _record.size:
-                return  # cut short
+                return  # truncated
             start = self._end + _record.size
             body = _read(file, start, length)
             if crc32(body) != body_crc:
@@ -195,7 +198,7 @@ class Journal:
             parts += [_entry.pack(len(name), _REMOVED if value is None else len(value)), name, value or b""]
         body = b"".join(parts)
         length = len(body).to_bytes(8, "little")
-        os.ftruncate(file, self._end)  # what was cut short
+        os.ftruncate(file, self._end)  # a truncated record
         try:
             _write(file, _record.pack(len(body), crc32(length), crc32(body)) + body, self._end)
         except BaseException:
@@ -205,7 +208,7 @@ class Journal:
         self._end += _record.size + len(body)
 
     def _shorten(self, file: int) -> None:
-        """Put a file in the place of this one that holds what counts. If that fails, this one stays."""
+        """Replace the file by one with only the current items. If that fails, this file stays."""
         new = self.path.with_suffix(".new")
         shorter = Journal(new, self._name.decode())
         try:
@@ -223,7 +226,7 @@ class Journal:
 
 
 def namespace_of(file: Path) -> str | None:
-    """The namespace whose journal `file` is; None if it holds nothing yet. Raises OSError, CorruptValueError."""
+    """Return the namespace whose journal `file` is; None if it is still empty. Raises OSError, CorruptValueError."""
     with file.open("rb") as opened:
         header = opened.read(_NAME_AT)
         name = opened.read(int.from_bytes(header[-2:], "little"))
@@ -236,7 +239,7 @@ def namespace_of(file: Path) -> str | None:
 
 @contextlib.contextmanager
 def errors_of(path: Path) -> Iterator[None]:
-    """An OSError of the block as the error of hutch that it is."""
+    """Raise an OSError of the block as the matching error of hutch."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ _SUFFIX = ".journal"
 
 
 class JournalPlugin(StoragePluginBase):
-    """Stage 1: a folder of journals. A journal is called by the hash of its namespace, and holds the name itself."""
+    """Stage 1: a folder of journals. A journal's file name is the hash of its namespace, and the file holds the name."""
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "path": Option(Path, required=True, help="the folder of the journals; made when something is stored")
@@ -24,7 +24,7 @@ class JournalPlugin(StoragePluginBase):
 
     def open(self, namespace: str) -> JournalStorage:
         journal = self._journal(namespace)
-        journal.read(len)  # what is wrong with it is said now
+        journal.read(len)  # a damaged file is reported now
         return JournalStorage(self, namespace, journal)
 
     def namespaces(self) -> list[str]:
@@ -42,7 +42,7 @@ class JournalPlugin(StoragePluginBase):
 
 
 class JournalStorage(EncodedStorage):
-    """Stage 2: one journal. The codec is above this; here are names and bytes."""
+    """Stage 2: one journal. The codec is above this; this class handles names and bytes."""
 
     def __init__(self, plugin: JournalPlugin, namespace: str, journal: Journal) -> None:
         super().__init__(plugin, namespace)
@@ -68,7 +68,7 @@ class JournalStorage(EncodedStorage):
     def close(self) -> None:
         pass  # every write was complete
 
-    # --- what this engine does better than their defaults ---
+    # --- verbs that this engine does better than the defaults ---
 
     def exists(self, key: str) -> bool:
         return self._journal.read(lambda view: key in view)
@@ -95,4 +95,4 @@ class JournalStorage(EncodedStorage):
 
     @property
     def lock_scope(self) -> Hashable:
-        return ("journal", str(self._journal.path.resolve()))  # the same for all who have the same data
+        return ("journal", str(self._journal.path.resolve()))  # the same for every handle on the same data

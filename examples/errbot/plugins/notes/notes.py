@@ -1,4 +1,4 @@
-"""Notes: a list that is changed in place, of dicts with a time and a set in them. Types come back as they were."""
+"""Notes: a list of dicts, each with a time and a set, changed in place. Types come back as they were."""
 # Errbot has no types:
 # mypy: disallow-subclassing-any=False, disallow-untyped-decorators=False
 
@@ -24,7 +24,7 @@ class Notes(BotPlugin):
             "text": " ".join(word for word in words if not word.startswith("#")),
             "tags": {word[1:] for word in words if word.startswith("#")},
             "at": datetime.now(UTC),
-            "by": str(msg.frm),  # as text: the identifier itself can be read back by a running bot alone
+            "by": str(msg.frm),  # as text: only a running bot can read the identifier itself back
         }
         with self._writing, self.mutable("notes", default=[]) as notes:
             notes.append(note)
