@@ -15,7 +15,7 @@ _SUFFIX = ".journal"
 
 
 class JournalPlugin(StoragePluginBase):
-    """Stage 1: a folder of journals. A journal's file name is the hash of its namespace, and the file holds the name."""
+    """Stage 1: a folder of journals. A journal's file is named by the hash of its namespace, and holds the name."""
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "path": Option(Path, required=True, help="the folder of the journals; made when something is stored")
