@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a server or a small disk for those that need one, and a check that a test cleans up."""
+"""Fixtures for all tests: servers, a small disk, and an assertion that a test cleans up."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ import pytest
 from tests.servers import RedisServer
 
 _GRACE_S = 3.0
-# The files this process has open are listed here on Linux and on macOS; elsewhere only threads are checked.
+# The open files of this process are listed here on Linux and macOS; elsewhere only threads are compared.
 _OPEN_FILES = next((folder for folder in (Path("/proc/self/fd"), Path("/dev/fd")) if folder.is_dir()), None)
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """One standalone server (`.url`, `.unix_url`) for the whole run: give every test a `prefix` of its own."""
+    """Yield one standalone server (`.url`, `.unix_url`) for the whole run: give every test its own `prefix`."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture
 def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No coverage in this test and the processes it starts: its tracer's lock, which all threads take, is left locked
-    for good in a child that is forked meanwhile, and by Ctrl-C."""
+    """Turn off coverage in this test and its processes.
+
+    The tracer's lock, which all threads take, stays locked for good in a child that is forked meanwhile, and after
+    Ctrl-C.
+    """
     request.node.add_marker("no_cover")
     for name in os.environ:
         if name.startswith("COV"):
@@ -44,15 +47,15 @@ def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MiB, in memory; `mount -o remount,...` makes it larger, or read-only. Linux only."""
+    """Yield a disk of 2 MiB, in memory; `mount -o remount,...` enlarges it or makes it read-only. Linux only."""
     folder = tmp_path / "small"
     folder.mkdir()
     if not may_mount():
-        yield folder  # not used: pytest_pyfunc_call runs the test where it may mount
+        yield folder  # unused: pytest_pyfunc_call runs the test in a process that may mount
         return
     _mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", folder)
     yield folder
-    # Lazily: a test that failed may have left files open.
+    # Lazily: a failed test may have left files open.
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
@@ -63,7 +66,7 @@ def few_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long form of the conformance kit takes its time."""
+    """Give the long form of the conformance kit more time."""
     signals = int(os.environ.get("HUTCH_INTERRUPTS", "0"))
     if signals >= 1000:
         for item in items:
@@ -71,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A test that needs a small disk runs as root of a user namespace of its own if this user may not mount."""
+    """Run a test that needs a small disk as root of its own user namespace if this user may not mount."""
     if "small_disk" not in pyfuncitem.fixturenames or may_mount():
         return None
     if sys.platform != "linux":
@@ -102,7 +105,7 @@ _IN_NAMESPACE = "HUTCH_TEST_IN_NAMESPACE"
 
 @functools.cache
 def may_mount() -> bool:
-    """Whether this process may mount a file system."""
+    """Return whether this process may mount a file system."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             _mount("-t", "tmpfs", "tmpfs", folder)
@@ -117,7 +120,7 @@ def _mount(*arguments: str | Path) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What a test counted is shown also when it passed: ``record_property("counted", text)``."""
+    """Show what a test counted, even if it passed: ``record_property("counted", text)``."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "nodeid")]
     told = [
         f"{report.nodeid}: {value}"
@@ -133,7 +136,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test leaves a thread, an open file or an open socket. A test that failed has told enough already."""
+    """Assert that no test leaves a thread, an open file or an open socket. Failed tests are exempt."""
     failed_before = request.session.testsfailed
     threads_before, files_before = set(threading.enumerate()), _open_files()
     yield

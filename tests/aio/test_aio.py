@@ -1,4 +1,4 @@
-"""hutch.aio: what hutch.Store does, awaited; and what only asyncio can get wrong."""
+"""Test hutch.aio: that it does what hutch.Store does, and what only asyncio can get wrong."""
 
 # ruff: noqa: PT012, PT031 - `async with` cannot share a statement with `pytest.raises`
 from __future__ import annotations
@@ -71,7 +71,7 @@ class GatedStorage(hutch.EncodedStorage):
 
 
 class Gate:
-    """Passed by every call of the engine. Those in `shut` wait there until `let` is called."""
+    """Passed by every call of the engine. The calls in `shut` wait there until `let` is called."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []

@@ -1,7 +1,7 @@
-"""A caller of hutch.aio that gives up is let go at once, also where the engine does not answer.
+"""Test that a caller of hutch.aio that gives up returns at once, even if the engine does not answer.
 
-What had not been sent never happens. What had been sent comes before every later write of its key. `close` and the
-end of the process wait a second for it, no longer.
+A call that had not been sent never happens. A call that had been sent comes before every later write of its key.
+`close` and the end of the process wait at most a second for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import hutch.aio
 
 from ..servers import RedisServer
 
-# A caller is to be let go within 0.1 s, and a machine may be ten times as slow.
+# A caller must return within 0.1 s; allow for a machine ten times as slow.
 LET_GO_S = 0.1 * 10
 GRACE_S = 1.0
 PATIENCE_S = 0.2
@@ -39,7 +39,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def hung(server: RedisServer) -> Iterator[RedisServer]:
-    """A server that is stalled by the test with `stall`, and goes on after it."""
+    """Yield a server that the test stalls with `stall`, and that continues after the test."""
     yield server
     server.resume()
 
@@ -51,7 +51,7 @@ def url(server: RedisServer, **options: object) -> str:
 
 @asynccontextmanager
 async def opened(config: Any, **options: Any) -> AsyncIterator[hutch.aio.Namespace]:
-    """A namespace with keys "k" and "l", of a store that is not closed by leaving the block."""
+    """Open a namespace with keys "k" and "l", of a store that is not closed by leaving the block."""
     store = await hutch.aio.connect(config, **options)
     core = await store.open("core")
     await core.update({"k": 0, "l": 0})
@@ -65,7 +65,7 @@ async def close(core: hutch.aio.Namespace) -> None:
 
 
 async def timed(what: str, awaitable: Awaitable[Any]) -> float:
-    """Seconds until `awaitable` raised because its caller gave up after `PATIENCE_S`, without those."""
+    """Return how many seconds after `PATIENCE_S`, when its caller gave up, `awaitable` raised."""
     began_s = time.monotonic()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(awaitable, PATIENCE_S)
@@ -251,7 +251,7 @@ def test_what_was_not_sent_is_withdrawn_and_never_happens(hung: RedisServer) -> 
 
 
 def test_calls_given_up_do_not_keep_the_threads_from_others(hung: RedisServer) -> None:
-    """Each holds a thread; others take their place, up to three times as many."""
+    """Each abandoned call occupies a thread; new threads replace them, up to three times as many."""
 
     async def main() -> None:
         async with opened(url(hung), threads=2) as core:
@@ -263,7 +263,7 @@ def test_calls_given_up_do_not_keep_the_threads_from_others(hung: RedisServer) -
             assert len(pool._workers) == 8
             hung.resume()
             await core.set("k", 1)
-            # One by one, the threads that are too many end.
+            # The surplus threads end one by one.
             async with asyncio.timeout(20):
                 while len(pool._workers) > 2:
                     await asyncio.sleep(0.01)
@@ -287,7 +287,7 @@ def test_modify_that_was_given_up_does_not_call_its_function_again(hung: RedisSe
             hung.stall()
             await timed("modify", core.modify("k", count))
             hung.resume()
-            # Not before the one given up is over.
+            # Not before the abandoned call is over.
             assert await core.modify("k", count) == 1
             assert calls == 1
             await close(core)
@@ -336,7 +336,7 @@ def test_a_broken_connection_ends_the_wait_for_what_was_given_up() -> None:
         asyncio.run(main(server))
 
 
-# --- engines in this process, whose write lock another one holds ---
+# --- engines in this process, whose write lock another process holds ---
 
 HOLD_LMDB = """
 import sys, lmdb
@@ -358,7 +358,7 @@ sys.stdin.readline()
 
 
 class Held:
-    """A file engine whose write lock is held by another process, from `hold` to `let`."""
+    """A file engine whose write lock another process holds, from `hold` to `let`."""
 
     def __init__(self, engine: str, path: Path) -> None:
         self.url = f"{engine}://{path}"
@@ -429,7 +429,7 @@ def test_close_and_the_next_open_with_a_lock_held_by_another_process(held: Held)
 def test_by_chance_given_up_writes_never_come_after_later_ones(
     server: RedisServer, engine: str, tmp_path: Path
 ) -> None:
-    """Every key is written by one task: the last write that was acknowledged is there, whatever was given up before."""
+    """Each key is written by one task: its last acknowledged write is stored, whatever was abandoned before."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -457,7 +457,7 @@ def test_by_chance_given_up_writes_never_come_after_later_ones(
             except TimeoutError:
                 given_up += 1
             if last == n:
-                # Written for sure, and nothing that was given up before comes after it.
+                # This write certainly happens, and no abandoned write comes after it.
                 assert await core[key] == n
         await core.set(key, "end")
 

@@ -1,4 +1,4 @@
-"""hutch.aio used as if it were blocking, under trio, or with async functions: an error at once, with the way out."""
+"""Test hutch.aio used as if it were blocking, under trio, or with async functions: an error at once, with advice."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ async def double(value: int) -> int:
 
 
 class Awaitables:
-    """Callables whose result must be awaited, which only calling them shows."""
+    """Callables whose result must be awaited, which only calling them reveals."""
 
     @staticmethod
     def returns_a_coroutine(value: int) -> Any:
@@ -261,7 +261,7 @@ def test_under_trio_the_error_says_that_asyncio_is_needed_and_what_to_do() -> No
 
 
 def driven(awaitable: Awaitable[Any]) -> Any:
-    """Run an awaitable as no event loop does."""
+    """Run an awaitable in a way that no event loop does."""
     step = awaitable.__await__()
     try:
         next(step)
@@ -300,7 +300,7 @@ def test_without_an_event_loop_the_error_says_that_asyncio_is_needed() -> None:
 
 
 def test_every_verb_that_the_blocking_surface_spells_otherwise_is_refused_here() -> None:
-    """Everything of a mapping is awaited, refused, or inherited from object."""
+    """Everything in a mapping is awaited, refused, or inherited from object."""
     given = {
         name for name in dir(hutch.Namespace) if name.startswith("__") and callable(getattr(hutch.Namespace, name))
     }

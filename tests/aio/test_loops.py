@@ -1,4 +1,4 @@
-"""One store of hutch.aio in many event loops, threads and tasks at once; and waits of tasks that could never end."""
+"""Test one store of hutch.aio in many event loops, threads and tasks at once, and waits that would never end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nobody_is_left_in_a_queue() -> Iterator[None]:
 
 
 def in_threads(works: list[Callable[[], Any]]) -> None:
-    """Run all of `works` at once, each in a thread of its own; raises what one of them raised."""
+    """Run all of `works` at once, each in its own thread; raise what one of them raised."""
     failures: list[BaseException] = []
 
     def run(work: Callable[[], Any]) -> None:
@@ -121,7 +121,7 @@ def test_every_verb_works_in_many_loops_at_once(url: str) -> None:
 
 
 def test_threads_with_the_blocking_surface_and_tasks_wait_for_each_other(tmp_path: Any) -> None:
-    """The blocking handle is of another store on the same files: both lead to the same data."""
+    """The blocking handle belongs to another store on the same files: both access the same data."""
     url = f"lmdb://{tmp_path}/data"
     store, core = begun(url)
     with hutch.connect(url) as other, other.open("core") as blocking:
@@ -178,7 +178,7 @@ def test_a_hundred_tasks_that_wait_for_keys_leave_the_threads_to_others() -> Non
 
 
 async def both_in_the_other_order(core: hutch.aio.Namespace, inner: str) -> list[BaseException | None]:
-    """Two tasks take "a" and "b", one in either order, and meet in the middle."""
+    """Two tasks lock "a" and "b" in opposite orders, and meet in the middle."""
     barrier = asyncio.Barrier(2)
 
     async def take(first: str, second: str) -> None:
@@ -206,7 +206,7 @@ def test_two_tasks_that_wait_for_each_others_keys_are_told_at_once(url: str, inn
         assert isinstance(error, hutch.ConflictError)
         assert "'a'" in str(error)
         assert "'b'" in str(error)
-        # The other one went on, and wrote both.
+        # The other task continued, and wrote both.
         assert sorted([await core.get("a", []), await core.get("b", [])]) == [["a"], ["b"]]
 
     asyncio.run(main())
@@ -260,7 +260,7 @@ def test_the_function_of_modify_that_wants_its_own_key_is_refused_at_once(tmp_pa
 
 
 def test_waiting_for_a_key_ends_after_wait_s_and_names_the_key(tmp_path: Any) -> None:
-    """A task that is awaited inside the block and wants its key cannot be known to wait for ever."""
+    """A task awaited inside the block that needs its key would wait for ever, which hutch cannot detect."""
     store, core = begun(f"sqlite://{tmp_path}/kv.db?wait_s=0.3")
 
     async def main() -> None:

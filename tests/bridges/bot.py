@@ -1,4 +1,4 @@
-"""A real Errbot: its Python, a bot's folder, and the bot itself as a process that can be talked to and killed."""
+"""A real Errbot: its Python, a bot's folder, and the bot as a process that tests can talk to and kill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Module = bench
 Version = 3
 """
 
-# Does what it is told, and answers past Errbot's rendering of Markdown.
+# Evaluates the expressions it receives, and answers past Errbot's rendering of Markdown.
 BENCH = """\
 from collections import OrderedDict
 from datetime import UTC, date, datetime, timedelta

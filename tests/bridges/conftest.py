@@ -1,4 +1,4 @@
-"""What the tests of all bridges share: a URL of each engine, and connections that end with the test.
+"""Fixtures of all bridges' tests: a URL of each engine, and connections that end with the test.
 
 A bridge is tested in an environment that has its framework; `make bridges` makes one for each. Elsewhere its file is
 left out, and the header of the run says so.

@@ -1,4 +1,4 @@
-"""A script in a process of its own that can be killed with -9 after something it says."""
+"""Run a script in its own process, and kill it with -9 after a given line of output."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a plugin of Errbot relies on when it uses its storage: Errbot's own storage tests and what they leave out.
+"""What an Errbot plugin relies on in its storage: Errbot's own storage tests and what they leave out.
 
-Each promise is a function that opens namespaces through `World`. They hold for Errbot's StoreMixin on the bridge, run
-by this file as a script in Errbot's Python (``CONFIG_FOLDER``; a line of JSON for each promise), and for hutch's
-StoreMixin in its place, run by test_errbot.py.
+Each promise is a function that opens namespaces through `World`. They are tested for Errbot's StoreMixin on the bridge,
+by running this file as a script in Errbot's Python (``CONFIG_FOLDER``; one line of JSON per promise), and for hutch's
+StoreMixin in its place, by test_errbot.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One connection for each URL in a process: `hutch.bridges.connections`."""
+"""Test `hutch.bridges.connections`: one connection per URL and process."""
 
 from __future__ import annotations
 

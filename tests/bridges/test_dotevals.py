@@ -1,4 +1,4 @@
-"""dotevals on hutch: through its pytest plugin, its command, its registry, and its Storage as such."""
+"""Test dotevals on hutch through its pytest plugin, its command, its registry, and its Storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dotevals' JSON folders in and out, where only hutch is installed. The sample is what dotevals 0.28.3 wrote."""
+"""Test import and export of dotevals' JSON folders without dotevals. dotevals 0.28.3 wrote the sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge to Errbot, with the real Errbot: its bot, its command line, its loader and its own storages."""
+"""Test the bridge to Errbot with the real Errbot: its bot, its command line, its loader and its own storages."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_what_a_bot_was_told_is_stored_is_there_after_kill_9_in_the_middle_and_i
         acknowledged = max(map(int, re.findall(r"\[stored (\d+)\]", bot.output)))
     with Bot(folder.config) as bot:
         found = int(bot.do("len(self)"))
-        assert acknowledged + 1 <= found <= acknowledged + 2  # the last one may have been stored and not told
+        assert acknowledged + 1 <= found <= acknowledged + 2  # the last one may have been stored but not acknowledged
         assert bot.do(f"all(self[f'n{{i}}'] == {{'n': {{i}}}} for i in range({found}))") == "True"
         bot.do("self.__setitem__('more', 1)")
         seen = stored(lasting_url)

@@ -1,4 +1,4 @@
-"""`hutch import errbot-shelf` and out again, with shelves that the real Errbot wrote and reads."""
+"""Test import and export of Errbot's shelves, with shelves that the real Errbot wrote and reads."""
 
 from __future__ import annotations
 

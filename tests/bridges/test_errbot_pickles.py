@@ -1,4 +1,4 @@
-"""Pickles made by hand to do harm: none is run, none takes more than its length allows, each is carried as it is."""
+"""Test handmade malicious pickles: none is run, none takes more than its length allows, each is carried unchanged."""
 
 from __future__ import annotations
 

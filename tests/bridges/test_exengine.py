@@ -1,4 +1,4 @@
-"""ExEngine's frames in hutch: the promises of its DataStorage, its DataHandler and its engine, and what hutch adds."""
+"""Test ExEngine's frames in hutch: with its DataStorage, its DataHandler and its engine, and what hutch adds."""
 
 from __future__ import annotations
 

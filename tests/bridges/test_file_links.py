@@ -1,4 +1,4 @@
-"""`hutch export` where a link has the place of one of its files: refused, never followed."""
+"""Test that `hutch export` refuses a link in place of one of its files, and never follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HutchStore keeps the promises of py-key-value, and FastMCP keeps its state in it, on every engine."""
+"""Test HutchStore on every engine: it keeps the promises of py-key-value, and FastMCP keeps its state in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A framework's names within keys: none is taken for another, whatever it is made of."""
+"""Test a framework's names within keys: no two names share a key, whatever characters they have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ragas 0.4 and ragas-experimental 0.3 with their tables and their LLM cache in hutch, from their own front doors."""
+"""Test tables and LLM caches of ragas 0.4 and ragas-experimental 0.3 in hutch, through their public APIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of ragas's local/jsonl backend, into a store and out again. ragas itself is not needed for it.
+"""Test import and export of folders of ragas's local/jsonl backend, without ragas.
 
 ragas 0.4.3 wrote `data/ragas/`: ``LocalJSONLBackend("tests/bridges/data/ragas")``, `save_dataset`, `save_experiment`.
 """

@@ -1,4 +1,4 @@
-"""The bridge to Themis 4, with the real Themis: its experiments, its command line, its workers and its own stores."""
+"""Test the bridge to Themis 4 with the real Themis: its experiments, its command line, its workers and its stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge to Themis 1.4, from `themis.evaluate` with a provider of its own, and method by method.
+"""Test the bridge to Themis 1.4, through `themis.evaluate` with a test provider, and method by method.
 
 The promises of the methods are those of Themis's StorageBackend and ExecutionBackend, and of its ExperimentStorage.
 """

@@ -1,4 +1,4 @@
-"""The file of Themis's SQLite store: in as hutch's layout, and out again. No Themis is needed.
+"""Test import and export of the file of Themis's SQLite store, without Themis.
 
 ``themis/runs.sqlite3`` was written by Themis 4.0.2: one run of two cases.
 """

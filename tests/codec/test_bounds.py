@@ -1,4 +1,4 @@
-"""Decoding is bounded in time, memory and stack by the length of the input, and takes only what hutch writes."""
+"""Test that decoding is bounded in time, memory and stack by the input's length, and accepts only what hutch writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PRIME = sys.hash_info.modulus
 
 
 def frame_of(value: Any) -> bytes:
-    """An intact frame of what ormsgpack makes of `value`, whether hutch would write it or not."""
+    """Return an intact frame of ormsgpack's encoding of `value`, whether hutch would write it or not."""
     return seal(packb(value))
 
 
@@ -132,7 +132,7 @@ def test_what_hutch_does_not_write_is_refused_at_once(what: str) -> None:
 
 
 def test_a_decimal_and_an_int_of_its_hash_are_compared_in_bounded_time() -> None:
-    # Decimal compares with an int by making a Decimal of it, in time of the square of its length.
+    # Decimal converts the int it is compared with, in time quadratic in its length.
     number = 7 + PRIME * (1 << 8_000_000)
     data = seal(ext(2, array([ext(10, b"7"), big(number)])))
     assert hash(number) == hash(Decimal(7))
@@ -284,7 +284,7 @@ FUZZ = """
 
 
 def samples() -> list[Any]:
-    """Values of every type, from which the fuzz test starts."""
+    """Return values of every type, as seeds of the fuzz test."""
     return [
         [(1, {2, 3}), frozenset({"a"}), 2**70, {1: 2, (3,): 4}, "\ud800", b"x" * 20, 1.5],
         [datetime(2024, 2, 29, 1, 2, 3, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=ZoneInfo("Asia/Tokyo")), date.max],

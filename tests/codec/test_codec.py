@@ -1,4 +1,4 @@
-"""The codecs: what goes in comes out, the same in value and type; what cannot is refused; damage is noticed."""
+"""Test the codecs: values come back equal and of the same type; others are refused; damage is noticed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ each_codec = pytest.mark.parametrize("name", CODECS)
 
 @pytest.fixture(autouse=True)
 def no_registration_stays() -> Iterator[None]:
-    """Registrations are the process's; each test gets a copy of its own."""
+    """Registrations belong to the process; give each test a copy."""
     by_type, by_name = dict(registry._by_type), dict(registry._by_name)
     yield
     registry._by_type.clear()
@@ -56,7 +56,10 @@ def no_registration_stays() -> Iterator[None]:
 
 
 def identical(a: Any, b: Any) -> bool:
-    """Equal in value and type, all the way down; a NaN is itself, 0.0 is not -0.0, a dict has its order."""
+    """Return whether both are equal in value and type at every level.
+
+    NaN equals NaN, 0.0 is not -0.0, dict order counts.
+    """
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
@@ -340,7 +343,7 @@ def test_a_refusal_names_both_ways_out() -> None:
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
 def test_bytes_that_can_change_are_refused_wherever_they_are(kind: Callable[[bytes], Any]) -> None:
-    """The encoder packs them as bytes, of any length, without a word."""
+    """The encoder would silently pack them as bytes, of any length."""
     for size in (0, 1, 255, 256, 70_000):
         part = kind(b"x" * size)
         nested = ([[{"a": ({"b": part},)}]], [b"x", part], [[0.1] * 100, {"a": [[]], "b": (part,)}])
@@ -465,7 +468,7 @@ def test_what_is_deeper_or_holds_itself_is_refused(name: str) -> None:
         tangled.append((tangled,))
         for value in (nested(lambda v: (v,), 10_000), nested(lambda v: {1: v}, 300), tangled):
             assert "nested more than 200 deep" in refusal(value)
-    # Taking such a list apart is the interpreter's business, not the test's.
+    # Freeing such a list is the interpreter's business, not the test's.
     looped.clear()
     ring.clear()
 
@@ -475,7 +478,7 @@ def test_pickle_refuses_what_is_too_deep_for_it() -> None:
 
 
 def test_a_short_stack_is_an_error_of_hutch_and_never_another_value() -> None:
-    """Called from deep in a recursion, every codec answers right or with a StoreError."""
+    """Called from deep in a recursion, every codec returns the right result or raises a StoreError."""
     deep_values = [nested(lambda v: [v], 200, b"x"), nested(lambda v: (v,), 200), nested(lambda v: {1: v}, 100)]
     plain = nested(lambda v: [v], 150, "x")
     work: list[tuple[hutch.Codec, Any]] = [(TYPED, value) for value in deep_values] + [(JSON, plain), (PICKLE, plain)]
@@ -570,7 +573,7 @@ def test_dataclasses_come_back_without_being_initialised_again() -> None:
         assert type(got) is type(value)
     assert round_trip(computed).double == 77
     assert Computed.made == made
-    assert round_trip({Frozen(1, ()): 1}) == {Frozen(1, ()): 1}  # type: ignore[arg-type]  # hashable that way
+    assert round_trip({Frozen(1, ()): 1}) == {Frozen(1, ()): 1}  # type: ignore[arg-type]  # hashable in this form
 
 
 def test_a_dataclass_that_gained_a_field_reads_its_default() -> None:
@@ -791,7 +794,7 @@ def test_an_own_decode_that_raises_is_a_corrupt_value_that_does_not_quote_it(err
 
 
 def test_a_function_that_fails_once_leaves_nothing_behind() -> None:
-    """What a hook raised is remembered past ormsgpack, which forgets it; it must not be told of the next value."""
+    """hutch remembers a hook's exception, which ormsgpack drops; it must not be raised for the next value."""
     failures = [ValueError("once")]
 
     def encode(own: Own) -> Any:
@@ -836,7 +839,7 @@ def test_a_name_stands_for_one_class() -> None:
     hutch.register_type(Own, name="n", encode=lambda own: own.state, decode=Own)
     with pytest.raises(hutch.ValueTypeError, match=r"the name 'n' already stands for .*Own.*; pass another name="):
         hutch.register_type(Frozen, name="n")
-    # A module that is loaded again brings the same class anew.
+    # A reloaded module defines the same class again.
     again = type("Own", (), {"__module__": Own.__module__, "__qualname__": Own.__qualname__})
     hutch.register_type(again, name="n", encode=lambda _: 1, decode=lambda _: again())
     assert type(round_trip(again())) is again
@@ -857,7 +860,7 @@ def test_both_functions_are_given_or_none() -> None:
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview, bytes, int, str, dict, list, set, tuple, Decimal, datetime])
 def test_a_type_that_the_codec_knows_cannot_be_registered(kind: type) -> None:
-    """It would be ignored, or worse: a bytearray is packed as bytes before anybody asks what it is."""
+    """It would be ignored, or worse: a bytearray is packed as bytes before its type is looked up."""
     with pytest.raises(hutch.ValueTypeError, match="the codec deals with this type itself"):
         hutch.register_type(kind, encode=bytes, decode=kind)
 
@@ -912,7 +915,7 @@ def test_random_bytes_are_no_value(name: str) -> None:
 
 
 def complaint(codec: hutch.Codec, data: bytes) -> str:
-    """What the CorruptValueError says, or nothing if `data` is read. It is short: it quotes no data."""
+    """Return the message of the CorruptValueError, or "" if `data` is read. It is short: it quotes no data."""
     try:
         codec.decode(data)
     except hutch.CorruptValueError as error:
@@ -922,7 +925,7 @@ def complaint(codec: hutch.Codec, data: bytes) -> str:
 
 @pytest.mark.parametrize("stored", ["", "J text", 5, None, 1.5])
 def test_what_is_no_bytes_is_a_corrupt_value(stored: Any) -> None:
-    """One flipped bit of a SQLite file makes that of bytes."""
+    """One flipped bit of an SQLite file turns bytes into such a value."""
     for codec in (*CODECS.values(), make_codec("carry", {})):
         assert complaint(codec, stored)
 
@@ -930,7 +933,7 @@ def test_what_is_no_bytes_is_a_corrupt_value(stored: Any) -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from([0x92, 0x4A, 0x53]), st.binary(max_size=60))
 def test_any_body_under_a_right_checksum_is_a_value_or_a_corrupt_value(header: int, body: bytes) -> None:
-    """A frame that somebody sealed: never another error. (An unsigned pickle is left out: it may do anything.)"""
+    """A correctly sealed frame never raises any other error. (Unsigned pickles are left out: they may do anything.)"""
     data = frame.seal(bytes([header]) + body + b"\xce")
     for codec in CODECS.values():
         assert len(complaint(codec, data)) < 300
@@ -990,7 +993,7 @@ class Canary:
 
 @pytest.fixture
 def canary() -> Iterator[bytes]:
-    """A pickle that leaves a mark, in `Canary.marks`, if anybody loads it."""
+    """Yield a pickle that leaves a mark, in `Canary.marks`, when it is loaded."""
     Canary.marks.clear()
     body = pickle.dumps(Canary())
     assert pickle.loads(body) == Canary.marks.pop() == "sung"
@@ -1029,7 +1032,7 @@ def test_a_signed_pickle_is_never_loaded_unless_its_signature_fits(canary: bytes
     for position in range(1, len(signed) - 4):
         changed = bytearray(signed[:-4])
         changed[position] ^= 1
-        # With a checksum that fits, as whoever can write to the store can make it.
+        # With a valid checksum, as anyone who can write to the store can make it.
         frames += [bytes(changed) + signed[-4:], frame.seal(bytes(changed))]
     frames += [frame.seal(signed[:length]) for length in range(1, len(signed) - 4)]
     for data in frames:
@@ -1165,7 +1168,7 @@ def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded
     assert carry.encode(value) == written
     assert carry.decode(carry.encode(Pickled(canary))).body == canary
     assert Canary.marks == []
-    for plain in ({1: {2}}, None, "text"):  # what needs no pickle is what it was
+    for plain in ({1: {2}}, None, "text"):  # values that need no pickle are unchanged
         assert identical(carry.decode(loads.encode(plain)), plain)
         assert identical(loads.decode(carry.encode(plain)), plain)
     assert identical(carry.decode(JSON.encode([1])), [1])

@@ -1,4 +1,4 @@
-"""docs/format.md holds: the test vectors both ways, and a decoder that was written from the page alone."""
+"""Test that docs/format.md is right: the test vectors both ways, and a decoder written from the page alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def value_of(vector: dict[str, str]) -> Any:
 
 
 def same(a: object, b: object) -> bool:
-    """Equal in value and type; a NaN of Decimal, which equals nothing, by its text."""
+    """Return whether both are equal in value and type; a NaN of Decimal, which equals nothing, by its text."""
     return identical(a, b) or (isinstance(a, Decimal) and isinstance(b, Decimal) and a.is_nan() and str(a) == str(b))
 
 
@@ -61,7 +61,7 @@ def same(a: object, b: object) -> bool:
 
 
 def decode_frame(data: bytes, key: bytes, of: bytes = b"") -> Any:
-    """The value in a frame that is bound to the key `of`, by the page; `key` is that of a signature."""
+    """Return the value in a frame that is bound to the key `of`, by the page; `key` is the signature's key."""
     assert len(data) >= 6
     assert crc32(of + data) == 0x2144DF1C
     assert crc32(of + data[:-4]) == int.from_bytes(data[-4:], "little")
@@ -91,7 +91,7 @@ def crc32(data: bytes) -> int:
 
 
 def unpack(data: bytes, at: int) -> tuple[Any, int]:
-    """The MessagePack value at `at`, and where it ends."""
+    """Return the MessagePack value at `at`, and where it ends."""
     mark = data[at]
     at += 1
     if mark < 0x80:
@@ -111,7 +111,7 @@ def unpack(data: bytes, at: int) -> tuple[Any, int]:
         return struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
     if mark in range(0xD4, 0xD9):
         return unpack_extension(data, at, 1 << mark - 0xD4)
-    # What is left has a length of its own: 1, 2 or 4 bytes.
+    # The remaining types have a length field of 1, 2 or 4 bytes.
     first, read = LENGTHS[max(start for start in LENGTHS if start <= mark)]
     size = (1 if read in (unpack_bin, unpack_str, unpack_extension) else 2) << mark - first
     length = int.from_bytes(data[at : at + size], "big")
@@ -207,7 +207,7 @@ EXTENSIONS: dict[int, Callable[[bytes], Any]] = {
     14: path,
     15: lambda body: range(*packed(body)),
     16: lambda body: body.decode("utf-8", "surrogatepass"),
-    # A reader without the classes: the name, and the state.
+    # A reader without the classes sees the name and the state.
     17: lambda body: tuple(packed(body)),
 }
 
@@ -240,7 +240,7 @@ def test_the_vectors_hold_every_codec_and_every_type_of_the_page() -> None:
     assert set(ext_types.ENCODERS) - {type(Path())} <= covered
 
 
-# --- what a vector cannot say ---
+# --- what no vector shows ---
 
 
 def test_a_path_says_of_which_system_it_is() -> None:
@@ -346,7 +346,7 @@ def test_a_store_that_another_program_wrote_by_the_page_is_read(tmp_path: Path) 
 @pytest.mark.parametrize("url", ["lmdb://{}/state", "sqlite://{}/state.db"])
 @pytest.mark.parametrize("codec", ["msgpack", "json", "pickle"])
 def test_a_value_under_another_key_than_its_own_is_not_taken_for_one(tmp_path: Path, url: str, codec: str) -> None:
-    """As where damage changed the key, or what leads from key to value."""
+    """As after damage to a key, or to the path from key to value."""
     config = {"STORAGE": url.format(tmp_path), "CODEC": codec}
     with hutch.connect(config) as store, store.open("core") as core:
         core.update({"a": 1, "b": 2, "c": 3})
@@ -365,7 +365,7 @@ def test_a_value_under_another_key_than_its_own_is_not_taken_for_one(tmp_path: P
 
 
 def test_a_signature_binds_the_value_and_not_its_place(tmp_path: Path) -> None:
-    """What the page warns of: a signed value can be put back, or under another key, and passes."""
+    """As the page warns: an old signed value, put back or copied to another key, is accepted."""
     config = {"STORAGE": "memory", "CODEC": {"name": "pickle", "key": FILE["key"]}}
     with hutch.connect(config) as store:
         storage = store._factory.open("core")

@@ -1,4 +1,4 @@
-"""What a signal handler raises while hutch encodes or decodes comes out as it is, and so does MemoryError."""
+"""Test that what a signal handler raises during encoding or decoding comes out unchanged, and so does MemoryError."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def test_what_a_handler_raises_comes_out_as_itself(verb: str, raised: type[BaseE
 
 
 def _repeat(work: Callable[[], object], fired: list[BaseException]) -> None:
-    # A function of its own: Python 3.13 lets what a handler raises as a loop jumps back out of the `try` around it.
+    # In a function of its own: in Python 3.13, an exception that a handler raises as a loop jumps back escapes the
+    # `try`.
     while not fired:
         work()
 
@@ -135,7 +136,7 @@ def _is_inside(error: BaseException) -> bool:
 
 
 class Greedy:
-    """Takes more memory than there is, each time it is written or read."""
+    """Takes more memory than there is whenever it is encoded or decoded."""
 
     def __reduce__(self) -> Any:
         raise MemoryError("greedy")

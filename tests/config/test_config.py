@@ -1,4 +1,4 @@
-"""`hutch.config`: every form a config may have, and what the forms promise. Files have test_config_file.py."""
+"""Test `hutch.config`: every form of a config, and its guarantees. test_config_file.py tests files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOWHERE = Path(__file__).parent / "no-such-folder"
 
 
 def read(config: object, **environ: str) -> StoreConfig:
-    """Reads `config` with these variables only, in a folder where nothing is found."""
+    """Read `config` with these variables only, in an empty folder."""
     return read_config(config, environ=environ, cwd=NOWHERE)
 
 
@@ -126,7 +126,7 @@ def test_what_has_no_path_is_refused(text: str, problem: str) -> None:
         url_path(text)
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])).map(lambda path: f"/srv/{path}"))
 def test_every_path_can_be_written_in_a_url(path: str) -> None:
     config = read(f"lmdb://{quote(path)}?durability=strict")
@@ -277,7 +277,7 @@ def test_a_mapping_that_holds_itself_is_refused() -> None:
     assert "more than 10,000 values" in error_of({"STORAGE": "x", "STORAGE_CONFIG": {"a": wide}})
 
 
-# --- what namespaces have of their own ---
+# --- overrides of single namespaces ---
 
 
 def test_the_first_rule_that_fits_and_sets_it_wins() -> None:
@@ -300,7 +300,7 @@ def test_the_first_rule_that_fits_and_sets_it_wins() -> None:
     assert layers == {"a1": [], "b": ["cache"], "A1": ["cache"], "c": ["cache"]}
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(st.text("ab[]!-*?^&|~\\(", min_size=1), st.text())
 def test_any_text_is_a_pattern(pattern: str, namespace: str) -> None:
     config = read({"STORAGE": "memory", "NAMESPACES": {pattern: {"CODEC": "json"}}})
@@ -403,7 +403,7 @@ def test_a_url_argument_and_python_objects_are_taken_literally() -> None:
 
 
 def errbot_config(**names: object) -> ModuleType:
-    """What Errbot's template makes of a config.py: dozens of names, few of them for a storage."""
+    """Return what Errbot's template makes of a config.py: dozens of names, few of them for a storage."""
     module = ModuleType("config")
     template = """
 import logging
@@ -529,7 +529,7 @@ def test_a_config_passes_through() -> None:
     assert read(config) is config
 
 
-# --- text that is no URL ---
+# --- text that is not a URL ---
 
 
 @pytest.mark.parametrize(
@@ -650,7 +650,7 @@ def test_no_repr_shows_a_password_that_is_badly_quoted(url: str) -> None:
 
 
 def plant(config: dict[str, Any], place: tuple[Any, ...], value: object) -> dict[str, Any]:
-    """`config` with `value` at `place`."""
+    """Return `config` with `value` at `place`."""
     target: Any = config
     for step in place[:-1]:
         target = target[step]
@@ -746,7 +746,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def is_config_or_error(config: object) -> None:
-    """Reading `config` gives a StoreConfig that can be shown and asked, or a ConfigError of one line."""
+    """Assert that `config` gives a StoreConfig that can be shown and queried, or a ConfigError of one line."""
     try:
         result = read(config, A="a", SECRET=SECRET)
     except ConfigError as caught:
@@ -758,7 +758,7 @@ def is_config_or_error(config: object) -> None:
     assert len(shown.splitlines()) == 1
 
 
-@settings(deadline=None)  # a loaded machine is no failure
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(TEXTS)
 @example("lmdb://?")
 def test_any_text_is_a_config_or_a_config_error(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Config files: YAML and TOML, well meant and hostile."""
+"""Test config files: YAML and TOML, well meant and hostile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hutch.config.file import MAX_FILE_BYTES
 from hutch.errors import ConfigError
 
 SECRET = "s3cr3t"
-# Anything hostile is refused in well under a second; a machine under load is given ten.
+# Hostile input is refused in well under a second; a loaded machine gets ten.
 PROMPTLY_S = 10.0
 
 
@@ -168,7 +168,7 @@ STORAGE_CONFIG: {i: -0x1F, f: 1e3, n: ~, t: on, s: '1', d: 2024-02-29, b: !!bina
     assert "STORAGE_CONFIG: a key must be text, not a number; quote it" in error_of(tmp_path, write(tmp_path, text))
 
 
-# --- files that are no config ---
+# --- files that are not a config ---
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         assert "app.yaml: the file cannot be read: Permission denied" in error_of(tmp_path, "app.yaml")
         return
-    # Root reads everything: give the rights up, for good, in a process of its own.
+    # Root can read everything: drop the privileges permanently, in a separate process.
     code = f"import os; from hutch.config import read_config; os.setuid(65534); read_config({str(file)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "the file cannot be read: Permission denied" in done.stderr

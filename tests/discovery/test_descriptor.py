@@ -1,4 +1,4 @@
-"""hutch.discovery.descriptor: a .plug file is read as text, and a bad one is refused with its reason."""
+"""Test hutch.discovery.descriptor: a .plug file is read as text, and a bad one is refused with its reason."""
 
 from __future__ import annotations
 

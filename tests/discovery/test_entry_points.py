@@ -1,4 +1,4 @@
-"""hutch.discovery.entry_points: it misses no entry point that importlib.metadata finds, and rarely imports that."""
+"""Test hutch.discovery.entry_points: it finds every entry point of importlib.metadata, and rarely imports that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hutch.discovery.load: a plugin's module is imported by file location, and whatever it does wrong is said by name."""
+"""Test hutch.discovery.load: a plugin's module is imported by file location, and its faults are reported by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hutch.discovery: every place is searched, nothing found there stops the search, no plugin code is imported."""
+"""Test hutch.discovery: every place is searched, no content stops the search, no plugin code is imported."""
 
 from __future__ import annotations
 

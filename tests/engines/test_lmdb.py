@@ -1,4 +1,4 @@
-"""What the LMDB engine promises beyond the contract: its map, its readers, its processes, and what breaks it."""
+"""Test what the LMDB engine promises beyond the contract: its map, its readers, its processes, and damage."""
 
 from __future__ import annotations
 

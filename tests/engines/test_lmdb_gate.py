@@ -1,4 +1,4 @@
-"""Who waits for whom on lmdb: threads and processes get their turn, every wait ends, and links are refused."""
+"""Test waiting on lmdb: every thread and process gets to write, every wait ends, and links are refused."""
 
 from __future__ import annotations
 

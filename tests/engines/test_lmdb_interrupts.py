@@ -1,4 +1,4 @@
-"""lmdb and signal handlers: whatever a handler raises, or does with the store, at any point of any verb."""
+"""Test lmdb and signal handlers that raise, or use the store, at any point of any verb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the LMDB engine keeps of what was read: never stale, bounded, and given up where it is in vain."""
+"""Test the LMDB engine's read cache: never stale, bounded, and given up where it does not help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that write to one LMDB folder: those who wait are committed together, and each gets its own outcome."""
+"""Test threads that write to one LMDB folder: waiting writes share a commit, and each gets its own outcome."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def environment(store: hutch.Store) -> Any:
 
 
 def commits(store: hutch.Store) -> int:
-    """How many transactions there have been."""
+    """Return the number of transactions so far."""
     return int(environment(store)._env.info()["last_txnid"])
 
 
 @contextmanager
 def held_up(store: hutch.Store, count: int) -> Iterator[None]:
-    """Nobody gets the turn until `count` threads wait for it and the block is over."""
+    """Let no thread write until `count` threads wait to and the block is over."""
     queue = environment(store)._queue
     ticket = sys.modules[type(queue).__module__].new_ticket()
     queue.enter(ticket)
@@ -60,7 +60,7 @@ def held_up(store: hutch.Store, count: int) -> Iterator[None]:
 
 
 def outcomes(store: hutch.Store, *work: Callable[[], Any]) -> list[Any]:
-    """What each returned or raised; all wait for the turn at one time."""
+    """Return what each call returned or raised; all of them wait to write at the same time."""
     found: list[Any] = [None] * len(work)
 
     def run(index: int) -> None:
@@ -88,7 +88,7 @@ def test_writers_who_wait_are_committed_in_one_transaction(store: hutch.Store, s
 
 
 def test_each_gets_the_outcome_of_its_own_write(store: hutch.Store, space: hutch.Namespace) -> None:
-    """Whatever they ask for: also what one of them makes impossible for another."""
+    """Whatever the writes are, even if one makes another impossible."""
     space.update({"old": 1, "swapped": 1})
     found = outcomes(
         store,
@@ -116,11 +116,11 @@ def test_of_many_who_add_one_none_is_lost(store: hutch.Store, space: hutch.Names
 
 
 def test_a_write_that_cannot_be_fails_alone(store: hutch.Store, space: hutch.Namespace) -> None:
-    """Its transaction is undone; the others, who were in it, are committed without it."""
+    """Its transaction is undone; the other writes in it are committed without it."""
     with store.open("damaged") as damaged:
         damaged["x"] = 1
         [txn_id] = [damaged._store._own_id([environment(store).begin()])]  # type: ignore[attr-defined]
-        environment(store).write(lambda slot: slot[0].put(txn_id, bytes(8)))  # the count, which now is too low
+        environment(store).write(lambda slot: slot[0].put(txn_id, bytes(8)))  # the count, which is now too low
         found = outcomes(
             store,
             lambda: space.__setitem__("a", 1),
@@ -196,8 +196,10 @@ def test_a_ctrl_c_while_waiting_withdraws_the_write_and_no_other(tmp_path: Path)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.usefixtures("unmeasured")
 def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, space: hutch.Namespace) -> None:
-    """It has none of its parent's waiting threads, and their writes are made once. Nor does it take the slots of its
-    parent's readers, so that pages would be written over that they read."""
+    """The child has none of its parent's waiting threads, and their writes happen once.
+
+    Nor does it take the slots of its parent's readers, which would let pages be overwritten that they read.
+    """
     stop = threading.Event()
 
     def write(me: int) -> int:

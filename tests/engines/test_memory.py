@@ -1,4 +1,4 @@
-"""What the memory engine promises beyond the contract: whose data it is, and how long it lives."""
+"""Test what the memory engine promises beyond the contract: who shares its data, and how long it lives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory engine when a signal handler raises, or writes itself, at any point of any of its calls."""
+"""Test the memory engine when a signal handler raises, or writes itself, at any point of any of its calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Miss(KeyError):
 
 @pytest.fixture
 def dropped(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """What Python cannot raise: exceptions in finalizers and callbacks of weak references."""
+    """Return what Python cannot raise: exceptions in finalizers and callbacks of weak references."""
     dropped: list[BaseException] = []
     monkeypatch.setattr("sys.unraisablehook", lambda told: dropped.append(told.exc_value))
     return dropped
@@ -69,7 +69,7 @@ def restore(storage: Any) -> None:
 
 
 def held(storage: Any) -> dict[str, bytes]:
-    """What is stored, as keys, single reads and the count all say."""
+    """Return what is stored, asserting that keys, single reads and the count agree."""
     found = {key: storage.read(key) for key in storage.keys()}  # noqa: SIM118 - a storage
     assert storage.len() == len(found)
     assert None not in found.values()

@@ -1,4 +1,4 @@
-"""The redis engine against real servers: what it leaves alone, what it survives, and what it says when it cannot.
+"""Test the redis engine on real servers: foreign keys it leaves alone, faults it survives, and its errors.
 
 The promises that all engines share are in the conformance kit.
 """
@@ -51,7 +51,7 @@ def locked_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
-    """A server that the test may kill, with what it was told on disk."""
+    """Yield a server that the test may kill, which persists its data on disk."""
     with RedisServer(appendonly=True) as server:
         yield server
 
@@ -61,21 +61,21 @@ def connect(storage: str, **options: Any) -> hutch.Store:
 
 
 def raw(server: RedisServer, *command: Any) -> Any:
-    """What the server says to another application."""
+    """Return the server's answer to another application."""
     with application(server) as execute:
         return execute(*command)
 
 
 @contextmanager
 def application(server: RedisServer) -> Iterator[Callable[..., Any]]:
-    """Another application, with one connection: what it sends its commands with."""
+    """Yield a function that sends commands as another application, with one connection."""
     with closing(redis.Redis(server.host, server.port, password=server.password, single_connection_client=True)) as one:
         execute: Any = one.execute_command
         yield execute
 
 
 def calls(server: RedisServer) -> dict[str, int]:
-    """How often each command was run since `CONFIG RESETSTAT`, inside scripts too."""
+    """Return how often each command was run since `CONFIG RESETSTAT`, inside scripts too."""
     return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in raw(server, "INFO", "commandstats").items()}
 
 
@@ -84,7 +84,7 @@ def everything(server: RedisServer) -> dict[bytes, bytes]:
 
 
 def all_that_is_said(error: BaseException) -> str:
-    """An error with its causes and contexts, as a traceback shows them and as they are."""
+    """Return an error with its causes and contexts, as a traceback shows them and as they are."""
     said: list[str] = []
     seen: BaseException | None = error
     while seen is not None:
@@ -95,7 +95,7 @@ def all_that_is_said(error: BaseException) -> str:
 
 @contextmanager
 def in_background(work: Callable[[], Any]) -> Iterator[Any]:
-    """Do `work` in a thread; gives its future, which is waited for."""
+    """Run `work` in a thread; yield its future, and wait for it at the end."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work)
 
@@ -142,14 +142,14 @@ def test_tls_is_verified_against_the_given_authority(
     with pytest.raises(hutch.StorageUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
         connect(tls_server.tls_url, **own)
     with pytest.raises(hutch.StorageUnavailableError):
-        connect(tls_server.tls_url, ca_file=certificates.ca)  # the server wants a certificate of the client
+        connect(tls_server.tls_url, ca_file=certificates.ca)  # the server requires a client certificate
     elsewhere = tls_server.tls_url.replace("localhost", "127.0.0.2")
     with pytest.raises(hutch.StorageUnavailableError):
         connect(elsewhere, ca_file=certificates.ca, **own)
 
 
 def test_tls_to_a_port_without_it_fails_and_so_does_the_reverse(tls_server: RedisServer) -> None:
-    with pytest.raises(hutch.StorageTimeoutError):  # to Redis the greeting of TLS is a command that is not finished
+    with pytest.raises(hutch.StorageTimeoutError):  # to Redis the greeting of TLS is an unfinished command
         connect(tls_server.url.replace("redis://", "rediss://"), timeout_s=0.5)
     with pytest.raises(hutch.StorageUnavailableError):
         connect(tls_server.tls_url.replace("rediss://", "redis://"))
@@ -268,7 +268,7 @@ def test_a_server_that_accepts_and_never_answers_is_a_timeout(own_server: RedisS
     assert time.monotonic() - started < 3
 
 
-# --- what lies on the server ---
+# --- the keys on the server ---
 
 
 def test_a_database_shared_with_other_applications_stays_as_it_was(own_server: RedisServer) -> None:
@@ -425,7 +425,7 @@ def test_one_prefix_does_not_see_another_that_starts_alike(redis_server: RedisSe
             assert dict(opened) == {"key": one}
 
 
-# What docs/redis.md tells an administrator to allow; inside scripts too.
+# The permissions that docs/redis.md gives an administrator; inside scripts too.
 ALLOWED = [
     "ping",
     "select",
@@ -477,7 +477,7 @@ def test_nothing_ever_asks_the_server_for_all_of_something(own_server: RedisServ
         use_everything(store)
     called = set(calls(own_server))
     assert not called & {"keys", "hkeys", "hvals", "hgetall", "smembers", "scan", "flushdb", "del", "rename"}
-    # The rest of what was called is the driver's greeting, the question for durability, and this test's own.
+    # The other calls are the driver's greeting, the query for durability, and this test's own.
     assert called - set(ALLOWED) <= {"info", "config|get", "config|resetstat", "hello", "client|setinfo"}
 
 
@@ -512,7 +512,7 @@ def test_a_hundred_thousand_keys_are_listed_in_order_in_chunks_that_are_asked_fo
         keys = iter(core)
         assert next(keys) == expected[0]
         assert calls(own_server)["zrangebylex"] == 1
-        # Nothing is held on the server meanwhile: the handle is free for all else.
+        # Nothing is locked on the server meanwhile: the handle is free for other calls.
         core["zzz"] = 1
         assert list(keys) == [*expected[1:], "zzz"]
         assert 100 <= calls(own_server)["zrangebylex"] <= 105
@@ -577,7 +577,7 @@ def test_a_killed_server_is_an_error_and_the_same_handle_works_when_it_is_back(o
         for attempt in attempts:
             with pytest.raises(hutch.StorageUnavailableError, match="cannot be reached") as caught:
                 attempt()
-            # It was never sent, so nothing is in doubt.
+            # It was never sent, so the outcome is certain.
             assert "may have been made" not in str(caught.value)
         assert time.monotonic() - started < 5
         own_server.start()
@@ -623,7 +623,7 @@ def test_a_restart_that_is_shorter_than_the_retries_is_not_noticed(own_server: R
 
 
 def lose_the_answer(server: RedisServer, change: Callable[[], Any]) -> Any:
-    """Run `change`; the server dies after it was asked and before it answered, and is back at once."""
+    """Run `change`; the server dies after receiving it and before answering, and restarts at once."""
     server.stall()
     with in_background(change) as changing:
         time.sleep(0.5)
@@ -694,7 +694,7 @@ def test_what_was_acknowledged_survives_kill_9_of_a_server_that_writes_through(o
         found = core.get_many(acknowledged)
         assert len(acknowledged) > 100
         assert [*found] == acknowledged
-        # The three parts of a namespace never disagree, whenever the server died.
+        # The three parts of a namespace never disagree, whenever the server dies.
         assert sorted(core) == list(core) == [key for key, _ in core.scan()]
         assert len(core) == len(list(core))
 
@@ -764,7 +764,7 @@ def test_a_full_server_refuses_writes_whole_and_keeps_what_it_has(own_server: Re
             with pytest.raises(hutch.StorageFullError, match="maxmemory"):
                 write()
         assert dict(core) == {"key": "old"}
-        # Room can be made.
+        # Space can be freed.
         del core["key"]
         raw(own_server, "CONFIG", "SET", "maxmemory", "0")
         core["key"] = "new"
@@ -867,7 +867,7 @@ def test_connections_are_shared_between_calls_and_gone_when_the_store_is_closed(
         return len(raw(own_server, "CLIENT", "LIST").splitlines() or []) - 1
 
     def clients_in_the_end(most: int) -> int:
-        """The server needs a moment to notice that a connection was closed."""
+        """Return the number of clients; the server needs a moment to notice a closed connection."""
         deadline = time.monotonic() + 5
         while clients() > most and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A server under maxmemory-policy allkeys-*: it may evict the listing of a namespace, its values, or the index."""
+"""Test a server under maxmemory-policy allkeys-*: it may evict a namespace's listing, its values, or the index."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(redis_server: RedisServer, prefix: str) -> Iterator[hutch.Store]:
 
 @pytest.fixture
 def server(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """Another client of the server, which removes what an eviction would."""
+    """Yield another client of the server, which removes what an eviction would."""
     with closing(redis.Redis(redis_server.host, redis_server.port)) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""The redis engine under signal handlers that raise or use hutch, at every point of every verb."""
+"""Test the redis engine under signal handlers that raise or use hutch, at every point of every verb."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import hutch
 from hutch.testing.signal_points import Visit, count_points
 from tests.servers import RedisServer
 
-# Classes that the driver, the sockets or hutch itself catch, and others: what a handler raises comes out as it is.
+# Classes that the driver, the sockets or hutch itself catch, and others: a handler's exception must come out unchanged.
 RAISED: list[type[BaseException]] = [
     RuntimeError,
     TimeoutError,
@@ -32,7 +32,7 @@ RAISED: list[type[BaseException]] = [
 ]
 
 
-# Of longer verbs each n-th point is taken. HUTCH_INTERRUPTS=all takes all of them.
+# Longer verbs are tested at each n-th point; HUTCH_INTERRUPTS=all tests all of them.
 MOST_POINTS = 1_000_000 if os.environ.get("HUTCH_INTERRUPTS") else 300
 
 
@@ -76,7 +76,7 @@ def fill(core: hutch.Namespace) -> None:
 
 
 def assert_sound(core: hutch.Namespace, store: hutch.Store) -> None:
-    """The next calls get their own answers, and no connection and no place in the queue is lost."""
+    """Assert that the next calls get their own answers, and no connection and no place in the queue is lost."""
     core["one"] = "first"
     core["two"] = "second"
     assert (core["one"], core["two"]) == ("first", "second")
@@ -94,7 +94,7 @@ def pool_of(store: hutch.Store) -> Any:
 
 
 def in_finalizer() -> bool:
-    """Whether a finalizer runs: Python drops what is raised in it. That of a socket warns, with its repr."""
+    """Return whether a finalizer runs: Python drops its exceptions. A socket's finalizer warns, with its repr."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name not in ("__del__", "__repr__", "_remove"):
         frame = frame.f_back
@@ -145,7 +145,7 @@ def test_a_handler_that_raises_at_any_point_of_a_verb_breaks_nothing(store: hutc
                 assert_sound(core, store)
         assert_sound(core, store)
         print(f"{verb}: {total} points, {len(raised)} raised, {len(came_out)} came out as they were")
-        # The standard library tries some conversions, and drops the ValueError of a handler there.
+        # There the standard library tries some conversions, and drops a handler's ValueError.
         lost = [where for where in raised if where not in came_out]
         assert [where for where in lost if "/lib/python3" not in where or "site-packages" in where] == []
         assert len(came_out) >= len(raised) * 0.95

@@ -1,6 +1,6 @@
-"""The redis engine behind a network that half works: fail-over, dead connections, outages, limits, wrong addresses.
+"""Test the redis engine on an unreliable network: fail-over, dead connections, outages, limits, wrong addresses.
 
-Times are those of a machine that is ten times slower than a laptop; the exact ones are printed.
+Limits allow for a machine ten times slower than a laptop; the exact times are printed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 @contextmanager
 def failed_over() -> Iterator[tuple[Proxy, RedisServer, RedisServer]]:
-    """A name that led to the first server, now a replica, and leads to the second, its primary."""
+    """Yield a name that first led to a server, now a replica, and now leads to its new primary, the second server."""
     with RedisServer() as one, RedisServer() as two, Proxy(one.port) as name:
         yield name, one, two
 

@@ -1,7 +1,7 @@
-"""The shelf engine: Errbot's files in place, in every dialect of dbm, and what keeps them whole.
+"""Test the shelf engine: Errbot's files in place, in every dialect of dbm, and what keeps them intact.
 
-Which dialects there are is up to the Python that runs this. The last test runs the others with a Python that has
-them, if one is found.
+The Python that runs the tests determines the dialects. The last test runs the others with a Python that has them, if
+one is found.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 
 class SqliteDbm(MutableMapping[bytes, bytes]):
-    """What `dbm.sqlite3` of Python 3.13 does, statement by statement, for the Pythons before it."""
+    """The statements of Python 3.13's `dbm.sqlite3`, for earlier Pythons."""
 
     def __init__(self, path: str) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -100,7 +100,7 @@ def dbm_open(base: str, dialect: str) -> Any:
 
 
 def errbot_open(folder: Path, namespace: str, dialect: str) -> Any:
-    """Errbot's ShelfStorage, as it makes it; `dialect` says what the Python of that bot would have chosen."""
+    """Open a shelf as Errbot's ShelfStorage does; `dialect` is the one that the bot's Python would have chosen."""
     base = os.path.join(folder, f"{namespace}.db")
     folder.mkdir(exist_ok=True)
     if dialect == "sqlite3" and sys.version_info < (3, 13):
@@ -128,7 +128,7 @@ def files(folder: Path) -> set[str]:
 
 
 def data_file(folder: Path, dialect: str, namespace: str = "core") -> Path:
-    """The file that holds the values; ndbm libraries differ in what they call it."""
+    """Return the file that holds the values; its name differs between ndbm libraries."""
     suffixes = {"ndbm": (".db", ".pag"), "dumb": (".dat",)}.get(dialect, ("",))
     return next(file for suffix in suffixes if (file := folder / f"{namespace}.db{suffix}").exists())
 
@@ -136,7 +136,7 @@ def data_file(folder: Path, dialect: str, namespace: str = "core") -> Path:
 def python(
     code: str, *arguments: object, executable: str = sys.executable, packages: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run `code`, with the packages of this Python unless the other one is of another version and has its own."""
+    """Run `code`, with this Python's packages unless the other one has a different version and its own packages."""
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} if packages else {}
     return subprocess.run(
         [executable, "-c", code, *map(str, arguments)],
@@ -154,7 +154,7 @@ def succeeded(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def lacking(what: str) -> None:
-    """A visible skip on a laptop, a failure in CI."""
+    """Skip visibly on a laptop, fail in CI."""
     if os.environ.get("CI"):
         pytest.fail(what)
     pytest.skip(what)
@@ -236,7 +236,7 @@ def with_errbot(work: str) -> str:
 
 
 def errbot_python() -> str:
-    """A Python that has Errbot: this one, that of `errbot` on the PATH, or the one in HUTCH_ERRBOT_PYTHON."""
+    """Return a Python that has Errbot: this one, that of `errbot` on the PATH, or the one in HUTCH_ERRBOT_PYTHON."""
     named = os.environ.get("HUTCH_ERRBOT_PYTHON")
     if named:
         return named
@@ -770,7 +770,7 @@ def test_dumb_files_do_not_grow_by_writing_the_same_keys_over_and_over(tmp_path:
 
 
 class Refused:
-    """Pickles, and cannot be unpickled: as Errbot's identifiers are outside a running bot."""
+    """Can be pickled but not unpickled, like Errbot's identifiers outside a running bot."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, ("secret text",)
@@ -901,7 +901,7 @@ def test_a_private_file_stays_private(tmp_path: Path, dialect: str) -> None:
 
 
 def left_by_errbot(folder: Path, dialect: str) -> dict[tuple[str, str], Any]:
-    """Shelves as bots left them: closed, killed while they were open, of Errbot 3, empty; and what is none."""
+    """Make shelves as bots left them: closed, killed while open, of Errbot 3, empty; and files that are not shelves."""
     items = {"plain": VALUES["plain"], "Ü": None}
     places = {"core": folder}
     if dialect in ("gnu", "sqlite3"):  # those of two files Errbot never moved from there
@@ -1013,7 +1013,7 @@ def test_pickles_can_be_read_by_two_at_a_time_and_keep_out_who_would_write(tmp_p
 
 
 def other_python(dialects: list[str]) -> str | None:
-    """A Python of this version, so that it can use this one's packages, with those dialects; skips if there is none."""
+    """Return a Python of this version, which can use this one's packages, with those dialects; skip if not found."""
     modules = {"gnu": "_gdbm", "ndbm": "_dbm"}
     names = ["python3", f"python3.{sys.version_info.minor}"]
     found = [shutil.which(name, path=folder) for folder in (*os.get_exec_path(), "/usr/bin") for name in names]

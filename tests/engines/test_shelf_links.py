@@ -1,4 +1,4 @@
-"""The shelf engine in a folder that somebody else packed: links in the place of its files are never followed."""
+"""Test the shelf engine in a folder prepared by an attacker: links in place of its files are never followed."""
 
 from __future__ import annotations
 

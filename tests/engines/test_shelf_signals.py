@@ -1,4 +1,4 @@
-"""The shelf engine when a signal handler raises, or uses the namespace, at any point of any of its calls."""
+"""Test the shelf engine when a signal handler raises, or uses the namespace, at any point of any of its calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hutch.testing.signal_points import Visit, count_points, run_at
 from tests.engines.test_shelf import dbm_open, errbot_reads
 
 PATIENCE_S = 60.0
-# How many points of each call are tried, chosen by chance with this seed; 0 for all of them.
+# The number of points tried per call, chosen at random with this seed; 0 for all of them.
 POINTS = int(os.environ.get("HUTCH_SIGNAL_POINTS", "12"))
 SEED = int(os.environ.get("HUTCH_SEED", "0")) or random.randrange(1 << 30)
 # A file that was just opened when an interrupt came is closed as it is collected, which Python warns of.
@@ -47,7 +47,7 @@ class Limit(TimeoutError):
 
 
 class Lack(MemoryError):
-    """What Python raises where memory ends."""
+    """What Python raises when memory runs out."""
 
 
 class Miss(KeyError):
@@ -91,7 +91,7 @@ def after(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_free(ns: hutch.Namespace) -> bool:
-    """Whether another thread can write."""
+    """Return whether another thread can write."""
     writing = threading.Thread(target=ns.__setitem__, args=("free", 1), daemon=True)
     writing.start()
     writing.join(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""What the SQLite engine promises beyond the contract: its file, its waits, its processes, and what breaks it."""
+"""Test what the SQLite engine promises beyond the contract: its file, its waits, its processes, and damage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def everything(path: Path, namespace: str = "core") -> dict[str, Any]:
 
 
 def raw(path: Path) -> closing[sqlite3.Connection]:
-    """The file as any other program sees it."""
+    """Open the file as any other program does."""
     return closing(sqlite3.connect(path, isolation_level=None, timeout=5))
 
 
@@ -295,7 +295,7 @@ def test_a_file_put_in_the_place_of_another_is_another_database(path: Path, tmp_
             log.unlink()
         os.replace(tmp_path / "second.db", path)
         assert everything(path) == {"which": "second"}
-        # Whoever would need a new connection is told, instead of being given the other file's data.
+        # A call that would need a new connection raises, instead of reading the other file's data.
         with pytest.raises(hutch.StorageUnavailableError, match="was replaced while it was open"):
             old["key"] = 1
     assert everything(path) == {"which": "second"}
@@ -334,7 +334,7 @@ def test_a_reader_that_is_in_use_when_the_last_handle_closes_is_closed_after_use
 
 
 def test_a_store_closed_under_its_readers_leaves_no_connection_open(path: Path) -> None:
-    """Threads that read while the handle is closed are told, and whatever they held of the file is let go."""
+    """Threads that read while the handle is closed get an error, and release everything they held of the file."""
     put(path, key=1)
 
     def read(space: hutch.Namespace, reading: threading.Barrier, told: list[BaseException]) -> None:
@@ -604,7 +604,7 @@ def test_a_child_uses_an_inherited_handle_while_the_parent_goes_on(path: Path) -
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_parent_may_close_while_a_child_writes(path: Path) -> None:
-    """The trap: a child that took over the parent's record of locks would write to a log that the parent deletes."""
+    """A child that inherited the parent's record of locks would write to a log that the parent deletes."""
     read_end, write_end = os.pipe()
     with connect(path) as store, store.open("core") as space:
         space["before"] = 1
@@ -649,7 +649,7 @@ def test_a_process_may_fork_while_its_threads_read_and_write(path: Path) -> None
         for thread in threads:
             thread.start()
         try:
-            # Where busy threads keep the fork waiting too long, the child is told, and has written nothing.
+            # Where busy threads delay the fork too long, the child raises, and has written nothing.
             ended = [
                 f"child {number}"
                 for number in range(10)
@@ -702,7 +702,7 @@ def test_a_child_forked_from_the_middle_of_a_write_is_told_and_harms_nothing(
 
 
 def assert_refused(path: Path, kind: type[hutch.StoreError], message: str) -> None:
-    """Opening it raises `kind`, promptly, and changes nothing: neither the file nor its folder."""
+    """Assert that opening the file raises `kind`, promptly, and changes neither the file nor its folder."""
     before = (path.read_bytes() if path.is_file() else None, sorted(os.listdir(path.parent)))
     with connect(path) as store:
         for use in (lambda: store.open("core"), store.namespaces, lambda: store.drop("core")):
@@ -842,7 +842,7 @@ def test_a_key_that_is_not_utf_8_is_an_error(path: Path) -> None:
 
 
 def test_a_file_made_by_the_first_release_is_used_as_it_is(path: Path) -> None:
-    """Its tables have the same meaning, in other words: `typeof` in the checks."""
+    """Its tables mean the same in different SQL: `typeof` in the constraints."""
     put(path, key="old")
     with raw(path) as database:
         (made,) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'entries'").fetchone()

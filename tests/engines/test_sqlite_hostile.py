@@ -1,4 +1,4 @@
-"""What somebody may put beside an SQLite file: links, FIFOs, a journal that names a victim. And the modes of files."""
+"""Test what an attacker may put beside an SQLite file: links, FIFOs, a journal that names a victim; and file modes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = ("-wal", "-shm", "-journal")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file with a key, in a folder of its own; beside the folder is a file that nobody may touch."""
+    """Return a file with a key, in its own folder, beside which lies a file that nothing may touch."""
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "folder").mkdir()
     path = tmp_path / "folder" / "kv.db"
@@ -93,7 +93,7 @@ def test_the_data_file_may_be_a_link_and_its_log_lies_beside_what_it_leads_to(pa
 
 
 def journal_of(path: Path, name: str) -> bytes:
-    """A journal without a page, that names another file, as a transaction over several databases leaves one."""
+    """Return a journal without a page that names another file, as a transaction over several databases leaves one."""
     magic = bytes.fromhex("d9d505f920a163d7")
     pages = path.stat().st_size // 4096
     head = struct.pack(">8sIIIII", magic, 0, 0, pages, 512, 4096).ljust(512, b"\0")
@@ -111,7 +111,7 @@ def test_a_journal_that_names_another_file_is_refused_since_sqlite_would_delete_
     journal.write_bytes(journal_of(path, str(victim)))
     every_use_is_refused(path, "kv.db-journal' names another file, which SQLite would delete")
     assert victim.read_text() == "precious"
-    # It is what SQLite takes for one: the file is gone once it opens the database.
+    # SQLite accepts it as a journal: the file is gone once it opens the database.
     with sqlite3.connect(path) as database:
         database.execute("SELECT count(*) FROM entries").fetchone()
     database.close()

@@ -1,4 +1,4 @@
-"""The SQLite engine when a signal handler raises, or uses the file itself, at any point of any of its calls."""
+"""Test the SQLite engine when a signal handler raises, or uses the file itself, at any point of any of its calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import hutch
 from hutch.testing.signal_points import Visit, points, run_at
 
 PATIENCE_S = 60.0
-# How many points of each call are tried, chosen by chance with this seed; 0 for all of them.
+# The number of points tried per call, chosen at random with this seed; 0 for all of them.
 LIMIT = int(os.environ.get("HUTCH_SIGNAL_POINTS", "12")) or None
 SEED = int(os.environ.get("HUTCH_SEED", "0")) or random.randrange(1 << 30)
 BEFORE = {f"k{number:03}": bytes([number]) * 20 for number in range(100)}
@@ -35,11 +35,11 @@ class Limit(Exception):
 
 
 class Lack(MemoryError):
-    """What Python raises where memory ends."""
+    """What Python raises when memory runs out."""
 
 
 class LikeTheDriver(sqlite3.OperationalError):
-    """Of a class that the engine catches from SQLite."""
+    """An exception of a class that the engine catches from SQLite."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def seed() -> None:
 
 @pytest.fixture
 def dropped(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """What Python cannot raise: exceptions in finalizers and callbacks of weak references."""
+    """Return what Python cannot raise: exceptions in finalizers and callbacks of weak references."""
     dropped: list[BaseException] = []
     monkeypatch.setattr("sys.unraisablehook", lambda told: dropped.append(told.exc_value))
     return dropped
@@ -71,7 +71,7 @@ def opened(path: Path, **options: Any) -> Iterator[Any]:
 
 
 def raw(path: Path) -> closing[sqlite3.Connection]:
-    """The file as any other program sees it."""
+    """Open the file as any other program does."""
     return closing(sqlite3.connect(path, isolation_level=None, timeout=5))
 
 
@@ -127,7 +127,7 @@ def in_thread(work: Callable[[], object]) -> None:
 
 
 def nothing_is_held(storage: Any) -> None:
-    """No transaction and no snapshot is open, in this process or as others see it, and no reader is lost."""
+    """Assert that no transaction or snapshot is open, in this process or as seen by others, and no reader is lost."""
     database = storage._shared
     assert not database.writer._lock._tickets
     assert not database.readers._opening._tickets
@@ -164,7 +164,7 @@ def test_an_exception_at_any_point_comes_out_and_leaves_nothing_taken(
             try:
                 visit.run(lambda: call(storage))
             except BaseException as raised:
-                kept = raised  # as a notebook keeps the last one, and the frames with it
+                kept = raised  # as a notebook keeps the last exception, and its frames with it
             else:
                 kept = None
             assert kept is error or visit.where is None or error in dropped, f"{kept!r} at {visit.where}"
@@ -204,7 +204,7 @@ def test_an_exception_while_a_file_is_made_opened_and_closed_leaves_nothing_take
                 raise
         else:
             assert visit.where is None or error in dropped, f"swallowed at {visit.where}"
-        # A kept exception keeps the frames, and with them what nobody had closed yet.
+        # A kept exception keeps the frames, and everything that they had not closed.
         del visit, action, error
         gc.collect()
         with opened(path) as storage:

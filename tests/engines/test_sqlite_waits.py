@@ -1,4 +1,4 @@
-"""How long anybody waits for SQLite's one writer: in turn among threads and processes, never for ever, never deaf."""
+"""Test waiting for SQLite's single writer: fair among threads and processes, bounded, and interruptible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import hutch
 from tests.engines.test_sqlite import connect, in_child, needs_fork, needs_posix, raw
 
 PATIENCE_S = 90.0
-# A writer gets its turn within a second. On a machine that does ten other things, within ten.
+# A writer gets to write within a second; on a machine busy with ten other things, within ten.
 TURN_S = 1.0
 SLOW_MACHINE = 10
 
