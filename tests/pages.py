@@ -1,8 +1,8 @@
-"""The blocks of a page of the docs, run as a reader would run them.
+"""Run the code blocks of a docs page as a reader would.
 
-They run in order, in one empty folder. A block whose first line is a comment with the name of a file is written there;
-``python`` is run, all of a page in one namespace; so is every line of ``console`` that starts with ``$ hutch``. A
-``py`` block is a fragment and is not run.
+They run in order, in one empty folder. A block whose first line is a comment with a file's name is written to that
+file; ``python`` blocks run, all of a page in one namespace; so does every line of ``console`` that starts with ``$
+hutch``. A ``py`` block is a fragment and does not run.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def commands(block: Block) -> list[str]:
 
 
 def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Run all that `page` shows, in `folder`; the names its Python leaves."""
+    """Run the blocks of `page` in `folder`; return the names that its Python defines."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.delenv("HUTCH_PLUGIN_PATH", raising=False)
-    # What names no store must not reach that of whoever runs the tests.
+    # An example that names no store must not reach the developer's own.
     monkeypatch.setenv("HUTCH_STORAGE", f"lmdb://{folder}/unnamed")
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):

@@ -1,4 +1,4 @@
-"""How tests expect an error: of what kind, saying what, and how soon."""
+"""Assert which error a test raises: its kind, its message, and how soon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT_S = 5.0
 
 @contextmanager
 def refused(kind: type[hutch.StoreError], *told: object) -> Iterator[None]:
-    """The block raises an error of that kind and none narrower, promptly; its text has every part of `told`."""
+    """Assert that the block promptly raises exactly `kind`, with every part of `told` in its message."""
     began = time.monotonic()
     with pytest.raises(kind) as raised:
         yield

@@ -1,7 +1,7 @@
-"""Real servers for tests: private, on free ports, in folders of their own, gone afterwards.
+"""Real servers for tests: private, on free ports, in their own folders, removed afterwards.
 
-`RedisServer` can be killed, stalled and started again on the same port with the same data, for a client must live
-through all of it.
+`RedisServer` can be killed, stalled and restarted on the same port with the same data, because a client must survive
+all of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PORTS_TRIED = 5
 
 
 def need_program(name: str) -> str:
-    """The path of the program `name`. Without it the test is skipped, and fails where the variable CI is set."""
+    """Return the path of the program `name`. Without it skip the test, or fail it where the variable CI is set."""
     found = shutil.which(name)
     if found is None:
         told = f"{name} is not on the PATH; install it to run this test (`make test` does)"
@@ -49,7 +49,7 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make them in `folder` with the openssl command."""
+    """Create the certificates in `folder` with the openssl command."""
     need_program("openssl")
     made = Certificates(*(folder / name for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")))
     ca_key = folder / "ca.key"
@@ -108,17 +108,17 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Over TCP, without password."""
+        """The URL over TCP, without password."""
         return f"redis://{self.host}:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        """Over the unix socket, without password."""
+        """The URL over the unix socket, without password."""
         return f"unix://{self.socket}"
 
     @property
     def tls_url(self) -> str:
-        """Over TLS, without password; the name is one that the certificate has."""
+        """The URL over TLS, without password, with a host name of the certificate."""
         return f"rediss://localhost:{self.tls_port}/0"
 
     @property
@@ -128,7 +128,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it again, on the same ports and with what it kept on disk."""
+        """Start it again, on the same ports and with its data on disk."""
         assert self._process is None, "the server is running"
         # Should the tests be killed, their servers must not stay. (The system ties this to a thread, not to us.)
         is_main = threading.current_thread() is threading.main_thread()
@@ -148,19 +148,19 @@ class RedisServer:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Let it shut down in its own way."""
+        """Shut it down cleanly."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once, as kill -9 and a power cut do."""
+        """Kill it at once, as kill -9 and a power cut do."""
         self._end(signal.SIGKILL)
 
     def stall(self) -> None:
-        """Let it hang: connections are accepted by the system, and nobody answers."""
+        """Make it hang: the system accepts connections, but nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `stall`."""
+        """Let it continue after `stall`."""
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class RedisServer:
 
 
 class Proxy:
-    """A TCP proxy: stands for a name that may lead to another server, and for a firewall that forgets connections."""
+    """A TCP proxy: stands for a name that moves to another server, and for a firewall that forgets connections."""
 
     def __init__(self, target_port: int) -> None:
         #: Where new connections lead to.
@@ -248,7 +248,7 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def freeze(self) -> None:
-        """Forward nothing more over the connections that are open now, and tell neither end."""
+        """Silently stop forwarding over the connections that are open now."""
         self._frozen.update(one for pair in self._open for one in pair)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The table of docs/architecture.md, held: who may import whom, and what importing hutch costs."""
+"""Test the table of docs/architecture.md: which room may import which, and what importing hutch costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PUBLIC = "public"
 
 
 def read_table() -> dict[str, tuple[set[str], set[str]]]:
-    """Room -> the rooms and the packages it may import."""
+    """Return, for each room, the rooms and the packages it may import."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)
     return {
@@ -47,7 +47,7 @@ def room_of(file: Path) -> str:
 
 
 def imports_of(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """(module, names imported from it), with relative imports made absolute; type-checking ones count too."""
+    """Yield (module, names imported from it), relative imports made absolute, type-checking imports included."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     parents = parts[1:-1] if parts[0] == "src" else parts[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -59,7 +59,7 @@ def imports_of(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def rooms_imported(module: str, names: list[str]) -> set[str]:
-    """The rooms of hutch that ``from module import names`` reaches; PUBLIC for its public names."""
+    """Return the rooms of hutch that ``from module import names`` reaches; PUBLIC for its public names."""
     if module != "hutch":
         return {module.split(".")[1]}
     return {PUBLIC if name in hutch.__all__ else name for name in names} or {PUBLIC}
@@ -94,7 +94,7 @@ def test_every_room_of_the_table_exists() -> None:
 
 
 def modules_after(statement: str) -> set[str]:
-    """The modules that `statement` adds to those of a bare interpreter, site-packages and their hooks left out."""
+    """Return the modules that `statement` adds to a bare interpreter's, without site-packages and their hooks."""
     code = (
         "import sys, json; before = set(sys.modules); sys.path[:0] = json.loads(sys.argv[1])\n"
         f"{statement}\nprint(json.dumps(sorted(set(sys.modules) - before)))"

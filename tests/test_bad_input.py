@@ -1,8 +1,8 @@
-"""Bad input, through the front door: an error of the right kind that says what and where, with all data intact.
+"""Test bad input through the public API: an error of the right kind that says what and where, with all data intact.
 
-One test for each line of the list; the details of each are tested where the room is that deals with it, as named:
-descriptors in test_descriptor and test_discovery, modules and factories in test_loader, storages in test_store, configs
-in test_config and test_config_file, names in test_limits and the kit, files and servers in engines/, disks in faults/.
+One test per line of the list; the details are tested with the responsible module: descriptors in test_descriptor and
+test_search, modules and factories in test_load, storages in test_store, configs in test_config and test_config_file,
+names in test_limits and the kit, files and servers in engines/, disks in faults/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GoodPlugin(StoragePluginBase):
 
 
 class Machine:
-    """A folder of plugins with one that works, and a store with data in it, which no bad input may touch."""
+    """A folder of plugins with one that works, and a store with data, which no bad input may change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Machine:
         return {"STORAGE": name, "EXTRA_PLUGIN_DIRS": [str(self.plugins)], **keys}
 
     def is_intact(self) -> None:
-        """What was stored is there, and the other plugins, built-in or beside the bad one, are usable."""
+        """Assert that the data is there, and that the other plugins, built-in or beside the bad one, are usable."""
         with hutch.connect(f"lmdb://{self.state}") as store, store.open("core") as space:
             assert dict(space) == {"kept": ["value"]}
         for name in ("good", "memory"):
@@ -73,7 +73,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def use(config: Any, namespace: str = "core") -> None:
-    """All that an application does with a store."""
+    """Do everything that an application does with a store."""
     with hutch.connect(config) as store, store.open(namespace) as space:
         space["k"] = 1
         assert dict(space) == {"k": 1}

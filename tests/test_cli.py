@@ -1,4 +1,4 @@
-"""The `hutch` command: what it prints, what it refuses, how it ends, and that it harms nothing on the way."""
+"""Test the `hutch` command: what it prints, what it refuses, its exit codes, and that it does no harm."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def url(tmp_path: Path) -> str:
 
 
 def hutch_(*arguments: str, stdin: bytes = b"") -> Result:
-    """The command, run in this process; what it prints must be UTF-8."""
+    """Run the command in this process; what it prints must be UTF-8."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     given = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -70,7 +70,7 @@ def hutch_(*arguments: str, stdin: bytes = b"") -> Result:
 
 
 def hutch_process(*arguments: str, timeout_s: float = _TIMEOUT_S, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command as users run it."""
+    """Run the command as users do."""
     return subprocess.run(
         [sys.executable, "-m", "hutch", *arguments],
         capture_output=True,
@@ -268,7 +268,7 @@ def test_the_store_is_named_by_option_environment_file_or_default(
     fill(None, core={"default": 1})
     assert stored_where() == "default"
     (tmp_path / "hutch.yaml").write_text("STORAGE: lmdb\nSTORAGE_CONFIG: {path: here}\n")
-    # It is not looked for; who relied on it is told.
+    # A config in the working folder is not read; the command says so.
     assert stored_where() == "default"
     assert "to use the config in this folder add: -c hutch.yaml" in hutch_("keys", "core").err
     monkeypatch.setenv("HUTCH_CONFIG", str(config))
@@ -831,7 +831,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C, more than once: a signal before the process waits for its input is noticed behind the next key alone."""
+    """Press Ctrl-C repeatedly: a signal before the process waits for input is noticed only after the next key."""
     deadline = time.monotonic() + _TIMEOUT_S
     while process.poll() is None:
         assert time.monotonic() < deadline
@@ -841,7 +841,7 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def terminal(*arguments: str, columns: int = 80, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command on a terminal of its own, and the other end of that."""
+    """Run the command on its own terminal; yield the process and the terminal's other end."""
     import fcntl
     import pty
     import struct
@@ -970,7 +970,7 @@ SAMPLES = Path(__file__).parent / "bridges" / "data"
 
 @pytest.fixture(params=["dotevals-json", "errbot-shelf", "ragas-jsonl", "themis-sqlite"])
 def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
-    """The name of a format, and the path of files in it."""
+    """Return the name of a format, and the path of files in it."""
     paths = {"dotevals-json": "dotevals", "ragas-jsonl": "ragas", "themis-sqlite": "themis/runs.sqlite3"}
     name: str = request.param
     if name != "errbot-shelf":

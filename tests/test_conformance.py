@@ -1,4 +1,4 @@
-"""Every built-in engine keeps every promise: the suite that any plugin author runs, without overrides."""
+"""Test every built-in engine with the suite that plugin authors run, without overrides."""
 
 from __future__ import annotations
 

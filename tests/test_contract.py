@@ -1,4 +1,4 @@
-"""What StorageBase and EncodedStorage make of six verbs: right for any engine that has no more than those."""
+"""Test what StorageBase and EncodedStorage make of six verbs: correct for any engine with no more than those."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 class SixVerbs(hutch.StorageBase):
-    """Values as pickles, in any order, and not one verb more than a plugin must have."""
+    """Values as pickles, in any order, with only the verbs that a plugin must have."""
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
@@ -60,7 +60,7 @@ class SixVerbsPlugin(hutch.StoragePluginBase):
 
 
 class SixByteVerbs(hutch.EncodedStorage):
-    """Bytes in a dict, and not one verb more than an engine must have."""
+    """Bytes in a dict, with only the verbs that an engine must have."""
 
     def __init__(self, plugin: hutch.StoragePluginBase, namespace: str = "core") -> None:
         super().__init__(plugin, namespace)
@@ -194,7 +194,7 @@ def test_compare_and_set_compares_types_too(make: Callable[[], hutch.StorageBase
     "value", [math.nan, [math.nan], {"a": {"b": (float("nan"), 1)}}, {math.nan: 1}, frozenset({math.nan})], ids=repr
 )
 def test_a_nan_within_a_value_is_no_lost_race(make: Callable[[], hutch.StorageBase], value: Any) -> None:
-    """It is not equal to itself, once it was read anew: nothing must wait for that."""
+    """A NaN is not equal to itself after it was read again: nothing must wait for equality."""
     storage = make()
     storage.set("k", value)
     began = time.monotonic()
@@ -264,7 +264,7 @@ def test_the_updates_of_threads_are_not_lost(make: Callable[[], hutch.StorageBas
 
 
 def test_what_is_changed_for_an_update_is_not_the_object_that_a_storage_holds() -> None:
-    """Errbot's memory storage hands out its own objects. That is no change by somebody else."""
+    """Errbot's memory storage returns its own objects. Changing one is not a concurrent change."""
 
     class Own(SixVerbs):
         own: dict[str, Any]

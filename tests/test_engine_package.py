@@ -1,4 +1,4 @@
-"""The complete engine package of examples/engine_package, installed and tested as its author would."""
+"""Test the complete engine package of examples/engine_package, installed as its author would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/engines.md lists every option of every engine, with its default."""
+"""Test that docs/engines.md lists every option of every engine, with its default."""
 
 from __future__ import annotations
 

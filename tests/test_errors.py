@@ -1,4 +1,4 @@
-"""The tree of errors, as the contract draws it, and what messages are made with."""
+"""Test the tree of errors, as the contract draws it, and the helpers that make messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example application, run as a person would run it."""
+"""Test the example application, run as a user would run it."""
 
 from __future__ import annotations
 

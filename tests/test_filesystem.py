@@ -1,4 +1,4 @@
-"""hutch's own files are opened, created and replaced without following links."""
+"""Test that hutch's own files are opened, created and replaced without following links."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What must not grow with a store: the memory that an iteration takes, the work of `len` and `open`, a file whose
-contents only change. Counted, not timed; benchmarks/growth has the times."""
+"""Test what must not grow with a store, counted, not timed; benchmarks/growth has the times.
+
+These are the memory of an iteration, the work of `len` and `open`, and a file whose contents only change.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def bytes_on_disk(folder: Path) -> int:
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """Bytes that Python's objects took at the highest, beyond those there were before."""
+    """Return the peak bytes of Python objects during `work`, beyond those before it."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -73,7 +75,7 @@ def peak_of(work: Callable[[], object]) -> int:
 
 
 def calls_of(work: Callable[[], object]) -> list[str]:
-    """The names of all functions, of Python and of C, that `work` calls, in order."""
+    """Return the names of all functions, of Python and of C, that `work` calls, in order."""
     names: list[str] = []
 
     def note(frame: Any, event: str, function: Any) -> None:
@@ -193,7 +195,7 @@ def test_len_reads_a_few_pages_of_an_lmdb_file_however_many_there_are(tmp_path: 
 
 
 def mapped_bytes(name: str) -> int:
-    """How much of a mapped file this process has touched."""
+    """Return how much of a mapped file this process has touched."""
     smaps = Path("/proc/self/smaps").read_text(encoding="utf-8")
     found = re.findall(rf"/{re.escape(name)}\n(?:[^\n]*\n)*?Rss: +(\d+) kB", smaps)
     return sum(map(int, found)) * 1024

@@ -1,4 +1,4 @@
-"""What a signal handler raised is told from what the interrupted call raised."""
+"""Test that a signal handler's exception is distinguished from the interrupted call's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hutch.hooks: other packages add plugins and are told of namespaces; none of them can break hutch."""
+"""Test hutch.hooks: other packages add plugins and observe namespaces; none of them can break hutch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hutch.hooks import hooked_plugins, hookimpl, notify, plugin_manager, regist
 
 
 class Listener:
-    """Writes down what it is told."""
+    """Records what it observes."""
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
@@ -208,7 +208,7 @@ def site(folder: Path, project: str, entry_points: str, code: str) -> None:
 
 
 def ran(program: str, *sites: Path) -> Any:
-    """What `program` prints as JSON, with what is installed in `sites`; a warning ends it."""
+    """Return what `program` prints as JSON, with the packages in `sites`; a warning ends it."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites))},

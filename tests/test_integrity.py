@@ -1,4 +1,4 @@
-"""hutch.check_data and `hutch check-data`: what they find, what they mend, and what they leave alone."""
+"""Test hutch.check_data and `hutch check-data`: what they find, what they repair, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENGINES = ("lmdb", "sqlite")
 
 @pytest.fixture(params=ENGINES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A closed store that holds `DATA`."""
+    """Return the URL of a closed store that holds `DATA`."""
     url = f"{request.param}://{tmp_path / 'store'}"
     fill(url)
     return url

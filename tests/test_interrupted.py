@@ -1,7 +1,7 @@
-"""What a signal handler raises comes out of hutch as it is, wherever it interrupted: opening, plugins' code, hooks.
+"""Test that a signal handler's exception leaves hutch unchanged, wherever it interrupts: opening, plugins, hooks.
 
-Each test raises at every point, one after the other, at which CPython may run a handler. The verbs of each engine are
-held to the same by the conformance kit.
+Each test raises at every point at which CPython may run a handler, one after the other. The conformance kit tests the
+same for the verbs of each engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The locks on keys that `modify` and `mutable` take: refusals, waits, and signal handlers at every point."""
+"""Test the key locks of `modify` and `mutable`: refusals, waits, and signal handlers at every point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers: what each changes, that it changes nothing else, and what a config may ask for."""
+"""Test the layers: what each changes, that it changes nothing else, and what a config may ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers, while a signal handler writes or raises at every point at which it may run."""
+"""Test the layers while a signal handler writes or raises at every point at which it may run."""
 
 from __future__ import annotations
 

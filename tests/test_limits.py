@@ -1,4 +1,4 @@
-"""The portable limits: to the byte, on what a key and a name are, and in words that help."""
+"""Test the portable limits of keys and names, to the byte, and the advice in their errors."""
 
 from __future__ import annotations
 

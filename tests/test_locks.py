@@ -1,4 +1,4 @@
-"""FairLock: order, time-outs, nested calls, forks, and handlers that raise anywhere."""
+"""Test FairLock: order, time-outs, nested calls, forks, and handlers that raise anywhere."""
 
 from __future__ import annotations
 

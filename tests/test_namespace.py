@@ -1,4 +1,4 @@
-"""StoreMixin in a class of the host's own, over storages and factories of any make, across threads and forks."""
+"""Test StoreMixin in a host's own class, over any storage and factory, across threads and forks."""
 
 # ruff: noqa: PT012 - what is raised on the way out of a block is what is tested here
 

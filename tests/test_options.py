@@ -1,4 +1,4 @@
-"""An engine's options: declared once, read from a URL's text and from Python values alike, refused by name."""
+"""Test an engine's options: declared once, read from a URL's text and from Python values alike, refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users get: the wheel, the sdist and an editable install, each in an empty environment of its own."""
+"""Test what users install: the wheel, the sdist and an editable install, each in its own empty environment."""
 
 from __future__ import annotations
 

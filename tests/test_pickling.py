@@ -1,4 +1,4 @@
-"""Pickles of stores and namespaces: what they hold, what is refused, and what workers make of them."""
+"""Test pickles of stores and namespaces: what they hold, what is refused, and how workers use them."""
 
 from __future__ import annotations
 

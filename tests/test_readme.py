@@ -1,7 +1,7 @@
-"""The README and the docs say what is so: their Python runs, their commands succeed, their links lead somewhere.
+"""Test that the README and the docs are right: their Python runs, their commands succeed, their links work.
 
-`tests.pages` says how. The page of the command line is left out, whose stores are anybody's, and so are those of the
-bridges, which their own tests run where the framework is.
+`tests.pages` says how. Left out are the command line's page, whose stores do not exist here, and the bridges' pages,
+which their own tests run where the framework is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""hutch.record: what a frozen dataclass does, a Record does."""
+"""Test hutch.record: a Record does what a frozen dataclass does."""
 
 from __future__ import annotations
 

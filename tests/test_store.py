@@ -1,4 +1,4 @@
-"""connect, Store and load_plugin: what is opened, closed, told and let go, also when a plugin misbehaves."""
+"""Test connect, Store and load_plugin: opening, closing, events and release, also when a plugin misbehaves."""
 
 from __future__ import annotations
 

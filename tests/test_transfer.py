@@ -1,4 +1,4 @@
-"""copy, verify, dump and load: nothing is lost or changed on the way, and a break on the way is noticed and mended."""
+"""Test copy, verify, dump and load: nothing is lost or changed, and an interruption is noticed and repaired."""
 
 from __future__ import annotations
 

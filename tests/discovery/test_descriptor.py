@@ -63,7 +63,7 @@ Anything = goes
 
 
 def written(folder: Path, text: str | bytes, modules: tuple[str, ...] = ("files_storage",)) -> Path:
-    """A descriptor in `folder`, with modules beside it that must never be run."""
+    """Write a descriptor in `folder`, with modules beside it that must never run; return its path."""
     for module in modules:
         (folder / f"{module}.py").write_text("raise SystemExit('a descriptor is text')\n", "utf-8")
     path = folder / "files.plug"
@@ -72,7 +72,7 @@ def written(folder: Path, text: str | bytes, modules: tuple[str, ...] = ("files_
 
 
 def refusal(path: Path) -> str:
-    """The message with which `path` is refused."""
+    """Return the message with which `path` is refused."""
     with pytest.raises(PluginLoadError) as caught:
         read_descriptor(path)
     assert str(path) in str(caught.value), "the message names the file"

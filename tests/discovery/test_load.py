@@ -32,7 +32,7 @@ class FilesPlugin(StoragePluginBase):
 
 
 def plugin(folder: Path, code: str, core: str = "", more: str = "", module: str = "files_storage") -> PluginInfo:
-    """A plugin with `code` in its module."""
+    """Return a plugin with `code` in its module."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(dedent(code), "utf-8")
     path = folder / f"{module}.plug"
@@ -41,7 +41,7 @@ def plugin(folder: Path, code: str, core: str = "", more: str = "", module: str 
 
 
 def ours() -> set[str]:
-    """The modules that the loader has put into sys.modules."""
+    """Return the modules that the loader has put into sys.modules."""
     return {name for name in sys.modules if name.startswith("hutch_plugin_")}
 
 
@@ -55,7 +55,7 @@ def _sys_is_as_it_was() -> Iterator[None]:
 
 
 def refusal(info: PluginInfo, cause: type[BaseException] | tuple[type[BaseException], ...] | None = None) -> str:
-    """The message with which loading `info` is refused."""
+    """Return the message with which loading `info` is refused."""
     with pytest.raises(PluginLoadError) as caught:
         load_factory(info)
     actual = caught.value.__cause__
@@ -374,7 +374,7 @@ def _forgets_installed() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _path_is_mended_first(_sys_is_as_it_was: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Order of teardown: what a test did to sys.path is undone before the path is compared."""
+    """Order the teardown: undo a test's changes of sys.path before comparing the path."""
 
 
 @pytest.mark.usefixtures("_forgets_installed")

@@ -23,7 +23,7 @@ NO_VARIABLES: dict[str, str] = {}
 
 
 def plugin(folder: Path, name: str, extra: str = "", stem: str | None = None) -> Path:
-    """A descriptor in `folder`, and a module that must not be imported."""
+    """Write a descriptor in `folder`, and a module that must not be imported."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "never_storage.py").write_text("raise SystemExit('imported')\n", "utf-8")
     path = folder / f"{stem or name.lower()}.plug"
@@ -43,7 +43,7 @@ def found(*folders: Path) -> Discovery:
 
 
 def names(discovery: Discovery) -> list[str]:
-    """The plugins' names, without the built-in ones."""
+    """Return the plugins' names, without the built-in ones."""
     return [info.name for info in discovery.plugins if not info.path.is_relative_to(builtin_dir())]
 
 
@@ -224,7 +224,7 @@ def test_the_whole_disk_is_not_searched(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def locked() -> Iterator[Path]:
-    """A folder that this process may see and not list."""
+    """Yield a folder that this process can see but not list."""
     if os.name == "nt":
         pytest.skip("Windows has no such permission bits")
     # Not tmp_path, whose parents are closed to the user that root becomes here.
@@ -420,7 +420,7 @@ json.dump({
 
 
 def searched(*sites: Path, program: str = REPORT) -> dict[str, Any]:
-    """What a new process with `sites` on its sys.path finds."""
+    """Return what a new process with `sites` on its sys.path finds."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sites))}
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], env=environment, capture_output=True, text=True, check=False

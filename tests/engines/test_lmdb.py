@@ -116,7 +116,7 @@ def test_ten_thousand_namespaces_fit_without_a_setting(path: Path) -> None:
                 assert dict(space) == {"k": name}
         store.drop(names[3])
         assert len(store.namespaces()) == 9_999
-    # Opening is no slower for it, and so is the first read.
+    # Opening takes no longer for it, nor does the first read.
     began = time.monotonic()
     assert everything(path, names[5]) == {"k": names[5]}
     assert time.monotonic() - began < 2
@@ -139,7 +139,7 @@ def test_values_that_come_in_the_order_of_their_keys_fill_the_pages(path: Path) 
     with connect(path, durability="relaxed") as store, store.open("core") as space:
         for number in range(300):
             space[f"{number:08}"] = value
-        # Two of them are a page of 4 KiB.
+        # Two of them fill a page of 4 KiB.
         assert figures(store)["file_bytes"] < 1.7 * 300 * len(value)
         for number in range(0, 300, 7):
             space[f"{number:08}"] = number
@@ -183,7 +183,7 @@ def test_stores_of_one_process_share_one_environment_however_they_name_the_folde
             held.append(1)
         spaces[0].close()
         stores[0].close()
-        # The others go on: the environment is closed with its last user.
+        # The others continue: the environment is closed with its last user.
         spaces[1]["k"] = 2
         assert spaces[2]["k"] == 2
         stack.pop_all()
@@ -257,7 +257,7 @@ def test_a_factory_that_is_forgotten_lets_go_of_the_folder(path: Path) -> None:
 
 
 def test_the_map_grows_while_threads_read(path: Path) -> None:
-    """From 1 MiB in bursts: a reader never sees that it moved, nor half a value, nor an old one."""
+    """From 1 MiB in bursts: a reader never notices the move, nor sees a torn or an old value."""
     with connect(path, map_size_bytes=MIB, durability="relaxed") as store, store.open("core") as space:
         space.update({f"k{number:03}": number for number in range(200)})
         done = threading.Event()
@@ -327,7 +327,7 @@ def test_another_process_grows_the_map_while_threads_read_and_write(path: Path) 
 
 @needs_posix
 def test_little_address_space_is_no_obstacle_until_it_is_used_up(path: Path) -> None:
-    """The map wished for (1 GiB) does not fit; what does is used, and then the store is full, not broken."""
+    """The requested map (1 GiB) does not fit; a smaller one is used, and then the store is full, not broken."""
     program = (
         _HEAD
         + """
@@ -631,7 +631,7 @@ def test_a_child_that_only_reads_a_store_nobody_wrote_makes_nothing(path: Path) 
 
 
 def refused(path: Path, kind: type[Exception], *told: str) -> None:
-    """Opening or reading is an error of that kind, at once, that names the path; so is writing; nothing changes."""
+    """Assert that opening, reading and writing raise `kind` at once, naming the path, and change nothing."""
     before = {file: file.read_bytes() for file in path.rglob("*.mdb") if file.is_file()}
     for use in (dict, lambda space: space.__setitem__("k", 1)):
         began = time.monotonic()

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.usefixtures("unmeasured"),
 ]
 
-# Ten times what is promised: a machine that runs tests may be slow.
+# Ten times the promised time, because the machine may be slow.
 LONGEST_WAIT_S = 10.0
 WRITE_S = float(os.environ.get("HUTCH_FAIR_S", "0.5"))
 
@@ -94,7 +94,7 @@ def test_every_writer_gets_its_turn(
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that was stopped in the middle of a write."""
+    """Yield a process that was stopped in the middle of a write."""
     with python(_STOP, f"lmdb://{tmp_path}/state") as child:
         deadline = time.monotonic() + 60
         while os.waitpid(child.pid, os.WNOHANG | os.WUNTRACED) == (0, 0):

@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[hutch.Store]:
 
 
 def others_can_write(store: hutch.Store) -> bool:
-    """Whether another thread writes at once."""
+    """Return whether another thread can write at once."""
     done: list[bool] = []
 
     def write() -> None:

@@ -29,7 +29,7 @@ def space(url: str) -> Iterator[hutch.Namespace]:
 
 
 def kept(space: hutch.Namespace) -> dict[str, bytes]:
-    """What is kept now; reading begins it once nobody has written for some hundred reads."""
+    """Return the cached frames; caching begins once nobody has written for some hundred reads."""
     keeper = space._store._keeper  # type: ignore[attr-defined]
     return {} if keeper.kept is None else keeper.kept.bodies
 
@@ -101,7 +101,7 @@ def test_what_another_process_writes_is_seen_at_once(url: str, space: hutch.Name
 
 
 def test_no_thread_ever_reads_an_older_value_than_was_acknowledged(space: hutch.Namespace) -> None:
-    """Writes come in bursts with reads between them, so that keeping begins and ends all the time."""
+    """Writes come in bursts with reads between them, so that caching starts and stops all the time."""
     written = [0]
     done = threading.Event()
 
@@ -151,7 +151,7 @@ def test_a_value_for_which_there_is_no_room_is_not_copied(url: str, monkeypatch:
 
 @pytest.mark.parametrize(("cache_bytes", "again"), [(100_000, 3), (8 << 20, 100)])
 def test_it_ends_where_keeping_is_in_vain(url: str, cache_bytes: int, again: int) -> None:
-    """Few are found among those that fit, or, with room for all, hardly one is read a second time."""
+    """Few reads hit, or, with room for all, hardly any key is read twice."""
     with hutch.connect(f"{url}&cache_bytes={cache_bytes}") as store, store.open("core") as space:
         space.update({f"k{number}": number for number in range(10_000)})
         for number in range(6_000):
@@ -165,7 +165,7 @@ def test_it_ends_where_keeping_is_in_vain(url: str, cache_bytes: int, again: int
 
 
 def test_it_goes_on_where_enough_is_found(url: str) -> None:
-    """Of ten thousand keys, for all of which there is room, each is read again and again."""
+    """Ten thousand keys, all of which fit, are read again and again."""
     with hutch.connect(url) as store, store.open("core") as space:
         space.update({f"k{number}": number for number in range(10_000)})
         picks = Random(7)

@@ -1,7 +1,7 @@
-"""Damages closed stores and uses them, in a process of its own: what takes the interpreter down ends only that.
+"""Damage closed stores and use them, in a separate process, so that a crash of the interpreter ends only that process.
 
-python damage.py FOLDER: makes the stores in FOLDER, then reads orders, one JSON ``[engine, way, seed]`` a line, and
-answers each with one JSON line a step. `test_damage` gives the orders.
+python damage.py FOLDER: makes the stores in FOLDER, then reads orders, one JSON ``[engine, way, seed]`` per line, and
+answers each with one JSON line per step. `test_damage` sends the orders.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Model = dict[str, dict[str, Any]]
 
 
 def model() -> Model:
-    """Small values, some of one page and some of several, in a few namespaces. The same each time."""
+    """Return small values, some of one page and some of several, in a few namespaces; the same each time."""
     random = Random(7)
     made: Model = {}
     for namespace in ("core", "weather", "a:b", "notes"):
@@ -61,7 +61,7 @@ def url(engine: str, folder: Path) -> str:
 
 
 def build(engine: str, folder: Path) -> bytes:
-    """The bytes of a closed store that holds `model`, with free pages in it."""
+    """Return the bytes of a closed store that holds `model`, with free pages in it."""
     with hutch.connect(url(engine, folder)) as store:
         for namespace, items in model().items():
             with store.open(namespace) as handle:
@@ -134,7 +134,7 @@ WAYS: dict[str, Callable[[bytearray, Random], None]] = {
 
 
 def damaged(whole: bytes, way: str, seed: int) -> bytes:
-    """`whole`, damaged in that way."""
+    """Return `whole`, damaged in that way."""
     data = bytearray(whole)
     WAYS[way](data, Random(seed))
     return bytes(data)
@@ -144,7 +144,7 @@ def damaged(whole: bytes, way: str, seed: int) -> bytes:
 
 
 def check(engine: str, folder: Path, *, fix: bool) -> dict[str, Any]:
-    """The findings, or the StoreError."""
+    """Return the findings, or the StoreError."""
     try:
         found = list(hutch.check_data(url(engine, folder), fix=fix))
     except hutch.StoreError as error:
@@ -157,7 +157,7 @@ def check(engine: str, folder: Path, *, fix: bool) -> dict[str, Any]:
 
 
 def use(engine: str, folder: Path) -> Counter[str]:
-    """Every key read in each way, and some written; how often it came out how."""
+    """Read every key in each way, write some, and count the outcomes."""
     came = Counter[str]()
 
     def each(what: str, work: Callable[[], str]) -> None:
@@ -208,7 +208,7 @@ def use(engine: str, folder: Path) -> Counter[str]:
 
 
 def step(name: str, engine: str, folder: Path) -> Any:
-    """What comes of one of `STEPS`."""
+    """Return the result of one of `STEPS`."""
     if name == "use":
         return use(engine, folder)
     return check(engine, folder, fix=name == "fix")

@@ -1,8 +1,8 @@
-"""Eight processes at once on one store, without pause, some of them killed and replaced.
+"""Test eight processes at once on one store, without pause, some of them killed and replaced.
 
-Verified by the plan that each of them follows (`hutch.testing.crash.workloads`): no lost `modify`, no torn or stale
-read, nobody who stands still, readers included, a map that any of them grows, and counts that are exact at the end.
-``HUTCH_CROWD_S=600`` goes on for ten minutes, ``HUTCH_SEED=7`` repeats the work.
+Each of them verifies the results by a common plan (`hutch.testing.crash.workloads`): no lost `modify`, no torn or stale
+read, no process without progress, readers included, a map that any of them grows, and exact counts at the end.
+``HUTCH_CROWD_S=600`` runs for ten minutes, ``HUTCH_SEED=7`` repeats the work.
 """
 
 from __future__ import annotations

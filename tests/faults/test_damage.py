@@ -1,12 +1,12 @@
-"""Damaged files: check-data sees it and never falls over, and what it calls sound is read right, every key of it.
+"""Test damaged files: check-data reports the damage and never crashes, and reads every key right that it calls sound.
 
-Stores of lmdb and sqlite are built, closed, damaged at random (bits, page heads, sectors, pages, cuts), and then
-checked, mended and used in a child process: HUTCH_DAMAGE_VARIANTS (default 8) variants a way and engine, from
-HUTCH_DAMAGE_SEED on.
+Stores of lmdb and sqlite are built, closed, damaged at random (bits, page heads, sectors, pages, truncation), and then
+verified, repaired and used in a child process: HUTCH_DAMAGE_VARIANTS (default 8) variants per kind of damage and
+engine, from HUTCH_DAMAGE_SEED on.
 
-What ordinary use of a damaged file does is counted and shown (pytest -rP). SQLite never takes the interpreter down.
-LMDB can, for it believes what a page says: only in files that check-data reports. Neither a wrong value nor a lost key
-is possible where check-data is silent, with one exception: a flipped bit in a key makes another key of it.
+The outcomes of ordinary use of a damaged file are counted and shown (pytest -rP). SQLite never crashes the interpreter.
+LMDB can, because it trusts the pages, but only with files that check-data reports. Neither a wrong value nor a lost key
+is possible where check-data reports nothing, with one exception: a flipped bit in a key makes another key of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SEED = int(os.environ.get("HUTCH_DAMAGE_SEED") or SystemRandom().randrange(10**9
 
 
 class Child:
-    """The process that damages and uses stores; another takes its place when it died."""
+    """The process that damages and uses stores; replaced when it dies."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,7 +58,7 @@ class Child:
         return process
 
     def answers(self, *order: object) -> Iterator[tuple[str, Any]]:
-        """Each step and what came of it; ``("died", code)`` as the last if the process did."""
+        """Yield each step and its result; ``("died", code)`` as the last if the process died."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -124,7 +124,7 @@ def test_check_data_sees_damage_and_what_it_calls_sound_is_right(engine: str, wa
 
 
 def judge_findings(answers: dict[str, Any], where: str) -> bool:
-    """Whether check-data found something; what it told must be clear, and `fix` must leave nothing that it can mend."""
+    """Return whether check-data found something; findings must be clear, and `fix` must repair all that it can."""
     for step in ("check", "fix", "again"):
         assert damage.SECRET not in json.dumps(answers[step]), where
         for kind, namespace, key, told in answers[step]["findings"]:
@@ -138,7 +138,7 @@ def judge_findings(answers: dict[str, Any], where: str) -> bool:
 
 
 def test_an_index_of_sqlite_that_does_not_fit_is_made_anew_and_no_value_is_lost(tmp_path: Path) -> None:
-    """A row that a search does not find, or finds in the place of another, is there all the same."""
+    """A row that a search does not find, or finds under another key, is not lost."""
     whole = damage.build("sqlite", tmp_path / "whole")
     url = damage.url("sqlite", tmp_path)
     file = tmp_path / damage.FILES["sqlite"]
@@ -168,7 +168,7 @@ def test_an_index_of_sqlite_that_does_not_fit_is_made_anew_and_no_value_is_lost(
 
 @pytest.mark.parametrize("way", damage.WAYS)
 def test_what_py_lmdb_finds_wrong_with_a_file_check_data_finds_too(way: str, tmp_path: Path) -> None:
-    """Its module lmdb.verify walks the same pages by other code."""
+    """py-lmdb's module lmdb.verify walks the same pages with different code."""
     whole = damage.build("lmdb", tmp_path / "whole")
     verify: Callable[[str], list[str]] = lmdb.verify.verify
     assert verify(str(tmp_path / "whole" / "store")) == []

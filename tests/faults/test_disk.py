@@ -1,7 +1,7 @@
-"""What goes wrong around the files: no room, no right, no file descriptor, no memory, and files that go away.
+"""Test faults around the files: no space, no permission, no file descriptor, no memory, and files that disappear.
 
-Each promise once, for every engine that keeps files: the right StoreError, which says what and where; nothing
-acknowledged is lost; the same handle works again when the cause is gone. A disk that fails is in test_eio.py.
+Each promise once, for every engine with files: the right StoreError, which says what and where; nothing acknowledged is
+lost; the same handle works again when the cause is gone. test_eio.py tests a failing disk.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def everything(config: Any) -> dict[str, Any]:
 
 
 def contents(space: hutch.Namespace) -> dict[str, Any]:
-    """All that is there, however it is asked for."""
+    """Return all items, asserting that every way to read agrees."""
     items = dict(space)
     assert len(space) == len(items)
     assert sorted(space) == sorted(items)
@@ -95,7 +95,7 @@ def contents(space: hutch.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def opened(config: Any) -> Iterator[hutch.Namespace]:
-    """A namespace whose files may be gone when it is closed; then there is nothing to flush."""
+    """Open a namespace whose files may be gone when it is closed; then there is nothing to flush."""
     store = hutch.connect(config)
     space = store.open("core")
     try:
@@ -108,7 +108,7 @@ def opened(config: Any) -> Iterator[hutch.Namespace]:
 
 
 def error_of(do: Callable[[], object], *kinds: type[hutch.StoreError]) -> hutch.StoreError | None:
-    """The error that `do` raised, if it is one of `kinds`; None if it worked."""
+    """Return the error that `do` raised, if it is one of `kinds`; None if it worked."""
     try:
         do()
     except kinds as error:
@@ -138,7 +138,7 @@ CHANGES["mutable"] = mutable
 
 
 def refuses_every_change(space: hutch.Namespace, kind: type[hutch.StoreError], *told: object) -> None:
-    """Each way to write is refused with that error and changes nothing; reading goes on."""
+    """Assert that each way to write raises that error and changes nothing, and reading still works."""
     for name, change in CHANGES.items():
         with refused(kind, *told):
             change(space)
@@ -146,7 +146,7 @@ def refuses_every_change(space: hutch.Namespace, kind: type[hutch.StoreError], *
 
 
 def goes_on(space: hutch.Namespace) -> dict[str, Any]:
-    """Every way to write works; what is there then."""
+    """Assert that every way to write works; return the content after it."""
     for change in CHANGES.values():
         space.clear()
         space.update(OLD)
@@ -159,7 +159,7 @@ def goes_on(space: hutch.Namespace) -> dict[str, Any]:
 
 
 def python(program: str, *arguments: object) -> str:
-    """What another Python prints; it has a function `connect` of a path and the name of an engine."""
+    """Return what another Python prints; it has a function `connect` of a path and the name of an engine."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _HEAD + program, *map(str, arguments)],
         capture_output=True,
@@ -182,7 +182,7 @@ from tests.faults.test_disk import Engine, contents, everything, put, OLD, CHANG
 
 
 def fills_up(space: hutch.Namespace, name: str, value: Any, where: Path) -> None:
-    """Set key after key until there is no room; every key that was acknowledged is there, and no other."""
+    """Set key after key until the disk is full; assert that exactly the acknowledged keys are there."""
     expected = contents(space)
     with refused(hutch.StorageFullError, where, "intact"):
         for number in range(100_000):
@@ -266,7 +266,7 @@ def test_a_full_storage_that_is_closed_opens_again_with_all_that_it_had(engine: 
 
 
 def test_a_disk_that_fills_up_amid_threads_loses_nothing(engine: Engine, small_disk: Path) -> None:
-    """Of writes that share one commit, each is told what became of it."""
+    """Each of the writes that share one commit gets its own outcome."""
     config = engine.config(small_disk)
     with hutch.connect(config) as store, store.open("core") as space:
         space.update(OLD)
@@ -409,7 +409,7 @@ def test_a_read_only_disk_is_unavailable_and_promptly_so(engine: Engine, small_d
 
 @pytest.fixture
 def real_disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 file system of 16 MiB. Its mount can be aborted, as the kernel does when it meets an error."""
+    """Yield an ext4 file system of 16 MiB. Its mount can be aborted, as the kernel does when it meets an error."""
     image, folder = tmp_path / "image", tmp_path / "disk"
     folder.mkdir()
     with image.open("wb") as file:
@@ -425,7 +425,7 @@ def real_disk(tmp_path: Path) -> Iterator[Path]:
 
 @needs_linux
 def test_a_disk_that_turns_read_only_under_an_open_store_is_read_on(engine: Engine, real_disk: Path) -> None:
-    """As ext4 does when it meets an error; whoever may not write can still read."""
+    """As ext4 does when it meets an error; reading must still work."""
     strict = {} if engine.name == "shelf" else {"durability": "strict"}
     config = engine.config(real_disk, **strict)
     put(config, OLD)  # closing flushes a shelf
@@ -658,7 +658,7 @@ def test_a_file_that_goes_away_within_the_folder_takes_no_write_with_it(engine: 
 
 @contextmanager
 def files_left(spare: int) -> Iterator[None]:
-    """In the block this process can open `spare` files more than it has open now."""
+    """Let this process open at most `spare` files more than it has open now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = [os.open(os.devnull, os.O_RDONLY) for _ in range(spare + 1)]
     for descriptor in free:
@@ -817,7 +817,7 @@ def test_where_no_thread_can_be_started_everything_works(engine: Engine, open_fo
 
 
 def place_with(tmp_path: Path, kind: str) -> Path:
-    """A path that is no place for a store."""
+    """Return a path where no store can be."""
     path = tmp_path / "place"
     match kind:
         case "a file":
@@ -932,7 +932,7 @@ def remount(folder: Path, options: str, source: str | None = "tmpfs") -> None:
 
 
 def use_up(disk: Path) -> None:
-    """Leave no room on it."""
+    """Fill the disk."""
     with suppress(OSError), (disk / "taken").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass

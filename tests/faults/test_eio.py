@@ -1,4 +1,4 @@
-"""A disk that fails: every call to the system that an engine makes fails once, and then it must go on as before.
+"""Test a failing disk: every system call of an engine fails once, and then the engine must work as before.
 
 HUTCH_POWER_CUTS and HUTCH_POWER_SEED as in test_power.py.
 """

@@ -1,8 +1,8 @@
-"""Processes that write are killed, hundreds of times, with every durability: nothing acknowledged is lost.
+"""Test killing writing processes, hundreds of times, with every durability: nothing acknowledged is lost.
 
-What they do and what must be there is the conformance kit's (`hutch.testing.crash.kills`); here are more kills, more
-threads, and a map that has to grow. ``HUTCH_KILLS=5000`` kills as many, ``HUTCH_SEED=7`` repeats the moments and the
-work.
+The workload and its assertions are the conformance kit's (`hutch.testing.crash.kills`); these tests have more kills,
+more threads, and a map that has to grow. ``HUTCH_KILLS=5000`` sets the number of kills, ``HUTCH_SEED=7`` repeats the
+moments and the work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Power cuts, simulated: what is left at any moment of what was written and flushed is opened, and keeps its promises.
+"""Test simulated power cuts: what was written and flushed at any moment opens and keeps its promises.
 
 HUTCH_POWER_CUTS=N makes N cuts of each history instead of the few that fit into every run; HUTCH_POWER_SEED=N repeats.
 """

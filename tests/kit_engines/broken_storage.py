@@ -1,4 +1,4 @@
-"""Engines that break one promise each, so that the kit can be seen to notice. `Sound` breaks none."""
+"""Engines that break one promise each, to test the kit itself. `Sound` breaks none."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class LosesAWrite(Sound):
 
 
 class JoinsNamespacesWithAColon(Sound):
-    """One dict for all namespaces, told apart by a prefix."""
+    """One dict for all namespaces, distinguished by a prefix."""
 
     def __init__(self, plugin: BrokenPlugin, namespace: str, items: dict[str, bytes]) -> None:
         super().__init__(plugin, namespace, plugin.namespaces_.setdefault("all", {}))
@@ -344,7 +344,7 @@ class LeaksALockWhenInterrupted(Sound):
 
 
 class SwallowsWhatAHandlerRaises(Sound):
-    """Takes every exception for one of its own that does not matter."""
+    """Treats every exception as its own and ignores it."""
 
     def write(self, key: str, data: bytes) -> None:
         super().write(key, data)
@@ -371,7 +371,7 @@ class ReadsASecondTime(Sound):
 
 
 class StarvesAWriter(Sound):
-    """The thread that wrote last may write at once, all others wait until nobody has for a while."""
+    """The thread that wrote last may write at once; all others wait until no thread has written for a while."""
 
     last: ClassVar[dict[int, tuple[int, float]]] = {}
 
@@ -387,7 +387,7 @@ class StarvesAWriter(Sound):
 
 
 class WaitsForItselfWhenNested(Sound):
-    """Its lock is safe when a handler raises, and never had by one that writes."""
+    """Its lock is safe when a handler raises, but a handler that writes never gets it."""
 
     lock = threading.Lock()
 
@@ -441,7 +441,7 @@ class DeadlocksInAFinalizer(Sound):
 
 
 class KeepsAReservation(Sound):
-    """Whoever is interrupted while opening leaves the name taken."""
+    """An interrupted open leaves the name reserved."""
 
     opening: ClassVar[set[tuple[int, str]]] = set()
 
@@ -470,5 +470,5 @@ _locks: dict[int, threading.RLock] = {}
 
 
 def _lock_of(items: dict[str, bytes]) -> threading.RLock:
-    """The lock of all storages that share `items`."""
+    """Return the lock of all storages that share `items`."""
     return _locks.setdefault(id(items), threading.RLock())

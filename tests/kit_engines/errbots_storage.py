@@ -1,4 +1,4 @@
-"""A storage plugin as people write them for Errbot: a factory with `open`, a storage with six verbs."""
+"""A typical storage plugin for Errbot: a factory with `open`, a storage with six verbs."""
 
 from __future__ import annotations
 

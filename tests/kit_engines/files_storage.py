@@ -1,7 +1,7 @@
-"""An engine as a stranger would write it: one file a key, the defaults of hutch for all else.
+"""A typical third-party engine: one file per key, and hutch's defaults for everything else.
 
-A file is called by the hash of its key, for file names are shorter than keys and less various, and holds the key
-before the value. A namespace is a folder, called likewise, with its name in the file ``name``.
+A file is named by the hash of its key, because file names are shorter and allow fewer characters than keys, and holds
+the key before the value. A namespace is a folder, named likewise, with its name in the file ``name``.
 """
 
 from __future__ import annotations

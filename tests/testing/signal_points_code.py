@@ -1,4 +1,4 @@
-"""Functions whose points test_signal_points.py counts; in a file of their own, since a test's file has none."""
+"""Functions whose points test_signal_points.py counts; in a separate file, because a test's file has no points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kit itself: it passes sound engines of strangers, and names the promise that a broken one breaks."""
+"""Test the kit itself: it passes sound third-party engines, and names the promise that a broken one breaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hutch.testing.signal_points`: every point where a handler may run is visited, and no other."""
+"""Test `hutch.testing.signal_points`: it visits every point where a handler may run, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines with one hole each that only a kill shows, so that the harness can be seen to notice. `Sound` has none."""
+"""Engines with one fault each that only a kill reveals, to test the kill tests themselves. `Sound` has none."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class SwapsWithoutALock(Sound):
 
 
 class LeavesItsLockBehind(Sound):
-    """The lock is a file, which nobody removes when its maker was killed."""
+    """The lock is a file, which nobody removes when its creator was killed."""
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

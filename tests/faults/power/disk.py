@@ -1,12 +1,12 @@
-"""A disk as a power cut may leave it, from what the shim recorded.
+"""Simulate what a power cut may leave on a disk, from the shim's records.
 
-What a completed flush covers is on the disk. Of everything else, each sector of 512 bytes has one of the contents that
-it had since its last flush, chosen freely: disks and systems write back in any order. So is each file's size, and for
-each folder which names it has. A file's name is on the disk only when its *folder* was flushed: that is all that POSIX
-promises, though most file systems are kinder.
+Everything covered by a completed flush is on the disk. Of everything else, each sector of 512 bytes has one of its
+contents since its last flush, chosen freely, because disks and systems write back in any order. The same holds for each
+file's size, and for the names in each folder. A file's name is on the disk only when its *folder* was flushed: POSIX
+promises no more, though most file systems do.
 
-After a flush that failed, what it was to write counts as clean, as in Linux: a later flush that succeeds does not
-make it durable, only writing it again does.
+After a failed flush, its data counts as clean, as in Linux: a later successful flush does not make it durable, only
+writing it again does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Lets every call to the system fail: ``python -m tests.faults.power.faulty ENGINE DURABILITY FOLDER``, under the shim.
+"""Let every system call fail: ``python -m tests.faults.power.faulty ENGINE DURABILITY FOLDER``, under the shim.
 
 For each kind of step, each kind of fault, and N = 1, 2, 3...: the Nth such call within the step fails, once or from
-then on, until there are no N of them. Then the fault ends, and the same handle must have all that was stored, and work.
+then on, until the step has no Nth call. Then the fault ends, and the same handle must have all that was stored, and
+work.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Fault:
 
 
 def faults() -> Iterator[Fault]:
-    """All that is tried."""
+    """Yield every fault to try."""
     for times in (1, 0):
         for error in (errno.ENOSPC, errno.EDQUOT):
             yield Fault(WRITES, error, times, {"lmdb": _FULL, "sqlite": _FULL})
@@ -81,7 +82,7 @@ STEPS: dict[str, Callable[[], Step]] = {
 
 
 class Trial:
-    """A store, what must be in it, and what came of the faults."""
+    """A store, its expected content, and the results of the faults."""
 
     def __init__(self, engine: str, durability: str, folder: Path) -> None:
         self._engine, self._durability, self._folder = engine, durability, folder

@@ -1,6 +1,6 @@
-"""What a worker writes, step by step, and what is stored after each: the same for the same seed, in any process.
+"""A worker's writes, step by step, and what is stored after each: the same for the same seed, in any process.
 
-A step is one call and must be atomic. Each worker has namespaces of its own; they share one counter.
+A step is one call and must be atomic. Each worker has its own namespaces; all share one counter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VERBS = ("set",) * 8 + ("update",) * 5 + ("modify",) * 3 + ("remove",) * 3 + ("
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to a store: all histories, and how."""
+    """The writes to a store: all histories, and their settings."""
 
     target: str
     seed: int
@@ -40,7 +40,7 @@ class Plan:
     faults: bool = False
 
     def history(self, worker: int) -> list[Step]:
-        """The steps of one worker, of which there are `threads` in each process."""
+        """Return the steps of one worker; each process has `threads` workers."""
         choose = random.Random(f"{self.seed} {worker}")
         stored: Items = {}
         steps = []
@@ -62,7 +62,7 @@ class Step:
 
 
 def states(steps: list[Step]) -> list[Items]:
-    """What one worker has stored after 0, 1, 2... of its steps, without the counter."""
+    """Return what one worker has stored after 0, 1, 2... of its steps, without the counter."""
     found: list[Items] = [{}]
     for step in steps:
         found.append(after(found[-1], step))
@@ -70,7 +70,7 @@ def states(steps: list[Step]) -> list[Items]:
 
 
 def after(stored: Items, step: Step) -> Items:
-    """`stored` after `step`."""
+    """Return `stored` after `step`."""
     space = step.space
     match step.verb:
         case "set" | "update":

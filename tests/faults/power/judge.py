@@ -1,7 +1,7 @@
-"""Cuts the power at many moments of a recorded history, opens what is left, and holds it against what was promised.
+"""Cut the power at many moments of a recorded history, open what is left, and compare it with the promises.
 
-``python -m tests.faults.power.judge``, with the arguments of `cut_power` as JSON; it prints a report as JSON. A process
-of its own, because it forks: what a cut has left may kill whoever reads it.
+``python -m tests.faults.power.judge``, with the arguments of `cut_power` as JSON, prints a report as JSON. It is a
+separate process because it forks: opening what a cut has left may kill the reader.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AFTER_A_FAILURE = 25
 
 
 class BrokenPromiseError(AssertionError):
-    """What was found on an image is not what was promised."""
+    """An image's content breaks a promise."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Report:
 
 @dataclass
 class Found:
-    """What one image has shown."""
+    """The result of one image."""
 
     checked: int = 0
     lost: list[int] = field(default_factory=lambda: [0])
@@ -77,7 +77,7 @@ class Found:
 
 
 class Past:
-    """What the workers had begun and finished by a moment."""
+    """The steps that the workers had begun and finished by a moment."""
 
     def __init__(self, workers: int) -> None:
         self.begun = [0] * workers
@@ -91,7 +91,7 @@ class Past:
         self.before: dict[tuple[int, int], list[int]] = {}
 
     def feed(self, record: Record) -> None:
-        """One record further."""
+        """Process the next record."""
         if record.kind == "K":
             what, worker, number = record.text.split()
             if what == "begins":

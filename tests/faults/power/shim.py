@@ -1,4 +1,4 @@
-"""The shim (shim.c), built once a process, and a Python process that runs under it."""
+"""The shim (shim.c), built once per process, and a Python process that runs under it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def read_log(log: Path) -> Iterator[Record]:
-    """All records, in the order in which it happened."""
+    """Yield all records in the order of their events."""
     data = log.read_bytes()
     at = 0
     while at < len(data):

@@ -1,4 +1,4 @@
-"""Stores that take the steps of a history: hutch, and two that promise what they cannot keep."""
+"""Stores that perform the steps of a history: hutch, and two that break their promises."""
 
 from __future__ import annotations
 
