@@ -125,7 +125,7 @@ def found(url: Any, **options: Any) -> list[tuple[str, str | None, str | None, b
     return [(one.kind, one.namespace, one.key, one.fixed) for one in hutch.check_data(url, **options)]
 
 
-# --- what is found, and mended ---
+# --- findings and repairs ---
 
 
 def test_a_sound_store_has_no_findings_and_a_missing_one_is_sound_and_not_made(url: str, tmp_path: Path) -> None:

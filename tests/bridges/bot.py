@@ -66,7 +66,7 @@ class Bench(BotPlugin):
 
 
 def errbot_python() -> str:
-    """The Python that has Errbot and hutch. Without one the test is skipped, and fails where the variable CI is set."""
+    """Return a Python that has Errbot and hutch. Without one skip the test, or fail it where the variable CI is set."""
     named = os.environ.get("HUTCH_ERRBOT_PYTHON")
     if named:
         return named
@@ -79,7 +79,7 @@ def errbot_python() -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of a user: nothing that this test run has of its own."""
+    """Return a user's environment, without the settings of this test run."""
     private = ("PYTHON", "HUTCH_", "VIRTUAL_ENV", "PYTEST")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **more}
@@ -101,7 +101,7 @@ class BotFolder:
         return self.folder / "config.py"
 
     def configure(self, *settings: str) -> None:
-        """Write config.py anew."""
+        """Rewrite config.py."""
         text = CONFIG.format(data=str(self.data), plugins=str(self.plugins), log=str(self.data / "log"))
         self.config.write_text("\n".join([text, *settings, ""]))
 
@@ -123,7 +123,7 @@ def errbot(config: Path, *arguments: str, stdin: str = "", **env: str) -> subpro
 
 
 def hutch_command(*arguments: str) -> str:
-    """What the `hutch` command of this Python prints. It must succeed."""
+    """Return what the `hutch` command of this Python prints. It must succeed."""
     command = [sys.executable, "-m", "hutch", *arguments]
     done = subprocess.run(
         command,
@@ -139,7 +139,7 @@ def hutch_command(*arguments: str) -> str:
 
 
 class Bot:
-    """A running Errbot in text mode. Leaving the `with` block ends its input, and it shuts down in its own way."""
+    """A running Errbot in text mode. Leaving the `with` block ends its input, which shuts it down cleanly."""
 
     def __init__(self, config: Path, **env: str) -> None:
         self._output = config.parent / "output"
@@ -159,7 +159,7 @@ class Bot:
         return _COLOURS.sub("", self._output.read_text(encoding="utf-8", errors="replace"))
 
     def say(self, line: str, answer: str) -> str:
-        """Type `line`, and wait for output that fits the pattern `answer`; its first group."""
+        """Type `line`, wait for output that matches the pattern `answer`, and return its first group."""
         seen = len(self.output)
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
@@ -172,12 +172,12 @@ class Bot:
         return str(found[1] if found.groups() else found[0])
 
     def do(self, expression: str) -> str:
-        """The repr of `expression`, evaluated in a method of the bench; `self` is the plugin, `msg` the message."""
+        """Return the repr of `expression`, evaluated in the bench; `self` is the plugin, `msg` the message."""
         self._asked += 1
         return self.say(f"!do {self._asked} {expression}", rf"(?s)<<{self._asked}\|(.*?)>>\n")
 
     def kill(self) -> None:
-        """End it at once, as kill -9 does."""
+        """Kill it at once, as kill -9 does."""
         self.process.kill()
         self._ended()
 

@@ -15,7 +15,7 @@ import pytest
 
 from hutch.bridges.connections import close_shared
 
-# What a test file needs: a module of its framework, which tells Themis 4 from Themis 1, too.
+# The module that a test file needs: one of its framework, which also distinguishes Themis 4 from Themis 1.
 _NEEDS = {
     "test_dotevals.py": "dotevals",
     "test_exengine.py": "exengine",
@@ -42,18 +42,18 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(params=["memory", "lmdb", "sqlite", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new, empty storage of each engine."""
+    """Return a new, empty storage of each engine."""
     return url_of(request, tmp_path)
 
 
 @pytest.fixture(params=["lmdb", "sqlite", "redis"])
 def lasting_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new, empty storage of each engine that other processes can use too, and that outlives them."""
+    """Return a new, empty storage of each engine that other processes can use, and that outlives them."""
     return url_of(request, tmp_path)
 
 
 def url_of(request: pytest.FixtureRequest, folder: Path) -> str:
-    """A new, empty storage of the engine that `request` is for."""
+    """Return a new, empty storage of the engine of `request`."""
     engine: str = request.param
     if engine == "memory":
         return "memory://"
@@ -64,6 +64,6 @@ def url_of(request: pytest.FixtureRequest, folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def shared_connections_end_here(no_leaks: None) -> Iterator[None]:
-    """Closed before `no_leaks` looks."""
+    """Close the shared connections before `no_leaks` looks."""
     yield
     close_shared()

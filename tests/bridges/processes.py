@@ -12,9 +12,9 @@ _PATIENCE_S = 120.0
 
 
 def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
-    """Run `script` until it prints a line that starts with `line`, and kill it then; the whole lines it printed.
+    """Run `script` until it prints a line that starts with `line`, kill it, and return the complete lines it printed.
 
-    It must not end by itself. A line that the kill cut off, after a word of it, tells nothing and is left out.
+    It must not end by itself. A line that the kill truncated is left out.
     """
     process = _started(script, arguments, folder, env)
     lines = []
@@ -39,7 +39,7 @@ def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str)
 
 
 def run(script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
-    """Run `script` to its end, which must be a good one; the lines it printed."""
+    """Run `script` until it ends successfully, and return the lines it printed."""
     process = _started(script, arguments, folder, env)
     try:
         told, _ = process.communicate(timeout=_PATIENCE_S)

@@ -27,7 +27,7 @@ class World:
         self._opened: list[Any] = []
 
     def made(self) -> Any:
-        """A plugin of a bot, not open yet. Its class knows nothing of where it is stored."""
+        """Return a bot's plugin, not yet open. Its class does not know where it is stored."""
 
         class BotPlugin(self._mixin):  # type: ignore[misc,name-defined]
             def __init__(self) -> None:
@@ -208,7 +208,7 @@ def ten_threads_share_what_one_opened(world: World) -> None:
     assert len(store) == 500
 
 
-#: They hold for all hosts.
+#: Promises of all hosts.
 PROMISES = [
     what_is_set_is_read_back,
     what_was_set_is_there_when_the_namespace_is_opened_again,
@@ -270,7 +270,7 @@ def a_closed_storage_says_so_to_a_thread_that_is_late(world: World) -> None:
     assert type(error).__name__ == "StoreNotOpenError"
 
 
-#: They are the bridge's own.
+#: Promises of the bridge alone.
 BRIDGE_PROMISES = [
     two_openings_of_one_namespace_share_it,
     two_plugins_of_one_config_share_one_connection,
@@ -295,7 +295,7 @@ def main() -> None:
             promise(world)
         except Exception:
             told = traceback.format_exc()
-        # Nothing is closed: Errbot closes less than it opens, and ends in peace.
+        # Nothing is closed: Errbot closes less than it opens, and must still end cleanly.
         print(json.dumps([promise.__name__, told]))
 
 

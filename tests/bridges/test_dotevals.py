@@ -233,7 +233,7 @@ class Point(NamedTuple):
 
 
 class Half(float):
-    """As numpy's float64 is."""
+    """A subclass of float, like numpy's float64."""
 
 
 def test_what_json_takes_for_what_it_is_based_on_is_stored_as_that(storage: Storage) -> None:
@@ -348,7 +348,7 @@ def test_results_are_in_their_order_though_the_clock_is_set_back(
     for number, seconds in enumerate([5e9, 1e9, 3e9]):
         monkeypatch.setattr("time.time", lambda seconds=seconds: seconds)
         storage.add_results("x", "e", [record(number, timestamp=seconds)])
-    # As where a clock's ticks are far apart.
+    # As with a coarse clock.
     monkeypatch.setattr("time.monotonic_ns", lambda: 10**18)
     for number in range(3, 40):
         storage.add_results("x", "e", [record(number)])
@@ -377,7 +377,7 @@ def harmless(scores: list[bool]) -> float:
 
 @pytest.fixture
 def forgotten() -> Iterator[Any]:
-    """Makes this process as one that added no results."""
+    """Make this process like one that added no results."""
     yield bridge._seen.clear
     bridge._seen.clear()
 
@@ -494,7 +494,7 @@ class Mortal:
 
 
 def settled(storage: Storage) -> dict[str, list[int]]:
-    """What there is, after it was made sure that it is in order."""
+    """Return the experiments and results, after any interrupted change was finished."""
     names = storage.list_experiments()
     assert len(set(names)) == len(names)
     found = {name: storage.completed_items(name, "e") for name in names}
@@ -543,7 +543,7 @@ def test_a_rename_that_was_killed_has_happened_or_has_not(looker: str) -> None:
 
 
 def announced(storage: Storage, old: str, new: str) -> None:
-    """A rename of which no more than the announcement was written when its process was killed."""
+    """Leave a rename whose process was killed right after its announcement."""
     data = storage._data
     storage._data = Mortal(data, 1)
     with pytest.raises(Killed):
@@ -568,7 +568,7 @@ def test_what_was_deleted_does_not_come_back_by_a_rename_that_was_killed() -> No
 
 
 class Late:
-    """A namespace whose thread is held up before its n-th change, while others do something."""
+    """A namespace whose thread is delayed before its n-th change, while others act."""
 
     def __init__(self, data: hutch.Namespace, changes: int, meanwhile: Callable[[], object]) -> None:
         self._data, self._left, self._meanwhile = data, changes, meanwhile
@@ -733,7 +733,7 @@ def _add(url: str, number: int) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_goes_on_adding(lasting_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So that only what a fork makes anew tells their keys apart.
+    # So that only what a fork renews distinguishes their keys.
     monkeypatch.setattr("time.monotonic_ns", lambda: 10**18)
     storage = begun(get_storage(f"hutch://{lasting_url}"))
     storage.add_results("x", "e", [record(0)])
@@ -814,7 +814,7 @@ def test_pytest_stores_all_and_a_run_that_was_killed_is_resumed(lasting_url: str
     run_until("asked 19: 6 + 1", PYTEST, *named, folder=evaluations, FAILS="3 + 1")
     storage = get_storage(f"hutch://{lasting_url}")
     assert storage.completed_items("nightly", SMALL) == [0, 1, 2, *range(4, 12)]
-    # All before the seventh was stored when the seventh was asked for.
+    # All results before the seventh were stored when the seventh was asked for.
     done = storage.completed_items("nightly", LARGE)
     assert done[:5] == [0, 1, 2, 4, 5]
     assert any(found.error == "ValueError: no answer" for found in storage.get_results("nightly", LARGE))
@@ -919,7 +919,7 @@ def test_dotevals_own_files_come_in_and_go_out_as_they_were(url: str, tmp_path: 
             assert storage.get_results(experiment, name) == theirs.get_results(experiment, name)
             assert storage.load_evaluation(experiment, name) == theirs.load_evaluation(experiment, name)
     assert ours.completed_items("a", "e[org/b]") == [2, 1]
-    # What is added now comes after what was there.
+    # Results added now come after the existing ones.
     ours.remove_error_result("a", "e[org/b]", 0)
     ours.add_results("a", "e[org/b]", [record(0)])
     assert ours.completed_items("a", "e[org/b]") == [2, 1, 0]

@@ -29,7 +29,7 @@ SMALL = "eval_sums[None-None-org/small]"
 
 
 def made(folder: Path, *lines: Any, experiment: str = "x", file: str = "e.jsonl") -> Path:
-    """A folder of results as dotevals writes it: a line for the evaluation, then one for each result."""
+    """Make a folder of results as dotevals writes it: one line for the evaluation, then one per result."""
     path = folder / experiment / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
@@ -94,7 +94,7 @@ def test_nothing_is_lost_on_the_way_in_and_out(tmp_path: Path) -> None:
         assert not list(tmp_path.rglob("*.tmp"))
         again = {key: value for _, key, value in read(tmp_path)}
         assert again == before
-        # What is there and the same is left as it is.
+        # Existing identical files stay unchanged.
         assert write(store, tmp_path) == len(before) - 3
 
 

@@ -28,17 +28,17 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("errbot")]
 BENCH = "Test Bench"
 
 
-# An editable install holds a copy of the bridge, as old as the install is; the tests are about this checkout's.
+# An editable install has a copy of the bridge, as old as the install; test this checkout's instead.
 FROM_HERE = f"BOT_EXTRA_STORAGE_PLUGINS_DIR = {plugin_dir!r}"
 
 
 def on_lmdb(folder: Path) -> BotFolder:
-    """A bot whose state is in the folder ``state`` beside its config, in LMDB."""
+    """Return a bot whose state is in LMDB in the folder ``state`` beside its config."""
     return with_hutch(folder, {"url": state_of(folder)})
 
 
 def with_hutch(folder: Path, options: dict[str, Any]) -> BotFolder:
-    """A bot with these options as its STORAGE_CONFIG."""
+    """Return a bot with these options as its STORAGE_CONFIG."""
     return BotFolder(folder, FROM_HERE, 'STORAGE = "Hutch"', f"STORAGE_CONFIG = {options!r}")
 
 
@@ -47,7 +47,7 @@ def state_of(folder: Path) -> str:
 
 
 def stored(url: str, namespace: str = BENCH) -> dict[str, Any]:
-    """What another program with the default codec sees, also while the bot runs."""
+    """Return what another program with the default codec sees, also while the bot runs."""
     with hutch.connect(url) as store, store.open(namespace) as handle:
         return dict(handle)
 
@@ -117,7 +117,7 @@ def test_a_bot_runs_on_every_engine(tmp_path: Path, url: str) -> None:
         assert bot.do("sorted(self), self['a'], self['b']['k'], self['who'] == msg.frm, 'c' in self") == (
             "(['a', 'b', 'who'], {1}, 1, True, False)"
         )
-        # Stopped and started, a plugin opens its storage again, and closes it less often than that.
+        # After a restart, a plugin opens its storage again, and closes it less often.
         plugins = "self._bot.plugin_manager"
         bot.do(f"({plugins}.deactivate_plugin('Test Bench'), {plugins}.activate_plugin('Test Bench'))")
         assert bot.do("len(self), self['a']") == "(3, {1})"
@@ -303,7 +303,7 @@ def test_errbot_finds_the_bridge_by_its_folder_too_and_that_folder_shadows_nothi
             str(Path(plugin_dir) / "hutch_storage.py")
         )
     assert {file.stem for file in Path(plugin_dir).glob("*.py")} == {"__init__", "hutch_storage"}
-    config = ModuleType("config")  # hutch reads that folder as well, and takes no offence
+    config = ModuleType("config")  # hutch reads that folder too, and must not raise
     exec(folder.config.read_text(), config.__dict__)
     with hutch.connect(config) as store, store.open(BENCH) as bench:
         assert dict(bench) == {"k": 1}
@@ -324,7 +324,7 @@ def test_a_config_that_does_not_fit_stops_the_bot_with_a_reason_and_shows_no_sec
 def told_by_errbot(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, str], str]:
-    """What became of each promise in Errbot's Python, with Errbot's StoreMixin, and what was printed beside it."""
+    """Return the result of each promise in Errbot's Python, with Errbot's StoreMixin, and the other output."""
     folder = tmp_path_factory.mktemp("promises")
     url = url_of(request, folder)
     with_hutch(folder, {"url": url})

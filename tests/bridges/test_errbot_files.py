@@ -35,7 +35,7 @@ from tests.bridges.conftest import url_of
 from tests.bridges.processes import run_until
 from tests.bridges.test_errbot import BENCH, with_hutch
 
-# The bot that wrote the shelves is one for all tests here.
+# All tests here use the shelves of one bot.
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("errbot")]
 
 PLAIN = {
@@ -51,7 +51,7 @@ CHECKED = "[True, 'OrderedDict', 3, 2024, 7]"
 
 @pytest.fixture(scope="module")
 def written_by_errbot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data of a bot that Errbot's own Shelf kept. Identifiers are in it, which load in a bot alone."""
+    """Return a bot's data in Errbot's own Shelf. It contains identifiers, which load only in a bot."""
     folder = BotFolder(tmp_path_factory.mktemp("shelves"))
     with Bot(folder.config) as bot:
         assert bot.do(STORE) == "None"
@@ -75,7 +75,7 @@ def carrying(url: str) -> str:
 
 
 def failed(*arguments: str) -> str:
-    """What the `hutch` command says that must fail."""
+    """Return the error of a `hutch` command that must fail."""
     command = [sys.executable, "-m", "hutch", *arguments]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, encoding="utf-8", timeout=60, env={**os.environ}
@@ -99,7 +99,7 @@ HOLDS_ITSELF.append(HOLDS_ITSELF)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below it, by name."""
+    """Return the content of every file below `folder`, by name."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
@@ -108,7 +108,7 @@ def opened(folder: Path, namespace: str, protocol: int = 2) -> shelve.Shelf[Any]
 
 
 def shelf(folder: Path, namespace: str, items: dict[str, Any]) -> None:
-    """Written as Errbot does, by whichever kind of database this Python has."""
+    """Write a shelf as Errbot does, with whichever kind of database this Python has."""
     with opened(folder, namespace) as file:
         file.update(items)
 

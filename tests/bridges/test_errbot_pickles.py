@@ -50,7 +50,7 @@ def named(module: str, name: str) -> bytes:
 
 
 def carried(pickled: bytes) -> bool:
-    """Whether an import takes `pickled` as it is, soon and without much memory."""
+    """Return whether an import takes `pickled` unchanged, quickly and without much memory."""
     tracemalloc.start()
     began = time.monotonic()
     try:
@@ -139,7 +139,7 @@ def test_an_extension_code_is_not_looked_up_even_where_it_is_cached(opcode: byte
 
 
 def doubled(times: int, opcodes: bytes, start: bytes = b"I1\n\x85") -> bytes:
-    """What holds itself, a level lower, twice; on each of `times` levels."""
+    """Return a pickle with `times` levels, each of which holds the level below twice."""
     return b"\x80\x04" + start + b"".join(b"r" + struct.pack("<I", n) + opcodes for n in range(times))
 
 
@@ -155,7 +155,7 @@ def in_list(times: int) -> bytes:
 
 
 def top_down(times: int) -> bytes:
-    """Lists that are filled after they were put into the lists that hold them twice."""
+    """Return lists that are filled after they were put into the lists that hold them twice."""
     pickled = b"\x80\x04" + b"".join(b"]r" + struct.pack("<I", n) for n in range(times))
     for n in range(times - 1):
         inner = b"j" + struct.pack("<I", n + 1)

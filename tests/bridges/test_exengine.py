@@ -386,7 +386,7 @@ def test_a_large_frame_lies_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) 
     storage.put({"time": 2}, np.arange(1000, dtype=">u2"), {})
     items = shared_namespace(url, "exengine:cells")
     assert [len(items[key]) for key in items.scan_keys('pixels {"time":2}')] == [100] * 20
-    # Nothing is left of a larger frame in whose place a smaller one is.
+    # Nothing is left of a larger frame that a smaller one replaced.
     storage.put({"time": 2}, np.arange(150, dtype=np.uint8), {})
     assert [len(items[key]) for key in items.scan_keys('pixels {"time":2}')] == [100, 50, *[0] * 18]
     assert [len(items[key]) for key in items.scan_keys('pixels {"time":1}')] == [5, *[0] * 9]
@@ -503,7 +503,7 @@ def test_a_frame_whose_pixels_are_gone_or_too_few_is_an_error_that_names_it(url:
         {"dtype": "(", "shape": (3, 4)},
         {"dtype": "<u2", "shape": 12},
         {"dtype": "<u2", "shape": (-3, -4)},
-        # numpy would take the pixels for addresses in memory.
+        # numpy would treat the pixels as addresses in memory.
         {"dtype": "|O", "shape": (3,)},
         {"dtype": [("a", "|O")], "shape": (3,)},
     ],
@@ -701,7 +701,7 @@ def test_a_killed_acquisition_has_every_frame_that_was_stored_and_is_gone_on_wit
         storage = HutchStorage(lasting_url, "cells", mode="r")
         found = storage.get_image_coordinates_list()
         record_property("counted", f"run {run}: killed after frame {stored}, found {len(found)}")
-        # Without a hole; of what came after the last that was told, some may be there, whole.
+        # Without a gap; frames after the last acknowledged one may be there, complete.
         assert found == [{"channel": "DAPI", "time": time} for time in range(len(found))]
         assert len(found) > stored
         for number, one in enumerate(found):
@@ -731,7 +731,7 @@ def test_hutch_alone_imports_neither_exengine_nor_numpy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# NDTiff's writer opens each of its files a second time, and does not close that.
+# NDTiff's writer opens each of its files a second time, and never closes that handle.
 @pytest.mark.filterwarnings("ignore:.*cells_NDTiffStack.tif:pytest.PytestUnraisableExceptionWarning")
 def test_the_page_about_it_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages.run(Path(__file__).parents[2] / "docs" / "bridges" / "exengine.md", tmp_path, monkeypatch)
@@ -747,7 +747,7 @@ def _must_equal(found: Any, expected: Any) -> None:
 
 def _away(folder: Path, to: Path) -> None:
     folder.rename(to)
-    time.sleep(0.01)  # a writer of lmdb trusts that its files are in their place for a millisecond
+    time.sleep(0.01)  # for a millisecond, a writer of lmdb trusts that its files are in place
 
 
 def _wait_until(is_true: Any) -> None:

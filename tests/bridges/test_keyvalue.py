@@ -77,7 +77,7 @@ NAMES = [
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """`work` in an event loop of its own."""
+    """Run `work` in a new event loop."""
     return asyncio.run(work())
 
 
@@ -93,7 +93,7 @@ def store(url: str, inline: bool) -> HutchStore:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
-    """Puts the bridge's clock forward."""
+    """Return a function that puts the bridge's clock forward."""
     ahead = timedelta()
 
     class Clock(datetime):
@@ -274,7 +274,7 @@ def test_half_a_surrogate_pair_is_an_invalid_key(store: HutchStore) -> None:
 
 
 def test_lists_are_complete_or_as_long_as_asked(store: HutchStore) -> None:
-    # The stores of py-key-value end after 10,000 without a word.
+    # The stores of py-key-value silently stop after 10,000.
     keys = [f"{number:05d}" for number in range(10_500)]
 
     async def work() -> None:
@@ -309,7 +309,7 @@ def test_collections_are_listed_without_going_through_all_keys_of_each(
             await store.put_many([str(key) for key in range(100)], [{}] * 100, collection=collection, ttl=100)
         monkeypatch.setattr(hutch.Namespace, "scan_keys", counted)
         assert await store.collections() == list("abcdefgh")
-        # An engine without order goes through all of them, but once.
+        # An engine without order reads all of them, but only once.
         assert seen < (20 if "ordered" in shared_namespace(url, "keyvalue").capabilities else 1700)
 
     run(work)
@@ -491,7 +491,7 @@ def test_an_entry_that_cannot_be_read_stands_in_the_way_of_no_other(
         store = HutchStore(url)
         assert await store.keys("c") == ["k", "other"]
         clock(timedelta(minutes=10))
-        # The other one has expired; of this one nobody knows.
+        # The other one has expired; the expiry of this one is unknown.
         assert await store.keys("c") == ["k"]
         assert await store.collections() == ["c"]
         for number in range(40):
@@ -642,12 +642,12 @@ def test_cull_removes_what_has_expired_and_in_the_end_all_trace_of_it(
             "b:stays",
             "default_collection:stays too",
         ]
-        # A process whose clock is behind may be writing the same lines just now.
+        # A process whose clock is behind may be writing the same index keys now.
         assert len(names) == 2 + 101
         assert await store.collections() == ["b", "default_collection"]
         clock(timedelta(minutes=10))
         await store.cull()
-        assert len(entries) == 3  # and the line that says when "stays" expires
+        assert len(entries) == 3  # and the index key of "stays"
 
     run(work)
 
@@ -662,7 +662,7 @@ def test_writing_removes_what_has_expired_without_being_asked(url: str, clock: C
             await store.put(f"{number}", {"text": "x" * 100}, ttl=30)
             clock(timedelta(seconds=12))
             most = max(most, len(entries))
-        # 3 are alive, some 40 are waited for or shall go next, and each has an entry and a line.
+        # 3 are alive, some 40 are in their grace period or due next; each has an entry and an index key.
         assert most < 150
 
     run(work)
@@ -827,7 +827,7 @@ def test_a_server_that_hangs_leaves_look_ups_and_callers_alone() -> None:
         print(f"close: {time.monotonic() - began_s:.2f} s")
         assert time.monotonic() - began_s < 2
         server.resume()
-        # What was given up is answered now, and then everything is closed.
+        # Abandoned calls get their answers now, and then everything is closed.
         while any(thread.name.startswith("hutch.bridges") for thread in threading.enumerate()):
             assert time.monotonic() - began_s < 60
             time.sleep(0.01)

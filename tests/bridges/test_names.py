@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hutch.bridges.names import HASHED, in_key, named
 
-# Surrogates as well, alone or in pairs: a Python str may hold them.
+# Including surrogates, alone or in pairs: a Python str may hold them.
 NAMES = st.text(st.characters(codec=None), max_size=80) | st.text("/:%2Fa\x00\ud83d\ude00", max_size=12)
 
 

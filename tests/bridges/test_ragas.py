@@ -49,12 +49,12 @@ with warnings.catch_warnings():
     from hutch.bridges.ragas import HutchBackend, HutchCache
 
 PAGE = Path(__file__).parents[2] / "docs" / "bridges" / "ragas.md"
-# Its bar starts a thread that would outlive the test.
+# Its progress bar starts a thread that would outlive the test.
 tqdm.tqdm.monitor_interval = 0
 
 Rows = list[dict[str, Any]]
 both = pytest.mark.parametrize("framework", [ragas, ragas_experimental], ids=["ragas", "ragas_experimental"])
-# In a process that needs one of the two, the other one, which takes seconds to import, is not there.
+# A process that needs one of the two cannot import the other, which takes seconds to import.
 QUICKLY = "import sys; sys.modules['ragas'] = None\n"
 
 
@@ -72,7 +72,7 @@ def numbered(save: int, count: int = 600) -> Rows:
 
 
 def which_save(rows: Rows) -> int:
-    """Of which save `rows` are all; they are whole."""
+    """Return the save that all of `rows` come from; they must be complete."""
     assert [row["row"] for row in rows] == list(range(len(rows)))
     (save,) = {row["save"] for row in rows}
     assert len(rows) == len(numbered(save))
@@ -143,7 +143,7 @@ def test_values_come_back_with_their_exact_types(url: str) -> None:
     backend = HutchBackend(url)
     backend.save_dataset("exact", EXACT)
     assert repr(backend.load_dataset("exact")) == repr(EXACT)
-    # Their own storage, for whom this is done, gives a date for a text.
+    # ragas's own storage, which this is for, turns a text into a date.
     array = numpy.arange(6.0).reshape(2, 3)
     backend.save_dataset("more", [{"nan": math.nan, "array": array, "result": MetricResult(0.5, "why", {"input": {}})}])
     [row] = backend.load_dataset("more")
@@ -198,7 +198,7 @@ def test_an_experiment_runs_with_the_storage_of_the_environment(
     assert found == list(done)
     assert sorted(row["n"] for row in found) == list(range(300))
     assert all(row["labels"] == ("a", row["n"]) for row in found)
-    # By an instance, and without a name; what is without a backend of its own uses that of the dataset.
+    # By an instance, and without a name; an experiment without its own backend uses the dataset's.
     asyncio.run(squared.arun(dataset, backend=HutchBackend(lasting_url)))
     squared.default_backend = None
     asyncio.run(squared.arun(dataset))
@@ -268,7 +268,7 @@ class Own:
 
 @pytest.mark.parametrize("before", [0, 20_000])
 def test_a_value_that_cannot_be_kept_is_named_by_row_and_column_and_changes_nothing(url: str, before: int) -> None:
-    """Also where so many rows come before it that they are written in more than one batch."""
+    """Also where the rows before it take more than one batch."""
     backend = HutchBackend(url)
     backend.save_dataset("t", [{"a": 1}])
     keys = keys_of(url)
@@ -289,7 +289,7 @@ def test_a_value_that_cannot_be_kept_is_named_by_row_and_column_and_changes_noth
 
 
 def test_rows_of_megabytes_become_smaller_chunks(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a limit of thousands in the place of 512 MiB."""
+    """With a limit of thousands instead of 512 MiB."""
     for module in ("limits", "encoded"):
         monkeypatch.setattr(f"hutch.{module}.MAX_VALUE_BYTES", 5_000)
     backend = HutchBackend(here)
@@ -413,7 +413,7 @@ def test_a_killed_save_leaves_the_table_as_it_was_and_nothing_for_ever(
 ) -> None:
     last = run_until("saved 4", SAVE_UNTIL_KILLED, lasting_url, folder=tmp_path)[-1]
     backend = HutchBackend(lasting_url)
-    # What was told is there; of the next one, all or nothing.
+    # Acknowledged saves are there; of the next one, all or nothing.
     assert which_save(backend.load_dataset("t")) - int(last.split()[1]) in (0, 1)
     # As if the process had died between the rows and the table, which no test can hit by chance.
     tables = shared_namespace(lasting_url, ragas_jsonl.DATASETS)
@@ -423,7 +423,7 @@ def test_a_killed_save_leaves_the_table_as_it_was_and_nothing_for_ever(
     assert backend.list_datasets() == ["t"]
     backend.save_dataset("t", numbered(50))
     assert which_save(backend.load_dataset("t")) == 50
-    # What is young may be a save that goes on elsewhere.
+    # Young rows may belong to a save that is still running elsewhere.
     assert len([key for key in keys_of(lasting_url) if key.startswith("saving:")]) >= 2
     monkeypatch.setattr(ragas_jsonl, "ABANDONED_S", -60)
     backend.save_dataset("other", [])
@@ -709,7 +709,7 @@ def test_folders_of_ragas_come_in_and_go_out_again(tmp_path: Path) -> None:
     backend = HutchBackend(url)
     assert backend.load_dataset("a b")[299] == {"n": 299, "at": "2024-01-01T00:00:00+00:00"}
     assert backend.load_dataset("empty") == []
-    # With a model they are what they were.
+    # With a model the values are as before.
     assert ragas.Dataset.load("a b", backend, data_model=Timed)[0] == Timed(n=0, at=datetime(2024, 1, 1, tzinfo=UTC))
     backend.save_experiment("new", [{"at": datetime(2024, 1, 1, tzinfo=UTC), "n": 1}])
     close_shared()

@@ -44,7 +44,7 @@ def lines_of(file: Path) -> list[Any]:
 
 
 def save(store: hutch.Store, name: str, rows: list[ragas.Row], namespace: str = ragas.DATASETS) -> None:
-    """As the bridge saves a small table."""
+    """Save a small table as the bridge does."""
     with store.open(namespace) as tables:
         tables[ragas.chunk_key(name, "0-0", 0)] = rows
         tables[ragas.table_key(name)] = ragas.table_of(name, "0-0", len(rows), 1)
@@ -233,7 +233,7 @@ def test_names_with_dots_and_of_any_alphabet_come_back(store: hutch.Store, tmp_p
 def test_two_tables_that_would_be_one_file_are_refused(
     store: hutch.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a file system that takes capitals and small letters for the same."""
+    """As on a case-insensitive file system."""
     save(store, "A", [{"a": 1}])
     save(store, "a", [{"a": 2}])
     replace = Path.replace

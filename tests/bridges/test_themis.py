@@ -61,7 +61,7 @@ PAGE = ROOT / "docs" / "bridges" / "themis.md"
 
 
 class Answers:
-    """A generator that counts what it is asked, and fails for a case called broken."""
+    """A generator that counts its requests, and fails for a case called broken."""
 
     component_id = "generator/answers"
     version = "1"
@@ -83,7 +83,7 @@ class Answers:
 def experiment(
     url: str | None = None, *cases: str, generator: object = "builtin/demo_generator", judged: bool = False, **more: Any
 ) -> Experiment:
-    """An experiment on these cases; `judged` also asks a judge model."""
+    """Return an experiment on these cases; `judged` also asks a judge model."""
     metrics = ["builtin/exact_match", *(["builtin/llm_rubric"] if judged else [])]
     return Experiment(
         generation=GenerationConfig(
@@ -121,7 +121,7 @@ def failed(run_id: str, case_id: str) -> RunEvent:
 
 
 def as_themis_has_it(store: RunStore, run_id: str) -> InMemoryRunStore:
-    """The same run in Themis's own store, which makes its projections event by event."""
+    """Return the same run in Themis's own store, which makes its projections event by event."""
     theirs = InMemoryRunStore()
     stored = store.resume(run_id)
     assert stored is not None
@@ -311,7 +311,7 @@ def test_an_event_that_is_persisted_again_is_stored_once_whoever_does_it(url: st
             writer.persist_event(event.model_copy(deep=True))
     HutchRunStore(url).persist_event(events[0])
     assert store.query_events("r") == events
-    # In all alike but their time: two events.
+    # Equal except for their time: two events.
     store.persist_event(failed("r", "a"))
     assert len(store.query_events("r")) == 5
 
@@ -342,7 +342,7 @@ def test_a_run_that_was_cleared_and_begun_anew_elsewhere_goes_on_behind_what_is_
 
 
 class FailsOnce(HutchRunStore):
-    """Loses its connection once for each event and each blob, before or after it was stored."""
+    """Loses its connection once per event and blob, before or after it was stored."""
 
     def __init__(self, url: str, after: bool) -> None:
         super().__init__(url)
@@ -452,7 +452,7 @@ def test_a_failure_that_was_made_good_in_time_does_not_count(url: str) -> None:
 
 
 def any_event(rng: random.Random, run_id: str, failures: str) -> RunEvent:
-    """One that tells of no failure, of a failure that a later event may heal, or of any."""
+    """Return an event without a failure, with a failure that a later event may clear, or with any failure."""
     one = {"run_id": run_id, "case_id": rng.choice("abc")}
     candidate = one | {"candidate_id": rng.choice("xy")}
     metric = "m" if failures != "all" else rng.choice("mn")
@@ -509,7 +509,7 @@ def test_threads_append_to_one_run_through_one_store_and_through_their_own(url: 
 
 
 def assert_all_there(url: str, threads: int, each: int) -> None:
-    """Each event once, the numbers without a gap, and those of one writer in its order."""
+    """Assert that each event is there once, numbers have no gap, and each writer's events are in order."""
     keys = list(shared_namespace(url, RUNS).scan_keys(events_prefix("r")))
     assert keys == [event_key("r", number) for number in range(1, threads * each + 1)]
     written = [event.case_id.split("-") for event in HutchRunStore(url).query_events("r")]
@@ -612,7 +612,7 @@ def test_a_run_killed_with_9_goes_on_where_it_was_and_asks_for_no_finished_case_
     assert (status, completed) == ("completed", "30")
     acknowledged = [line for line in first if line.startswith("stored")]
     generated = {line.split()[2] for line in acknowledged if "generation_completed" in line}
-    # Of eight or more: three are under way at a time, and Themis lets the next begin before it stores an answer.
+    # Of eight or more: three run at a time, and Themis starts the next before it stores an answer.
     assert len(generated) >= 4
     asked_again = {line.split()[1] for line in second if line.startswith("asked")}
     assert not asked_again & generated
@@ -778,7 +778,7 @@ def assert_hutch(*arguments: str) -> None:
 def test_a_verified_import_reads_what_the_bridge_reads(tmp_path: Path) -> None:
     sample = Path(shutil.copy(ROOT / "tests" / "bridges" / "data" / "themis" / "runs.sqlite3", tmp_path))
     with closing(sqlite3.connect(sample)) as file, file:
-        file.execute("DELETE FROM run_projections")  # for another Themis may make others of the same events
+        file.execute("DELETE FROM run_projections")  # another Themis may compute others from the same events
     transfer.copy_items(themis_sqlite.read(sample), shared_store("memory://"))
     ours = HutchRunStore("memory://")
     (run_id,) = {key.partition("/")[0] for name, key, _ in themis_sqlite.read(sample) if name == RUNS}

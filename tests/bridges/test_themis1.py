@@ -62,7 +62,7 @@ class Adder(StatelessTaskExecutor):  # type: ignore[misc]  # Themis is not insta
 
 @pytest.fixture(autouse=True)
 def a_model_and_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder without git: Themis makes the commit it finds a part of its cache keys."""
+    """Use a folder without git: Themis makes the commit a part of its cache keys."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Adder, "asked", [])
     themis.register_provider("adder", Adder)
@@ -104,7 +104,7 @@ def double(number: int) -> int:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
-    """A process that was spawned and is ready: what it imports takes seconds."""
+    """Yield a spawned process that is ready: its imports take seconds."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(double, 1).result() == 2
         yield pool
@@ -134,7 +134,7 @@ def test_only_what_is_new_is_generated_and_a_new_metric_generates_nothing(url: s
     evaluate(storage, dataset=DATA[:5], workers=3)
     keys = set(storage.load_cached_records("run"))
     assert len(keys) == 5
-    # Whatever changes the manifest of a run changes the keys; the dataset is part of that.
+    # Every change of a run's manifest changes the keys; the dataset is part of the manifest.
     evaluate(storage, dataset=DATA, workers=3)
     assert len(Adder.asked) == 5 + len(DATA)
     assert len(storage.load_cached_records("run")) == 5 + len(DATA)
@@ -273,7 +273,7 @@ def test_a_record_comes_back_equal_and_with_identical_types(url: str) -> None:
         output=entities.ModelOutput(text="text\n\U0001f430", raw=[details], usage={"total_tokens": 5}),
         error=entities.ModelError("but", kind="odd", details=details),
         metrics={"seconds": 0.1, **details, "n": True},
-        # What is equal need not be the same: True is 1.
+        # Equal values need not be identical: True is 1.
         attempts=[
             make_record(1, attempts=[make_record(2)]),
             make_record(output=None, metrics={"seconds": 0.1, **details, "n": 1}),
@@ -307,7 +307,7 @@ class Name(enum.StrEnum):
 
 
 class Measured(float):
-    """As numpy's float64 is."""
+    """A subclass of float, like numpy's float64."""
 
 
 @dataclass
@@ -580,7 +580,7 @@ def test_runs_of_themis_s_own_storage_are_copied_and_go_on_here(url: str, tmp_pa
     theirs.start_run("empty", experiment_id="none")
     asked = len(Adder.asked)
     ours = HutchStorageBackend(url)
-    for _ in range(2):  # an import that was cut off is run again
+    for _ in range(2):  # an interrupted import is repeated
         assert copy_runs(theirs, ours) == 3
     assert sorted(ours.list_run_ids()) == ["empty", "other-run", "run"]
     assert ours.load_cached_records("run") == theirs.load_cached_records("run")
@@ -653,12 +653,12 @@ def test_results_come_as_they_are_done() -> None:
 
 
 class Counted(Executor):
-    """An executor that counts how many calls ran at once; it says how many workers it has, or not."""
+    """An executor that counts the concurrent calls; it may or may not say how many workers it has."""
 
     def __init__(self, workers: int, says: bool) -> None:
         self._pool = ThreadPoolExecutor(workers)
         if says:
-            self._max_workers = workers  # as the executors of Python do
+            self._max_workers = workers  # as Python's own executors do
         self._lock = threading.Lock()
         self.running = self.most = 0
 
@@ -712,7 +712,7 @@ def test_items_are_taken_as_they_are_needed() -> None:
         results = ExecutorBackend(pool).map(double, taken)
         for _ in range(10):
             next(results)
-        del results  # given up
+        del results  # abandoned
     assert 10 <= next(taken) <= 10 + 4
 
 
@@ -732,7 +732,7 @@ def test_what_a_call_raises_is_raised_and_calls_that_have_not_started_are_cancel
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(ValueError, match="number 0"):
             list(ExecutorBackend(pool).map(fail, range(100)))
-        # The executor is the caller's, and goes on.
+        # The executor belongs to the caller, and continues.
         assert list(ExecutorBackend(pool).map(double, [4])) == [8]
     assert len(begun) <= 2
 
@@ -757,7 +757,7 @@ def test_a_call_that_takes_too_long_is_told() -> None:
             list(results)
         release.set()
     with ThreadPoolExecutor(1) as pool:
-        # Waiting for its turn is not part of it.
+        # The time limit excludes the wait for a worker.
         slow = ExecutorBackend(pool).map(lambda number: time.sleep(0.4), range(3), timeout=0.7)
         assert len(list(slow)) == 3
 
@@ -823,7 +823,7 @@ def test_a_runner_whose_functions_have_names_runs_in_processes(processes: Proces
     assert sorted(record.output.text for record in records) == ["1", "2", "3", "4", "5"]
     assert all(len(record.attempts) == 2 for record in records)
     assert Adder.asked == []
-    # It was sent along with the runner, as one of Themis's own, for a worker may have no hutch.
+    # It was sent along with the runner as one of Themis's own, because a worker may have no hutch.
     assert type(pickle.loads(pickle.dumps(backend))) is SequentialExecutionBackend
 
 

@@ -46,7 +46,7 @@ def store() -> Iterator[hutch.Store]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A copy of the sample, to be changed."""
+    """Return a copy of the sample, to be changed."""
     return Path(shutil.copy(SAMPLE, tmp_path / "runs.sqlite3"))
 
 

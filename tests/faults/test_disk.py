@@ -600,7 +600,7 @@ def test_a_folder_that_goes_away_under_an_open_store_takes_no_write_with_it(
         time.sleep(BLINK_S)
         unavailable = hutch.StorageUnavailableError
         refuses_every_change(space, unavailable, state, "removed, moved, replaced", "nothing was written")
-        # Whoever connects anew finds what is there now, and can write.
+        # A new connection finds the current files, and can write.
         theirs = {"theirs": "intact"} if happen is be_replaced_by_another else {}
         assert everything(config) == theirs
         put(config, {"new": 1})

@@ -109,6 +109,6 @@ def test_an_engine_with_a_hole_is_found_out(fault: str, tmp_path: Path) -> None:
             kill_at_random(holes(fault, tmp_path / f"{attempt}"), plan)
         if re.search(told, str(found.value)):
             return
-        # Another process may have stumbled over the same hole in another way, and told first.
+        # Another process may have met the same fault differently, and reported it first.
         others.append(str(found.value))
     pytest.fail(f"found out each time, but never by {told!r}: {others}")

@@ -149,7 +149,7 @@ class Trial:
         found = self._store.everything()
         assert found in (self._expected, wanted), f"{where}: a part of the step was done"
         if found == wanted:
-            # Only where that was told: a failed write did not happen.
+            # Only where the error was reported: a failed write did not happen.
             self.came["raised, and was done"] += 1
             self._expected = wanted
         else:

@@ -1,7 +1,7 @@
-"""One process of a plan, under the shim: ``python -m tests.faults.power.workload PLAN PROCESS FOLDER``, PLAN as JSON.
+"""Run one process of a plan: ``python -m tests.faults.power.workload PLAN PROCESS FOLDER``, under the shim.
 
-Each worker is a thread. Where calls fail now and then, as those of a failing disk do, a worker tries a step again until
-that returns, and a lone one opens the store again if even the second try fails.
+PLAN is JSON. Each worker is a thread. Where calls fail now and then, as on a failing disk, a worker repeats a step
+until it returns, and a lone worker reopens the store if even the second try fails.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def mark(text: str) -> None:
 
 
 class Worker:
-    """One that may close and open the store, for it is alone, or one of many that may not."""
+    """A worker that may close and open the store because it is alone, or one of many that may not."""
 
     def __init__(self, plan: Plan, number: int, path: Path, store: Target) -> None:
         self.store = store
         self.outcomes: Counter[str] = Counter()
         self._plan, self._number, self._path = plan, number, path
         self._alone = plan.processes == plan.threads == 1
-        #: One of them lets calls fail, whoever makes them.
+        #: Only the first worker makes calls fail, its own and the others'.
         self._spoils = plan.faults and number == 0
         self._choose = random.Random(f"{plan.seed} faults")
 

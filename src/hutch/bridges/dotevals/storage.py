@@ -136,7 +136,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
                 return record
 
     def _experiment(self, name: str) -> dict[str, Any] | None:
-        """Finish any change under way, and return the record of an experiment; None if there is none."""
+        """Finish any change under way, and return the record of an experiment, or None."""
         key, data = experiment_key(name), self._data
         while (found := data.get(key, hutch.MISSING)) is not hutch.MISSING:
             record = checked(key, found, EXPERIMENT_FIELDS)
@@ -200,7 +200,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         return [checked(key, value, EVALUATION_FIELDS)["name"] for key, value in found]
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
-        """Return the metadata of an evaluation; None if there is none."""
+        """Return the metadata of an evaluation; None if it is missing."""
         experiment = self._experiment(experiment_name)
         if experiment is None:
             return None

@@ -98,7 +98,7 @@ def table_of(name: str, version: str, rows: int, chunks: int) -> Table:
 
 
 def read_table(namespace: hutch.Namespace, name: str) -> Table:
-    """Return the record of the table called `name`. Raises KeyError if there is none, CorruptValueError."""
+    """Return the record of the table called `name`. Raises KeyError if it is missing, CorruptValueError."""
     return checked_table(namespace, name, namespace[table_key(name)])
 
 

@@ -67,11 +67,11 @@ class HutchBackend:
         shared_store(url)
 
     def load_dataset(self, name: str) -> list[Row]:
-        """Return the rows of a dataset, all from one save. Raises FileNotFoundError if there is none."""
+        """Return the rows of a dataset, all from one save. Raises FileNotFoundError if it is missing."""
         return self._load(DATASETS, name)
 
     def load_experiment(self, name: str) -> list[Row]:
-        """Return the rows of an experiment, all from one save. Raises FileNotFoundError if there is none."""
+        """Return the rows of an experiment, all from one save. Raises FileNotFoundError if it is missing."""
         return self._load(EXPERIMENTS, name)
 
     def save_dataset(self, name: str, data: list[Row], data_model: type | None = None) -> None:

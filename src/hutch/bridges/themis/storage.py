@@ -145,7 +145,7 @@ class HutchRunStore:
         return ref
 
     def load_blob(self, blob_ref: str) -> tuple[str, bytes] | None:
-        """Return the media type and the bytes of a blob; None if there is none."""
+        """Return the media type and the bytes of a blob; None if it is missing."""
         try:
             value = self._open(BLOBS).get(blob_ref)
         except hutch.KeyLimitError:

@@ -100,7 +100,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self._data[_run_key(run_id)] = run_metadata(run_id, metadata)
 
     def load_run_metadata(self, run_id: str) -> dict[str, Any]:
-        """Return the metadata of `run_id`. Raises FileNotFoundError if there is none."""
+        """Return the metadata of `run_id`. Raises FileNotFoundError if it is missing."""
         try:
             found: dict[str, Any] = self._data[_run_key(run_id)]
         except KeyError as error:
