@@ -1,4 +1,4 @@
-"""Test that a signal handler's exception leaves hutch unchanged, wherever it interrupts: opening, plugins, hooks.
+"""Test that a signal handler's exception comes out of hutch unchanged, from opening, plugins' code and hooks.
 
 Each test raises at every point at which CPython may run a handler, one after the other. The conformance kit tests the
 same for the verbs of each engine.
@@ -19,10 +19,10 @@ from hutch.discovery import entry_points, factory
 from hutch.hooks import notify, register_hooks, unregister_hooks
 from hutch.testing.signal_points import Visit, count_points
 
-# What the interrupted code had open is closed when it is collected.
+# The files that the interrupted call had open are closed by the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
-#: Of the classes that some `except` in hutch catches, each once.
+#: One of each class that some `except` in hutch catches.
 KINDS: list[BaseException] = [
     ValueError("limit"),
     KeyError("limit"),
@@ -71,7 +71,7 @@ def interrupt_everywhere(work: Callable[[], object], most: int = 150) -> None:
     number = count_points(work)
     assert number
     for at in range(1, number + 1, -(-number // most)):
-        # Another class at each point of a run, and over the runs all of them at many.
+        # A different class at each point of a run, so that over the runs each is raised at many.
         error = KINDS[at % len(KINDS)]
 
         def handler(_frame: object = None, error: BaseException = error) -> None:
@@ -87,7 +87,7 @@ def interrupt_everywhere(work: Callable[[], object], most: int = 150) -> None:
             came_out = raised
         finally:
             sys.unraisablehook = sys.__unraisablehook__
-        # What is raised while an object is collected Python drops, and copy.py catches KeyError.
+        # Python drops what is raised while an object is collected, and copy.py catches KeyError.
         if (
             visit.where is not None
             and "/copy.py:" not in visit.where

@@ -20,7 +20,7 @@ from hutch import keylocks
 from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timer that sends a signal")
-#: How long something that happens at once may take on a slow machine.
+#: The longest time that an immediate action may take on a slow machine.
 AT_ONCE_S = 10.0
 
 
@@ -60,11 +60,11 @@ def _none_is_left() -> Iterator[None]:
 
 
 class Plain(hutch.StoreMixin):
-    """A mapping of its own."""
+    """A mapping of the host's own."""
 
 
 class PlainStorage(hutch.EncodedStorage):
-    """The six verbs on a dict: the rest is as the base classes make it."""
+    """The six verbs on a dict, with the base classes' defaults for the rest."""
 
     def __init__(self, plugin: PlainPlugin, namespace: str) -> None:
         super().__init__(plugin, namespace)
@@ -90,7 +90,7 @@ class PlainStorage(hutch.EncodedStorage):
 
 
 class PlainPlugin(hutch.StoragePluginBase):
-    """It has a codec of its own, so that no test depends on another part."""
+    """A factory with its own codec, so that no test depends on another part."""
 
     def codec_for(self, namespace: str) -> Any:
         return self
@@ -112,7 +112,7 @@ def add(value: Any) -> Any:
 
 
 def in_threads(*calls: Callable[[], object]) -> list[object]:
-    """Call each in a thread of its own; what each returned or raised."""
+    """Call each in its own thread; return what each returned or raised."""
     results: list[object] = [None] * len(calls)
 
     def run(index: int) -> None:
@@ -346,7 +346,7 @@ def test_an_exit_stack_enters_and_leaves_mutable(ns: hutch.Namespace) -> None:
 
 
 def test_a_key_that_was_freed_by_a_handler_wakes_who_waits_for_it(memory: hutch.Namespace) -> None:
-    """The first call of `__exit__` does not come to its first line."""
+    """The first call of `__exit__` is interrupted before its first line."""
     kept: list[BaseException] = []
     asked = threading.Event()
     taken: list[object] = []
@@ -423,7 +423,7 @@ NESTED: dict[str, Callable[[Plain], object]] = {
 @pytest.mark.parametrize("verb", NESTED)
 @pytest.mark.parametrize("factory", [PlainPlugin, ObjectsPlugin])
 def test_a_write_by_a_handler_in_a_compare_and_set_is_refused_or_seen(factory: Callable[[], Any], verb: str) -> None:
-    """Where the engine has no compare-and-swap of its own; an acknowledged write was overwritten."""
+    """For engines without their own compare-and-swap; an acknowledged write was overwritten."""
     ns = Plain()
     ns.open_storage(factory(), "core")
     outcomes: set[str] = set()
@@ -452,7 +452,7 @@ def test_a_write_by_a_handler_in_a_compare_and_set_is_refused_or_seen(factory: C
         swapped = run_at(point, nested, work)
         outcomes.update(done)
         if done == ["done"] and swapped:
-            # It came before the swap began, which compared what was there before, or after it: never lost in between.
+            # It came before the swap read the value, or after the swap: never lost in between.
             assert ns.get("a") != "new", f"point {point}: the write of the handler was lost"
         elif swapped:
             assert ns["a"] == "new"

@@ -30,7 +30,7 @@ HOUR_S = 3600.0
 
 
 class TestCacheAndMetricsOverMemory(StorageSuite):
-    """Every promise holds with values kept for an hour: what this process writes is seen at once."""
+    """Every promise holds with values cached for an hour: this process sees its own writes at once."""
 
     @pytest.fixture
     def config(self) -> Any:
@@ -39,7 +39,7 @@ class TestCacheAndMetricsOverMemory(StorageSuite):
 
 
 class TestCacheOverSqlite(StorageSuite):
-    """Every promise between processes holds too, but for those that the layer is there to trade away."""
+    """Every promise between processes holds too, except those that the layer trades away."""
 
     @pytest.fixture
     def config(self, tmp_path: Path) -> Any:
@@ -69,12 +69,12 @@ class TestCacheOverSqlite(StorageSuite):
             assert (ns["a"], ns["b"]) == (2, 2)
 
     def test_writers_go_on_when_others_are_killed(self, config: Any, store: hutch.Store) -> None:
-        """Whoever reads meanwhile may see values of up to ttl_s ago; without the layer the engine keeps it."""
+        """A reader meanwhile may see values of up to ttl_s ago; without the layer the engine keeps it."""
         pytest.skip("a cache over an engine that other processes write to may be ttl_s old")
 
 
 class Engine(hutch.EncodedStorage):
-    """A dict of bytes that counts its reads, and can be made slow, or to fail, between the look and the answer."""
+    """A dict of bytes that counts its reads, and can be delayed, or fail, between reading and answering."""
 
     def __init__(self, factory: hutch.StoragePluginBase) -> None:
         super().__init__(factory, "core")
@@ -378,7 +378,7 @@ class Watched(dict[str, bytes]):
 
 @pytest.mark.parametrize("write", OWN_WRITES)
 def test_nothing_is_kept_of_a_key_while_it_is_written(engine: Engine, write: str) -> None:
-    """Of a batch that the engine has taken, nobody may find one key new there and another old here."""
+    """After the engine took a batch, no reader may see one key new and another old."""
     storage = cached(engine)
     engine.set("k", "old")
     assert storage.get("k") == "old"
@@ -471,7 +471,7 @@ def test_read_modify_write_begins_with_what_the_engine_holds(engine: Engine) -> 
     storage = cached(engine)
     engine.set("k", 1)
     assert storage.get("k") == 1
-    engine.set("k", 10)  # by somebody else
+    engine.set("k", 10)  # by another writer
     assert storage.modify("k", lambda n: n + 1) == 11
     assert storage.get("k") == 11
     engine.set("k", 20)

@@ -73,7 +73,7 @@ def test_what_is_no_text_is_no_key_and_no_name(bad: object) -> None:
 
 
 def test_a_subclass_of_str_becomes_the_plain_text_it_holds() -> None:
-    """Whatever its own methods say: what is measured is what is stored."""
+    """Whatever its own methods return: the limit applies to the stored text."""
     assert type(check_key(Text("key"))) is str
     assert check_key(Text("key")) == "key"
     assert type(check_namespace(Text("name"))) is str

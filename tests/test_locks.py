@@ -17,7 +17,7 @@ from hutch.locks import FairLock, Ticket
 
 
 class Interrupt(Exception):
-    """Raised in the place of a signal handler."""
+    """Raised as a signal handler would."""
 
 
 def interrupt_at(number: int, fn: Callable[[], object]) -> tuple[bool, bool]:

@@ -21,7 +21,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 class Greeter(hutch.StoreMixin):
-    """A host's plugin class: it has an __init__ of its own that knows nothing of the mixin."""
+    """A host's plugin class, whose own __init__ does not call the mixin's."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -115,7 +115,7 @@ def test_a_factory_that_is_none_is_told_so() -> None:
 
 
 def test_of_threads_that_open_one_mixin_one_wins_and_the_rest_is_closed() -> None:
-    """All of them are past the first check when the first one wins."""
+    """All of them have passed the first test when one of them wins."""
     recording = Recording()
     barrier = threading.Barrier(5)
     recording.before_return = lambda: barrier.wait(10)
@@ -187,7 +187,7 @@ def test_mutable_waits_for_a_thread_that_modifies_and_the_other_way_round(plugin
     together(slow, fast)
     assert order == ["slow", "fast"]
     assert plugin["k"] == ["slow", "fast"]
-    # Another key is not held.
+    # Another key is not locked.
     with plugin.mutable("k"):
         assert together(lambda: plugin.modify("other", lambda n: n + 1, 0), patience_s=10) == [1]
 

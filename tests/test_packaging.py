@@ -16,7 +16,7 @@ from tests.servers import RedisServer
 
 ROOT = Path(__file__).parents[1]
 ENGINES_WITHOUT_SERVER = ["lmdb", "memory", "shelf", "sqlite"]
-# All tests here share what one worker built.
+# All tests here share one worker's build.
 pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.timeout(300)]
 
 ROUND_TRIP = """
@@ -56,7 +56,7 @@ UV = find_uv()
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from that sdist."""
+    """Return a folder with the sdist, and the wheel built from that sdist."""
     folder = tmp_path_factory.mktemp("dist")
     run(*UV, "build", "--quiet", "--python", sys.executable, "--out-dir", folder, ROOT)
     return folder
@@ -64,7 +64,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["wheel", "sdist", "editable"])
 def installed(request: pytest.FixtureRequest, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that has hutch, its four dependencies, and nothing else."""
+    """Return the interpreter of an environment with only hutch and its four dependencies."""
     wanted: dict[str, list[str | Path]] = {
         "wheel": [*built.glob("*.whl")],
         "sdist": [*built.glob("*.tar.gz")],
@@ -115,7 +115,7 @@ def test_the_command_without_its_extra_says_in_one_line_what_to_install(
 def test_the_redis_engine_works_once_its_extra_is_installed(
     installed: Path, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    # After the tests above, which want an environment without the driver.
+    # After the tests above, which need an environment without the driver.
     run(*UV, "pip", "install", "--quiet", "--python", installed, "redis>=5.1")
     url = f"redis={redis_server.url}?prefix={tmp_path.name}"
     result = run(installed, "-W", "error", "-c", ROUND_TRIP, url, cwd=tmp_path)

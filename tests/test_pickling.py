@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def write(ns: hutch.Namespace, number: int) -> int:
     ns[f"k{number}"] = number
-    with ns:  # the end of the block closes nothing that another job has
+    with ns:  # the end of the block closes no handle that another job has
         pass
     return int(ns[f"k{number}"])
 

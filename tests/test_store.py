@@ -51,7 +51,7 @@ class DuckPlugin:
 
 
 def plugin(folder: Path, code: str = DUCK, name: str = "Duck") -> dict[str, Any]:
-    """A config that selects a plugin with that code."""
+    """Return a config that selects a plugin with that code."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name.lower()}.plug").write_text(f"[Core]\nName = {name}\nModule = {name.lower()}_storage\n")
     (folder / f"{name.lower()}_storage.py").write_text(code)
@@ -333,7 +333,7 @@ def test_wherever_a_handler_raises_in_open_and_close_the_name_is_free_and_nothin
                     kept.append(error)
                     raise
             in_plugin += "duck_storage.py" in str(visit.where)
-            # Where the handler raised before `close` had begun, the handle is open, and can be closed.
+            # If the handler raised before `close` began, the handle is open, and can be closed.
             for handle in store._left_open():
                 assert handle.is_open_storage(), visit.where
                 assert any(frame.name == "close" for frame in traceback.extract_tb(kept[-1].__traceback__)), visit.where
@@ -341,12 +341,12 @@ def test_wherever_a_handler_raises_in_open_and_close_the_name_is_free_and_nothin
             store.open("core").close()
         module = sys.modules[type(store._factory).__module__]
         assert len(kept) > 20
-        # What the plugin's own code was interrupted in is the plugin's to close.
+        # The plugin must close what its own interrupted code had opened.
         assert len(module.OPENED) - len(module.CLOSED) <= in_plugin
 
 
 def test_a_handler_that_opens_and_closes_namespaces_meanwhile(tmp_path: Path) -> None:
-    """The same namespace is refused, or open at another time; another one opens and closes as ever."""
+    """The same namespace is refused, or opened before or after; another one opens and closes as usual."""
     with hutch.connect(plugin(tmp_path / "plugins")) as store:
         outcomes: set[str] = set()
 

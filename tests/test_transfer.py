@@ -45,7 +45,7 @@ hutch.register_type(Point, name="tests.Point")
 
 @dataclasses.dataclass(eq=False)
 class Stranger:
-    """Not registered: only pickle can hold it."""
+    """An unregistered class: only pickle can hold it."""
 
     name: str
     friends: list[str]
@@ -108,7 +108,7 @@ VALUES: list[Any] = [
 
 
 def exact(value: Any) -> Any:
-    """`value` as something whose `==` also compares types, bits of floats, order of dicts and time zones."""
+    """Return `value` as an object whose `==` also compares types, bits of floats, order of dicts and time zones."""
     kind = type(value)
     if kind is float:
         return (kind, struct.pack(">d", value))
@@ -352,7 +352,7 @@ def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(target: hutch.Stor
 
 
 def items_of(count: int, asked: list[int]) -> Iterator[tuple[str, str, Any]]:
-    """Those of two namespaces; `asked` is told how far the reader has come."""
+    """Yield the items of two namespaces, appending the reader's position to `asked`."""
     for number in range(count):
         asked.append(number)
         yield ("a" if number < count // 2 else "b"), f"{number:05}", (number, {number})
@@ -363,7 +363,7 @@ def test_items_from_anywhere_are_copied_compared_and_gone_on_with_as_those_of_a_
 
     def stop(progress: transfer.Progress) -> None:
         if (progress.namespace, progress.done) == ("b", 1000):
-            # What is written was read, and no more than a batch beyond it.
+            # At most one batch more was read than written.
             assert len(asked) <= 4000
             raise _Stopped
 

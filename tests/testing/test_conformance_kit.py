@@ -15,17 +15,17 @@ from hutch.testing.run import PromiseResult, run_check
 
 ENGINES = Path(__file__).parents[1] / "kit_engines"
 JOURNAL = Path(__file__).parents[2] / "examples" / "engine_package" / "src" / "hutch_journal"
-# Slow to say what the others said: it looks for the shortest sequence that fails.
+# Slow to repeat what others report: it searches for the shortest failing sequence.
 STATE_MACHINE = "test_it_behaves_as_dicts_would"
 
 
 def broken(fault: str) -> dict[str, Any]:
-    """A config of the engine that is broken in this one way."""
+    """Return a config of the engine with this one fault."""
     return {"STORAGE": "Broken", "STORAGE_CONFIG": {"path": "{fresh}", "fault": fault}}
 
 
 def check(target: str, config: object = None, *only: str) -> dict[str, PromiseResult]:
-    """Outcomes by promise; of the tests called `only`, or of all."""
+    """Return outcomes by promise, of the tests called `only`, or of all."""
     skipped = [name for name in dir(StorageSuite) if name.startswith("test_") and name not in only] if only else []
     return {result.promise: result for result in run_check(target, config, skip=skipped)}
 
@@ -86,7 +86,7 @@ FAULTS = {
 
 
 def the_only_test(fault: str, told: str) -> PromiseResult:
-    """What becomes of the promise that begins as `told` does, on the engine with this fault."""
+    """Return the result of the promise whose text starts with `told`, on the engine with this fault."""
     [name] = [
         name
         for name in dir(StorageSuite)
@@ -107,7 +107,7 @@ def test_a_broken_engine_fails_the_promise_that_it_breaks(fault: str) -> None:
 @pytest.mark.parametrize(
     ("file", "sound", "broken"),
     [
-        # Writers that keep out readers only, and a comparison that is not of one step with the write.
+        # Writers that keep out readers only, and a comparison that is not atomic with the write.
         ("journal_file.py", "os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX", "os.O_RDWR | os.O_CREAT, fcntl.LOCK_SH"),
         ("journal_storage.py", "swapped = view.value(key) == old", "swapped = before == old"),
     ],
