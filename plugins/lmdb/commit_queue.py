@@ -251,21 +251,24 @@ class CommitQueue:
             results.append(one.work(slot, *one.arguments))
 
     def _claim(self, own: Request, group: Group) -> None:
-        """Fill `group` with the request and the requests behind it."""
-        with self._claims:
-            members = group.requests = [own]
-            if own.is_alone:
-                return
-            # Not `islice`: creating it may run a finalizer that writes and so changes the queue.
-            for one in list(self.requests)[:_LARGEST_GROUP]:
-                if one.is_alone:
-                    break
-                if one is own or one.work is None or one.is_withdrawn or one.thread == own.thread:
-                    continue
-                if one.group is not None and one.group.committed:
-                    continue
-                one.group = group
-                members.append(one)
+        """Make `group` of the request and those behind it."""
+        group.requests = [own]
+        if not own.is_alone:
+            with self._claims:
+                self._add_others(own, group)
+
+    def _add_others(self, own: Request, group: Group) -> None:
+        # A separate function: on Python 3.13 an exception at the end of a loop can bypass the `with` around it.
+        # Not `islice`: creating it may run a finalizer that writes and so changes the queue.
+        for one in list(self.requests)[:_LARGEST_GROUP]:
+            if one.is_alone:
+                break
+            if one is own or one.work is None or one.is_withdrawn or one.thread == own.thread:
+                continue
+            if one.group is not None and one.group.committed:
+                continue
+            one.group = group
+            group.requests.append(one)
 
 
 def new_ticket() -> Request:

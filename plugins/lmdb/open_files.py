@@ -327,19 +327,22 @@ class OpenFiles:
 
     def _grow_map(self) -> None:
         with self.lock:
-            size = int(self.open_now().info()["map_size"])
-            wished = size + min(size, _LARGEST_MAP_STEP)
-            for step in (wished, size + size // _RELATIVE_SPARE, size + (16 << 20)):
-                try:
-                    self.open_now().set_mapsize(step - step % (1 << 20))
-                    return
-                except lmdb.Error as error:
-                    if raised_by_handler(error):
-                        raise
-                    failure = error
-                    # py-lmdb closes an environment whose map it cannot move.
-                    self._map_size_bytes, self._is_tight = size, True
-                    self._shut()
+            self._grow_map_in_steps()
+
+    def _grow_map_in_steps(self) -> None:
+        size = int(self.open_now().info()["map_size"])
+        wished = size + min(size, _LARGEST_MAP_STEP)
+        for step in (wished, size + size // _RELATIVE_SPARE, size + (16 << 20)):
+            try:
+                self.open_now().set_mapsize(step - step % (1 << 20))
+                return
+            except lmdb.Error as error:
+                if raised_by_handler(error):
+                    raise
+                failure = error
+                # py-lmdb closes an environment whose map it cannot move.
+                self._map_size_bytes, self._is_tight = size, True
+                self._shut()
         raise StorageFullError(
             f"lmdb {self.path}: no address space to grow its map beyond {size:,} bytes; what was stored is intact"
         ) from failure

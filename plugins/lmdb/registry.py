@@ -87,10 +87,15 @@ def _close_unused(environment: Environment) -> None:
             environment.close()
     finally:
         with _lock:
-            # If a handler raised, it may still be open; then the next user takes it over.
-            if not environment.is_wanted() and not environment.is_open():
-                for place in [place for place, one in list(_environments.items()) if one is environment]:
-                    _environments.pop(place, None)
+            _forget_closed(environment)
+
+
+def _forget_closed(environment: Environment) -> None:
+    """Remove the environment from the registry, unless a handler that raised has left it open for the next user."""
+    # A separate function: on Python 3.13 an exception at the end of a loop can bypass the `with` around it.
+    if not environment.is_wanted() and not environment.is_open():
+        for place in [place for place, one in list(_environments.items()) if one is environment]:
+            _environments.pop(place, None)
 
 
 # --- fork ---
@@ -120,9 +125,15 @@ def _prepare_fork(pending: list[Environment]) -> None:
 
 
 def _after_fork_in_parent() -> None:
+    try:
+        _end_fork()
+    finally:
+        release_lock(_fork_lock)
+
+
+def _end_fork() -> None:
     for environment in _alive():
         environment.after_fork_in_parent()
-    release_lock(_fork_lock)
 
 
 def _after_fork_in_child() -> None:

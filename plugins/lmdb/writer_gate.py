@@ -139,31 +139,34 @@ class WriterGate:
 
     def wait(self, deadline_s: float, time_out: Callable[[], StoreError]) -> None:
         """Wait for the gate and take it. Raises ``time_out()`` after `deadline_s`."""
-        began_s = time.monotonic()
-        arrival = int(began_s * 1e6)
-        looks, pause_s = 0, _FIRST_PAUSE_S
         self.is_waiting = True
         self.fd_in_use = self.fd
         try:
-            while True:
-                looks += 1
-                is_next = self._mark(arrival)
-                if (is_next or looks % _TRY_EVERY == 0) and self.enter():
-                    return
-                now_s = time.monotonic()
-                if now_s >= deadline_s:
-                    raise time_out()
-                if now_s - began_s > _PATIENT_AFTER_S:
-                    pause_s = _PATIENT_PAUSE_S
-                elif not is_next:
-                    pause_s = _LONGEST_PAUSE_S
-                time.sleep(min(pause_s, deadline_s - now_s))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_next else _FIRST_PAUSE_S
+            self._poll(deadline_s, time_out)
         finally:
             lockf(self._marks, LOCK_UN)
             self.is_waiting = False
             now_s = time.monotonic()
             self._shared_until_s, self._look_at_s = now_s + _SHARED_S, now_s + _SLICE_S
+
+    def _poll(self, deadline_s: float, time_out: Callable[[], StoreError]) -> None:
+        began_s = time.monotonic()
+        arrival = int(began_s * 1e6)
+        looks, pause_s = 0, _FIRST_PAUSE_S
+        while True:
+            looks += 1
+            is_next = self._mark(arrival)
+            if (is_next or looks % _TRY_EVERY == 0) and self.enter():
+                return
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
+                raise time_out()
+            if now_s - began_s > _PATIENT_AFTER_S:
+                pause_s = _PATIENT_PAUSE_S
+            elif not is_next:
+                pause_s = _LONGEST_PAUSE_S
+            time.sleep(min(pause_s, deadline_s - now_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_next else _FIRST_PAUSE_S
 
     def holder(self) -> str:
         """Return a description of the writing process, with its id if the system reports it."""
