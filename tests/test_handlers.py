@@ -17,7 +17,10 @@ import pytest
 from hutch.handlers import raised_by_handler
 from hutch.testing.signal_points import points, raise_interrupt, run_at
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timer that sends a signal")
+pytestmark = [
+    pytest.mark.usefixtures("unmeasured"),
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timer that sends a signal"),
+]
 
 
 class Limit(Exception):

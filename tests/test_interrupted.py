@@ -20,7 +20,10 @@ from hutch.hooks import notify, register_hooks, unregister_hooks
 from hutch.testing.signal_points import Visit, count_points
 
 # The files that the interrupted call had open are closed by the collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("unmeasured"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 #: One of each class that some `except` in hutch catches.
 KINDS: list[BaseException] = [

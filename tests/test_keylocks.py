@@ -19,6 +19,9 @@ import hutch
 from hutch import keylocks
 from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
 
+# The tracer of coverage has a lock of its own, and sees signals between hutch's instructions.
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timer that sends a signal")
 #: The longest time that an immediate action may take on a slow machine.
 AT_ONCE_S = 10.0

@@ -370,6 +370,9 @@ import asyncio, gc, random, signal, sys, threading, warnings
 import hutch, hutch.aio
 from hutch import keylocks
 
+# The tracer of coverage has a lock of its own, and sees signals between hutch's instructions.
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 class Stop(Exception):
     pass
 

@@ -24,7 +24,10 @@ from hutch.handlers import guard_entry, passes_through
 
 INTERRUPTS = int(os.environ.get("HUTCH_INTERRUPTS", "300"))
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers that send a signal")
+pytestmark = [
+    pytest.mark.usefixtures("unmeasured"),
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers that send a signal"),
+]
 
 
 @hutch.register_type

@@ -17,6 +17,9 @@ import hutch
 from hutch.testing.signal_points import Visit, count_points
 from tests.servers import RedisServer
 
+# The tracer of coverage has a lock of its own, and sees signals between hutch's instructions.
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 # Classes that the driver, the sockets or hutch itself catch, and others: a handler's exception must come out unchanged.
 RAISED: list[type[BaseException]] = [
     RuntimeError,

@@ -21,6 +21,9 @@ import hutch
 from hutch.testing.signal_points import Visit, count_points, run_at
 from tests.engines.test_shelf import dbm_open, errbot_reads
 
+# The tracer of coverage has a lock of its own, and sees signals between hutch's instructions.
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 PATIENCE_S = 60.0
 # The number of points tried per call, chosen at random with this seed; 0 for all of them.
 POINTS = int(os.environ.get("HUTCH_SIGNAL_POINTS", "12"))
