@@ -9,6 +9,7 @@ import pytest
 
 import hutch
 from hutch.testing import StorageSuite
+from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
 
 
 class TestJournal(StorageSuite):
@@ -17,12 +18,6 @@ class TestJournal(StorageSuite):
     @pytest.fixture
     def config(self, tmp_path: Path) -> str:
         return url(tmp_path)
-
-    # A1-PENDING: its lock is one that a nested call of the same thread waits for.
-    @pytest.fixture(autouse=True)
-    def pending(self, request: pytest.FixtureRequest) -> None:
-        if any(word in request.node.name for word in ("_handler_", "_finalizer_", "_any_point_")):
-            pytest.skip("A1-PENDING: the engine does not hold this promise yet")
 
 
 def url(folder: Path) -> str:
@@ -90,6 +85,48 @@ def test_what_was_replaced_does_not_fill_the_disk(tmp_path: Path) -> None:
             core.clear()
     assert journal_of(tmp_path).stat().st_size < 600_000
     assert {path.suffix for path in (tmp_path / "data").iterdir()} == {".journal"}
+
+
+def test_an_exception_at_any_point_of_a_compaction_leaves_the_old_value_or_the_new(tmp_path: Path) -> None:
+    with hutch.connect(url(tmp_path)) as store, store.open("core") as core:
+
+        def replace(text: str) -> None:
+            core.clear()
+            core["k"] = text
+            core["k"] = text
+
+        compacting = "x" * 600_000
+        for point in points(lambda: replace(compacting), limit=150):
+            try:
+                run_at(point, raise_interrupt, lambda: replace(compacting))
+            except Interrupt:
+                assert dict(core) in ({}, {"k": compacting})
+            core["later"] = point
+            with hutch.connect(url(tmp_path)) as other_store, other_store.open("core") as other:
+                assert dict(other) == dict(core)
+                assert other["later"] == point
+            del core["later"]
+
+
+def test_a_nested_call_through_another_store_is_done_or_refused_at_once(tmp_path: Path) -> None:
+    with hutch.connect(url(tmp_path)) as one, hutch.connect(url(tmp_path)) as another:
+        core, nested = one.open("core"), another.open("core")
+        outcomes = set()
+
+        def nest() -> None:
+            try:
+                nested["nested"] = nested.get("nested", 0) + 1
+                outcomes.add("done")
+            except hutch.ConflictError:
+                outcomes.add("refused")
+
+        with core, nested:
+            for point in points(lambda: core.set_many({"k": 0})):
+                del core["k"]
+                run_at(point, nest, lambda: core.set_many({"k": 0}))
+                assert core["k"] == 0
+                assert core.get("nested") == nested.get("nested")
+        assert outcomes == {"done", "refused"}
 
 
 def test_nothing_is_written_to_a_file_that_a_shorter_one_replaced(tmp_path: Path) -> None:

@@ -14,16 +14,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from struct import Struct
 from typing import TypeVar
 from zlib import crc32
 
-from hutch import CorruptValueError, StorageFullError, StorageUnavailableError
+from hutch import ConflictError, CorruptValueError, StorageFullError, StorageUnavailableError
+from hutch.handlers import raised_by_handler
+from hutch.locks import FairLock
 
 T = TypeVar("T")
 
@@ -35,6 +36,10 @@ _entry = Struct("<Hq")
 _REMOVED = -1
 # With fewer bytes of replaced items, a file is not worth compacting.
 _LEAST_WASTE_BYTES = 256 * 1024
+# How long a thread waits for the others of its process.
+_WAIT_S = 60.0
+# One per file, whatever number of stores uses it. `setdefault` is one C call, so no signal handler makes a second.
+_locks: dict[str, FairLock] = {}
 
 
 class View:
@@ -60,107 +65,179 @@ class View:
 
 
 class Journal:
-    """One file, read and appended to.
+    """One file, read and appended to by any number of threads and processes.
 
-    Each call opens the file and locks it, so threads share nothing but memory, and forked processes nothing. Earlier
-    reads are remembered; records that others appended since are read first.
+    Each call opens the file and locks it. Earlier reads are remembered; records that others appended since are read
+    first. A signal handler or finalizer may run in the middle of a call, raise, and use the same file:
+
+    - A lock or an open file is released by the first operation of a `finally`, or with its object.
+    - A call takes the `Content` away and puts it back at its end. After an exception, and in a nested call or a forked
+      child, it is read anew from the file.
+    - A nested call does not wait for the lock on the file, which the interrupted call may hold: it is refused.
     """
 
     def __init__(self, path: Path, namespace: str) -> None:
-        self.path = path
+        self.path = path  # the same for every user of the file, who share a lock by it
         self._name = namespace.encode()
-        self.after_fork()
-        _journals.add(self)
+        self._content: Content | None = None
+        self._lock = _locks.setdefault(str(path), FairLock(str(path)))
 
     def read(self, work: Callable[[View], T]) -> T:
         """Return ``work(view)``, while nobody writes."""
-        with self._lock, errors_of(self.path), self._opened(os.O_RDONLY, fcntl.LOCK_SH) as file:
-            self._catch_up(file)
-            return work(View(file, self._places))
+        return self._run(False, lambda file, content: work(View(file, content.places)))
 
     def change(self, decide: Callable[[View], Mapping[str, bytes | None]]) -> int:
         """Append ``decide(view)``, values by key or None to remove one, as a record; return how many keys.
 
         No other process writes between the two, and none sees a part of the record.
         """
-        with self._lock, errors_of(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._opened(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as file:
-                self._catch_up(file)
-                if not self._header:
-                    self._begin(file)
-                changes = decide(View(file, self._places))
-                if changes:
-                    self._add(file, changes)
-                    if self._end - self._live > max(_LEAST_WASTE_BYTES, self._live):
-                        self._shorten(file)
-                return len(changes)
 
-    def after_fork(self) -> None:
-        """Reset the state: another thread of the parent may have held the lock, or been changing it."""
-        self._lock = threading.Lock()
-        self._forget()
+        def work(file: int, content: Content) -> int:
+            if not content.header:
+                content.begin(file)
+            changes = decide(View(file, content.places))
+            if changes:
+                content.add(file, changes)
+                if content.end - content.live > max(_LEAST_WASTE_BYTES, content.live):
+                    self._shorten(file, content)
+            return len(changes)
 
-    def _forget(self) -> None:
-        self._header = b""
-        self._places: dict[str, tuple[int, int]] = {}  # of each key, the position and length of its value
-        self._end = 0  # of the last complete record
-        self._live = 0  # bytes of current keys and values
+        return self._run(True, work)
 
-    @contextlib.contextmanager
-    def _opened(self, flags: int, lock: int) -> Iterator[int]:
-        """Open the file and lock it; yield its descriptor, or -1 if it does not exist."""
-        while True:
-            try:
-                file = os.open(self.path, flags | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:
-                yield -1
-                return
-            try:
-                fcntl.flock(file, lock)
-                if self._is_in_place(file):  # otherwise a compacted file replaced it during the wait
-                    yield file
-                    return
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing does not unlock while a forked process has a copy
-                os.close(file)
+    def _run(self, writes: bool, work: Callable[[int, Content], T]) -> T:
+        """Return ``work(descriptor, content)`` with the file locked; -1 is the descriptor of a missing file.
 
-    def _is_in_place(self, file: int) -> bool:
+        Raises ConflictError in a nested call whose lock on the file is not free.
+        """
+        lock = fcntl.LOCK_EX if writes else fcntl.LOCK_SH
+        if self._lock.is_mine():  # this thread is in the middle of another call
+            lock |= fcntl.LOCK_NB
+        result: T = self._lock.run(_WAIT_S, self._run_alone, writes, lock, work)
+        return result
+
+    def _run_alone(self, writes: bool, lock: int, work: Callable[[int, Content], T]) -> T:
+        with errors_of(self.path):
+            while True:
+                file = self._opened(writes)
+                if file is None:
+                    return work(-1, Content(self.path, self._name))
+                try:
+                    self._wait_for(file, lock)
+                    if self._is_in_place(file):  # otherwise a compacted file replaced it during the wait
+                        return self._work_on(file.fileno(), work)
+                finally:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_UN)  # closing does not unlock while a forked process has a copy
+                    finally:
+                        file.close()
+
+    def _work_on(self, file: int, work: Callable[[int, Content], T]) -> T:
+        content, self._content = self._content, None
+        if content is None or not content.is_of(file):
+            content = Content(self.path, self._name)
+        content.catch_up(file)
+        result = work(file, content)
+        self._content = content
+        return result
+
+    def _opened(self, writes: bool) -> io.FileIO | None:
+        """Open the file, created if it is to be written; None if it does not exist."""
+        # FileIO opens in one C call, and closes itself if a handler raises before it is assigned to a variable.
         try:
-            return os.path.samestat(os.fstat(file), self.path.stat())
-        except FileNotFoundError:
+            return io.FileIO(self.path, "r+" if writes else "r")
+        except FileNotFoundError as error:
+            if raised_by_handler(error):
+                raise
+        if not writes:
+            return None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        io.FileIO(self.path, "a").close()
+        return io.FileIO(self.path, "r+")
+
+    def _wait_for(self, file: io.FileIO, lock: int) -> None:
+        try:
+            fcntl.flock(file, lock)
+        except BlockingIOError as error:
+            if raised_by_handler(error):
+                raise
+            raise ConflictError(
+                f"{self.path} is locked, by another process or by the call of this thread that a signal handler or a "
+                "finalizer interrupted to use the same namespace; nothing was written. Use it when that call has "
+                "returned"
+            ) from error
+
+    def _is_in_place(self, file: io.FileIO) -> bool:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError as error:
+            if raised_by_handler(error):
+                raise
             return False
+        return os.path.samestat(os.fstat(file.fileno()), status)
+
+    def _shorten(self, file: int, content: Content) -> None:
+        """Replace the file by one with only the current items. If that fails, this file stays."""
+        new = self.path.with_suffix(".new")
+        try:
+            with io.FileIO(new, "w+") as copy:
+                shorter = Content(self.path, self._name)
+                shorter.begin(copy.fileno())
+                for key, place in content.places.items():
+                    shorter.add(copy.fileno(), {key: _read(file, *place)})
+                os.fsync(copy.fileno())
+            new.replace(self.path)
+        except BaseException as error:
+            new.unlink(missing_ok=True)
+            if not isinstance(error, OSError) or raised_by_handler(error):
+                raise
+
+
+class Content:
+    """What a file contains: the places of its values. The caller has locked the file.
+
+    After an exception it may differ from the file; read a new one.
+    """
+
+    def __init__(self, path: Path, name: bytes) -> None:
+        self._path, self._name = path, name
+        self.header = b""
+        self.places: dict[str, tuple[int, int]] = {}  # of each key, the position and length of its value
+        self.end = 0  # of the last complete record
+        self.live = 0  # bytes of current keys and values
 
     # --- reading ---
 
-    def _catch_up(self, file: int) -> None:
+    def is_of(self, file: int) -> bool:
+        """Return whether this is what `file` contains, apart from new records."""
+        return _read(file, 0, len(self.header)) == self.header
+
+    def catch_up(self, file: int) -> None:
         """Read the new records."""
-        size = os.fstat(file).st_size if file >= 0 else 0
-        header = _read(file, 0, min(size, _NAME_AT + len(self._name)))
-        if header != self._header:
-            self._forget()
+        size = os.fstat(file).st_size
+        if not self.header:
+            header = _read(file, 0, _NAME_AT + len(self._name))
             if len(header) < _NAME_AT + len(self._name):
-                return  # missing, or its creator was killed
+                return  # its creator was killed
             if (header[: len(_MAGIC)], header[len(_MAGIC) + _ID_BYTES :]) != (_MAGIC, self._sized_name()):
-                raise CorruptValueError(f"{self.path} is not the journal of namespace {self._name.decode()!r}")
-            self._header, self._end = header, len(header)
-        if size < self._end:
+                raise CorruptValueError(f"{self._path} is not the journal of namespace {self._name.decode()!r}")
+            self.header, self.end = header, len(header)
+        if size < self.end:
             raise self._damaged()
-        while (rest := size - self._end) >= _record.size:
-            head = _read(file, self._end, _record.size)
+        while (rest := size - self.end) >= _record.size:
+            head = _read(file, self.end, _record.size)
             length, head_crc, body_crc = _record.unpack(head)
             if crc32(head[:8]) != head_crc:
-                if any(_read(file, self._end, rest)):
+                if any(_read(file, self.end, rest)):
                     raise self._damaged()
                 return  # zeros, as a power cut leaves them
             if length > rest - _record.size:
                 return  # truncated
-            start = self._end + _record.size
+            start = self.end + _record.size
             body = _read(file, start, length)
             if crc32(body) != body_crc:
                 raise self._damaged()
             self._take(body, start)
-            self._end = start + length
+            self.end = start + length
 
     def _take(self, body: bytes, start: int) -> None:
         at = 0
@@ -169,60 +246,45 @@ class Journal:
             at += _entry.size
             key = body[at : at + key_length].decode()
             at += key_length
-            _, old_length = self._places.pop(key, (0, None))
+            _, old_length = self.places.pop(key, (0, None))
             if old_length is not None:
-                self._live -= key_length + old_length
+                self.live -= key_length + old_length
             if length != _REMOVED:
-                self._places[key] = start + at, length
-                self._live += key_length + length
+                self.places[key] = start + at, length
+                self.live += key_length + length
                 at += length
 
     def _sized_name(self) -> bytes:
         return len(self._name).to_bytes(2, "little") + self._name
 
     def _damaged(self) -> CorruptValueError:
-        return CorruptValueError(f"{self.path} is damaged at byte {self._end:,}; restore it from a backup")
+        return CorruptValueError(f"{self._path} is damaged at byte {self.end:,}; restore it from a backup")
 
-    # --- writing, with the lock for writing ---
+    # --- writing ---
 
-    def _begin(self, file: int) -> None:
-        self._header = _MAGIC + os.urandom(_ID_BYTES) + self._sized_name()
+    def begin(self, file: int) -> None:
+        """Make the file an empty journal."""
+        self.header = _MAGIC + os.urandom(_ID_BYTES) + self._sized_name()
         os.ftruncate(file, 0)
-        _write(file, self._header, 0)
-        self._end = len(self._header)
+        _write(file, self.header, 0)
+        self.end = len(self.header)
 
-    def _add(self, file: int, changes: Mapping[str, bytes | None]) -> None:
+    def add(self, file: int, changes: Mapping[str, bytes | None]) -> None:
+        """Append a record with `changes`."""
         parts = []
         for key, value in changes.items():
             name = key.encode()
             parts += [_entry.pack(len(name), _REMOVED if value is None else len(value)), name, value or b""]
         body = b"".join(parts)
         length = len(body).to_bytes(8, "little")
-        os.ftruncate(file, self._end)  # a truncated record
+        os.ftruncate(file, self.end)  # a truncated record
         try:
-            _write(file, _record.pack(len(body), crc32(length), crc32(body)) + body, self._end)
+            _write(file, _record.pack(len(body), crc32(length), crc32(body)) + body, self.end)
         except BaseException:
-            os.ftruncate(file, self._end)
+            os.ftruncate(file, self.end)
             raise
-        self._take(body, self._end + _record.size)
-        self._end += _record.size + len(body)
-
-    def _shorten(self, file: int) -> None:
-        """Replace the file by one with only the current items. If that fails, this file stays."""
-        new = self.path.with_suffix(".new")
-        shorter = Journal(new, self._name.decode())
-        try:
-            copy = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            try:
-                shorter._begin(copy)
-                for key, place in self._places.items():
-                    shorter._add(copy, {key: _read(file, *place)})
-                os.fsync(copy)
-            finally:
-                os.close(copy)
-            new.replace(self.path)
-        except OSError:
-            new.unlink(missing_ok=True)
+        self._take(body, self.end + _record.size)
+        self.end += _record.size + len(body)
 
 
 def namespace_of(file: Path) -> str | None:
@@ -243,6 +305,8 @@ def errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if raised_by_handler(error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFullError(f"no room to write {path}; what was stored before is intact") from error
         raise StorageUnavailableError(f"cannot use {path}: {error.strerror}") from error
@@ -261,14 +325,3 @@ def _write(file: int, data: bytes, position: int) -> None:
     while view:
         written = os.pwrite(file, view, position)
         view, position = view[written:], position + written
-
-
-_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for journal in _journals:
-        journal.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +21,14 @@ class JournalPlugin(StoragePluginBase):
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "path": Option(Path, required=True, help="the folder of the journals; made when something is stored")
     }
+    # A write in the middle of another call of its thread, by a signal handler, raises ConflictError.
+    refuses_nested_writes = True
     capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        # Not when a namespace is opened: `realpath` drops any OSError, also one of a signal handler.
+        self._folder = Path(os.path.realpath(self._storage_config["path"]))
 
     def open(self, namespace: str) -> JournalStorage:
         journal = self._journal(namespace)
@@ -28,17 +36,12 @@ class JournalPlugin(StoragePluginBase):
         return JournalStorage(self, namespace, journal)
 
     def namespaces(self) -> list[str]:
-        with errors_of(self._path):
-            names = [namespace_of(file) for file in self._path.glob(f"*{_SUFFIX}")]
+        with errors_of(self._folder):
+            names = [namespace_of(file) for file in self._folder.glob(f"*{_SUFFIX}")]
         return [name for name in names if name is not None and self._journal(name).read(len)]
 
     def _journal(self, namespace: str) -> Journal:
-        return Journal(self._path / (hashlib.sha256(namespace.encode()).hexdigest() + _SUFFIX), namespace)
-
-    @property
-    def _path(self) -> Path:
-        path: Path = self._storage_config["path"]
-        return path
+        return Journal(self._folder / (hashlib.sha256(namespace.encode()).hexdigest() + _SUFFIX), namespace)
 
 
 class JournalStorage(EncodedStorage):
@@ -95,4 +98,4 @@ class JournalStorage(EncodedStorage):
 
     @property
     def lock_scope(self) -> Hashable:
-        return ("journal", str(self._journal.path.resolve()))  # the same for every handle on the same data
+        return ("journal", str(self._journal.path))  # the same for every handle on the same data
