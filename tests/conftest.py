@@ -33,16 +33,21 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn off coverage in this test and its processes.
+def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run the test and the processes it starts without coverage and without callbacks of the garbage collector.
 
-    The tracer's lock, which all threads take, stays locked for good in a child that is forked meanwhile, and after
-    Ctrl-C.
+    The lock of coverage's tracer, which all threads take, stays locked for good in a child that is forked meanwhile,
+    and after Ctrl-C. And Python drops what a signal handler raises inside a callback of the collector, of which
+    hypothesis has one.
     """
     request.node.add_marker("no_cover")
     for name in os.environ:
         if name.startswith("COV"):
             monkeypatch.delenv(name)
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
 
 
 @pytest.fixture
