@@ -195,6 +195,7 @@ class Environment(OpenFiles):
                 finally:
                     if fd >= 0:
                         flock(fd, RELEASE)
+                    gate = None  # a stored traceback would keep its files open after the store is closed
             except (IndexError, ValueError, lmdb.Error) as error:
                 self._recover(error, slot)
             if committed:
