@@ -366,9 +366,9 @@ def test_a_server_that_is_not_there(machine: Machine) -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with refused(hutch.StorageUnavailableError, f"127.0.0.1:{port}") as _:
-            use(f"redis://:hunter2@127.0.0.1:{port}/0")
+            use(f"redis://:hunter2@127.0.0.1:{port}/0?retry_s=0")
     with pytest.raises(hutch.StorageUnavailableError) as raised:
-        use(f"redis://:hunter2@127.0.0.1:{port}/0")
+        use(f"redis://:hunter2@127.0.0.1:{port}/0?retry_s=0")
     assert "hunter2" not in str(raised.value)
 
 

@@ -8,7 +8,10 @@ import pytest
 
 from tests.testing.test_conformance_kit import the_only_test
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+pytestmark = [
+    pytest.mark.usefixtures("unmeasured"),
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers"),
+]
 
 FAULTS_INSIDE = {
     "LeaksALockWhenInterrupted": "Wherever in a verb a handler raises",
