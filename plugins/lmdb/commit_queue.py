@@ -37,6 +37,11 @@ _LONGEST_NAP_S: Final = 0.02
 
 _get_ident = threading.get_ident
 
+# How often a caller that gives up asks whether a leader has ended the transaction with its write, and for how long: a
+# commit takes a few flushes of the disk.
+_SETTLE_PAUSE_S: Final = 0.0005
+_LONGEST_SETTLE_S: Final = 10.0
+
 
 class Group:
     """The requests that one transaction commits together."""
@@ -113,6 +118,9 @@ class CommitQueue:
             request.arguments = arguments
             request.work = work
             return self._take_turn(request)
+        except BaseException:
+            self._settle(request)
+            raise
         finally:
             # Remove first: then the next thread may write even if a handler raises here.
             try:
@@ -204,6 +212,22 @@ class CommitQueue:
                 return False
             request.is_withdrawn = True
             return True
+
+    def _settle(self, request: Request) -> None:
+        """Withdraw the request, or wait until the leader that includes it has ended its transaction.
+
+        So a write whose caller gets an exception is done before the caller continues, or is never done.
+        """
+        try:
+            self._await_end(request)
+        except BaseException:  # a second handler raised
+            self._await_end(request)
+            raise
+
+    def _await_end(self, request: Request) -> None:
+        deadline_s = time.monotonic() + _LONGEST_SETTLE_S
+        while not self._withdraw(request) and time.monotonic() < deadline_s:
+            time.sleep(_SETTLE_PAUSE_S)
 
     def _wake_first(self) -> None:
         try:
