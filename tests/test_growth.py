@@ -143,16 +143,18 @@ def test_an_iteration_over_memory_takes_references_to_keys_and_values_and_no_cop
 
 
 @pytest.fixture
-def sqlite_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def sqlite_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let SQLite call a function at each step of its machine, so that `calls_of` sees what a statement takes."""
-    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+    factory = hutch.load_plugin("sqlite", {"path": str(tmp_path / "unused.db")})
+    factory.close()
+    file = sys.modules[f"{type(factory).__module__.rpartition('.')[0]}.file"].DatabaseFile
+    connect = file.connect
 
-    def connect_and_count(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **options)
+    def connect_and_count(self: Any, connection: sqlite3.Connection, *arguments: Any, **options: Any) -> None:
+        connect(self, connection, *arguments, **options)
         connection.set_progress_handler(step_of_sqlite, 1)
-        return connection
 
-    monkeypatch.setattr(sqlite3, "connect", connect_and_count)
+    monkeypatch.setattr(file, "connect", connect_and_count)
 
 
 def step_of_sqlite() -> int:
