@@ -995,7 +995,7 @@ def test_a_scheme_that_another_package_has_is_left_to_it(tmp_path: Path, place: 
         "[dotevals.storage]\nsqlite = their_storage:TheirStorage\n"
     )
     told = run(ASKING, str(installed), place, folder=tmp_path)
-    assert told == ["their_storage results.db", "hutch.bridges.dotevals "]
+    assert told == ["their_storage results.db", "hutch.bridges.dotevals.storage "]
 
 
 def test_without_dotevals_the_error_says_what_to_install(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ class _EngineStorage(HutchStorage):
 def _others_storage(scheme: str) -> Any:
     # dotevals takes the last entry point, which may be ours; the other package was installed for this very name.
     for found in entry_points(group="dotevals.storage", name=scheme):
-        if found.module != __name__:
+        if found.module != __package__:
             return found.load()
     return None
 
