@@ -310,8 +310,10 @@ class Environment(OpenFiles):
     def after_fork_in_child(self) -> None:
         self._fork_lock.clear()
         self.lock, self._is_paused, self._busy = RLock(), False, None
-        self._fork_ticket = None
+        ticket, self._fork_ticket = self._fork_ticket, None
         self._queue.after_fork_in_child()
+        if ticket is not None:
+            self._queue.leave(ticket)
         self._is_unflushed = False
 
 
