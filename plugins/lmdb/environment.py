@@ -252,14 +252,14 @@ class Environment(OpenFiles):
     def time_out(self, thread: int) -> StoreError:
         """Return the error for a call that waited too long while `thread` was writing."""
         gate = self.gate
-        if gate is not None and gate.is_waiting:
+        if gate is not None and (gate.is_waiting or gate.other_holder()):
             return self._time_out_at_gate()
         name = next((repr(one.name) for one in all_threads() if one.ident == thread), "that has ended")
         return self._timed_out(f"thread {name} of this process")
 
     def _time_out_at_gate(self) -> StoreError:
         gate = self.gate
-        return self._timed_out("another process" if gate is None else gate.holder())
+        return self._timed_out((gate and gate.other_holder()) or "another process")
 
     def _timed_out(self, who: str) -> StoreError:
         return StorageTimeoutError(

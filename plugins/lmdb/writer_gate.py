@@ -168,20 +168,26 @@ class WriterGate:
             time.sleep(min(pause_s, deadline_s - now_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_next else _FIRST_PAUSE_S
 
-    def holder(self) -> str:
-        """Return a description of the writing process, with its id if the system reports it."""
+    def other_holder(self) -> str | None:
+        """Return a description of another process that writes; None if there is none, or the system does not tell."""
+        pid = self._holder()
+        return None if pid is None or pid == os.getpid() else _describe(pid)
+
+    def _holder(self) -> int | None:
         with suppress(OSError, ValueError, IndexError):
             thread = int.from_bytes(self.lock_file[MUTEX], sys.byteorder) & _THREAD
             with open(f"/proc/{thread}/status") as file:  # noqa: PTH123
-                return _describe(int(file.read().partition("\nTgid:")[2].split()[0]))
+                return int(file.read().partition("\nTgid:")[2].split()[0])
+        if self.fd < 0:  # Windows
+            return None
         status = os.fstat(self.fd)
         place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         with suppress(OSError, ValueError, IndexError), open("/proc/locks") as file:  # noqa: PTH123
             for line in file:
                 parts = line.split()
                 if parts[1] == "FLOCK" and parts[5] == place:
-                    return _describe(int(parts[4]))
-        return "another process"
+                    return int(parts[4])
+        return None
 
     def _is_mutex_free(self) -> bool:
         # A killed owner leaves a flag bit set, and the next owner repairs the mutex.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import stat
 import subprocess
@@ -287,3 +288,48 @@ def test_in_a_private_folder_the_files_are_private(tmp_path: Path) -> None:
     with hutch.connect(f"lmdb://{tmp_path}/state") as store, store.open("core") as space:
         space["k"] = 1
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "state").iterdir()} == {0o600}
+
+
+# --- LMDB's own lock for writing ---
+
+_HOLD = """
+import sys, lmdb
+with lmdb.open(sys.argv[1], max_readers=1024).begin(write=True):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+reads_mutex = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc",
+    reason="LMDB's mutex is read where it is that of glibc on x86-64",
+)
+
+
+@reads_mutex
+def test_a_single_writer_takes_no_lock_but_lmdbs_own(tmp_path: Path) -> None:
+    """A py-lmdb that lays lock.mdb out in another way must not go unnoticed: each write would cost a seventh more."""
+    with hutch.connect(f"lmdb://{tmp_path}/state") as store, store.open("core") as space:
+        for number in range(3):
+            space["k"] = number
+        environment = store._factory._environment
+        gate = environment.gate
+        assert gate.fd_in_use == -1
+        owners: list[int] = []
+        environment.write(lambda slot: owners.append(int.from_bytes(gate.lock_file[64:68], "little") & 0x3FFFFFFF))
+        assert owners == [threading.get_native_id()]
+        assert gate.lock_file[64:68] == bytes(4)
+
+
+@reads_mutex
+def test_a_wait_for_another_lmdb_program_ends_too(tmp_path: Path) -> None:
+    with hutch.connect(f"lmdb://{tmp_path}/state?wait_s=0.5") as store, store.open("core") as space:
+        space["k"] = 1
+        with python(_HOLD, tmp_path / "state") as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(hutch.StorageTimeoutError, match=f"process {holder.pid} "):
+                space["k"] = 2
+            assert space["k"] == 1
+            holder.kill()
+        space["k"] = 3
+        assert space["k"] == 3
