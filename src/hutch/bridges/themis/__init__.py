@@ -22,5 +22,5 @@ else:
 
         def __getattr__(name: str) -> Any:
             if name in __all__:
-                raise ImportError(str(_problem)) from _problem
+                raise ImportError(str(_problem)) from _problem.__cause__
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
