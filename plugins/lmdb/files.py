@@ -97,17 +97,17 @@ def create_lock_file(folder: Path, size_bytes: int) -> None:
 
 
 def map_lock_file(folder: Path, maps: list[mmap.mmap]) -> None:
-    """Append a map of the start of lock.mdb to `maps` if its layout is known; it shows LMDB's writer lock.
+    """Let `maps` hold a map of the start of lock.mdb if its layout is known; it shows LMDB's writer lock.
 
     The map owns a descriptor of the file. Open and close it only while this process does not have the folder open:
     closing a descriptor drops the process's locks on the file.
     """
-    if maps or sys.platform != "linux" or not _is_glibc():
+    if (maps and not maps[0].closed) or sys.platform != "linux" or not _is_glibc():
         return
     with open_existing(folder / "lock.mdb") as file:
         if os.fstat(file.fileno()).st_size >= mmap.PAGESIZE:
             with suppress(OSError):  # no address space or descriptor: optional
-                maps += map(partial(mmap.mmap, length=mmap.PAGESIZE, prot=mmap.PROT_READ), (file.fileno(),))
+                maps[:] = map(partial(mmap.mmap, length=mmap.PAGESIZE, prot=mmap.PROT_READ), (file.fileno(),))
 
 
 def _is_glibc() -> bool:

@@ -151,7 +151,7 @@ class OpenFiles:
     def open_now(self) -> lmdb.Environment:
         """Return the environment; open its files if necessary, and create missing ones. Raises StoreError."""
         env = self._env
-        if env is not None:
+        if env is not None and self.gate is not None:
             return env
         with self.lock:
             if not self.is_wanted():
@@ -159,7 +159,7 @@ class OpenFiles:
             return self._opened_env()
 
     def _opened_env(self) -> lmdb.Environment:
-        while self._env is None:
+        while self._env is None or self.gate is None:
             self._open()
         return self._env
 
@@ -313,10 +313,14 @@ class OpenFiles:
             self._forget(env)
             if env in self._opened:
                 self._opened.remove(env)
-        self.gate = None
-        for lock_file in self._maps:
-            lock_file.close()
-        self._maps.clear()
+        # No handler can run between a test below and what depends on it; one that ran before may have opened the files.
+        maps = self._maps
+        if not self._opened:
+            self.gate = None
+        if maps and not self._opened:
+            maps[0].close()
+        if maps and maps[0].closed:
+            del maps[0]
 
     def _forget(self, env: lmdb.Environment) -> None:
         if self._env is env or self._env is None:

@@ -63,6 +63,7 @@ _SLICE_S: Final = 5e-3
 _SHARED_S: Final = 0.1
 # The first bytes of lock.mdb if its mutex is glibc's on x86-64, and the position of the mutex: while it is taken, its
 # first word holds the owner's thread id.
+_LAYOUT: Final = slice(0, 8)
 _KNOWN_LAYOUT: Final = bytes.fromhex("dec0efbe02602f2c")
 MUTEX: Final = slice(64, 68)
 FREE: Final = bytes(4)
@@ -82,9 +83,10 @@ class WriterGate:
         """
         #: LMDB's mutex is ``lock_file[MUTEX]``. Reading it raises ValueError once the files are closed.
         self.lock_file: mmap.mmap | bytes = bytes(MUTEX.stop)
-        self._reads_mutex = bool(maps) and maps[0][: len(_KNOWN_LAYOUT)] == _KNOWN_LAYOUT
-        if self._reads_mutex:
-            self.lock_file = maps[0]
+        # One expression without a call: a handler cannot close the map in the middle.
+        self._reads_mutex = False
+        if maps and not maps[0].closed and maps[0][_LAYOUT] == _KNOWN_LAYOUT:
+            self.lock_file, self._reads_mutex = maps[0], True
         self._shared_until_s = self._look_at_s = 0.0
         # Opened and stored by one call of C code, so that no descriptor leaks if a handler raises.
         self._folder: list[int] = []
@@ -105,7 +107,7 @@ class WriterGate:
     def __del__(self) -> None:
         if sys.platform != "win32" and hasattr(self, "_data"):
             self._data.close()
-        for descriptor in self._folder:
+        for descriptor in getattr(self, "_folder", ()):
             os.close(descriptor)
 
     def look(self) -> bool:
