@@ -38,7 +38,8 @@ def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     The lock of coverage's tracer, which all threads take, stays locked for good in a child that is forked meanwhile,
     and after Ctrl-C. And Python drops what a signal handler raises inside a callback of the collector, of which
-    hypothesis has one.
+    hypothesis has one. Nor does the collector finalize what earlier tests left: their objects stay as they are until
+    the test ends.
     """
     request.node.add_marker("no_cover")
     for name in os.environ:
@@ -46,7 +47,9 @@ def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.delenv(name)
     callbacks = gc.callbacks[:]
     gc.callbacks.clear()
+    gc.freeze()
     yield
+    gc.unfreeze()
     gc.callbacks[:] = callbacks
 
 

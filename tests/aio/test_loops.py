@@ -18,6 +18,9 @@ from hutch import keylocks
 
 from ..servers import RedisServer
 
+# The tracer of coverage has a lock of its own, and sees signals between hutch's instructions.
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 LOOPS = 4
 TIMES = 25
 
@@ -369,9 +372,6 @@ INTERRUPTED = """
 import asyncio, gc, random, signal, sys, threading, warnings
 import hutch, hutch.aio
 from hutch import keylocks
-
-# The tracer of coverage has a lock of its own, and sees signals between hutch's instructions.
-pytestmark = pytest.mark.usefixtures("unmeasured")
 
 class Stop(Exception):
     pass
