@@ -130,15 +130,15 @@ def _mount(*arguments: str | Path) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Show what a test counted, even if it passed: ``record_property("counted", text)``."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "nodeid")]
-    told = [
+    message = [
         f"{report.nodeid}: {value}"
         for report in reports
         for name, value in getattr(report, "user_properties", ())
         if name == "counted" and report.when == "call"
     ]
-    if told:
+    if message:
         terminalreporter.section("what was counted")
-        for line in told:
+        for line in message:
             terminalreporter.write_line(line)
 
 

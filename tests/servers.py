@@ -30,10 +30,10 @@ def need_program(name: str) -> str:
     """Return the path of the program `name`. Without it skip the test, or fail it where the variable CI is set."""
     found = shutil.which(name)
     if found is None:
-        told = f"{name} is not on the PATH; install it to run this test (`make test` does)"
+        message = f"{name} is not on the PATH; install it to run this test (`make test` does)"
         if os.environ.get("CI"):
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(message)
+        pytest.skip(message)
     return found
 
 

@@ -146,7 +146,7 @@ def test_a_name_that_no_plugin_has(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         ("raise RuntimeError('at import')", "RuntimeError"),
         ("import sys; sys.exit(3)", "sys.exit"),
@@ -156,10 +156,10 @@ def test_a_name_that_no_plugin_has(machine: Machine) -> None:
         ("class A: pass", "no factory"),
     ],
 )
-def test_a_module_that_does_not_give_a_factory(machine: Machine, code: str, told: str) -> None:
+def test_a_module_that_does_not_give_a_factory(machine: Machine, code: str, message: str) -> None:
     path = machine.plugin("bad", code)
     for _ in range(2):
-        with refused(hutch.PluginLoadError, told, path.with_name("bad")):
+        with refused(hutch.PluginLoadError, message, path.with_name("bad")):
             use(machine.config("bad"))
 
 
@@ -182,7 +182,7 @@ def test_a_factory_that_raises_when_it_is_built(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         ("None", "None"),
         ("5", "a int without set, get, remove, len, keys, close"),
@@ -191,10 +191,10 @@ def test_a_factory_that_raises_when_it_is_built(machine: Machine) -> None:
     ],
 )
 def test_an_open_that_returns_nonsense_or_a_storage_that_lacks_a_verb(
-    machine: Machine, returned: str, told: str
+    machine: Machine, returned: str, message: str
 ) -> None:
     machine.plugin("bad", GOOD.replace('load_plugin("memory").open(namespace)', returned))
-    with refused(hutch.PluginError, "the bad plugin's open('core') returned", told):
+    with refused(hutch.PluginError, "the bad plugin's open('core') returned", message):
         use(machine.config("bad"))
 
 

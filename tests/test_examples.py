@@ -56,7 +56,7 @@ def test_the_thirty_lines_are_thirty_and_go_on_counting(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "thirty_lines.py", tmp_path)
     code = (EXAMPLES / "thirty_lines.py").read_text(encoding="utf-8")
     assert len(code.splitlines()) <= 30
-    told = [run_host(tmp_path, "thirty_lines.py") for _ in range(2)]
-    assert told[0] == ["Greeter: hello ada, message 1", "Words: 2 words so far"]
-    assert told[1] == ["Greeter: hello ada, message 2", "Words: 2 words so far"]
+    message = [run_host(tmp_path, "thirty_lines.py") for _ in range(2)]
+    assert message[0] == ["Greeter: hello ada, message 1", "Words: 2 words so far"]
+    assert message[1] == ["Greeter: hello ada, message 2", "Words: 2 words so far"]
     assert f"```python\n{code}```" in (EXAMPLES.parent / "docs" / "howto" / "host.md").read_text(encoding="utf-8")

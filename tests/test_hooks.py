@@ -22,19 +22,19 @@ class Listener:
     """Records what it observes."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[object, ...]] = []
+        self.message: list[tuple[object, ...]] = []
 
     @hookimpl
     def hutch_namespace_opened(self, store: str, namespace: str) -> None:
-        self.told.append(("opened", store, namespace))
+        self.message.append(("opened", store, namespace))
 
     @hookimpl
     def hutch_namespace_closed(self, namespace: str) -> None:
-        self.told.append(("closed", namespace))
+        self.message.append(("closed", namespace))
 
     @hookimpl
     def hutch_namespace_failed(self, store: str, namespace: str, error: BaseException) -> None:
-        self.told.append(("failed", store, namespace, error))
+        self.message.append(("failed", store, namespace, error))
 
 
 class Raiser:
@@ -61,10 +61,10 @@ def test_registered_hooks_are_told_what_happens_with_the_arguments_they_ask_for(
     notify("hutch_namespace_opened", store="lmdb", namespace="core")
     notify("hutch_namespace_closed", store="lmdb", namespace="core")
     notify("hutch_namespace_failed", store="lmdb", namespace="core", error=error)
-    assert listener.told == [("opened", "lmdb", "core"), ("closed", "core"), ("failed", "lmdb", "core", error)]
+    assert listener.message == [("opened", "lmdb", "core"), ("closed", "core"), ("failed", "lmdb", "core", error)]
     unregister_hooks(listener)
     notify("hutch_namespace_closed", store="lmdb", namespace="more")
-    assert len(listener.told) == 3
+    assert len(listener.message) == 3
 
 
 def test_a_store_tells_its_hooks() -> None:
@@ -74,7 +74,7 @@ def test_a_store_tells_its_hooks() -> None:
     register_hooks(listener)
     with hutch.connect("memory://") as store, store.open("core"):
         pass
-    assert listener.told == [("opened", "memory", "core"), ("closed", "core")]
+    assert listener.message == [("opened", "memory", "core"), ("closed", "core")]
 
 
 def test_a_hook_that_raises_is_logged_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +82,7 @@ def test_a_hook_that_raises_is_logged_and_the_others_are_called(caplog: pytest.L
     for one in (first, Raiser(), last):
         register_hooks(one)
     notify("hutch_namespace_opened", store="lmdb", namespace="core")
-    assert first.told == last.told == [("opened", "lmdb", "core")]
+    assert first.message == last.message == [("opened", "lmdb", "core")]
     (record,) = caplog.records
     assert record.name == "hutch"
     assert record.getMessage() == "hook hutch_namespace_opened of an object of class Raiser failed"
@@ -158,7 +158,7 @@ class Wrapper:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (Misspelt, "there is no hook hutch_namespace_open. Did you mean 'hutch_namespace_opened'? The hooks are "),
         (AsksTooMuch, "Argument(s) {'key'} are declared in the hookimpl but can not be found in the hookspec"),
@@ -166,11 +166,11 @@ class Wrapper:
         (Wrapper, "hutch_plugins is a wrapper; each hook is called by itself"),
     ],
 )
-def test_hooks_that_do_not_fit_are_refused_and_not_kept(wrong: type, told: str) -> None:
+def test_hooks_that_do_not_fit_are_refused_and_not_kept(wrong: type, message: str) -> None:
     instance = wrong()
     with pytest.raises(PluginError, match="do not fit: ") as caught:
         register_hooks(instance)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert not plugin_manager().is_registered(instance)
     notify("hutch_namespace_opened", store="lmdb", namespace="core")
     assert hooked_plugins() == []
@@ -285,8 +285,8 @@ with warnings.catch_warnings(record=True) as caught:
 import listening
 print(json.dumps([listening.told, [[w.category.__name__, str(w.message)] for w in caught]]))
 """
-    told, warned = ran(program, tmp_path)
-    assert told == [["s", "n"]] * 2
+    message, warned = ran(program, tmp_path)
+    assert message == [["s", "n"]] * 2
     assert {category for category, _ in warned} == {"RuntimeWarning"}
     texts = sorted(text for _, text in warned)
     assert len(texts) == 4

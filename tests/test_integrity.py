@@ -1,4 +1,4 @@
-"""Test hutch.check_data and `hutch check-data`: what they find, what they repair, and what they leave alone."""
+"""Test hutch.verify and `hutch check`: what they find, what they repair, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def set_count(url: str, name: str, count: int) -> None:
 
 
 def found(url: Any, **options: Any) -> list[tuple[str, str | None, str | None, bool]]:
-    return [(one.kind, one.namespace, one.key, one.fixed) for one in hutch.check_data(url, **options)]
+    findings = url.verify(**options) if isinstance(url, hutch.Store) else hutch.verify(url, **options)
+    return [(one.kind, one.namespace, one.key, one.repaired) for one in findings]
 
 
 # --- findings and repairs ---
@@ -130,7 +131,7 @@ def found(url: Any, **options: Any) -> list[tuple[str, str | None, str | None, b
 
 def test_a_sound_store_has_no_findings_and_a_missing_one_is_sound_and_not_made(url: str, tmp_path: Path) -> None:
     assert found(url) == []
-    assert found(url, fix=True, salvage=tmp_path / "out") == []
+    assert found(url, repair=True, salvage=tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
     assert content(url) == DATA
     assert found(url.replace("store", "none")) == []
@@ -144,14 +145,14 @@ def test_every_engine_can_be_checked(url: str, tmp_path: Path) -> None:
             with store.open(namespace) as handle:
                 handle.update(items)
                 # Also while it is open.
-                assert found(store, fix=True) == []
+                assert found(store, repair=True) == []
 
 
 def test_a_damaged_value_is_named_and_stays(url: str) -> None:
     with changed(url) as change:
         change("core", b"k3", b"\x92\x03 tell nobody \xce1234")
-    for fix in (False, True):
-        assert found(url, fix=fix) == [("value", "core", "k3", False)]
+    for repair in (False, True):
+        assert found(url, repair=repair) == [("value", "core", "k3", False)]
     with hutch.connect(url) as store, store.open("core") as core:
         assert len(core) == 10
         with pytest.raises(hutch.CorruptValueError):
@@ -177,7 +178,7 @@ def test_a_damaged_value_is_salvaged_before_it_is_removed(url: str, tmp_path: Pa
     assert kept["core"] == {key: value for key, value in DATA["core"].items() if key != "k3"}
     assert kept["ü"] == {"z": b"z" * 20_000}
     with pytest.raises(FileExistsError):
-        list(hutch.check_data(url, salvage=file))
+        list(hutch.verify(url, salvage=file))
 
 
 class Point:
@@ -189,16 +190,16 @@ def test_a_value_that_takes_a_class_or_a_key_to_read_is_told_and_never_removed(u
     hutch.register_type(Point, name="test.Point.checked", encode=lambda point: point.x, decode=Point)
     with hutch.connect(url) as store, store.open("core") as core:
         core["point"] = Point(5)
-    told = subprocess.run(
-        [sys.executable, "-m", "hutch", "-s", url, "check-data", "--salvage", tmp_path / "out"],
+    message = subprocess.run(
+        [sys.executable, "-m", "hutch", "-s", url, "check", "--salvage", tmp_path / "out"],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert told.returncode == 1, told.stderr
-    assert "value: namespace 'core', key 'point'" in told.stdout
-    assert "test.Point.checked" in told.stdout
+    assert message.returncode == 1, message.stderr
+    assert "value: namespace 'core', key 'point'" in message.stdout
+    assert "test.Point.checked" in message.stdout
     assert not (tmp_path / "out").exists()
     assert found(url) == []
     signed = {"STORAGE": url, "CODEC": {"name": "pickle", "key": "another key, long enough to be taken"}}
@@ -212,7 +213,7 @@ def test_a_wrong_count_is_found_and_counted_anew(url: str) -> None:
     assert found(url) == [("count", "core", None, False), ("count", "ü", None, False)]
     with hutch.connect(url) as store, store.open("core") as core:
         assert len(core) == 7, "looking changes nothing"
-    assert found(url, fix=True) == [("count", "core", None, True), ("count", "ü", None, True)]
+    assert found(url, repair=True) == [("count", "core", None, True), ("count", "ü", None, True)]
     assert found(url) == []
     assert content(url) == DATA
 
@@ -223,7 +224,7 @@ def test_data_without_a_namespace_gets_one(url: str) -> None:
     lose_name(url, "core")
     lose_name(url, "ü")
     assert found(url) == [("orphan", None, None, False)] * 2
-    assert found(url, fix=True) == [("orphan", f"recovered-{number}", None, True) for number in (2, 3)]
+    assert found(url, repair=True) == [("orphan", f"recovered-{number}", None, True) for number in (2, 3)]
     assert found(url) == []
     assert content(url) == {
         "a:b": DATA["a:b"],
@@ -251,14 +252,14 @@ def test_a_key_that_hutch_does_not_write_is_found_and_its_value_gets_another(url
         if not key.isascii():
             with pytest.raises(hutch.CorruptValueError, match="UTF-8"):
                 list(core)
-    assert {fixed for _, _, _, fixed in found(url, fix=True)} == {True}
+    assert {repaired for _, _, _, repaired in found(url, repair=True)} == {True}
     assert found(url) == []
     (new,) = content(url)["core"].keys() - DATA["core"].keys()
     assert new.startswith("recovered-6b")
     assert content(url)["core"][new] == 4
 
 
-def test_names_of_lmdb_that_cannot_be_are_mended(lmdb_url: str) -> None:
+def test_names_of_lmdb_that_cannot_be_are_repaired(lmdb_url: str) -> None:
     with lmdb.open(lmdb_url.partition("://")[2]) as env, env.begin(write=True) as txn:
         id_ = id_of(txn, "core")
         txn.delete(b"\0\0\0\0ncore")
@@ -267,7 +268,7 @@ def test_names_of_lmdb_that_cannot_be_are_mended(lmdb_url: str) -> None:
         txn.put(b"\0\0\0\0i", b"\0\0\0\1")
         txn.put(b"\0\0\0\x63", bytes(8))
     assert [kind for kind, *_ in found(lmdb_url)].count("orphan") == 3
-    assert all(fixed for *_, fixed in found(lmdb_url, fix=True))
+    assert all(repaired for *_, repaired in found(lmdb_url, repair=True))
     assert found(lmdb_url) == []
     assert content(lmdb_url) == {"a:b": DATA["a:b"], "recovered-1": DATA["core"], "ü": DATA["ü"]}
 
@@ -275,8 +276,8 @@ def test_names_of_lmdb_that_cannot_be_are_mended(lmdb_url: str) -> None:
 def test_two_names_of_one_id_are_told_and_not_guessed_about(lmdb_url: str) -> None:
     with lmdb.open(lmdb_url.partition("://")[2]) as env, env.begin(write=True) as txn:
         txn.put(b"\0\0\0\0nsame", id_of(txn, "core"))
-    for fix in (False, True):
-        assert found(lmdb_url, fix=fix) == [("orphan", "same", None, False)]
+    for repair in (False, True):
+        assert found(lmdb_url, repair=repair) == [("orphan", "same", None, False)]
 
 
 def test_what_redis_lists_is_made_to_fit_what_it_holds(redis_server: RedisServer) -> None:
@@ -293,7 +294,7 @@ def test_what_redis_lists_is_made_to_fit_what_it_holds(redis_server: RedisServer
         wrong = [("index", "core", "k3"), ("index", "core", "ghost"), ("orphan", "ü", None)]
         damaged = ("value", "a:b", "x", False)
         assert found(url) == [*((*one, False) for one in wrong), damaged]
-        assert found(url, fix=True) == [*((*one, True) for one in wrong), damaged]
+        assert found(url, repair=True) == [*((*one, True) for one in wrong), damaged]
         assert found(url) == [damaged]
         with store.open("core") as core, store.open("ü") as other:
             assert sorted(core) == sorted(DATA["core"])
@@ -323,7 +324,7 @@ def test_a_store_in_use_raises_no_false_alarm(url: str) -> None:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"writing\n"
             for turn in range(20):
-                assert found(f"{url}?durability=relaxed", fix=turn % 2 == 1) == []
+                assert found(f"{url}?durability=relaxed", repair=turn % 2 == 1) == []
             assert writer.poll() is None
         finally:
             writer.kill()
@@ -335,7 +336,7 @@ def test_a_store_that_is_open_here_is_checked_through_it(url: str) -> None:
     with hutch.connect(url) as store, store.open("core") as core:
         assert found(store) == found(url) == [("count", "core", None, False)]
         core["new"] = 1
-        assert found(store, fix=True) == [("count", "core", None, True)]
+        assert found(store, repair=True) == [("count", "core", None, True)]
         assert len(core) == 11
     with pytest.raises(hutch.StoreNotOpenError):
         found(store)
@@ -376,26 +377,26 @@ def command(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_the_command_says_one_line_a_finding_and_ends_with_1_while_something_is_left(url: str) -> None:
-    assert command("-s", url, "check-data") == (0, "nothing wrong was found\n", "")
+    assert command("-s", url, "check") == (0, "nothing wrong was found\n", "")
     set_count(url, "core", 3)
     with changed(url) as change:
         change("a:b", b"x\x1b[31m", b"nonsense that nobody shall see")
-    code, out, err = command("check-data", "-s", url)
+    code, out, err = command("check", "-s", url)
     assert (code, err) == (1, "")
     lines = out.splitlines()
-    assert lines[-1].endswith("found, 0 of them mended")
+    assert lines[-1].endswith("found, 0 of them repaired")
     assert any(line.startswith("count: namespace 'core': the count of its keys is 3, there are 10") for line in lines)
     assert any(line.startswith(r"value: namespace 'a:b', key 'x\x1b[31m': ") for line in lines)
     assert "nobody" not in out
     assert "\x1b" not in out
-    code, out, _ = command("-s", url, "check-data", "--fix")
+    code, out, _ = command("-s", url, "check", "--repair")
     assert code == 1
-    assert "there are 10 (mended)" in out
-    code, out, _ = command("-s", url, "check-data", "--json")
+    assert "there are 10 (repaired)" in out
+    code, out, _ = command("-s", url, "check", "--json")
     (line,) = out.splitlines()
     assert code == 1
-    told = json.loads(line)
-    assert (told.pop("told") != "", told) == (
+    message = json.loads(line)
+    assert (message.pop("message") != "", message) == (
         True,
         {"kind": "value", "namespace": "a:b", "key": "x\x1b[31m", "fixed": False},
     )
@@ -415,9 +416,9 @@ def test_the_command_salvages_and_then_finds_nothing(url: str, tmp_path: Path) -
     with changed(url) as change:
         change("core", b"k3", b"nonsense")
     file = str(tmp_path / "salvaged")
-    assert command("-s", url, "check-data", "--salvage", file)[0] == 0
-    assert command("-s", url, "check-data")[:2] == (0, "nothing wrong was found\n")
-    code, out, err = command("-s", url, "check-data", "--salvage", file)
+    assert command("-s", url, "check", "--salvage", file)[0] == 0
+    assert command("-s", url, "check")[:2] == (0, "nothing wrong was found\n")
+    code, out, err = command("-s", url, "check", "--salvage", file)
     assert (code, out) == (3, "")
     assert "salvaged" in err
 
@@ -425,10 +426,10 @@ def test_the_command_salvages_and_then_finds_nothing(url: str, tmp_path: Path) -
 def test_the_command_tells_a_file_that_is_none_from_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
     for engine, file in (("lmdb", tmp_path / "data.mdb"), ("sqlite", tmp_path / "data.mdb")):
         file.write_bytes(b"not a database, " * 1000)
-        code, out, _ = command("-s", f"{engine}://{tmp_path if engine == 'lmdb' else file}", "check-data")
+        code, out, _ = command("-s", f"{engine}://{tmp_path if engine == 'lmdb' else file}", "check")
         assert code == 1
         assert out.startswith("structure: ")
-    assert command("-s", "redis://localhost:1", "check-data")[0] == 3
+    assert command("-s", "redis://localhost:1", "check")[0] == 3
 
 
 def test_a_value_that_became_a_text_is_not_quoted_by_any_error(tmp_path: Path) -> None:
@@ -444,6 +445,6 @@ def test_a_value_that_became_a_text_is_not_quoted_by_any_error(tmp_path: Path) -
             with pytest.raises(hutch.CorruptValueError) as raised:
                 read()
             assert "nobody" not in str(raised.value)
-    told = [one.told for one in hutch.check_data(url)]
-    assert told
-    assert "nobody" not in " ".join(told)
+    message = [one.message for one in hutch.verify(url)]
+    assert message
+    assert "nobody" not in " ".join(message)

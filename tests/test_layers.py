@@ -21,7 +21,7 @@ from hutch.config import LayerConfig
 from hutch.layers.cache import CacheLayer
 from hutch.layers.layer import Layer
 from hutch.layers.metrics import Figures, snapshot
-from hutch.layers.select import add_layers, check_layers
+from hutch.layers.select import add_layers, validate_layers
 from hutch.testing import StorageSuite
 from hutch.testing.conformance.kit import together
 from tests.servers import RedisServer
@@ -132,7 +132,7 @@ def cached(engine: Engine, **options: Any) -> hutch.StorageBase:
 def test_a_layer_hands_on_every_verb_there_is() -> None:
     verbs = {name for name in vars(hutch.StorageBase) if not name.startswith("_")} - {
         "capabilities",
-        "checks_keys",
+        "validates_keys",
         "wait_s",
     }
     assert verbs <= set(vars(Layer))
@@ -209,7 +209,7 @@ def test_a_storage_that_cannot_have_its_layers_is_closed(engine: Engine, tmp_pat
 
 def test_check_layers_takes_what_add_layers_takes(engine: Engine) -> None:
     layers = (LayerConfig("read-only"), LayerConfig("metrics", {"label": "x"}), LayerConfig("cache", {"ttl_s": "inf"}))
-    check_layers(layers)
+    validate_layers(layers)
     storage = add_layers(engine, layers, "test", "core")
     assert list(storage.keys()) == []
     storage.close()
@@ -330,7 +330,7 @@ OWN_WRITES: dict[str, Callable[[hutch.StorageBase], Any]] = {
     "clear": lambda storage: storage.clear(),
     "modify": lambda storage: storage.modify("k", lambda _: "new"),
     "compare_and_set": lambda storage: storage.compare_and_set("k", "old", "new"),
-    "set_if_unchanged": lambda storage: storage.set_if_unchanged("k", storage.get_for_update("k")[1], "new"),
+    "compare_and_swap": lambda storage: storage.compare_and_swap("k", storage.get_for_update("k")[1], "new"),
 }
 
 

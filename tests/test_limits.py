@@ -14,9 +14,9 @@ from hutch.limits import (
     MAX_KEY_BYTES,
     MAX_NAMESPACE_BYTES,
     MAX_VALUE_BYTES,
-    check_key,
-    check_namespace,
-    check_value_size,
+    validate_key,
+    validate_namespace,
+    validate_value_size,
 )
 
 
@@ -33,12 +33,12 @@ class Text(str):
 @pytest.mark.parametrize("char", ["k", "é", "€", "\U0001f430", "\0", "\U0010ffff"])
 def test_a_key_may_have_1024_bytes_and_no_more(char: str) -> None:
     fits = MAX_KEY_BYTES // len(char.encode())
-    assert check_key(char * fits) == char * fits
+    assert validate_key(char * fits) == char * fits
     with pytest.raises(hutch.KeyLimitError, match=r"at most 1,024 bytes of UTF-8; the one that starts .* has 1,02"):
-        check_key(char * (fits + 1))
-    assert check_namespace("é" * 127 + "x") == "é" * 127 + "x"
+        validate_key(char * (fits + 1))
+    assert validate_namespace("é" * 127 + "x") == "é" * 127 + "x"
     with pytest.raises(hutch.NamespaceError, match=r"at most 255 bytes of UTF-8; .* has 256"):
-        check_namespace("é" * (MAX_NAMESPACE_BYTES // 2 + 1))
+        validate_namespace("é" * (MAX_NAMESPACE_BYTES // 2 + 1))
 
 
 @given(st.text(st.characters(), max_size=600) | st.text(st.characters(), max_size=3).map(lambda text: text * 300))
@@ -50,10 +50,10 @@ def test_every_text_is_returned_as_it_is_or_refused_with_a_short_reason(text: st
     except UnicodeEncodeError:
         size = -1
     for check, longest, error in (
-        (check_key, MAX_KEY_BYTES, hutch.KeyLimitError),
-        (check_namespace, MAX_NAMESPACE_BYTES, hutch.NamespaceError),
+        (validate_key, MAX_KEY_BYTES, hutch.KeyLimitError),
+        (validate_namespace, MAX_NAMESPACE_BYTES, hutch.NamespaceError),
     ):
-        if 0 < size <= longest and not (check is check_namespace and "\0" in text):
+        if 0 < size <= longest and not (check is validate_namespace and "\0" in text):
             assert check(text) == text
         else:
             with pytest.raises(error) as raised:
@@ -67,38 +67,38 @@ def test_every_text_is_returned_as_it_is_or_refused_with_a_short_reason(text: st
 )
 def test_what_is_no_text_is_no_key_and_no_name(bad: object) -> None:
     with pytest.raises(hutch.KeyTypeError, match=rf"a key must be a str, not {type(bad).__name__}; convert it first"):
-        check_key(bad)
+        validate_key(bad)
     with pytest.raises(hutch.NamespaceError, match=f"a namespace must be a str, not {type(bad).__name__}"):
-        check_namespace(bad)
+        validate_namespace(bad)
 
 
 def test_a_subclass_of_str_becomes_the_plain_text_it_holds() -> None:
     """Whatever its own methods return: the limit applies to the stored text."""
-    assert type(check_key(Text("key"))) is str
-    assert check_key(Text("key")) == "key"
-    assert type(check_namespace(Text("name"))) is str
+    assert type(validate_key(Text("key"))) is str
+    assert validate_key(Text("key")) == "key"
+    assert type(validate_namespace(Text("name"))) is str
     with pytest.raises(hutch.KeyLimitError):
-        check_key(Text("x" * 2000))
+        validate_key(Text("x" * 2000))
 
 
 def test_a_namespace_has_no_nul_and_a_key_may() -> None:
-    assert check_key("a\0b") == "a\0b"
+    assert validate_key("a\0b") == "a\0b"
     with pytest.raises(hutch.NamespaceError, match="may not hold NUL"):
-        check_namespace("a\0b")
+        validate_namespace("a\0b")
 
 
 def test_a_lone_surrogate_is_named_with_its_place() -> None:
     with pytest.raises(hutch.KeyLimitError, match=r"character 2 of 'ab\\ud800c' is a lone surrogate"):
-        check_key("ab\ud800c")
+        validate_key("ab\ud800c")
     with pytest.raises(hutch.NamespaceError, match=r"character 0 of '\\udfff' is a lone surrogate"):
-        check_namespace("\udfff")
+        validate_namespace("\udfff")
 
 
 def test_a_value_may_have_512_mib() -> None:
-    check_value_size("k", MAX_VALUE_BYTES)
+    validate_value_size("k", MAX_VALUE_BYTES)
     assert MAX_VALUE_BYTES == 512 << 20
     with pytest.raises(hutch.ValueLimitError, match="key 'k' takes 536,870,913 bytes encoded; at most 536,870,912"):
-        check_value_size("k", MAX_VALUE_BYTES + 1)
+        validate_value_size("k", MAX_VALUE_BYTES + 1)
 
 
 def test_a_value_that_is_too_large_is_refused_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,8 +194,8 @@ def test_mutable_waits_for_a_thread_that_modifies_and_the_other_way_round(plugin
 
 def test_a_write_past_the_locks_within_mutable_is_a_conflict(plugin: Greeter) -> None:
     plugin["k"] = [1]
-    told = "key 'k' of namespace 'core' was changed by someone else"
-    with pytest.raises(hutch.ConflictError, match=told), plugin.mutable("k") as value:
+    message = "key 'k' of namespace 'core' was changed by someone else"
+    with pytest.raises(hutch.ConflictError, match=message), plugin.mutable("k") as value:
         plugin["k"] = ["theirs"]
         value.append(2)
     assert plugin["k"] == ["theirs"]
@@ -222,8 +222,8 @@ def test_a_storage_closed_within_mutable_says_so_and_a_reopened_one_too(factory:
         value.append(2)
         plugin.close_storage()
     plugin.open_storage(factory, "core")
-    told = r"was closed and reopened inside mutable\('k'\)"
-    with pytest.raises(hutch.StoreNotOpenError, match=told), plugin.mutable("k") as value:
+    message = r"was closed and reopened inside mutable\('k'\)"
+    with pytest.raises(hutch.StoreNotOpenError, match=message), plugin.mutable("k") as value:
         value.append(2)
         plugin.close_storage()
         plugin.open_storage(factory, "core")

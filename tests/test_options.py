@@ -59,7 +59,7 @@ def test_text_and_values_are_read_alike(name: str, given_value: Any, value: Any)
 
 
 @pytest.mark.parametrize(
-    ("name", "bad", "told"),
+    ("name", "bad", "message"),
     [
         ("flag", "maybe", "option 'flag' of the test engine must be true or false, not 'maybe'"),
         ("flag", 2, "must be true or false, not 2"),
@@ -82,17 +82,17 @@ def test_text_and_values_are_read_alike(name: str, given_value: Any, value: Any)
         ("path", 5, "must be a path, not 5"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_with_what_was_expected(name: str, bad: Any, told: str) -> None:
-    assert told in refusal(**{name: bad})
+def test_what_does_not_fit_is_refused_by_name_with_what_was_expected(name: str, bad: Any, message: str) -> None:
+    assert message in refusal(**{name: bad})
 
 
 def test_a_secret_is_in_no_refusal() -> None:
     for options in ({"password": ["hunter2"]}, {"pin": "hunter2"}, {"pin": 77}, {"pin": 7777777}, {"word": "hunter2"}):
-        told = refusal(**options)
-        assert next(iter(options)) in told
-        assert "hunter2" not in told
-        assert "777" not in told
-        assert "77," not in told
+        message = refusal(**options)
+        assert next(iter(options)) in message
+        assert "hunter2" not in message
+        assert "777" not in message
+        assert "77," not in message
 
 
 def test_an_unknown_option_is_told_the_nearest_and_all_there_are() -> None:
@@ -140,10 +140,10 @@ def test_any_value_is_taken_or_a_config_error(options: dict[str, Any]) -> None:
     try:
         got = read(**options)
     except hutch.ConfigError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
+        message = ""
         assert set(got) == set(DECLARED)
         for name, value in got.items():
             assert value is None or isinstance(value, DECLARED[name].kind)
-    assert len(told) < 2000 or any(len(repr(value)) > 1000 for value in options.values())
+    assert len(message) < 2000 or any(len(repr(value)) > 1000 for value in options.values())

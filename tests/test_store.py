@@ -129,14 +129,14 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_open_that_fails_names_the_plugin_and_opens_nothing(tmp_path: Path, fault: str) -> None:
-    body, told = FAULTS[fault]
+    body, message = FAULTS[fault]
     config = plugin(tmp_path / "plugins", DUCK.replace("return Storage(self.spaces.setdefault(namespace, {}))", body))
     with hutch.connect(config) as store:
         for _ in range(2):
             with pytest.raises(hutch.PluginError) as raised:
                 store.open("core")
             assert "Duck" in str(raised.value)
-            assert told in str(raised.value)
+            assert message in str(raised.value)
             assert "hunter2" not in str(raised.value)
         with pytest.raises(hutch.PluginError):
             store.drop("core")
@@ -449,20 +449,20 @@ def test_a_store_that_is_closed_while_a_thread_opens_closes_what_was_opened(tmp_
 
 
 def test_hooks_are_told_of_namespaces_and_never_of_keys() -> None:
-    told: list[tuple[Any, ...]] = []
+    message: list[tuple[Any, ...]] = []
 
     class Listener:
         @hutch.hookimpl
         def hutch_namespace_opened(self, store: str, namespace: str) -> None:
-            told.append(("opened", store, namespace))
+            message.append(("opened", store, namespace))
 
         @hutch.hookimpl
         def hutch_namespace_closed(self, store: str, namespace: str) -> None:
-            told.append(("closed", store, namespace))
+            message.append(("closed", store, namespace))
 
         @hutch.hookimpl
         def hutch_namespace_failed(self, store: str, namespace: str, error: BaseException) -> None:
-            told.append(("failed", store, namespace, type(error)))
+            message.append(("failed", store, namespace, type(error)))
 
     listener = Listener()
     hutch.register_hooks(listener)
@@ -479,7 +479,11 @@ def test_hooks_are_told_of_namespaces_and_never_of_keys() -> None:
                 store.open("b")
     finally:
         hutch.unregister_hooks(listener)
-    assert told == [("opened", "memory", "a"), ("closed", "memory", "a"), ("failed", "memory", "b", hutch.PluginError)]
+    assert message == [
+        ("opened", "memory", "a"),
+        ("closed", "memory", "a"),
+        ("failed", "memory", "b", hutch.PluginError),
+    ]
 
 
 # --- per namespace ---

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import hutch
 from hutch import transfer
-from hutch.codec.msgpack import TypedCodec
+from hutch.codec.msgpack import MsgpackCodec
 from hutch.transfer import from_json, to_json
 
 
@@ -172,7 +172,7 @@ ANYTHING = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(ANYTHING)
 def test_json_with_tags_keeps_whatever_the_default_codec_keeps(value: Any) -> None:
-    through_codec = TypedCodec().decode(TypedCodec().encode(value))
+    through_codec = MsgpackCodec().decode(MsgpackCodec().encode(value))
     assert exact(from_json(to_json(value))) == exact(through_codec) == exact(value)
 
 
@@ -190,7 +190,7 @@ def test_what_json_keeps_is_plain_json(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("hello", "not JSON: Expecting value at character 1"),
         ('{"$ref": 1}', "'$ref' is no tag"),
@@ -219,21 +219,21 @@ def test_what_json_keeps_is_plain_json(value: Any) -> None:
         (b'"\xff"', "not UTF-8"),
     ],
 )
-def test_text_that_is_no_value_is_refused_with_what_was_expected(text: str | bytes, told: str) -> None:
-    with pytest.raises(hutch.CorruptValueError, match=told.replace("$", r"\$")):
+def test_text_that_is_no_value_is_refused_with_what_was_expected(text: str | bytes, message: str) -> None:
+    with pytest.raises(hutch.CorruptValueError, match=message.replace("$", r"\$")):
         from_json(text)
 
 
 def test_a_value_that_only_pickle_holds_is_refused_with_its_type() -> None:
     loop: list[Any] = []
     loop.append(loop)
-    for value, told in [
+    for value, message in [
         ([Stranger("x", [])], "tests.test_transfer.Stranger, which JSON with type tags cannot carry"),
         (bytearray(b"x"), "bytearray"),
         (loop, "nested more than 200 deep"),
         (datetime(2024, 1, 1, tzinfo=_OwnZone()), "tzinfo _OwnZone"),
     ]:
-        with pytest.raises(hutch.ValueTypeError, match=told):
+        with pytest.raises(hutch.ValueTypeError, match=message):
             to_json(value)
 
 
@@ -495,7 +495,7 @@ ITEM = b'{"namespace":"core","key":"%d","value":1}\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "told", "kept"),
+    ("text", "message", "kept"),
     [
         (b"", "it is empty", 0),
         (b"\n", r"no dump of hutch: expected \{\"hutch_dump\": 1\}", 0),
@@ -515,9 +515,9 @@ ITEM = b'{"namespace":"core","key":"%d","value":1}\n'
     ],
 )
 def test_a_damaged_dump_is_named_by_its_line_and_what_comes_before_is_loaded(
-    text: bytes, told: str, kept: int, target: hutch.Store
+    text: bytes, message: str, kept: int, target: hutch.Store
 ) -> None:
-    with pytest.raises(hutch.CorruptValueError, match=told):
+    with pytest.raises(hutch.CorruptValueError, match=message):
         transfer.load(target, io.BytesIO(text))
     with target.open("core") as handle:
         assert sorted(handle) == [str(number + 1) for number in range(kept)]

@@ -30,12 +30,12 @@ def main() -> int:
     if unknown := [name for name in asked.names if name not in _NAMES]:
         parser.error(f"there is no bridge to {unknown[0]!r}; there are {', '.join(_NAMES)}")
     with tempfile.TemporaryDirectory() as folder:
-        told = machine(Path(folder))
+        message = machine(Path(folder))
     lines = [line for name in asked.names or _NAMES for line in _measure(name)]
     table = _table(lines)
     print(table)
     if not asked.names:
-        _write(f"{told}\n\n{table}")
+        _write(f"{message}\n\n{table}")
     return 0
 
 

@@ -98,8 +98,8 @@ def main() -> None:
     relaxed = partial(_hutch, "lmdb", "?durability=relaxed")
     sqlite = partial(_hutch, "sqlite", "")
 
-    def adding(told: str, ours: Callable[[Path], Storage], count: int, limit: float, shots: int = 0) -> None:
-        operation = f"add_results of {count:,} results one by one, {told}"
+    def adding(message: str, ours: Callable[[Path], Storage], count: int, limit: float, shots: int = 0) -> None:
+        operation = f"add_results of {count:,} results one by one, {message}"
         both = (partial(_adding, made, count, shots=shots) for made in (ours, _json))
         compare("dotevals", operation, "JSON storage", *both, limit=limit)
 
@@ -108,13 +108,13 @@ def main() -> None:
     adding("1.5 KB each, lmdb relaxed", relaxed, 500, 0.75, shots=3)
     adding("sqlite", sqlite, 500, 2.0)
     # One flush per result on both sides.
-    for told, scheme, options in (("lmdb", "lmdb", ""), ("sqlite strict", "sqlite", "?durability=strict")):
+    for message, scheme, options in (("lmdb", "lmdb", ""), ("sqlite strict", "sqlite", "?durability=strict")):
         ours = partial(_adding, partial(_hutch, scheme, options), 200)
-        operation = f"add_results of 200 results one by one, {told}"
+        operation = f"add_results of 200 results one by one, {message}"
         compare("dotevals", operation, "JSON storage, flushed", ours, partial(_adding, _flushed, 200), limit=2.0)
-    for method, told, limit in (("get_results", "load", 1.0), ("completed_items", "find the completed of", 0.5)):
+    for method, message, limit in (("get_results", "load", 1.0), ("completed_items", "find the completed of", 0.5)):
         both = (partial(_reading, made, 2_000, method) for made in (relaxed, _json))
-        compare("dotevals", f"{told} 2,000 results, lmdb", "JSON storage", *both, limit=limit)
+        compare("dotevals", f"{message} 2,000 results, lmdb", "JSON storage", *both, limit=limit)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def memory_inline(folder: Path) -> Any:
 
 
 def main() -> None:
-    for told, step, ours, yardstick, theirs, limit in (
+    for message, step, ours, yardstick, theirs, limit in (
         ("put, sqlite, inline", put, sqlite_inline, "DiskStore", disk, 1.0),
         ("put with a ttl, sqlite, inline", put_with_ttl, sqlite_inline, "DiskStore", disk, 1.0),
         ("get, sqlite, inline", get, sqlite_inline, "DiskStore", disk, 1.0),
@@ -123,7 +123,7 @@ def main() -> None:
         ("put, memory, inline", put, memory_inline, "MemoryStore", memory, 1.0),
         ("get, memory, inline", get, memory_inline, "MemoryStore", memory, 1.0),
     ):
-        compare("py-key-value", told, yardstick, work(ours, step), work(theirs, step), limit=limit)
+        compare("py-key-value", message, yardstick, work(ours, step), work(theirs, step), limit=limit)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hutch import Finding, NamespaceError, StorageUnavailableError
 from hutch.filesystem import validate_regular_file
-from hutch.limits import check_namespace, legible
+from hutch.limits import legible, validate_namespace
 
 from .environment import Environment
 from .open_files import add_cursor
@@ -44,8 +44,8 @@ def unreadable(path: Path) -> Finding | None:
         except StorageUnavailableError as error:
             return Finding("structure", str(error))
         except UnreadableFileError as error:
-            told = str(error)
-    return Finding("structure", f"{path} is damaged, or is not an LMDB file: {told}. Restore it from a copy")
+            message = str(error)
+    return Finding("structure", f"{path} is damaged, or is not an LMDB file: {message}. Restore it from a copy")
 
 
 def structure(environment: Environment) -> list[Finding]:
@@ -55,7 +55,7 @@ def structure(environment: Environment) -> list[Finding]:
     def look(txn: Txn) -> list[Finding]:
         # The transaction keeps LMDB from reusing the pages of this state.
         with DataFile(path, txn.id()) as file:
-            damage = list(file.check())
+            damage = list(file.verify())
             names = dict(_names(file)) if damage else {}
         return [_finding(path, one, names) for one in damage]
 
@@ -64,15 +64,15 @@ def structure(environment: Environment) -> list[Finding]:
         try:
             return environment.read(look, nothing)
         except UnreadableFileError as error:
-            told = str(error)
-    return [Finding("structure", f"{path} is damaged: {told}. Restore it from a copy")]
+            message = str(error)
+    return [Finding("structure", f"{path} is damaged: {message}. Restore it from a copy")]
 
 
-def contents(environment: Environment, fix: bool) -> list[Finding]:
-    """Return findings about names, ids, counts and keys, read in one transaction; `fix` repairs them in another."""
+def contents(environment: Environment, repair: bool) -> list[Finding]:
+    """Return findings about names, ids, counts and keys, read in one transaction; `repair` repairs them in another."""
     nothing: list[Finding] = []
     found = environment.read(lambda txn: list(_Contents([txn]).findings(False)), nothing)
-    if found and fix:
+    if found and repair:
         # Verify again: other processes may have written meanwhile.
         return list(environment.write(lambda slot: list(_Contents(slot).findings(True))))
     return found
@@ -107,82 +107,86 @@ class _Contents:
             if len(key) > _ID_BYTES + _LONGEST_KEY_BYTES or not _is_text(key[_ID_BYTES:]):
                 self._bad_keys.append(key)
 
-    def findings(self, fix: bool) -> Iterator[Finding]:
+    def findings(self, repair: bool) -> Iterator[Finding]:
         slot = self._slot
         for key in self._foreign:
             yield Finding("key", f"an entry {key[:60]!a} that hutch did not write")
-        yield from self._check_names(fix)
+        yield from self._verify_names(repair)
         owner = {id_: name.decode() for name, id_ in self._names.items()}
-        yield from self._check_orphans(fix, owner)
+        yield from self._verify_orphans(repair, owner)
         last = max([0, *(_number(id_) for id_ in {*owner, *self._counts, *self._kept})])
         if _number(slot[0].get(_LAST_ID_KEY) or b"") < last:
-            if fix:
+            if repair:
                 slot[0].put(_LAST_ID_KEY, last.to_bytes(_ID_BYTES, "big"))
-            yield Finding("count", "the last id given out is lower than one in use", fixed=fix)
+            yield Finding("count", "the last id given out is lower than one in use", repaired=repair)
         for id_, name in sorted(owner.items()):
             kept, count = self._kept.get(id_), self._counts.get(id_, 0)
             if kept != count.to_bytes(8, "big"):
-                if fix:
+                if repair:
                     slot[0].put(id_, count.to_bytes(8, "big"))
-                told = "is missing" if kept is None else f"is {_number(kept):,}"
-                yield Finding("count", f"the count of its keys {told}, there are {count:,}", name, fixed=fix)
+                message = "is missing" if kept is None else f"is {_number(kept):,}"
+                yield Finding("count", f"the count of its keys {message}, there are {count:,}", name, repaired=repair)
         for key in self._bad_keys:
-            yield self._bad_key(key, owner.get(key[:_ID_BYTES]), fix)
+            yield self._bad_key(key, owner.get(key[:_ID_BYTES]), repair)
 
-    def _check_names(self, fix: bool) -> Iterator[Finding]:
+    def _verify_names(self, repair: bool) -> Iterator[Finding]:
         """Yield invalid names, and ids that are invalid or shared by two names. Their keys become orphans."""
         seen: dict[bytes, bytes] = {}
         for name, id_ in sorted(self._names.items()):
             shown = name.decode(errors="backslashreplace")
             if not _is_name(name):
-                told, fixable = f"{name!a} is no name of a namespace", True
+                message, repairable = f"{name!a} is no name of a namespace", True
             elif len(id_) != _ID_BYTES or id_ == _META:
-                told, fixable = "it has no id, so whatever it held cannot be found by its name", True
+                message, repairable = "it has no id, so whatever it held cannot be found by its name", True
             elif id_ in seen:
-                told, fixable = f"it has the same id as {seen[id_].decode()!r}: both show the same data", False
+                message, repairable = f"it has the same id as {seen[id_].decode()!r}: both show the same data", False
             else:
                 seen[id_] = name
                 continue
-            if fix and fixable:
+            if repair and repairable:
                 self._slot[0].delete(_NAME + name)
-            yield Finding("orphan", told, shown, fixed=fix and fixable)
+            yield Finding("orphan", message, shown, repaired=repair and repairable)
             del self._names[name]
 
-    def _check_orphans(self, fix: bool, owner: dict[bytes, str]) -> Iterator[Finding]:
+    def _verify_orphans(self, repair: bool, owner: dict[bytes, str]) -> Iterator[Finding]:
         number = 0
         taken = set(owner.values())
         for id_ in sorted({*self._counts, *self._kept} - set(owner)):
             count = self._counts.get(id_, 0)
             if not count:
-                if fix:
+                if repair:
                     self._slot[0].delete(id_)
-                yield Finding("count", f"a count for id {_number(id_)}, which no namespace has", fixed=fix)
+                yield Finding("count", f"a count for id {_number(id_)}, which no namespace has", repaired=repair)
                 self._kept.pop(id_)
                 continue
             number += 1
             while f"recovered-{number}" in taken:
                 number += 1
             name = f"recovered-{number}"
-            if fix:
+            if repair:
                 self._slot[0].put(_NAME + name.encode(), id_)
                 owner[id_] = name
-            told = f"{count:,} keys under id {_number(id_)}, which no namespace has"
+            message = f"{count:,} keys under id {_number(id_)}, which no namespace has"
             yield Finding(
-                "orphan", told + (f": they are in {name!r} now" if fix else ""), name if fix else None, None, fix
+                "orphan",
+                message + (f": they are in {name!r} now" if repair else ""),
+                name if repair else None,
+                None,
+                repair,
             )
 
-    def _bad_key(self, key: bytes, name: str | None, fix: bool) -> Finding:
+    def _bad_key(self, key: bytes, name: str | None, repair: bool) -> Finding:
         shown = legible(key[_ID_BYTES:])
-        told = "a key that is not UTF-8, or too long: damaged, or written by another program"
-        if not fix:
-            return Finding("key", told, name, shown)
+        message = "a key that is not UTF-8, or too long: damaged, or written by another program"
+        if not repair:
+            return Finding("key", message, name, shown)
         # The original key is unknown. Nothing is lost: the value moves to a key that spells the damaged one in hex.
         new = key[:_ID_BYTES] + b"recovered-" + key[_ID_BYTES:].hex().encode()[: _LONGEST_KEY_BYTES - 20]
         value = self._slot[0].get(key)
         if value is None or not self._slot[0].put(new, value, True, False):
-            return Finding("key", told, name, shown)
+            return Finding("key", message, name, shown)
         self._slot[0].delete(key)
-        return Finding("key", f"{told}; it is {new[_ID_BYTES:].decode()!r} now", name, shown, True)
+        return Finding("key", f"{message}; it is {new[_ID_BYTES:].decode()!r} now", name, shown, True)
 
 
 def _all_keys(slot: Slot) -> Iterator[bytes]:
@@ -231,10 +235,10 @@ def _finding(path: Path, damage: Damage, names: dict[bytes, str]) -> Finding:
         where = names.get(bound[:_ID_BYTES], f"id {_number(bound[:_ID_BYTES])}")
         return f"{bound[_ID_BYTES:].decode(errors='backslashreplace')!r} of {where!r}"
 
-    told = f"{path}: {damage.text}. Lost with it: keys from {shown(first or b'')} to before {shown(after)}"
+    message = f"{path}: {damage.text}. Lost with it: keys from {shown(first or b'')} to before {shown(after)}"
     namespace = names.get(first[:_ID_BYTES]) if first else None
     key = first[_ID_BYTES:].decode(errors="backslashreplace") if first and namespace else None
-    return Finding("structure", f"{told}. Restore it from a copy", namespace, key)
+    return Finding("structure", f"{message}. Restore it from a copy", namespace, key)
 
 
 def _is_text(key: bytes) -> bool:
@@ -245,7 +249,7 @@ def _is_text(key: bytes) -> bool:
 
 def _is_name(name: bytes) -> bool:
     with suppress(UnicodeDecodeError, NamespaceError):
-        return bool(check_namespace(name.decode()))
+        return bool(validate_namespace(name.decode()))
     return False
 
 

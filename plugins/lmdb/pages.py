@@ -116,7 +116,7 @@ class DataFile:
             0 in self._free_pages()[self.size // self.page_bytes :] or bool(self.damage)
         )
 
-    def check(self) -> list[Damage]:
+    def verify(self) -> list[Damage]:
         """Return the damage in the structure. If none, LMDB can read and write it safely and find every key."""
         self.damage = []
         uses = self._free_pages()

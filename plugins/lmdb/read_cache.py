@@ -26,61 +26,61 @@ _FIRST_PAUSE: Final = 1 << 14
 _LONGEST_PAUSE: Final = 1 << 20
 
 
-class Kept:
+class CachedBodies:
     """The values read as of transaction `id`. Thread-safe.
 
     It belongs to that transaction for ever: a thread that still reads an older state uses the older cache.
     """
 
-    __slots__ = ("_room_bytes", "bodies", "found", "id", "missed")
+    __slots__ = ("_room_bytes", "bodies", "hits", "id", "misses")
 
     def __init__(self, id_: int, max_bytes: int) -> None:
         self.id = id_
         self.bodies: dict[str, bytes] = {}
-        self.found = 0
-        self.missed = 0
+        self.hits = 0
+        self.misses = 0
         self._room_bytes = max_bytes
 
-    def keep(self, key: str, data: bytes, body_of: Callable[[bytes], bytes | None]) -> bool:
+    def add(self, key: str, data: bytes, body_of: Callable[[bytes], bytes | None]) -> bool:
         """Cache a copy of the body of `data` if there is room; return whether caching is still worthwhile."""
         size = len(key) + len(data) + _ENTRY_BYTES
         has_room = size <= self._room_bytes
         if has_room and (body := body_of(data)) is not None:
             self._room_bytes -= size
             self.bodies[key] = body
-        self.missed += 1
-        if self.missed < _TRIAL:
+        self.misses += 1
+        if self.misses < _TRIAL:
             return True
-        is_worth_it = self.found >= (_ENOUGH_WHILE_FILLING if has_room else _ENOUGH_WHEN_FULL)
-        self.found = self.missed = 0
+        is_worth_it = self.hits >= (_ENOUGH_WHILE_FILLING if has_room else _ENOUGH_WHEN_FULL)
+        self.hits = self.misses = 0
         return is_worth_it
 
 
-class Keeper:
-    """The policy that decides when an open namespace caches reads: `kept` is None while it does not.
+class ReadCache:
+    """The policy that decides when an open namespace caches reads: `current` is None while it does not.
 
     While it is None, each read decrements `reads_left`, and calls `begin` once that is zero or less.
     """
 
-    __slots__ = ("_last_id", "_max_bytes", "_pause", "kept", "reads_left")
+    __slots__ = ("_last_id", "_max_bytes", "_pause", "current", "reads_left")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._pause = _QUIET_READS
         self._last_id = -1
-        self.kept: Kept | None = None
+        self.current: CachedBodies | None = None
         #: Infinite if caching is disabled.
         self.reads_left: float = _QUIET_READS if max_bytes else math.inf
 
     def begin(self, id_: int) -> None:
         """Start caching if nothing was committed in the last `reads_left` reads; `id_` is the current transaction."""
         if id_ == self._last_id:
-            self.kept = Kept(id_, self._max_bytes)
+            self.current = CachedBodies(id_, self._max_bytes)
         self._last_id = id_
         self.reads_left = self._pause
 
-    def end(self, *, in_vain: bool = False) -> None:
-        """Stop caching after a commit; or after too few hits (`in_vain`), with a pause that grows each time."""
-        self.kept = None
-        self._pause = min(max(self._pause * 4, _FIRST_PAUSE), _LONGEST_PAUSE) if in_vain else _QUIET_READS
+    def end(self, *, too_few_hits: bool = False) -> None:
+        """Stop caching after a commit; or after too few hits (`too_few_hits`), with a pause that grows each time."""
+        self.current = None
+        self._pause = min(max(self._pause * 4, _FIRST_PAUSE), _LONGEST_PAUSE) if too_few_hits else _QUIET_READS
         self.reads_left = self._pause

@@ -24,10 +24,10 @@ import lmdb
 
 from hutch import CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase, StoreError
 from hutch.handlers import raised_by_handler
-from hutch.limits import MAX_VALUE_BYTES, check_key, check_value_size, legible
+from hutch.limits import MAX_VALUE_BYTES, legible, validate_key, validate_value_size
 
 from .open_files import DURABILITY, add_cursor
-from .read_cache import Keeper
+from .read_cache import ReadCache
 from .registry import release, shared_environment
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class LmdbPlugin(StoragePluginBase):
         return self._shared.figures()
 
     @classmethod
-    def check_files(cls, options: Mapping[str, Any]) -> list[Finding]:
+    def verify_files(cls, options: Mapping[str, Any]) -> list[Finding]:
         from .integrity import structure, unreadable
 
         if found := unreadable(options["path"] / "data.mdb"):
@@ -145,10 +145,10 @@ class LmdbPlugin(StoragePluginBase):
             release(user)
             user._environment = None
 
-    def check(self, fix: bool = False) -> list[Finding]:
+    def verify(self, repair: bool = False) -> list[Finding]:
         from .integrity import contents
 
-        return contents(self._shared, fix)
+        return contents(self._shared, repair)
 
     def close(self) -> None:
         try:
@@ -177,7 +177,7 @@ class LmdbStorage(EncodedStorage):
         self._environment = environment
         # Whether the next key is probably new and may sort last.
         self._appends = True
-        self._keeper = Keeper(plugin.cache_bytes)
+        self._read_cache = ReadCache(plugin.cache_bytes)
         # Only hutch's default codec has these methods; values of other codecs are not cached.
         self._body: Callable[[bytes], bytes | None] = getattr(self._codec, "body", lambda _: None)
         self._decode_body: Any = getattr(self._codec, "decode_body", None)
@@ -199,30 +199,30 @@ class LmdbStorage(EncodedStorage):
     def get(self, key: str) -> Any:
         # `read` and the decoding of EncodedStorage, inlined: a call costs a tenth of a read. No variable holds the
         # transaction, because a stored traceback would keep its pages from being reused.
-        keeper = self._keeper
-        kept = keeper.kept
+        read_cache = self._read_cache
+        current = read_cache.current
         try:
-            if kept is not None:
-                if self._environment.begin().id() == kept.id:
-                    body = kept.bodies.get(key)
+            if current is not None:
+                if self._environment.begin().id() == current.id:
+                    body = current.bodies.get(key)
                     if body is not None:
-                        kept.found += 1
+                        current.hits += 1
                         return self._decode_body(body)
                 else:
-                    keeper.end()
-                    kept = None
+                    read_cache.end()
+                    current = None
             name = key.encode()
             data = self._environment.begin().get(self._id + name)  # type: ignore[operator]
-            if kept is None:
-                keeper.reads_left -= 1
-                if keeper.reads_left <= 0:
-                    keeper.begin(self._environment.begin().id())
+            if current is None:
+                read_cache.reads_left -= 1
+                if read_cache.reads_left <= 0:
+                    read_cache.begin(self._environment.begin().id())
         except _READ_ERRORS as error:
             if raised_by_handler(error):
                 raise
             return super().get(key)
         if data is None:
-            check_key(key)
+            validate_key(key)
             raise KeyError(key)
         try:
             value = self._decode(data, crc32(name))
@@ -231,8 +231,8 @@ class LmdbStorage(EncodedStorage):
                 raise
             return self._decoded(key, data)  # its error names the key
         # This may cache a newer value that another process committed meanwhile; no later read uses it.
-        if kept is not None and not kept.keep(key, data, self._body):
-            keeper.end(in_vain=True)
+        if current is not None and not current.add(key, data, self._body):
+            read_cache.end(too_few_hits=True)
         return value
 
     def contains(self, key: str) -> bool:
@@ -299,10 +299,10 @@ class LmdbStorage(EncodedStorage):
 
     def set(self, key: str, value: Any) -> None:
         # `set` of EncodedStorage and `write`, inlined.
-        name = check_key(key).encode()
+        name = validate_key(key).encode()
         data = self._encode(value, crc32(name))
         if len(data) > MAX_VALUE_BYTES:
-            check_value_size(key, len(data))
+            validate_value_size(key, len(data))
         self._environment.write(self._put, name, data)
 
     def write(self, key: str, data: bytes) -> None:
@@ -363,7 +363,7 @@ class LmdbStorage(EncodedStorage):
 
         self._change(clearing, None)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         encoded = key.encode()
         # A race already lost costs no write transaction.
         if self.read(key) != old:
@@ -457,7 +457,7 @@ class LmdbStorage(EncodedStorage):
                 # Raise instead of continuing: damaged order could loop forever.
                 raise CorruptValueError(
                     f"the keys of namespace {self.namespace!r} of the lmdb storage are not in order: its file is "
-                    "damaged; see hutch check-data"
+                    "damaged; see hutch check"
                 )
             yield keys, data
             if reverse:
@@ -513,7 +513,7 @@ def _text(key: bytes, start: int, what: str) -> str:
     except UnicodeDecodeError as error:
         raise CorruptValueError(
             f"{what} is not UTF-8, {legible(key[start:])!r}: damaged, or written by another program. "
-            "hutch check-data --fix gives it one that is"
+            "hutch check --repair gives it one that is"
         ) from error
 
 
@@ -522,14 +522,14 @@ def _must_be_readable(path: Path) -> None:
 
     finding = unreadable(path / "data.mdb")
     if finding is not None:
-        raise CorruptValueError(finding.told)
+        raise CorruptValueError(finding.message)
 
 
 def _must_be_sound(environment: Environment) -> None:
     from .integrity import structure
 
     for finding in structure(environment):
-        raise CorruptValueError(f"{environment.path}: {finding.told}; `hutch check-data` tells all")
+        raise CorruptValueError(f"{environment.path}: {finding.message}; `hutch check` tells all")
 
 
 def _count(txn: Txn, id_: bytes) -> int:
@@ -542,7 +542,7 @@ def _add(slot: Slot, id_: bytes, change: int) -> None:
         count = int.from_bytes(stored or b"", "big") + change
         if count < 0:
             raise CorruptValueError(
-                "the count of a namespace's keys is lower than their number; hutch check-data --fix counts them anew"
+                "the count of a namespace's keys is lower than their number; hutch check --repair counts them anew"
             )
         data = count.to_bytes(8, "big")
         slot[0].put(id_, data)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
 from hutch.handlers import raised_by_handler
-from hutch.limits import check_key
+from hutch.limits import validate_key
 
 
 class _Data:
@@ -112,7 +112,7 @@ class MemoryStorage(EncodedStorage):
     So a batch must change the dict in one operation. Code that reads the whole dict takes the lock.
     """
 
-    binds_keys = False
+    checksum_covers_key = False
 
     def __init__(self, plugin: MemoryPlugin, namespace: str, data: _Data) -> None:
         super().__init__(plugin, namespace)
@@ -127,10 +127,10 @@ class MemoryStorage(EncodedStorage):
         try:
             data = self._data.get(key)
         except TypeError:
-            check_key(key)  # not hashable
+            validate_key(key)  # not hashable
             raise
         if data is None:
-            check_key(key)
+            validate_key(key)
             raise KeyError(key)
         try:
             return self._decode(data, 0)
@@ -194,7 +194,7 @@ class MemoryStorage(EncodedStorage):
         with _write_lock:
             self._data.clear()
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         with _write_lock:
             frames = self._data
             # Atomic: no call, so no signal handler, comes between the read and the change.

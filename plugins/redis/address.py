@@ -171,5 +171,5 @@ def _unquoted(text: str) -> str:
     return text
 
 
-def _wrong_url(told: str) -> ConfigError:
-    return ConfigError(f"option 'url' of the redis engine {told}")
+def _wrong_url(message: str) -> ConfigError:
+    return ConfigError(f"option 'url' of the redis engine {message}")

@@ -79,10 +79,10 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
     if "DB index" in text:
         return ConfigError(f"{where} cannot be used: the server has no such database")
     code = code_of(error)
-    for known, _, kind, told in _REFUSALS:
+    for known, _, kind, message in _REFUSALS:
         if known == code:
             names = f": {_keys_of(commands)}" if kind is CorruptValueError else ""
-            return kind(f"{where} {told}{names}")
+            return kind(f"{where} {message}{names}")
     if isinstance(error, driver.ConnectionError):
         return StorageUnavailableError(f"{where} cannot be reached: {text}{unknown}")
     return StorageUnavailableError(f"{where} refuses: {text.removeprefix('ERR ')}")

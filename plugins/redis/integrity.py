@@ -17,11 +17,11 @@ _CHUNK_KEYS = 1000
 _GLOB = str.maketrans({char: f"\\{char}" for char in "\\*?[]^-"})
 
 
-def check(plugin: RedisPlugin, fix: bool) -> Iterator[Finding]:
-    """Yield findings. Each key and each namespace is verified, and with `fix` repaired, in one step on the server."""
+def verify(plugin: RedisPlugin, repair: bool) -> Iterator[Finding]:
+    """Yield findings. One step on the server verifies, and with `repair` repairs, each key and each namespace."""
     for namespace in _with_values(plugin):
-        yield from _check_index(plugin, namespace, fix)
-        yield from _check_listing(plugin, namespace, fix)
+        yield from _verify_index(plugin, namespace, repair)
+        yield from _verify_listing(plugin, namespace, repair)
 
 
 def _with_values(plugin: RedisPlugin) -> list[str]:
@@ -40,33 +40,33 @@ def _with_values(plugin: RedisPlugin) -> list[str]:
             return sorted(found)
 
 
-def _check_index(plugin: RedisPlugin, namespace: str, fix: bool) -> Iterator[Finding]:
-    if not plugin.server.run(INDEXED, _keys(plugin, namespace), (namespace.encode(), int(fix)), changes=fix):
-        yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, fix)
+def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
+    if not plugin.server.run(INDEXED, _keys(plugin, namespace), (namespace.encode(), int(repair)), changes=repair):
+        yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repair)
 
 
-def _check_listing(plugin: RedisPlugin, namespace: str, fix: bool) -> Iterator[Finding]:
+def _verify_listing(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
     keys = _keys(plugin, namespace)
-    told: set[bytes] = set()
+    reported: set[bytes] = set()
     for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2)):
         cursor: bytes | int = 0
         while True:
             cursor, found = plugin.server.run(NAMES, keys, (scan, number, cursor))
             if found:
-                unlisted, valueless = plugin.server.run(LISTED, keys, (int(fix), *found), changes=fix)
+                unlisted, valueless = plugin.server.run(LISTED, keys, (int(repair), *found), changes=repair)
                 for name in unlisted:
-                    yield from _once(told, name, namespace, "it has a value, but no listing has it", fix)
+                    yield from _once(reported, name, namespace, "it has a value, but no listing has it", repair)
                 for name in valueless:
-                    yield from _once(told, name, namespace, "it is listed, but has no value", fix)
+                    yield from _once(reported, name, namespace, "it is listed, but has no value", repair)
             if int(cursor) == 0:
                 break
 
 
-def _once(told: set[bytes], name: bytes, namespace: str, text: str, fix: bool) -> Iterator[Finding]:
+def _once(reported: set[bytes], name: bytes, namespace: str, text: str, repair: bool) -> Iterator[Finding]:
     # A scan may return a key twice.
-    if name not in told:
-        told.add(name)
-        yield Finding("index", text, namespace, name.decode(errors="backslashreplace"), fix)
+    if name not in reported:
+        reported.add(name)
+        yield Finding("index", text, namespace, name.decode(errors="backslashreplace"), repair)
 
 
 def _keys(plugin: RedisPlugin, namespace: str) -> tuple[bytes, bytes, bytes]:

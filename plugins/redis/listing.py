@@ -119,8 +119,8 @@ class Listing:
             raise CorruptValueError(
                 f"{self._where} lists {listed} keys and has {values} values: the server evicted values under a "
                 "maxmemory-policy of allkeys-*, or something other than hutch removed them. Set the server's "
-                "maxmemory-policy to noeviction, then restore the namespace from a copy, or run 'hutch check-data "
-                "--fix' to forget the keys whose values are gone"
+                "maxmemory-policy to noeviction, then restore the namespace from a copy, or run 'hutch check "
+                "--repair' to forget the keys whose values are gone"
             )
         return keys if listed == values else None
 

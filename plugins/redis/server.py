@@ -104,10 +104,10 @@ class Server:
     def _store_error(self, error: Exception, commands: Sequence[Command], maybe_done: bool) -> Exception:
         if code_of(error) == "NOSCRIPT":
             return driver.NoScriptError(str(error))
-        told = store_error(self._where, error, commands, maybe_done)
-        if self._pool.was_connected or isinstance(told, ConfigError):
-            return told
-        return type(told)(f"{told}{self._hint(error)}")
+        message = store_error(self._where, error, commands, maybe_done)
+        if self._pool.was_connected or isinstance(message, ConfigError):
+            return message
+        return type(message)(f"{message}{self._hint(error)}")
 
 
 def _refusal_in(answers: list[Any]) -> driver.ResponseError | None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from hutch import ConfigError, CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
 
 from .address import OPTION_HINTS, SENTINEL_HINT, read_address
-from .integrity import check
+from .integrity import verify as verify_store
 from .listing import Listing
 from .pool import Pool
 from .protocol import Command, Connection, packed
@@ -122,8 +122,8 @@ class RedisPlugin(StoragePluginBase):
         names = self._names(named)
         return [name for chunk in _chunks(names, _CHUNK_KEYS) for name in self._with_data(chunk)]
 
-    def check(self, fix: bool = False) -> Iterator[Finding]:
-        return check(self, fix)
+    def verify(self, repair: bool = False) -> Iterator[Finding]:
+        return verify_store(self, repair)
 
     def close(self) -> None:
         self.server.close()
@@ -252,7 +252,7 @@ class RedisStorage(EncodedStorage):
     def clear(self) -> None:
         self._server.run(CLEAR, self._keys, (self._name,), changes=True)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         arguments = (self._name, key.encode(), int(old is not None), old or b"", int(new is not None), new or b"")
         return bool(self._server.run(SWAP, self._keys, arguments, changes=True, again=False))
 

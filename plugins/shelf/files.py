@@ -24,7 +24,7 @@ from hutch import (
 )
 from hutch.filesystem import create_file, flush_folder, open_existing, refuse_link, validate_regular_file
 from hutch.handlers import raised_by_handler, suppress_own
-from hutch.limits import check_namespace
+from hutch.limits import validate_namespace
 
 Dialect = Literal["gnu", "ndbm", "dumb", "sqlite3"]
 
@@ -321,7 +321,7 @@ def _digest(namespace: str) -> str:
 
 def _is_name(namespace: str) -> bool:
     try:
-        check_namespace(namespace)
+        validate_namespace(namespace)
     except NamespaceError:  # for example a file name that is not UTF-8
         return False
     return True

@@ -88,11 +88,11 @@ def _lock_now(file: io.FileIO, path: Path, namespace: str, *, to_read: bool) -> 
 
 
 def _holder(file: io.FileIO) -> str:
-    told = b""
+    message = b""
     with suppress_own(OSError):
         file.seek(0)
-        told = file.read(_LONGEST_PID)
-    return f", pid {int(told)}" if told.isdigit() else ""
+        message = file.read(_LONGEST_PID)
+    return f", pid {int(message)}" if message.isdigit() else ""
 
 
 if sys.platform == "win32":

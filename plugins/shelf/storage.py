@@ -36,7 +36,7 @@ from hutch import (
     ValueTypeError,
 )
 from hutch.handlers import raised_by_handler
-from hutch.limits import check_key, check_namespace, check_value_size
+from hutch.limits import validate_key, validate_namespace, validate_value_size
 
 from .database import Database
 from .dialects import holds_data, open_to_read
@@ -84,7 +84,7 @@ class ShelfPlugin(StoragePluginBase):
         Raises StoreLockedError if another process has it open, CorruptValueError if its files are no database, and
         StorageUnavailableError if they cannot be used, for example if this Python lacks the module for their dialect.
         """
-        storage = ShelfStorage(self, namespace, share(self._folder, check_namespace(namespace)))
+        storage = ShelfStorage(self, namespace, share(self._folder, validate_namespace(namespace)))
         self._storages.add(weakref.ref(storage, self._storages.discard))
         try:
             storage.join()
@@ -152,7 +152,7 @@ class ShelfStorage(StorageBase):
         self._wait_s = plugin.wait_s
 
     def set(self, key: str, value: Any) -> None:
-        self._shelf.write(self._wait_s, _write, {check_key(key).encode(): self._dumped(key, value)})
+        self._shelf.write(self._wait_s, _write, {validate_key(key).encode(): self._dumped(key, value)})
 
     def get(self, key: str) -> Any:
         data = self._read(key)
@@ -174,7 +174,7 @@ class ShelfStorage(StorageBase):
         self._shelf.leave(self, self._wait_s)
 
     def contains(self, key: str) -> bool:
-        return self._shelf.read(self._wait_s, _contains, check_key(key).encode())
+        return self._shelf.read(self._wait_s, _contains, validate_key(key).encode())
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         found = {}
@@ -186,12 +186,12 @@ class ShelfStorage(StorageBase):
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         # Pickle everything before writing anything: a bad value refuses the whole batch.
-        pickled = {check_key(key).encode(): self._dumped(key, value) for key, value in items.items()}
+        pickled = {validate_key(key).encode(): self._dumped(key, value) for key, value in items.items()}
         if pickled:
             self._shelf.write(self._wait_s, _write, pickled)
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        checked = [check_key(key).encode() for key in dict.fromkeys(keys)]
+        checked = [validate_key(key).encode() for key in dict.fromkeys(keys)]
         return self._shelf.write_if_there(self._wait_s, _remove, checked) or 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -217,13 +217,14 @@ class ShelfStorage(StorageBase):
         data = self._read(key)
         return (MISSING, None) if data is None else (self._loaded(key, data), data)
 
-    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         if value is not MISSING:
-            change = {check_key(key).encode(): self._dumped(key, value)}
-            return self._shelf.write(self._wait_s, _swap, key, token, change)
+            change = {validate_key(key).encode(): self._dumped(key, value)}
+            return self._shelf.write(self._wait_s, _compare_and_write, key, token, change)
         if token is None:
             return self._read(key) is None
-        return bool(self._shelf.write_if_there(self._wait_s, _swap, key, token, {check_key(key).encode(): None}))
+        removal = {validate_key(key).encode(): None}
+        return bool(self._shelf.write_if_there(self._wait_s, _compare_and_write, key, token, removal))
 
     @property
     def lock_scope(self) -> Hashable:
@@ -241,7 +242,7 @@ class ShelfStorage(StorageBase):
     def set_pickles(self, pickles: Mapping[str, bytes]) -> None:
         """Set each key to the value of its pickle, without loading it; all or none."""
         for key, data in pickles.items():
-            check_value_size(check_key(key), len(data))
+            validate_value_size(validate_key(key), len(data))
         self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
 
     def _read(self, key: str) -> bytes | None:
@@ -250,7 +251,7 @@ class ShelfStorage(StorageBase):
         if isinstance(key, str):
             data = self._shelf.read(self._wait_s, _get, key.encode(errors="replace"))
         if data is None:
-            check_key(key)
+            validate_key(key)
         return data
 
     def _dumped(self, key: str, value: object) -> bytes:
@@ -268,7 +269,7 @@ class ShelfStorage(StorageBase):
                 "store what it is made of instead"
             ) from error
         data = buffer.getvalue()
-        check_value_size(key, len(data))
+        validate_value_size(key, len(data))
         return data
 
     def _loaded(self, key: str, data: bytes) -> Any:
@@ -341,7 +342,7 @@ def _clear(database: Database) -> None:
         database.clear()
 
 
-def _swap(database: Database, key: str, token: object, change: Mapping[bytes, bytes | None]) -> bool:
+def _compare_and_write(database: Database, key: str, token: object, change: Mapping[bytes, bytes | None]) -> bool:
     """Write `change` if the bytes of `key` are still `token`; return whether it was written."""
     if database.get(key.encode()) != token:
         return False

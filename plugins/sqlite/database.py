@@ -110,7 +110,7 @@ class Database:
 
     # --- reading ---
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Validate the file, if it exists. Raises the StoreError that says what is wrong."""
         with contextlib.suppress(NoDataError):
             self.read(_do_nothing)

@@ -22,12 +22,12 @@ from hutch import (
     StoragePluginBase,
     StoreNotOpenError,
 )
-from hutch.limits import check_key, legible
+from hutch.limits import legible, validate_key
 
 from .database import Database, change, leave_all
 from .errors import is_from_sqlite
 from .file import SYNCHRONOUS, NoDataError
-from .integrity import check
+from .integrity import verify as verify_store
 
 # A key is bound as text and cast to a blob by SQLite: for bytes, Python 3.11 first searches an adapter that does not
 # exist, which costs a tenth of a read. (Values are bound as bytearrays, which skip the search.)
@@ -123,7 +123,7 @@ class SqlitePlugin(StoragePluginBase):
         StorageUnavailableError, StorageTimeoutError.
         """
         database = self._shared()
-        database.check()
+        database.validate()
         return SqliteStorage(self, namespace, database)
 
     def namespaces(self) -> list[str]:
@@ -138,8 +138,8 @@ class SqlitePlugin(StoragePluginBase):
         if number is not None:
             database.change(_REMOVE_ALL, (number,))
 
-    def check(self, fix: bool = False) -> list[Finding]:
-        return check(self._shared(), fix)
+    def verify(self, repair: bool = False) -> list[Finding]:
+        return verify_store(self._shared(), repair)
 
     def close(self) -> None:
         leave_all(self._user)
@@ -247,7 +247,7 @@ class SqliteStorage(EncodedStorage):
         if number is not None:
             self._shared.change(_REMOVE_ALL, (number,))
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         # Each branch is one statement, which takes the write lock before it reads the old value.
         if old is None:
             if new is None:
@@ -295,7 +295,7 @@ class SqliteStorage(EncodedStorage):
     def _row(self, sql: str, key: str) -> Any:
         """Return the row that `sql` finds for `key`, or None: a faster `Database.row`."""
         if type(key) is not str:
-            key = check_key(key)  # SQLite would take 5 for "5"
+            key = validate_key(key)  # SQLite would take 5 for "5"
         number = self._find() if self._number is None else self._number
         if number is None:
             return None

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         ValueTypeError,
     )
     from .hooks import hookimpl, register_hooks, unregister_hooks
-    from .integrity import check_data
+    from .integrity import verify
     from .namespace import StoreMixin
     from .options import Option
     from .store import Namespace, Store, connect
@@ -80,7 +80,6 @@ __all__ = [
     "ValueLimitError",
     "ValueTypeError",
     "__version__",
-    "check_data",
     "connect",
     "find_plugins",
     "hookimpl",
@@ -88,6 +87,7 @@ __all__ = [
     "register_hooks",
     "register_type",
     "unregister_hooks",
+    "verify",
 ]
 
 # Modules imported on first use of a name, so that `import hutch` is fast. Names not listed here are in `errors`.
@@ -99,7 +99,7 @@ _HOME = {
     "discovery.search": ("Discovery",),
     "encoded": ("EncodedStorage",),
     "hooks": ("hookimpl", "register_hooks", "unregister_hooks"),
-    "integrity": ("check_data",),
+    "integrity": ("verify",),
     "namespace": ("StoreMixin",),
     "options": ("Option",),
     "store": ("Namespace", "Store", "connect"),

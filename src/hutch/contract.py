@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 from .errors import CapabilityError, ConflictError
 from .handlers import is_missing, passes_through
-from .keylocks import WAIT_S, run_swap
+from .keylocks import WAIT_S, run_compare_and_write
 from .limits import PLAIN_TYPES, check_result
 from .options import Option, read_options
 from .record import Record
@@ -53,28 +53,28 @@ class Codec(Protocol):
 
 
 class Finding(Record):
-    """A problem in stored data, reported by `hutch.check_data`. It never contains a value."""
+    """A problem in stored data, reported by `hutch.verify`. It never contains a value."""
 
     #: `structure`: the engine's own files are damaged. `value`: unreadable. `key`: not written by hutch. `count`: `len`
     #: is wrong. `orphan`: data of no namespace. `index`: what the engine stores beside the data contradicts it.
     kind: Literal["structure", "value", "key", "count", "orphan", "index"]
     #: A description of the problem, for people.
-    told: str
+    message: str
     namespace: str | None = None
     key: str | None = None
     #: Whether it was repaired, or salvaged and removed.
-    fixed: bool = False
+    repaired: bool = False
 
     # Written out because editors and the reference show it to plugin authors.
     def __init__(
         self,
         kind: Literal["structure", "value", "key", "count", "orphan", "index"],
-        told: str,
+        message: str,
         namespace: str | None = None,
         key: str | None = None,
-        fixed: bool = False,
+        repaired: bool = False,
     ) -> None:
-        super().__init__(kind, told, namespace, key, fixed)
+        super().__init__(kind, message, namespace, key, repaired)
 
 
 class StorageBase(ABC):
@@ -84,7 +84,7 @@ class StorageBase(ABC):
     capabilities: frozenset[str] = frozenset()
 
     #: Whether every verb itself refuses a key outside the limits. If not, the mapping above validates keys.
-    checks_keys = False
+    validates_keys = False
 
     #: How many seconds `modify` and `mutable` wait for a key that another thread of this process holds.
     wait_s: float = WAIT_S
@@ -200,7 +200,7 @@ class StorageBase(ABC):
     # --- read-modify-write: two primitives, and the verbs built on them ---
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
-        """Return the value of `key` (MISSING if it has none) and a token to pass to `set_if_unchanged`."""
+        """Return the value of `key` (MISSING if it has none) and a token to pass to `compare_and_swap`."""
         try:
             value = self.get(key)
         except KeyError as error:
@@ -210,13 +210,13 @@ class StorageBase(ABC):
         # Copied because a storage may return the very object it stores, as Errbot's memory storage does.
         return copy.deepcopy(value), value
 
-    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         """Set `key` to `value` (MISSING removes it) if it is unchanged since `token` was taken; return whether it did.
 
         Atomic within the scope that `atomic-modify` declares. This default is atomic only against threads of this
         process that use the same two primitives.
         """
-        return run_swap(self.lock_scope, key, self._set_if_unchanged, key, token, value)
+        return run_compare_and_write(self.lock_scope, key, self._set_if_unchanged, key, token, value)
 
     def _set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
         try:
@@ -242,7 +242,7 @@ class StorageBase(ABC):
             current, token = self.get_for_update(key)
             if not _same(current, expected):
                 return False
-            if self.set_if_unchanged(key, token, value):
+            if self.compare_and_swap(key, token, value):
                 return True
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
@@ -263,7 +263,7 @@ class StorageBase(ABC):
             value = fn(value)
             if type(value) not in PLAIN_TYPES:
                 check_result(value, fn, key)
-            if self.set_if_unchanged(key, token, value):
+            if self.compare_and_swap(key, token, value):
                 return value
             if time.monotonic() > deadline:
                 raise ConflictError(
@@ -334,17 +334,17 @@ class StoragePluginBase(ABC):
         return {}
 
     @classmethod
-    def check_files(cls, options: Mapping[str, Any]) -> Iterable[Finding]:
+    def verify_files(cls, options: Mapping[str, Any]) -> Iterable[Finding]:
         """Return the problems in the files that `options` name, for an engine that damaged files can crash.
 
-        `hutch.check_data` calls this before it builds the factory, and does not build it if there is a finding.
+        `hutch.verify` calls this before it builds the factory, and does not build it if there is a finding.
         """
         return ()
 
-    def check(self, fix: bool = False) -> Iterable[Finding]:
+    def verify(self, repair: bool = False) -> Iterable[Finding]:
         """Return the problems beyond single values: in counters, unnamed namespaces, indexes. Changes nothing.
 
-        With `fix`, repair them without losing data, in one transaction if the engine has transactions. Runs while
+        With `repair`, repair them without losing data, in one transaction if the engine has transactions. Runs while
         others read and write, and must not report their changes as problems.
         """
         return ()

@@ -8,29 +8,29 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
-from .codec.msgpack import TypedCodec
+from .codec.msgpack import MsgpackCodec
 from .contract import MISSING, Codec, StorageBase, StoragePluginBase
 from .errors import CorruptValueError
-from .keylocks import run_swap
-from .limits import MAX_VALUE_BYTES, check_key, check_keys, check_value_size, explain_failure
+from .keylocks import run_compare_and_write
+from .limits import MAX_VALUE_BYTES, explain_failure, validate_key, validate_keys, validate_value_size
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
-_default_codec = TypedCodec()
+_default_codec = MsgpackCodec()
 
 
 class EncodedStorage(StorageBase):
     """A storage that encodes values for an engine of bytes: `read`, `write`, `delete`, `len`, `keys` and `close`.
 
     Keys and values are validated here before an engine sees them. Only `read` may receive a key outside the
-    limits; it returns None or raises any error. The optional byte verbs (`exists` to `swap`) have defaults built
-    on the six. An engine raises the errors of `hutch.errors`, with its driver's error as the cause.
+    limits; it returns None or raises any error. The optional byte verbs (`exists` to `compare_and_write`) have
+    defaults built on the six. An engine raises the errors of `hutch.errors`, with its driver's error as the cause.
     """
 
-    checks_keys = True
+    validates_keys = True
     #: Whether a value's checksum covers its key too, so that a value stored under a wrong key is an error. Set it to
     #: False for an engine whose bytes cannot be damaged.
-    binds_keys = True
+    checksum_covers_key = True
 
     def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
         self.namespace = namespace
@@ -39,11 +39,15 @@ class EncodedStorage(StorageBase):
         self.wait_s = plugin._storage_config.get("wait_s", self.wait_s)
         self._codec: Codec = plugin.codec_for(namespace) or _default_codec
         # Only hutch's own codecs take a key CRC and encode many values in one call; others are wrapped.
-        codec: Any = self._codec if getattr(self._codec, "binds_keys", False) else _Unbound(self._codec)
+        codec: Any = self._codec if getattr(self._codec, "checksum_covers_key", False) else _Unbound(self._codec)
         self._encode: Callable[[object, int], bytes] = codec.encode
         self._decode: Callable[[bytes, int], Any] = codec.decode
-        self._encode_many = getattr(codec, "encode_many", lambda values, seeds: list(map(codec.encode, values, seeds)))
-        self._decode_many = getattr(codec, "decode_many", lambda frames, seeds: list(map(codec.decode, frames, seeds)))
+        self._encode_many = getattr(
+            codec, "encode_many", lambda values, key_crcs: list(map(codec.encode, values, key_crcs))
+        )
+        self._decode_many = getattr(
+            codec, "decode_many", lambda frames, key_crcs: list(map(codec.decode, frames, key_crcs))
+        )
 
     # --- byte verbs: the engine's part ---
 
@@ -94,15 +98,15 @@ class EncodedStorage(StorageBase):
         """Return the keys that `read_range` would yield."""
         return StorageBase.scan_keys(self, "", start, stop, reverse)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         """Replace the bytes of `key` by `new` if they equal `old` (None: missing), and return whether they did.
 
         This default is atomic only among threads of this process. An engine that declares `atomic-modify` for
         the host or a cluster overrides it.
         """
-        return run_swap(self.lock_scope, key, self._swap, key, old, new)
+        return run_compare_and_write(self.lock_scope, key, self._compare_and_write, key, old, new)
 
-    def _swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def _compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         if self.read(key) != old:
             return False
         if new is not None:
@@ -114,10 +118,10 @@ class EncodedStorage(StorageBase):
     # --- StorageBase, built on the byte verbs ---
 
     def set(self, key: str, value: Any) -> None:
-        key = check_key(key)
-        data = self._encode(value, self._seed(key))
+        key = validate_key(key)
+        data = self._encode(value, self._key_crc(key))
         if len(data) > MAX_VALUE_BYTES:
-            check_value_size(key, len(data))
+            validate_value_size(key, len(data))
         self.write(key, data)
 
     def get(self, key: str) -> Any:
@@ -128,12 +132,12 @@ class EncodedStorage(StorageBase):
             raise
         if data is None:
             # A key outside the limits never exists, so a read validates its key only after a miss.
-            check_key(key)
+            validate_key(key)
             raise KeyError(key)
         return self._decoded(key, data)
 
     def remove(self, key: str) -> None:
-        if not self.delete(check_key(key)):
+        if not self.delete(validate_key(key)):
             raise KeyError(key)
 
     def contains(self, key: str) -> bool:
@@ -143,27 +147,27 @@ class EncodedStorage(StorageBase):
             explain_failure(key, error)
             raise
         if not found or not key:
-            check_key(key)
+            validate_key(key)
         return found
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        found = self.read_many(check_keys(dict.fromkeys(keys)))
+        found = self.read_many(validate_keys(dict.fromkeys(keys)))
         return dict(self._decoded_items(found, found.values()))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         items = dict(items)
         # Encode everything before the first write, so that one bad item refuses the whole batch.
-        names = check_keys(items)
-        frames: list[bytes] = self._encode_many(list(items.values()), self._seeds(names))
+        names = validate_keys(items)
+        frames: list[bytes] = self._encode_many(list(items.values()), self._key_crcs(names))
         if not frames:
             return
         if max(map(len, frames)) > MAX_VALUE_BYTES:
             for name, data in zip(names, frames, strict=True):
-                check_value_size(name, len(data))
+                validate_value_size(name, len(data))
         self.write_many(dict(zip(names, frames, strict=True)))
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        checked = check_keys(dict.fromkeys(keys))
+        checked = validate_keys(dict.fromkeys(keys))
         return self.delete_many(checked) if checked else 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -181,42 +185,42 @@ class EncodedStorage(StorageBase):
         return self.key_range(*_bounds(prefix, start, stop), reverse)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
-        data = self.read(check_key(key))
+        data = self.read(validate_key(key))
         return (MISSING, None) if data is None else (self._decoded(key, data), data)
 
-    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
-        key, data = check_key(key), None
+        key, data = validate_key(key), None
         if value is not MISSING:
-            data = self._encode(value, self._seed(key))
-            check_value_size(key, len(data))
-        return self.swap(key, token, data)
+            data = self._encode(value, self._key_crc(key))
+            validate_value_size(key, len(data))
+        return self.compare_and_write(key, token, data)
 
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._plugin), self.namespace)
 
-    def _seed(self, key: str) -> int:
-        """Return the CRC-32 of `key`, with which the checksum of its frame starts; 0 without `binds_keys`."""
-        return crc32(key.encode()) if self.binds_keys else 0
+    def _key_crc(self, key: str) -> int:
+        """Return the CRC-32 of `key`, with which the checksum of its frame starts; 0 without `checksum_covers_key`."""
+        return crc32(key.encode()) if self.checksum_covers_key else 0
 
-    def _seeds(self, keys: Iterable[str]) -> list[int]:
-        """Return the CRC-32 of every key, computed in one pass; zeros without `binds_keys`."""
-        return list(map(crc32, map(str.encode, keys))) if self.binds_keys else [0 for _ in keys]
+    def _key_crcs(self, keys: Iterable[str]) -> list[int]:
+        """Return the CRC-32 of every key, computed in one pass; zeros without `checksum_covers_key`."""
+        return list(map(crc32, map(str.encode, keys))) if self.checksum_covers_key else [0 for _ in keys]
 
     def _decoded_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         """Return the decoded items; iteration raises an error that names the first unreadable key."""
         frames = list(frames)
         try:
-            return zip(keys, self._decode_many(frames, self._seeds(keys)), strict=True)
+            return zip(keys, self._decode_many(frames, self._key_crcs(keys)), strict=True)
         except CorruptValueError:
             return ((key, self._decoded(key, data)) for key, data in zip(keys, frames, strict=True))
 
     def _decoded(self, key: str, data: bytes) -> Any:
         try:
-            return self._decode(data, self._seed(key))
+            return self._decode(data, self._key_crc(key))
         except CorruptValueError as error:
-            check_key(key)
+            validate_key(key)
             raise CorruptValueError(
                 f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
             ) from error.__cause__

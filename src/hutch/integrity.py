@@ -1,4 +1,4 @@
-"""Integrity checks: `check_data` reads everything in a store, reports each problem and repairs what it can."""
+"""Integrity checks: `verify` reads everything in a store, reports each problem and repairs what it can."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from .codec.frame import RESIDUE
 from .config import StoreConfig, read_config
 from .contract import Finding, StorageBase, StoragePluginBase
 from .discovery.factory import PluginConfig, build, find_plugins
-from .discovery.foreign import open_checked
+from .discovery.foreign import open_validated
 from .discovery.load import load_factory
 from .encoded import EncodedStorage
 from .errors import CorruptValueError, KeyLimitError
 from .filesystem import create_file, flush_folder, write_all
-from .limits import check_key
+from .limits import validate_key
 from .options import read_options
-from .store import Store
 
 # How often a wrong count is compared again: others may have written between counting and listing.
 _LOOKS = 5
@@ -31,15 +30,15 @@ _LOOKS = 5
 _Save = Callable[[str, str, bytes], None]
 
 
-def check_data(
-    config: Any = None, *, fix: bool = False, salvage: str | os.PathLike[str] | None = None
+def verify(
+    config: Any = None, *, repair: bool = False, salvage: str | os.PathLike[str] | None = None
 ) -> Iterator[Finding]:
     """Read everything in a store and yield each problem as it is found. A sound store yields nothing.
 
-    `config` is anything that `connect` accepts, or an open `Store`. Pass the config if a damaged store does not open.
+    `config` is anything that `connect` accepts; the store need not open. `Store.verify` is the same for an open store.
     Others may use the store meanwhile. Nothing is changed, except:
 
-    - With `fix`, counts are corrected, data without a namespace gets one called ``recovered-N``, and indexes are
+    - With `repair`, counts are corrected, data without a namespace gets one called ``recovered-N``, and indexes are
       rebuilt. No readable data is lost. A damaged structure is not repaired: restore a copy.
     - With `salvage`, the path of a new file, each value whose checksum does not match is written to that file (JSON
       lines with `namespace`, `key`, and the stored bytes in base64 as `data`), flushed to the disk, and only then
@@ -49,85 +48,86 @@ def check_data(
     Raises what `connect` raises for a store that cannot be reached, CapabilityError for an engine that cannot list its
     namespaces or a change to namespaces that LAYERS make read-only, OSError for the file. Damage is never raised.
     """
-    checked = config.config if isinstance(config, Store) else read_config(config)
-    if fix or salvage is not None:
-        _refuse_read_only(checked)
+    settings = read_config(config)
+    if repair or salvage is not None:
+        _refuse_read_only(settings)
     with _saving_to(salvage) as save:
-        if isinstance(config, Store):
-            yield from _check_open(config, fix, save)
-            return
         # Verify the files before the engine opens them: damaged files may crash it.
-        found = list(_check_files(checked))
+        found = list(_verify_files(settings))
         yield from found
         if found:
             return
         try:
-            info, factory = build(checked)
+            info, factory = build(settings)
         except CorruptValueError as error:
             yield Finding("structure", str(error))
             return
         try:
-            yield from _check(info.name, factory, fix, save)
+            yield from _verify_factory(info.name, factory, repair, save)
         finally:
             if callable(close := getattr(factory, "close", None)):
                 close()
 
 
+def verify_open(
+    name: str, factory: Any, config: StoreConfig, repair: bool, salvage: str | os.PathLike[str] | None
+) -> Iterator[Finding]:
+    """Do what `verify` does, with the factory of an open store whose engine is called `name`."""
+    if repair or salvage is not None:
+        _refuse_read_only(config)
+    with _saving_to(salvage) as save:
+        found = list(factory.verify_files(factory._storage_config)) if isinstance(factory, StoragePluginBase) else []
+        yield from found
+        if not found:
+            yield from _verify_factory(name, factory, repair, save)
+
+
 def _refuse_read_only(config: StoreConfig) -> None:
     for pattern, layers in [("*", config.layers), *((rule.pattern, rule.layers) for rule in config.namespaces)]:
         if layers:
-            from .layers.select import check_drop
+            from .layers.select import validate_drop
 
-            check_drop(layers, pattern)
-
-
-def _check_open(store: Store, fix: bool, save: _Save | None) -> Iterator[Finding]:
-    store.stats()  # raises if it is closed
-    factory = store._factory
-    found = list(factory.check_files(factory._storage_config)) if isinstance(factory, StoragePluginBase) else []
-    yield from found
-    if not found:
-        yield from _check(store.name, factory, fix, save)
+            validate_drop(layers, pattern)
 
 
-def _check_files(config: StoreConfig) -> Iterator[Finding]:
+def _verify_files(config: StoreConfig) -> Iterator[Finding]:
     info = find_plugins(config).find(config.storage)
     plugin = load_factory(info)
     if not issubclass(plugin, StoragePluginBase):
         return
-    # Without an own `check_files`, do not read the options: the engine may read them in its own way.
-    if plugin.check_files.__func__ is StoragePluginBase.check_files.__func__:  # type: ignore[attr-defined]
+    # Without an own `verify_files`, do not read the options: the engine may read them in its own way.
+    if plugin.verify_files.__func__ is StoragePluginBase.verify_files.__func__:  # type: ignore[attr-defined]
         return
     options = read_options(PluginConfig(config, info), plugin.OPTIONS, info.name, hints=plugin.OPTION_HINTS)
     try:
-        yield from plugin.check_files(options)
+        yield from plugin.verify_files(options)
     except CorruptValueError as error:
         yield Finding("structure", str(error))
 
 
-def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[Finding]:
+def _verify_factory(name: str, factory: Any, repair: bool, save: _Save | None) -> Iterator[Finding]:
     counts_itself = False
-    told: set[str | None] = set()
-    told_structure = False
-    # A factory written for Errbot may have an unrelated method `check`.
+    reported: set[str | None] = set()
+    structure_reported = False
+    # A factory written for Errbot may have an unrelated method `verify`.
     if isinstance(factory, StoragePluginBase):
-        counts_itself = type(factory).check is not StoragePluginBase.check
+        counts_itself = type(factory).verify is not StoragePluginBase.verify
         try:
-            found = list(factory.check(fix))
+            found = list(factory.verify(repair))
         except CorruptValueError as error:
             found = [Finding("structure", str(error))]
         yield from found
-        told_structure = any(finding.kind == "structure" for finding in found)
-        told.update(finding.namespace for finding in found if finding.kind == "key" and not finding.fixed)
+        structure_reported = any(finding.kind == "structure" for finding in found)
+        reported.update(finding.namespace for finding in found if finding.kind == "key" and not finding.repaired)
     try:
         namespaces = sorted(factory.namespaces())
     except CorruptValueError as error:
-        if not told_structure:
+        if not structure_reported:
             yield Finding("structure", str(error))
         return
     for namespace in namespaces:
         try:
-            storage = open_checked(factory, name, namespace)
+            storage = open_validated(factory, name, namespace)
         except CorruptValueError as error:
             yield Finding("structure", str(error), namespace)
             continue
@@ -135,7 +135,7 @@ def _check(name: str, factory: Any, fix: bool, save: _Save | None) -> Iterator[F
             if isinstance(storage, EncodedStorage):
                 # An unreadable key is reported already; that it blocks the listing is not a second problem.
                 for finding in _read_bytes(storage, namespace, save):
-                    if finding.kind != "structure" or namespace not in told:
+                    if finding.kind != "structure" or namespace not in reported:
                         yield finding
             else:
                 yield from _read_values(storage, namespace)
@@ -166,19 +166,19 @@ def _read_bytes(storage: EncodedStorage, namespace: str, save: _Save | None) -> 
 
 def _judge(storage: EncodedStorage, namespace: str, key: str, data: bytes, save: _Save | None) -> Iterator[Finding]:
     try:
-        check_key(key)
+        validate_key(key)
     except KeyLimitError as error:
         yield Finding("key", str(error), namespace, key)
     try:
         storage._decoded(key, data)
     except CorruptValueError as error:
         # An intact frame is a value, even if reading it takes another codec, signing key or class.
-        seeds = (0, crc32(key.encode())) if storage.binds_keys else (0,)
-        moved = save is not None and all(crc32(data, seed) != RESIDUE for seed in seeds)
+        key_crcs = (0, crc32(key.encode())) if storage.checksum_covers_key else (0,)
+        moved = save is not None and all(crc32(data, key_crc) != RESIDUE for key_crc in key_crcs)
         if moved:
             assert save is not None
             save(namespace, key, data)
-            moved = storage.swap(key, data, None)
+            moved = storage.compare_and_write(key, data, None)
         yield Finding("value", str(error), namespace, key, moved)
 
 

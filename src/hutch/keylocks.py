@@ -64,7 +64,7 @@ class Ticket:
         """Join the queue. `leave` must follow, whatever happens."""
         self.queue[self] = None
 
-    def check(self) -> bool:
+    def is_first(self) -> bool:
         """Return whether the ticket holds its key.
 
         Raises ConflictError if it never can: its owner holds the key already, or waits in a circle.
@@ -94,7 +94,7 @@ class Ticket:
         self.wake_next()
 
     def begin_wait(self) -> None:
-        """Record that the owner waits, so that `check` can find circles."""
+        """Record that the owner waits, so that `is_first` can find circles."""
         self.serial = next(_serials)
         self.outer = _waiting.get(self.owner)
         _waiting[self.owner] = self
@@ -110,9 +110,9 @@ class Ticket:
     def wait(self, wait_s: float) -> None:
         """Wait until the ticket holds its key.
 
-        Raises StorageTimeoutError after `wait_s` seconds, and what `check` raises.
+        Raises StorageTimeoutError after `wait_s` seconds, and what `is_first` raises.
         """
-        if self.check():
+        if self.is_first():
             return
         deadline_s = time.monotonic() + wait_s
         self.serial, owner = next(_serials), self.owner
@@ -125,7 +125,7 @@ class Ticket:
                 nap.acquire()
                 # Set before the check, so that no wake-up is missed.
                 self.wake = nap.release
-                if self.check():
+                if self.is_first():
                     return
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
@@ -211,7 +211,7 @@ def run_locked(scope: Hashable, key: str, wait_s: float, fn: Callable[..., T], *
             ticket.wake_next()
 
 
-def run_swap(scope: Hashable, key: str, swap: Callable[..., bool], *args: object) -> bool:
+def run_compare_and_write(scope: Hashable, key: str, swap: Callable[..., bool], *args: object) -> bool:
     """Return ``swap(*args)``, which compares the value of `key` and then writes it, atomically within this process.
 
     For engines without their own compare-and-swap. Raises ConflictError if a signal handler or finalizer calls it

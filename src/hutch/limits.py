@@ -28,7 +28,7 @@ PLAIN_TYPES: Final = frozenset({int, str, dict, list, float, bool, bytes, tuple,
 _SHORT = MAX_KEY_BYTES // 4
 
 
-def check_key(key: object) -> str:
+def validate_key(key: object) -> str:
     """Return `key` as an exact `str` if every engine can store it.
 
     Raises KeyTypeError if it is not a `str`, KeyLimitError if it is empty, longer than 1,024 UTF-8 bytes,
@@ -57,19 +57,19 @@ def check_key(key: object) -> str:
 
 
 def explain_failure(key: object, error: Exception) -> None:
-    """Raise the error of `check_key` if a read failed with `error` because `key` is invalid; else return.
+    """Raise the error of `validate_key` if a read failed with `error` because `key` is invalid; else return.
 
     Reads validate a key only after a miss or an error. An error that a signal handler raised is never due to the key.
     """
     try:
-        check_key(key)
+        validate_key(key)
     except (KeyTypeError, KeyLimitError):
         if not passes_through(error):
             raise
 
 
-def check_keys(keys: Iterable[object]) -> list[str]:
-    """Return `keys` in order, each as `check_key` returns it. Raises its error for the first invalid key."""
+def validate_keys(keys: Iterable[object]) -> list[str]:
+    """Return `keys` in order, each as `validate_key` returns it. Raises its error for the first invalid key."""
     names: list[Any] = list(keys)
     # Short ASCII keys are validated all at once: a call per key costs more than storing it in a batch.
     if (
@@ -79,7 +79,7 @@ def check_keys(keys: Iterable[object]) -> list[str]:
         and all(map(str.isascii, names))
     ):
         return names
-    return [check_key(name) for name in names]
+    return [validate_key(name) for name in names]
 
 
 def legible(name: bytes) -> str:
@@ -92,7 +92,7 @@ def legible(name: bytes) -> str:
     return shown[:end] + "..."
 
 
-def check_namespace(namespace: object) -> str:
+def validate_namespace(namespace: object) -> str:
     """Return `namespace` as an exact `str` if every engine can store it.
 
     Raises NamespaceError unless it is a `str` of 1 to 255 UTF-8 bytes without NUL or a lone surrogate.
@@ -117,7 +117,7 @@ def check_namespace(namespace: object) -> str:
     return encoded.decode()
 
 
-def check_value_size(key: str, size_bytes: int) -> None:
+def validate_value_size(key: str, size_bytes: int) -> None:
     """Raise ValueLimitError if `size_bytes`, the size of an encoded value, exceeds `MAX_VALUE_BYTES`."""
     if size_bytes > MAX_VALUE_BYTES:
         raise ValueLimitError(
@@ -126,7 +126,7 @@ def check_value_size(key: str, size_bytes: int) -> None:
         )
 
 
-def check_function(fn: Callable[[Any], Any], key: str) -> None:
+def validate_function(fn: Callable[[Any], Any], key: str) -> None:
     """Raise TypeError if `fn`, passed to `modify` of `key`, is an ``async def`` function."""
     try:
         is_async = fn.__code__.co_flags & _CO_COROUTINE

@@ -103,7 +103,7 @@ class Mutable:
         if handle._store is not self._store:
             handle._must_be_open()
             raise StoreNotOpenError(f"namespace {handle.namespace!r} was closed and reopened inside mutable({key!r})")
-        if not self._store.set_if_unchanged(key, self._token, self._value):
+        if not self._store.compare_and_swap(key, self._token, self._value):
             raise ConflictError(
                 f"key {key!r} of namespace {handle.namespace!r} was changed by someone else inside mutable(); "
                 "nothing was written. Run the block again"

@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from .contract import MISSING, StorageBase
-from .discovery.foreign import close_interrupted, open_checked
+from .discovery.foreign import close_interrupted, open_validated
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handlers import is_missing, passes_through
 from .keylocks import refuse_nested_write, run_locked, swapping
-from .limits import check_function, check_key, check_keys, check_namespace, explain_failure
+from .limits import explain_failure, validate_function, validate_key, validate_keys, validate_namespace
 from .mutable import Mutable
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class _Closed(StorageBase):
 
     set = get = remove = len = keys = close = refuse
     contains = get_many = set_many = remove_many = items = scan = scan_keys = clear = refuse
-    get_for_update = set_if_unchanged = compare_and_set = modify = refuse
+    get_for_update = compare_and_swap = compare_and_set = modify = refuse
 
 
 _NEVER_OPENED = _Closed()
@@ -67,14 +67,14 @@ class StoreMixin(MutableMapping[str, Any]):
         Raises StoreAlreadyOpenError if this mapping is open, NamespaceError for an invalid name, PluginError if the
         factory does not return a storage, and what the factory raises. After an error the mapping is still closed.
         """
-        name = check_namespace(namespace)
+        name = validate_namespace(namespace)
         if self.is_open_storage():
             raise StoreAlreadyOpenError(f"namespace {self.namespace!r} is open here; call close_storage() first")
         plugin = str(getattr(storage_plugin, "name", None) or type(storage_plugin).__name__)
         opened: list[Any] = []
         storage = None
         try:
-            storage = open_checked(storage_plugin, plugin, name, opened)
+            storage = open_validated(storage_plugin, plugin, name, opened)
             with _open_or_close.current:
                 # No call between the test and the assignment: a signal handler cannot open or close this in between.
                 if self._store.__class__ is _Closed:
@@ -146,12 +146,12 @@ class StoreMixin(MutableMapping[str, Any]):
         store = self._store
         if swapping:
             refuse_nested_write(store.lock_scope, [key])
-        store.set(key if store.checks_keys else check_key(key), value)
+        store.set(key if store.validates_keys else validate_key(key), value)
 
     def __delitem__(self, key: str) -> None:
         if swapping:
             refuse_nested_write(self._store.lock_scope, [key])
-        self._store.remove(check_key(key))
+        self._store.remove(validate_key(key))
 
     def __contains__(self, key: object) -> bool:
         store = self._store
@@ -160,8 +160,8 @@ class StoreMixin(MutableMapping[str, Any]):
         except Exception as error:
             explain_failure(key, error)
             raise
-        if not found and not store.checks_keys:
-            check_key(key)
+        if not found and not store.validates_keys:
+            validate_key(key)
         return found
 
     def __len__(self) -> int:
@@ -181,7 +181,7 @@ class StoreMixin(MutableMapping[str, Any]):
         except KeyError as error:
             if not is_missing(error, key):
                 raise
-            check_key(key)
+            validate_key(key)
             return default
 
     def keys(self) -> KeysView[str]:
@@ -204,14 +204,14 @@ class StoreMixin(MutableMapping[str, Any]):
 
         Atomic as `modify`: no other caller gets the same value. Raises KeyError for a missing key without a default.
         """
-        key = check_key(key)
+        key = validate_key(key)
         while True:
             value, token = self._store.get_for_update(key)
             if value is MISSING:
                 if default is MISSING:
                     raise KeyError(key)
                 return default
-            if self._store.set_if_unchanged(key, token, MISSING):
+            if self._store.compare_and_swap(key, token, MISSING):
                 return value
 
     def popitem(self) -> tuple[str, Any]:
@@ -226,12 +226,12 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Set `key` to `default` if it is missing, and return its value. As atomic as `modify`."""
-        key = check_key(key)
+        key = validate_key(key)
         while True:
             value, token = self._store.get_for_update(key)
             if value is not MISSING:
                 return value
-            if self._store.set_if_unchanged(key, token, default):
+            if self._store.compare_and_swap(key, token, default):
                 return default
 
     def update(self, other: Any = (), /, **more: Any) -> None:
@@ -259,20 +259,20 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return the values of `keys` by key, in the order given, without missing keys; in one read if possible."""
-        return self._store.get_many(check_keys(keys))
+        return self._store.get_many(validate_keys(keys))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         """Set every item of `items` as one batch, as `update` does."""
         store = self._store
-        if not store.checks_keys:
-            items = {check_key(key): value for key, value in items.items()}
+        if not store.validates_keys:
+            items = {validate_key(key): value for key, value in items.items()}
         if swapping:
             refuse_nested_write(store.lock_scope, items)
         store.set_many(items)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         """Remove `keys` as one batch and return how many existed."""
-        checked = check_keys(keys)
+        checked = validate_keys(keys)
         if swapping:
             refuse_nested_write(self._store.lock_scope, checked)
         return self._store.remove_many(checked)
@@ -294,7 +294,7 @@ class StoreMixin(MutableMapping[str, Any]):
 
         `hutch.MISSING` as `expected` means "only if the key is missing"; as `value`, "remove the key".
         """
-        return self._store.compare_and_set(check_key(key), expected, value)
+        return self._store.compare_and_set(validate_key(key), expected, value)
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
         """Set `key` to ``fn(value)`` atomically and return the new value.
@@ -304,8 +304,8 @@ class StoreMixin(MutableMapping[str, Any]):
         A result of `hutch.MISSING` removes the key. Atomic among the threads of this process, and among all
         processes if `capabilities` has `atomic-modify`. Raises ConflictError after 60 s of lost races.
         """
-        key, store = check_key(key), self._store
-        check_function(fn, key)
+        key, store = validate_key(key), self._store
+        validate_function(fn, key)
         return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
 
     def mutable(self, key: str, default: Any = None) -> AbstractContextManager[Any]:
@@ -318,7 +318,7 @@ class StoreMixin(MutableMapping[str, Any]):
         nothing. A missing key starts from a copy of `default`. Only changes inside the object are written: ``v += 1``
         on a number is lost; use `modify` for that.
         """
-        return Mutable(self, check_key(key), default)
+        return Mutable(self, validate_key(key), default)
 
     # --- internal ---
 

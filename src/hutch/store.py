@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from .config import StoreConfig, read_config
-from .contract import StoragePluginBase
+from .contract import Finding, StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
 from .fork import ForkSafeLock
 from .handlers import passes_through
-from .limits import check_namespace
+from .limits import validate_namespace
 from .namespace import StoreMixin
 
 
@@ -123,7 +125,7 @@ class Store:
         Raises NamespaceError for an invalid name, StoreAlreadyOpenError if this store has a live handle on
         it (threads share the handle), StoreNotOpenError if the store is closed, and what the engine raises.
         """
-        name = check_namespace(namespace)
+        name = validate_namespace(namespace)
         handle = Namespace()
         claim = _Claim(handle)
         try:
@@ -163,11 +165,11 @@ class Store:
         Raises StoreAlreadyOpenError if this store has a live handle on it, CapabilityError if it is configured
         read-only. Other processes that have it open see it empty.
         """
-        name = check_namespace(namespace)
+        name = validate_namespace(namespace)
         if layers := self.config.layers_for(name):
-            from .layers.select import check_drop
+            from .layers.select import validate_drop
 
-            check_drop(layers, name)
+            validate_drop(layers, name)
         claim = _Claim(None)
         try:
             with self._lock.current:
@@ -187,6 +189,13 @@ class Store:
         self._must_be_open()
         figures = getattr(self._factory, "stats", None)
         return dict(figures()) if callable(figures) else {}
+
+    def verify(self, *, repair: bool = False, salvage: str | os.PathLike[str] | None = None) -> Iterator[Finding]:
+        """Read everything in the store and yield each problem; see `hutch.verify`, which takes a config."""
+        from .integrity import verify_open
+
+        self._must_be_open()
+        return verify_open(self.name, self._factory, self.config, repair, salvage)
 
     def close(self) -> None:
         """Close every handle that is still open, with a ResourceWarning for each, then the engine.

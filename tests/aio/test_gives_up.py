@@ -217,9 +217,9 @@ def test_a_caller_that_gives_up_waiting_for_an_earlier_write_is_told_what_it_wai
             await timed("set", core.set("k", 1))
             with pytest.raises(TimeoutError) as caught:
                 await asyncio.wait_for(core.set("k", 2), PATIENCE_S)
-            told: BaseException | None = caught.value.__cause__
-            assert told is not None
-            assert "key 'k' of namespace 'core'" in told.__notes__[0]
+            message: BaseException | None = caught.value.__cause__
+            assert message is not None
+            assert "key 'k' of namespace 'core'" in message.__notes__[0]
             hung.resume()
             await close(core)
 
@@ -521,12 +521,12 @@ def test_a_program_whose_server_hangs_ends_on_ctrl_c_and_after_a_time_out(
         if interrupted:
             program.send_signal(signal.SIGINT)
         try:
-            told = program.communicate(timeout=30)[0]
+            message = program.communicate(timeout=30)[0]
         finally:
             program.kill()
     ended_s = time.monotonic() - began_s
     print(f"{body}: ended after {ended_s:.2f} s")
-    assert (told, program.returncode) == (f"{error}\n", 0)
+    assert (message, program.returncode) == (f"{error}\n", 0)
     assert ended_s < GRACE_S + LET_GO_S
     hung.resume()
     with hutch.connect(config) as store, store.open("core") as core:

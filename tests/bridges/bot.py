@@ -61,7 +61,7 @@ class Bench(BotPlugin):
             told = repr(eval(expression, {**globals(), "self": self, "msg": msg}))
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
-        print(f"<<{number}|{told}>>", flush=True)
+        print(f"<<{number}|{message}>>", flush=True)
 """
 
 
@@ -72,10 +72,10 @@ def errbot_python() -> str:
         return named
     if importlib.util.find_spec("errbot"):
         return sys.executable
-    told = "no Python with Errbot was found; name one in HUTCH_ERRBOT_PYTHON to run this test (`make test` does)"
+    message = "no Python with Errbot was found; name one in HUTCH_ERRBOT_PYTHON to run this test (`make test` does)"
     if os.environ.get("CI"):
-        pytest.fail(told)
-    pytest.skip(told)
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def environment(**more: str) -> dict[str, str]:

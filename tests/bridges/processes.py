@@ -22,9 +22,9 @@ def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str)
     watchdog.start()
     assert process.stdout is not None
     try:
-        for told in process.stdout:
-            lines.append(told.rstrip("\n"))
-            if told.startswith(line):
+        for message in process.stdout:
+            lines.append(message.rstrip("\n"))
+            if message.startswith(line):
                 break
         else:
             raise AssertionError(f"it never said {line!r}:\n" + "\n".join(lines))
@@ -32,7 +32,7 @@ def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str)
         watchdog.cancel()
         watchdog.join()
         process.kill()
-        lines += (told.rstrip("\n") for told in process.stdout if told.endswith("\n"))
+        lines += (message.rstrip("\n") for message in process.stdout if message.endswith("\n"))
         process.stdout.close()
         process.wait()
     return lines
@@ -42,11 +42,11 @@ def run(script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
     """Run `script` until it ends successfully, and return the lines it printed."""
     process = _started(script, arguments, folder, env)
     try:
-        told, _ = process.communicate(timeout=_PATIENCE_S)
+        message, _ = process.communicate(timeout=_PATIENCE_S)
     finally:
         process.kill()
-    assert process.returncode == 0, told
-    return told.splitlines()
+    assert process.returncode == 0, message
+    return message.splitlines()
 
 
 def _started(script: str, arguments: tuple[str, ...], folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:

@@ -290,13 +290,13 @@ def main() -> None:
     plugin = get_storage_plugin(config)
     for promise in PROMISES + BRIDGE_PROMISES:
         world = World(StoreMixin, plugin, StoreAlreadyOpenError, StoreNotOpenError)
-        told = ""
+        message = ""
         try:
             promise(world)
         except Exception:
-            told = traceback.format_exc()
+            message = traceback.format_exc()
         # Nothing is closed: Errbot closes less than it opens, and must still end cleanly.
-        print(json.dumps([promise.__name__, told]))
+        print(json.dumps([promise.__name__, message]))
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def test_a_program_that_closes_nothing_ends_without_a_word_and_loses_nothing(las
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_uses_the_connection_that_it_inherits(lasting_url: str, tmp_path: Path) -> None:
     # Python warns of forks among threads; here it is intended.
-    told = run(FORKING, lasting_url, folder=tmp_path, PYTHONWARNINGS="ignore::DeprecationWarning")
-    assert told == ["child [1, 2]", "parent [1, 2, 3]"]
+    message = run(FORKING, lasting_url, folder=tmp_path, PYTHONWARNINGS="ignore::DeprecationWarning")
+    assert message == ["child [1, 2]", "parent [1, 2, 3]"]
 
 
 FORKING = """

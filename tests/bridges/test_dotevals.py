@@ -265,7 +265,7 @@ def test_a_value_that_is_too_deep_or_holds_itself_is_refused(depth: int | None, 
     if depth is None:
         value.append(value)
     begun(storage)
-    with pytest.raises(hutch.ValueTypeError, match="nested more than 200 deep, or holds itself"):
+    with pytest.raises(hutch.ValueTypeError, match="nested more than 200 levels deep or refers to itself"):
         storage.add_results("x", "e", [record(1, dataset_row={"deep": value})])
     assert storage.get_results("x", "e") == []
 
@@ -820,10 +820,10 @@ def test_pytest_stores_all_and_a_run_that_was_killed_is_resumed(lasting_url: str
     assert any(found.error == "ValueError: no answer" for found in storage.get_results("nightly", LARGE))
     close_shared()
 
-    told = run(PYTEST, *named, folder=evaluations)
-    assert any(line.endswith(f"{SMALL}: Resuming from 11 completed samples") for line in told), told
-    assert any(line.endswith(f"{LARGE}: Resuming from {len(done)} completed samples") for line in told), told
-    asked = [line.partition(": ")[2] for line in told if line.startswith("asked")]
+    message = run(PYTEST, *named, folder=evaluations)
+    assert any(line.endswith(f"{SMALL}: Resuming from 11 completed samples") for line in message), message
+    assert any(line.endswith(f"{LARGE}: Resuming from {len(done)} completed samples") for line in message), message
+    asked = [line.partition(": ")[2] for line in message if line.startswith("asked")]
     assert asked == ["3 + 1", *(f"{number} + 1" for number in range(12) if number not in done)]
     storage = get_storage(f"hutch://{lasting_url}")
     for name in (SMALL, LARGE):
@@ -838,10 +838,10 @@ def test_pytest_stores_all_and_a_run_that_was_killed_is_resumed(lasting_url: str
 @pytest.mark.parametrize("url", ["lmdb", "sqlite"], indirect=True)
 def test_workers_of_xdist_share_one_storage(url: str, evaluations: Path) -> None:
     scheme, rest = url.split("://")
-    told = run(
+    message = run(
         PYTEST, "--storage", f"{scheme}://{rest}", "--experiment", "many", "eval_sums.py", "-n", "2", folder=evaluations
     )
-    assert any("4 passed" in line for line in told), told
+    assert any("4 passed" in line for line in message), message
     storage = get_storage(f"hutch://{url}")
     names = [SMALL, LARGE, "eval_later[None-None]", "eval_batches[None-None]"]
     assert sorted(storage.list_evaluations("many")) == sorted(names)
@@ -862,13 +862,13 @@ def test_the_command_lists_shows_renames_and_deletes(url: str, forgotten: Any) -
     storage.add_results("nightly", "eval[org/a]", [record(0), record(1, "ValueError: no"), scored(worst())])
     begun(storage, "20240229_120000_abcdef01")
     forgotten()
-    told = told_by("list", *named)
-    assert "nightly" in told
-    assert "20240229_120000_abcdef01" in told
-    told = told_by("show", "nightly", "--evaluation", "eval[org/a]", "--errors", *named)
-    assert "accuracy" in told
-    assert "worst" in told
-    assert "ValueError: 1 occurrence" in told
+    message = told_by("list", *named)
+    assert "nightly" in message
+    assert "20240229_120000_abcdef01" in message
+    message = told_by("show", "nightly", "--evaluation", "eval[org/a]", "--errors", *named)
+    assert "accuracy" in message
+    assert "worst" in message
+    assert "ValueError: 1 occurrence" in message
     full = told_by("show", "nightly", "--full", *named)
     assert '"question": "what is 1?"' in full
     assert "renamed to 'weekly'" in told_by("rename", "nightly", "weekly", *named)
@@ -994,8 +994,8 @@ def test_a_scheme_that_another_package_has_is_left_to_it(tmp_path: Path, place: 
     (installed / "their_storage-1.0.dist-info" / "entry_points.txt").write_text(
         "[dotevals.storage]\nsqlite = their_storage:TheirStorage\n"
     )
-    told = run(ASKING, str(installed), place, folder=tmp_path)
-    assert told == ["their_storage results.db", "hutch.bridges.dotevals.storage "]
+    message = run(ASKING, str(installed), place, folder=tmp_path)
+    assert message == ["their_storage results.db", "hutch.bridges.dotevals.storage "]
 
 
 def test_without_dotevals_the_error_says_what_to_install(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from hutch import transfer
 from hutch.bridges.dotevals import json_files as dotevals_json
 from hutch.bridges.dotevals.json_files import (
     NAMESPACE,
-    check,
     evaluation_key,
     experiment_key,
     read,
     results_prefix,
+    validate_names,
     write,
 )
 
@@ -108,9 +108,9 @@ def test_the_command_needs_no_dotevals(tmp_path: Path) -> None:
 
     count = len(list(read(SAMPLE)))
     assert f"imported {count} items, 0 were there already" in hutch_command("import", "dotevals-json", str(SAMPLE))
-    told = hutch_command("import", "dotevals-json", str(SAMPLE))
-    assert f"imported 0 items, {count} were there already" in told
-    assert f"verified {count} items: all equal" in told
+    message = hutch_command("import", "dotevals-json", str(SAMPLE))
+    assert f"imported 0 items, {count} were there already" in message
+    assert f"verified {count} items: all equal" in message
     hutch_command("export", "dotevals-json", str(tmp_path / "out"))
     assert list(read(tmp_path / "out")) == list(read(SAMPLE))
 
@@ -122,14 +122,14 @@ def test_an_import_that_was_interrupted_can_be_run_again(tmp_path: Path) -> None
             imported(store, tmp_path)
         assert len(items(store)) == 12
         made(tmp_path, head(), *(result(number) for number in range(12)))
-        check(store, tmp_path)
+        validate_names(store, tmp_path)
         assert [
             dotevals_json.item_of(key)[0] for key in imported(store, tmp_path) if key.startswith("result/")
         ] == list(range(12))
 
 
 @pytest.mark.parametrize(
-    ("lines", "line", "told"),
+    ("lines", "line", "message"),
     [
         ([""], 1, "empty"),
         (["", head()], 1, "Expecting value"),
@@ -146,12 +146,12 @@ def test_an_import_that_was_interrupted_can_be_run_again(tmp_path: Path) -> None
     ],
 )
 def test_a_line_that_dotevals_did_not_write_is_named_and_not_shown(
-    tmp_path: Path, lines: list[Any], line: int, told: str
+    tmp_path: Path, lines: list[Any], line: int, message: str
 ) -> None:
     with pytest.raises(hutch.CorruptValueError) as caught:
         list(read(made(tmp_path, *lines)))
     assert f"{Path('x') / 'e.jsonl'}, line {line}: not what dotevals writes" in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
@@ -191,17 +191,17 @@ def test_an_import_does_not_mix_with_an_experiment_of_another_origin(tmp_path: P
         with store.open(NAMESPACE) as data:
             data[experiment_key("x")] = {"id": "0123", "name": "x", "moves": 0}
         with pytest.raises(hutch.ConfigError, match="has an experiment 'x' that did not come from these files"):
-            check(store, tmp_path)
+            validate_names(store, tmp_path)
         with store.open(NAMESPACE) as data:
             data.clear()
-        check(store, tmp_path)
+        validate_names(store, tmp_path)
         record = imported(store, tmp_path)[experiment_key("x")]
-        check(store, tmp_path)
+        validate_names(store, tmp_path)
         with store.open(NAMESPACE) as data:
             data[experiment_key("y")] = record | {"name": "y", "moves": 1}
             del data[experiment_key("x")]
         with pytest.raises(hutch.ConfigError, match="'x' was imported before and is called 'y' now"):
-            check(store, tmp_path)
+            validate_names(store, tmp_path)
 
 
 def test_the_command_refuses_to_mix_before_it_writes(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_two_evaluations_that_would_be_one_file_are_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ((1, 2), "['dataset_row']['v'] is of type tuple"),
         ([{1: 2}], "a name['dataset_row']['v'][0] is of type int, not str"),
@@ -263,12 +263,12 @@ def test_two_evaluations_that_would_be_one_file_are_refused(tmp_path: Path) -> N
         (b"secret", "['dataset_row']['v'] is of type bytes"),
     ],
 )
-def test_a_value_that_json_would_change_is_refused_with_its_key(tmp_path: Path, value: Any, told: str) -> None:
+def test_a_value_that_json_would_change_is_refused_with_its_key(tmp_path: Path, value: Any, message: str) -> None:
     with hutch.connect("memory://") as store:
         stored(store, dataset_row={"v": value})
         with pytest.raises(hutch.ValueTypeError) as caught:
             write(store, tmp_path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "result/01/e/" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -323,4 +323,4 @@ def test_what_hutch_did_not_write_is_an_error_with_its_key(prefix: str, tmp_path
             write(store, tmp_path)
         if prefix == "experiment/":
             with pytest.raises(hutch.CorruptValueError, match=f"key '{key}' of 'dotevals' is not what"):
-                check(store, SAMPLE)
+                validate_names(store, SAMPLE)

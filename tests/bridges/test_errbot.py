@@ -81,8 +81,8 @@ def test_the_example_bot_keeps_its_state_through_kill_9_and_is_changed_from_outs
         bot.say("!karma up ada", "ada has 42 karma")
         assert hutch_command("-s", url, "get", "Karma", "ada").strip() == "42"
 
-        told = errbot(config, "--storage-get", "Karma")
-        assert ast.literal_eval(told.stdout) == {"ada": 42}, told.stderr
+        message = errbot(config, "--storage-get", "Karma")
+        assert ast.literal_eval(message.stdout) == {"ada": 42}, message.stderr
         assert errbot(config, "--storage-merge", "Karma", stdin="{'bob': {}}").returncode == 0
         assert stored(url, "Karma") == {"ada": 42, "bob": {}}
         assert errbot(config, "--storage-set", "Karma", stdin="{'eve': 99}").returncode == 0
@@ -225,8 +225,8 @@ def test_errbot_s_own_storages_work_as_before_where_hutch_is_installed(tmp_path:
     with Bot(folder.config) as bot:
         bot.do("self.__setitem__('k', {1})")
         assert bot.do("self['k'], type(self._store).__module__") == f"({{1}}, 'errbot.storage.{storage.lower()}')"
-    told = errbot(folder.config, "--storage-get", BENCH)
-    assert told.stdout.strip() == ("{'k': {1}}" if storage == "Shelf" else "{}"), told.stderr
+    message = errbot(folder.config, "--storage-get", BENCH)
+    assert message.stdout.strip() == ("{'k': {1}}" if storage == "Shelf" else "{}"), message.stderr
 
 
 def test_a_bot_s_shelf_is_copied_to_lmdb_by_the_command(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_a_codec_that_the_bot_names_counts(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({}, "neither STORAGE_CONFIG nor BOT_DATA_DIR"),
         ({"STORAGE_CONFIG": ["lmdb"]}, "STORAGE_CONFIG must be a mapping, not list"),
@@ -424,10 +424,10 @@ def test_a_codec_that_the_bot_names_counts(tmp_path: Path, codec: str) -> None:
         ({"STORAGE_CONFIG": {"url": "memory://", "CODEC": {"name": "pickle", "prefer": "json"}}}, "only be msgpack"),
     ],
 )
-def test_a_bot_s_config_that_does_not_fit_is_refused(settings: dict[str, Any], told: str) -> None:
+def test_a_bot_s_config_that_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(hutch.ConfigError) as refused:
         hutch.connect(bot_config(**settings))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "hunter2" not in str(refused.value)
 
 

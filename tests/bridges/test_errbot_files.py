@@ -71,7 +71,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def carrying(url: str) -> str:
-    return f"{url}{'&' if '?' in url else '?'}codec=carry"
+    return f"{url}{'&' if '?' in url else '?'}codec=passthrough"
 
 
 def failed(*arguments: str) -> str:
@@ -130,10 +130,10 @@ def test_a_bot_goes_on_in_the_store_with_all_that_errbot_s_shelf_held_identifier
     shelves: Path, url: str, tmp_path: Path
 ) -> None:
     before = contents(shelves)
-    told = hutch_command("import", "errbot-shelf", str(shelves), "-s", carrying(url)).splitlines()
-    items = int(re.findall(r"imported (\d+) items", told[0])[0])
+    message = hutch_command("import", "errbot-shelf", str(shelves), "-s", carrying(url)).splitlines()
+    items = int(re.findall(r"imported (\d+) items", message[0])[0])
     assert items > len(PLAIN)
-    assert told[1] == f"verified {items} items: all equal"
+    assert message[1] == f"verified {items} items: all equal"
     assert contents(shelves) == before
 
     with hutch.connect(url) as store, store.open(BENCH) as bench:
@@ -151,16 +151,16 @@ def test_a_bot_goes_on_in_the_store_with_all_that_errbot_s_shelf_held_identifier
 def test_what_the_default_codec_does_not_take_is_refused_with_its_key_and_the_option_that_carries_it(
     shelves: Path, tmp_path: Path
 ) -> None:
-    told = failed("import", "errbot-shelf", str(shelves), "-s", f"lmdb://{tmp_path / 'state'}")
-    assert f"in namespace '{BENCH}'" in told
-    assert re.search("'(ordered|thing|who)'", told)
-    assert "codec=carry" in told
-    assert len(told.splitlines()) == 1
+    message = failed("import", "errbot-shelf", str(shelves), "-s", f"lmdb://{tmp_path / 'state'}")
+    assert f"in namespace '{BENCH}'" in message
+    assert re.search("'(ordered|thing|who)'", message)
+    assert "codec=passthrough" in message
+    assert len(message.splitlines()) == 1
 
 
 def test_a_store_that_unpickles_takes_no_pickle_as_it_is(shelves: Path, tmp_path: Path) -> None:
-    told = failed("import", "errbot-shelf", str(shelves), "-s", f"lmdb://{tmp_path / 'state'}?codec=pickle")
-    assert "choose CODEC: carry" in told
+    message = failed("import", "errbot-shelf", str(shelves), "-s", f"lmdb://{tmp_path / 'state'}?codec=pickle")
+    assert "choose CODEC: passthrough" in message
 
 
 def test_an_import_that_is_killed_goes_on_where_it_stopped(tmp_path: Path, url: str) -> None:
@@ -180,18 +180,18 @@ with hutch.connect(sys.argv[1]) as store:
 """
     lines = run_until("1000", script, carrying(url), folder=tmp_path)
     done = int(lines[-1])
-    told = hutch_command("import", "errbot-shelf", str(tmp_path / "shelves"), "-s", carrying(url))
-    written, unchanged = map(int, re.findall(r"[\d,]+", told.replace(",", ""))[:2])
+    message = hutch_command("import", "errbot-shelf", str(tmp_path / "shelves"), "-s", carrying(url))
+    written, unchanged = map(int, re.findall(r"[\d,]+", message.replace(",", ""))[:2])
     assert written + unchanged == 3000
     assert unchanged >= min(done, 2000)
-    assert "verified 3,000 items: all equal" in told
+    assert "verified 3,000 items: all equal" in message
 
 
 def test_nothing_is_run_and_nothing_but_the_shelf_s_own_types_is_made(tmp_path: Path) -> None:
     (tmp_path / "shelves").mkdir()
     trap = Trap(tmp_path / "sprung")
     shelf(tmp_path / "shelves", "traps", {"trap": trap, "in a list": [{1: trap}], "class": Trap})
-    url = f"lmdb://{tmp_path / 'state'}?codec=carry"
+    url = f"lmdb://{tmp_path / 'state'}?codec=passthrough"
     assert "verified 3 items" in hutch_command("import", "errbot-shelf", str(tmp_path / "shelves"), "-s", url)
     assert "exported 3 items" in hutch_command("export", "errbot-shelf", str(tmp_path / "out"), "-s", url)
     assert not (tmp_path / "sprung").exists()
@@ -330,12 +330,12 @@ read_by_errbot = pytest.mark.skipif(
 
 @read_by_errbot
 def test_errbot_reads_what_is_exported_and_a_bot_goes_on_with_it(shelves: Path, tmp_path: Path) -> None:
-    url = f"lmdb://{tmp_path / 'state'}?codec=carry"
+    url = f"lmdb://{tmp_path / 'state'}?codec=passthrough"
     hutch_command("import", "errbot-shelf", str(shelves), "-s", url)
     folder = BotFolder(tmp_path / "bot")
-    told = hutch_command("export", "errbot-shelf", str(folder.data), "-s", url)
+    message = hutch_command("export", "errbot-shelf", str(folder.data), "-s", url)
     items = sum(1 for _ in read(shelves))
-    assert told == f"exported {items} items to {str(folder.data)!r}\n"
+    assert message == f"exported {items} items to {str(folder.data)!r}\n"
     by_key = sorted(read(shelves), key=lambda item: item[:2])
     assert sorted(read(folder.data), key=lambda item: item[:2]) == by_key
     with Bot(folder.config) as bot:
@@ -392,9 +392,9 @@ def test_a_pickle_that_the_store_s_codec_does_not_read_stops_the_export_with_its
     url = f"sqlite://{(tmp_path / 's').as_posix()}"
     with hutch.connect(f"{url}?codec=pickle") as store, store.open("core") as core:
         core["k"] = OrderedDict(a=1)
-    told = failed("export", "errbot-shelf", str(tmp_path / "out"), "-s", url)
-    assert "key 'k' in namespace 'core'" in told
-    assert "carry" in told
+    message = failed("export", "errbot-shelf", str(tmp_path / "out"), "-s", url)
+    assert "key 'k' in namespace 'core'" in message
+    assert "passthrough" in message
     assert list((tmp_path / "out").iterdir()) == []
     assert "exported 1 items" in hutch_command("export", "errbot-shelf", str(tmp_path / "out"), "-s", carrying(url))
     assert list(read(tmp_path / "out")) == [("core", "k", Pickled(pickle.dumps(OrderedDict(a=1), 5)))]

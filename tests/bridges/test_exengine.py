@@ -530,23 +530,23 @@ def test_what_are_no_pixels_is_never_taken_for_them(foreign: Any) -> None:
 
 @contextlib.contextmanager
 def _dying_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException | None]]:
-    told: list[BaseException | None] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
-    yield told
+    message: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: message.append(args.exc_value))
+    yield message
 
 
 def test_a_frame_that_is_refused_is_told_and_the_dataset_stays_unfinished(
     url: str, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = HutchStorage(url, "cells")
-    with _dying_threads_are_told(monkeypatch) as told:
+    with _dying_threads_are_told(monkeypatch) as message:
         handler = DataHandler(storage)
         handler.put(DataCoordinates({"time": 1}), _FRAME, {}, None)
         handler.put(DataCoordinates({"time": 2}), _FRAME.astype(object), {}, None)
         handler.put(DataCoordinates({"time": 3}), _FRAME, {}, None)
         handler.finish()
         handler.await_completion()
-    assert [type(error) for error in told] == [hutch.ValueTypeError]
+    assert [type(error) for error in message] == [hutch.ValueTypeError]
     assert storage.get_image_coordinates_list() == [{"time": 1}]
     assert not storage.is_finished()
 
@@ -674,7 +674,7 @@ print(f"starting at {first}")
 
 
 def tell(told):
-    print(f"stored {told.payload['time']}")  # in one piece, also when it is killed
+    print(f"stored {message.payload['time']}")  # in one piece, also when it is killed
     if told.payload["time"] == first + int(sys.argv[2]):
         print("enough")
 

@@ -916,10 +916,10 @@ def test_what_a_killed_process_put_is_there_and_its_batches_are_whole(lasting_ur
     first = 0
     for stop in (3, 6):
         lines = processes.run_until(f"stored {stop}", _WRITER, lasting_url, str(first), folder=tmp_path)
-        told = [int(line.split()[1]) for line in lines if line.startswith("stored")]
-        assert told[0] == first
+        message = [int(line.split()[1]) for line in lines if line.startswith("stored")]
+        assert message[0] == first
 
-        async def look(acknowledged: int = told[-1]) -> int:
+        async def look(acknowledged: int = message[-1]) -> int:
             store = HutchStore(lasting_url)
             keys = await store.keys("log")
             assert len(keys) % 20 == 0

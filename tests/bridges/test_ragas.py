@@ -275,10 +275,10 @@ def test_a_value_that_cannot_be_kept_is_named_by_row_and_column_and_changes_noth
     bad = [{"n": n} for n in range(before)] + [{"fine": 1, "not fine": {"x": [Own()]}}]
     with pytest.raises(
         hutch.ValueTypeError, match=f"Dataset 't' was not saved: row {before}, column 'not fine'"
-    ) as told:
+    ) as message:
         backend.save_dataset("t", bad)
-    assert "hutch.register_type(Own)" in str(told.value)
-    assert isinstance(told.value.__cause__, hutch.ValueTypeError)
+    assert "hutch.register_type(Own)" in str(message.value)
+    assert isinstance(message.value.__cause__, hutch.ValueTypeError)
     with pytest.raises(hutch.ValueTypeError, match="row 0, column 'e'"):
         backend.save_experiment("t", [{"e": Color.RED}])
     with pytest.raises(hutch.ValueTypeError, match="row 1: "):
@@ -473,8 +473,8 @@ else:
     backend.save_dataset("t", [{{"a": (1,)}}])
     print(backend.load_dataset("t"))
 """
-    told = run(script, folder=tmp_path)[-1]
-    assert told == "[{'a': (1,)}]" if works else 'pip install "ragas>=0.4,<0.5"' in told
+    message = run(script, folder=tmp_path)[-1]
+    assert message == "[{'a': (1,)}]" if works else 'pip install "ragas>=0.4,<0.5"' in message
 
 
 def test_a_backend_can_be_sent_to_another_process(here: str) -> None:
@@ -684,13 +684,13 @@ def test_a_value_that_could_not_come_back_is_refused(here: str) -> None:
     endless: list[Any] = []
     endless.append(endless)
     cache = HutchCache(here)
-    for value, told in (
+    for value, message in (
         (Local(), "define it at the top of a module"),
-        (endless, "holds itself"),
+        (endless, "refers to itself"),
         (Own(), "register_type"),
         ([Own()], "register_type"),
     ):
-        with pytest.raises(hutch.ValueTypeError, match=told):
+        with pytest.raises(hutch.ValueTypeError, match=message):
             cache.set("k", value)
         assert not cache.has_key("k")
 

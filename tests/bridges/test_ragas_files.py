@@ -127,7 +127,7 @@ def test_blank_lines_and_every_kind_of_line_end_are_passed_over_as_in_ragas(tmp_
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (b'{"secret": 1', "not JSON"),
         (b'["secret"]', "a row is an object, and this is a list"),
@@ -136,9 +136,9 @@ def test_blank_lines_and_every_kind_of_line_end_are_passed_over_as_in_ragas(tmp_
         (b'{"secret": ' + b"[" * 100_000 + b"}", "nested too deep"),
     ],
 )
-def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, line: bytes, told: str) -> None:
+def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, line: bytes, message: str) -> None:
     folder = a_folder(tmp_path, b'{"a": 1}\n\n' + line + b"\n")
-    with pytest.raises(hutch.CorruptValueError, match=told) as refused:
+    with pytest.raises(hutch.CorruptValueError, match=message) as refused:
         list(ragas.read(folder))
     assert "table.jsonl" in str(refused.value)
     assert "line 3" in str(refused.value)
@@ -187,7 +187,7 @@ def test_dates_are_written_as_ragas_writes_them(store: hutch.Store, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ((1, 2), "a tuple"),
         ({1}, "a set"),
@@ -202,11 +202,11 @@ def test_dates_are_written_as_ragas_writes_them(store: hutch.Store, tmp_path: Pa
     ids=lambda value: type(value).__name__,
 )
 def test_what_json_cannot_hold_is_refused_with_its_place_and_no_file(
-    store: hutch.Store, tmp_path: Path, value: Any, told: str
+    store: hutch.Store, tmp_path: Path, value: Any, message: str
 ) -> None:
     save(store, "fine", [{"a": 1}])
     save(store, "not fine", [{"a": 1}, {"a": 1, "b": value}])
-    with pytest.raises(hutch.ValueTypeError, match=told) as refused:
+    with pytest.raises(hutch.ValueTypeError, match=message) as refused:
         ragas.write(store, tmp_path)
     assert "table 'not fine' of 'ragas.datasets', row 1, column 'b'" in str(refused.value)
     assert "secret" not in str(refused.value)

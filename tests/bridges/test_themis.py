@@ -689,15 +689,15 @@ def test_the_command_line_of_themis_does_all_it_does_on_its_own_stores(folder: P
 
 def test_workers_and_batches_in_processes_of_their_own_work_on_what_was_submitted(folder: Path) -> None:
     command(folder, "submit", "--config", "experiment-7.yaml", "--mode", "worker-pool")
-    told = json.loads(command(folder, "submit", "--config", "experiment-8.yaml", "--mode", "batch"))
-    assert told["status"] == "pending"
+    message = json.loads(command(folder, "submit", "--config", "experiment-8.yaml", "--mode", "batch"))
+    assert message["status"] == "pending"
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     url = f"sqlite://{(folder / 'state.db').as_posix()}"
     worked = json.loads(command(elsewhere, "worker", "run", "--queue-root", str(folder / "runs" / "queue"), url=url))
     assert worked["status"] == "completed"
-    assert json.loads(command(elsewhere, "batch", "run", "--request", told["manifest_path"], url=url)) == {
-        "run_id": told["run_id"],
+    assert json.loads(command(elsewhere, "batch", "run", "--request", message["manifest_path"], url=url)) == {
+        "run_id": message["run_id"],
         "status": "completed",
     }
     for seed in (7, 8):
@@ -730,9 +730,9 @@ def test_a_password_is_in_no_record_of_a_run_and_workers_take_it_from_the_enviro
     stored = create_run_store(one.storage).resume(run_id)
     assert stored is not None
     assert "<redacted>" in stored.snapshot.provenance.storage.parameters["url"]
-    with pytest.raises(hutch.ConfigError, match=r"password redacted.*\$HUTCH_STORAGE") as told:
+    with pytest.raises(hutch.ConfigError, match=r"password redacted.*\$HUTCH_STORAGE") as message:
         create_run_store(stored.snapshot.provenance.storage)
-    assert "pa55word" not in str(told.value)
+    assert "pa55word" not in str(message.value)
 
     config = folder / "experiment-7.yaml"
     config.write_text(config.read_text().replace(', parameters: {url: "env:THE_URL"}', ""))
@@ -804,7 +804,7 @@ def test_urls_have_hutch_before_them_are_named_in_the_environment_or_left_out(
 
 
 @pytest.mark.parametrize(
-    ("parameters", "error", "told"),
+    ("parameters", "error", "message"),
     [
         ({"path": "x"}, hutch.ConfigError, "has 'path'; it takes 'url'"),
         ({"url": 7}, hutch.ConfigError, "is a URL, not int"),
@@ -815,14 +815,14 @@ def test_urls_have_hutch_before_them_are_named_in_the_environment_or_left_out(
     ],
 )
 def test_what_cannot_be_a_storage_says_so_before_anything_is_run(
-    parameters: dict[str, Any], error: type[Exception], told: str
+    parameters: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     answers = Answers()
     one = experiment(None, "a", generator=answers)
     one = one.model_copy(update={"storage": StorageConfig(store="hutch", parameters=parameters)})
     with pytest.raises(error) as raised:
         one.run()
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "pa55word" not in str(raised.value)
     assert answers.asked == []
 
@@ -847,11 +847,11 @@ def test_a_store_can_be_sent_to_another_process(tmp_path: Path) -> None:
 
 def test_hutch_is_among_themis_s_backends_and_imports_no_framework_by_itself(tmp_path: Path) -> None:
     assert "hutch" in available_store_backends()
-    told = run(
+    message = run(
         "import sys\nsys.modules['themis'] = None\nimport hutch.bridges.themis.sqlite_files\nprint('read')",
         folder=tmp_path,
     )
-    assert told == ["read"]
+    assert message == ["read"]
 
 
 @pytest.mark.parametrize("missing", ["themis", "themis.core.stores"])
@@ -865,9 +865,9 @@ except ImportError as error:
     print(error)
     print(type(error.__cause__).__name__)
 """
-    told, cause = run(script, folder=tmp_path)
-    assert "needs Themis 4" in told
-    assert 'pip install "themis-eval>=4,<5"' in told
+    message, cause = run(script, folder=tmp_path)
+    assert "needs Themis 4" in message
+    assert 'pip install "themis-eval>=4,<5"' in message
     assert cause == "ModuleNotFoundError"
 
 

@@ -237,8 +237,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(lasting_url: str, tmp_path: 
     slow = SCRIPT.replace("import sys\n", "import sys, time\n", 1).replace(
         'print("stored"', 'time.sleep(0.2) or print("stored"'
     )
-    told = run_until("stored", slow, lasting_url, folder=tmp_path)
-    acknowledged = told.count("stored")
+    message = run_until("stored", slow, lasting_url, folder=tmp_path)
+    acknowledged = message.count("stored")
     assert 1 <= acknowledged < len(DATA)
     assert len(HutchStorageBackend(lasting_url).load_cached_records("run")) >= acknowledged
     report = evaluate(HutchStorageBackend(lasting_url))
@@ -250,13 +250,13 @@ def test_a_run_that_was_killed_goes_on_where_it_was(lasting_url: str, tmp_path: 
 
 def test_processes_that_start_one_run_at_once_share_it(tmp_path: Path) -> None:
     url = f"lmdb://{(tmp_path / 'state').as_posix()}"
-    told: list[list[str]] = []
-    workers = [threading.Thread(target=lambda: told.append(run(SCRIPT, url, folder=tmp_path))) for _ in range(2)]
+    message: list[list[str]] = []
+    workers = [threading.Thread(target=lambda: message.append(run(SCRIPT, url, folder=tmp_path))) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [lines[-1] for lines in told] == ["mean 1.0"] * 2
+    assert [lines[-1] for lines in message] == ["mean 1.0"] * 2
     storage = HutchStorageBackend(url)
     assert storage.list_run_ids() == ["run"]
     assert len(storage.load_cached_records("run")) == len(DATA)
@@ -843,8 +843,8 @@ def test_what_cannot_be_sent_to_a_process_is_told_with_what_to_do() -> None:
             (Locked().work, r"Locked\.work .*attribute secret: a dict, an item: a _thread\.lock cannot be pickled"),
             (partial(print, threading.Lock()), r"an argument: a tuple, an item: a _thread\.lock cannot be pickled"),
         ]
-        for function, told in cases:
-            with pytest.raises(ConfigurationError, match=told) as caught:
+        for function, message in cases:
+            with pytest.raises(ConfigurationError, match=message) as caught:
                 list(backend.map(function, [1]))
             assert "ThreadPoolExecutor" in str(caught.value)
             assert caught.value.__cause__ is not None
@@ -901,16 +901,16 @@ if __name__ == "__main__":
         try:
             list(executor.map(lambda number: lock, [1]))
         except ConfigurationError as error:
-            print("told", error)
+            print("message", error)
         executor.shutdown()
         assert client.submit(len, "abc").result() == 3
 """
 
 
 def test_evaluate_runs_on_a_dask_cluster_and_what_cannot_be_sent_there_is_told(tmp_path: Path) -> None:
-    told = run(DASK, f"lmdb://{(tmp_path / 'state').as_posix()}", folder=tmp_path)
-    assert [line for line in told if line.startswith("mean")] == ["mean 1.0 12"] * 2
-    (error,) = (line for line in told if line.startswith("told"))
+    message = run(DASK, f"lmdb://{(tmp_path / 'state').as_posix()}", folder=tmp_path)
+    assert [line for line in message if line.startswith("mean")] == ["mean 1.0 12"] * 2
+    (error,) = (line for line in message if line.startswith("message"))
     assert "variable lock: a _thread.lock cannot be pickled" in error
 
 

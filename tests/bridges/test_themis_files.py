@@ -164,10 +164,10 @@ def test_a_row_that_cannot_be_read_is_an_error_that_names_file_table_and_row(
     file: Path, table: str, statement: str, values: tuple[Any, ...]
 ) -> None:
     changed(file, statement, *values)
-    with pytest.raises(hutch.CorruptValueError) as told:
+    with pytest.raises(hutch.CorruptValueError) as message:
         list(read(file))
-    assert f"{str(file)!r}, table {table} cannot be read: " in str(told.value)
-    assert "secret" not in str(told.value)
+    assert f"{str(file)!r}, table {table} cannot be read: " in str(message.value)
+    assert "secret" not in str(message.value)
 
 
 def test_what_is_no_such_file_is_an_error_that_names_it(tmp_path: Path, file: Path) -> None:
@@ -186,7 +186,7 @@ def test_what_is_no_such_file_is_an_error_that_names_it(tmp_path: Path, file: Pa
 def test_no_damage_of_the_file_is_any_other_error(file: Path) -> None:
     seed = random.randrange(2**32)
     print("seed", seed)
-    rng, whole, told = random.Random(seed), SAMPLE.read_bytes(), 0
+    rng, whole, message = random.Random(seed), SAMPLE.read_bytes(), 0
     for _ in range(300):
         damaged = bytearray(whole)
         for _ in range(rng.choice((1, 5, 50))):
@@ -195,8 +195,8 @@ def test_no_damage_of_the_file_is_any_other_error(file: Path) -> None:
         try:
             list(read(file))
         except hutch.CorruptValueError:
-            told += 1
-    assert told > 50
+            message += 1
+    assert message > 50
 
 
 def test_rows_whose_numbers_are_out_of_order_are_an_error_and_not_read_for_ever(file: Path) -> None:
@@ -288,7 +288,7 @@ STAGE = {"stage": "s", "key": "k", "payload": 1}
 
 
 @pytest.mark.parametrize(
-    ("namespace", "key", "value", "error", "told"),
+    ("namespace", "key", "value", "error", "message"),
     [
         (RUNS, "mine", 1, hutch.ValueTypeError, "it is no dict with the text 'run_id'"),
         (RUNS, "mine", EVENT, hutch.ConfigError, "is none that the bridge to Themis writes"),
@@ -307,13 +307,13 @@ STAGE = {"stage": "s", "key": "k", "payload": 1}
     ],
 )
 def test_what_the_file_cannot_hold_is_refused_by_key_and_no_file_appears(
-    store: hutch.Store, tmp_path: Path, namespace: str, key: str, value: Any, error: type[Exception], told: str
+    store: hutch.Store, tmp_path: Path, namespace: str, key: str, value: Any, error: type[Exception], message: str
 ) -> None:
     transfer.copy_items(read(SAMPLE), store)
     put(store, namespace, key, value)
     with pytest.raises(error) as raised:
         write(store, tmp_path / "out.sqlite3")
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert repr(key) in str(raised.value)
     assert "s3cret" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []

@@ -33,13 +33,13 @@ from hypothesis import strategies as st
 import hutch
 from hutch.codec import frame, registry
 from hutch.codec.json import JsonCodec
-from hutch.codec.msgpack import TypedCodec
+from hutch.codec.msgpack import MsgpackCodec
 from hutch.codec.passthrough import Pickled
 from hutch.codec.pickle import PickleCodec
 from hutch.codec.select import make_codec
 
 KEY = b"a key of some length"
-TYPED, JSON, PICKLE, SIGNED = TypedCodec(), JsonCodec(), PickleCodec(), PickleCodec(KEY)
+TYPED, JSON, PICKLE, SIGNED = MsgpackCodec(), JsonCodec(), PickleCodec(), PickleCodec(KEY)
 CODECS: dict[str, hutch.Codec] = {"msgpack": TYPED, "json": JSON, "pickle": PICKLE, "signed pickle": SIGNED}
 each_codec = pytest.mark.parametrize("name", CODECS)
 
@@ -182,7 +182,7 @@ json_values = st.recursive(
 @pytest.mark.parametrize("seed", [0, 0xDEADBEEF])
 def test_bytes_of_any_size_have_the_frame_that_the_format_says(size: int, seed: int) -> None:
     value = random.Random(size).randbytes(size)
-    codec = TypedCodec()
+    codec = MsgpackCodec()
     frame = codec.encode(value, seed)
     body = b"\x92" + ormsgpack.packb(value) + b"\xce"
     assert frame == body + zlib.crc32(body, seed).to_bytes(4, "little")
@@ -228,9 +228,9 @@ def test_an_int_has_any_size(bits: int, sign: int) -> None:
 
 def test_json_refuses_an_int_that_it_could_not_read_back() -> None:
     assert round_trip(2**10_000 - 1, JSON) == 2**10_000 - 1
-    told = refusal({"a": [-(2**10_000)]}, JSON)
-    assert told.startswith("the value['a'][0] is an int of more than 10,000 bits")
-    assert "msgpack" in told
+    message = refusal({"a": [-(2**10_000)]}, JSON)
+    assert message.startswith("the value['a'][0] is an int of more than 10,000 bits")
+    assert "msgpack" in message
 
 
 def test_the_bits_of_a_nan_are_kept() -> None:
@@ -319,9 +319,9 @@ PLACES: dict[str, tuple[Callable[[Any], Any], str]] = {
 def test_what_would_not_come_back_is_refused_with_its_type_and_place(place: str) -> None:
     put, where = PLACES[place]
     for value in SUBCLASSES + OTHERS:
-        told = refusal(put(value))
-        assert told.startswith(where), (value, told)
-        assert type(value).__name__ in told
+        message = refusal(put(value))
+        assert message.startswith(where), (value, message)
+        assert type(value).__name__ in message
 
 
 def test_a_refused_part_of_a_key_or_a_set_is_named() -> None:
@@ -333,9 +333,9 @@ def test_a_refused_part_of_a_key_or_a_set_is_named() -> None:
 
 def test_a_refusal_names_both_ways_out() -> None:
     for value in (Plain(), Point(1, 2), Size.S):
-        told = refusal([value])
-        assert f"hutch.register_type({type(value).__qualname__})" in told.replace("Register", "register")
-        assert "CODEC: pickle" in told
+        message = refusal([value])
+        assert f"hutch.register_type({type(value).__qualname__})" in message.replace("Register", "register")
+        assert "CODEC: pickle" in message
     assert "Convert it with tuple()" in refusal(Point(1, 2))
     assert "Convert it with dict()" in refusal(OrderedDict())
     assert "Convert it with str()" in refusal(Size.S)
@@ -348,9 +348,9 @@ def test_bytes_that_can_change_are_refused_wherever_they_are(kind: Callable[[byt
         part = kind(b"x" * size)
         nested = ([[{"a": ({"b": part},)}]], [b"x", part], [[0.1] * 100, {"a": [[]], "b": (part,)}])
         for value in (part, [part], {"a": part}, {1: part}, (part,), *nested):
-            told = refusal(value)
-            assert kind.__name__ in told
-            assert "Convert it with bytes()" in told
+            message = refusal(value)
+            assert kind.__name__ in message
+            assert "Convert it with bytes()" in message
 
 
 def test_no_message_shows_a_value() -> None:
@@ -378,8 +378,8 @@ def test_a_zone_that_hutch_cannot_find_again_is_refused() -> None:
 
     for value in (datetime(2024, 1, 1, tzinfo=Odd()), time(1, tzinfo=Odd())):
         for where in (value, [value], {1: value}):
-            told = refusal(where)
-            assert f"{type(value).__name__} with a tzinfo Odd" in told
+            message = refusal(where)
+            assert f"{type(value).__name__} with a tzinfo Odd" in message
     assert refusal([datetime(2024, 1, 1, tzinfo=Odd())]).startswith("the value[0] is")
     surrogate = timezone(timedelta(hours=1), "\ud800")
     assert "datetime" in refusal([datetime(2024, 1, 1, tzinfo=surrogate)])
@@ -400,16 +400,16 @@ def test_json_names_the_place_and_the_way_out() -> None:
         "the value is a Size": Size.S,
     }
     for start, value in cases.items():
-        told = refusal(value, JSON)
-        assert told.startswith(start), told
-        assert "msgpack" in told
+        message = refusal(value, JSON)
+        assert message.startswith(start), message
+        assert "msgpack" in message
 
 
 def test_pickle_refuses_what_cannot_be_pickled() -> None:
     for codec in (PICKLE, SIGNED):
-        told = refusal([lambda: None], codec)
-        assert told.startswith("a list that cannot be pickled: ")
-        assert "lambda" in told
+        message = refusal([lambda: None], codec)
+        assert message.startswith("a list that cannot be pickled: ")
+        assert "lambda" in message
 
 
 def test_what_a_class_says_of_a_value_when_it_is_pickled_is_in_the_cause_alone() -> None:
@@ -460,9 +460,9 @@ def test_what_is_deeper_or_holds_itself_is_refused(name: str) -> None:
         ring,
         *([beside] * (name == "msgpack")),
     ):
-        told = refusal(value, CODECS[name])
-        assert "nested more than 200 deep, or holds itself" in told
-        assert len(told) < 300
+        message = refusal(value, CODECS[name])
+        assert "nested more than 200 levels deep or refers to itself" in message
+        assert len(message) < 300
     if name == "msgpack":
         tangled: list[Any] = []
         tangled.append((tangled,))
@@ -705,9 +705,9 @@ def test_scalars_of_numpy_come_back() -> None:
 
 def test_arrays_without_bytes_of_their_own_are_refused() -> None:
     register(numpy.ndarray)
-    told = refusal({"a": numpy.array([object()])})
-    assert told.startswith("the value['a'] is a numpy.ndarray")
-    assert "tolist()" in told
+    message = refusal({"a": numpy.array([object()])})
+    assert message.startswith("the value['a'] is a numpy.ndarray")
+    assert "tolist()" in message
     assert "no size" in refusal([numpy.zeros(3, "V0")])
 
 
@@ -926,7 +926,7 @@ def complaint(codec: hutch.Codec, data: bytes) -> str:
 @pytest.mark.parametrize("stored", ["", "J text", 5, None, 1.5])
 def test_what_is_no_bytes_is_a_corrupt_value(stored: Any) -> None:
     """One flipped bit of an SQLite file turns bytes into such a value."""
-    for codec in (*CODECS.values(), make_codec("carry", {})):
+    for codec in (*CODECS.values(), make_codec("passthrough", {})):
         assert complaint(codec, stored)
 
 
@@ -972,9 +972,9 @@ def test_a_value_read_with_another_codec_is_right_or_an_error() -> None:
         else:
             with pytest.raises(hutch.CorruptValueError) as raised:
                 CODECS[reader].decode(data)
-            told = str(raised.value)
-            assert "pickle" in told or "signed" in told
-            assert "value" not in told.replace("values", "")
+            message = str(raised.value)
+            assert "pickle" in message or "signed" in message
+            assert "value" not in message.replace("values", "")
 
 
 class Canary:
@@ -1062,7 +1062,7 @@ def test_a_pickle_that_cannot_be_loaded_names_the_class_and_no_value() -> None:
 
 def test_a_codec_is_made_by_name() -> None:
     assert [type(make_codec(name, {})) for name in ("msgpack", "json", "pickle")] == [
-        TypedCodec,
+        MsgpackCodec,
         JsonCodec,
         PickleCodec,
     ]
@@ -1071,7 +1071,7 @@ def test_a_codec_is_made_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("msgpak", {}, "no codec is called 'msgpak'. Did you mean 'msgpack'? Choose msgpack, json, pickle"),
         ("json", {"key": "x" * 20}, "json has no option 'key'; it takes no options"),
@@ -1080,10 +1080,10 @@ def test_a_codec_is_made_by_name() -> None:
         ("pickle", {"key": 12345678901234567890}, "must be text or bytes"),
     ],
 )
-def test_a_codec_that_cannot_be_made_is_a_config_error(name: str, options: dict[str, Any], told: str) -> None:
+def test_a_codec_that_cannot_be_made_is_a_config_error(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(hutch.ConfigError) as raised:
         make_codec(name, options)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "hush" not in str(raised.value)
 
 
@@ -1161,7 +1161,7 @@ def test_a_key_keeps_foreign_pickles_out_also_where_msgpack_is_preferred(canary:
 def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded(
     canary: bytes, options: dict[str, Any]
 ) -> None:
-    carry, loads = make_codec("carry", options), make_codec("pickle", {"prefer": "msgpack", **options})
+    carry, loads = make_codec("passthrough", options), make_codec("pickle", {"prefer": "msgpack", **options})
     written = loads.encode(OrderedDict(a=1))
     value = carry.decode(written)
     assert value == Pickled(pickle.dumps(OrderedDict(a=1), 5))
@@ -1175,23 +1175,23 @@ def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded
 
 
 def test_a_key_keeps_pickles_out_that_others_signed_also_where_they_are_carried() -> None:
-    carry = make_codec("carry", {"key": KEY})
+    carry = make_codec("passthrough", {"key": KEY})
     for foreign in (PICKLE.encode({1}), PickleCodec(b"another key of its own").encode({1})):
         with pytest.raises(hutch.CorruptValueError, match="sign"):
             carry.decode(foreign)
     with pytest.raises(hutch.CorruptValueError, match="it is a signed pickle"):
-        make_codec("carry", {}).decode(SIGNED.encode({1}))
+        make_codec("passthrough", {}).decode(SIGNED.encode({1}))
 
 
 def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried() -> None:
-    carry = make_codec("carry", {})
+    carry = make_codec("passthrough", {})
     assert refusal(OrderedDict(), carry).startswith("the value is a collections.OrderedDict")
     assert refusal(Pickled(b"hush-hush"), JSON).startswith("the value is a Pickled")
-    assert all("CODEC: carry" in refusal(Pickled(b"hush-hush"), codec) for codec in (TYPED, PICKLE, SIGNED))
+    assert all("CODEC: passthrough" in refusal(Pickled(b"hush-hush"), codec) for codec in (TYPED, PICKLE, SIGNED))
     for refusing in (carry, TYPED):
-        told = refusal([1, Pickled(b"hush-hush")], refusing)
-        assert told.startswith("the value[1] is an object that is carried as its pickle")
-        assert "hush" not in told
+        message = refusal([1, Pickled(b"hush-hush")], refusing)
+        assert message.startswith("the value[1] is an object that is carried as its pickle")
+        assert "hush" not in message
     assert repr(Pickled(b"hush-hush")) == "<a pickle of 9 bytes>"
-    assert repr(carry) == "CarryCodec(unsigned)"
-    assert repr(make_codec("carry", {"key": KEY})) == "CarryCodec(signed)"
+    assert repr(carry) == "PassthroughCodec(unsigned)"
+    assert repr(make_codec("passthrough", {"key": KEY})) == "PassthroughCodec(signed)"

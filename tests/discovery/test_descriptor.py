@@ -245,14 +245,14 @@ def test_a_malformed_descriptor_is_refused_with_its_reason(tmp_path: Path, text:
     "module", ["../../x", "/etc/x", "a/b", "a.b", "C:\\x", "..", "files_storage.py", "files storage", "$x", "1st"]
 )
 def test_a_module_is_a_bare_name_beside_the_descriptor(tmp_path: Path, module: str) -> None:
-    told = refusal(written(tmp_path, f"[Core]\nName = Files\nModule = {module}\n"))
-    assert f"[Core] Module = {module!r}: expected the bare name of a .py file beside the descriptor" in told
-    assert ("leave out .py" in told) == module.endswith(".py")
+    message = refusal(written(tmp_path, f"[Core]\nName = Files\nModule = {module}\n"))
+    assert f"[Core] Module = {module!r}: expected the bare name of a .py file beside the descriptor" in message
+    assert ("leave out .py" in message) == module.endswith(".py")
 
 
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
-    told = refusal(written(tmp_path, MINIMAL, ()))
-    assert f"its module {tmp_path.resolve() / 'files_storage.py'} cannot be read: " in told
+    message = refusal(written(tmp_path, MINIMAL, ()))
+    assert f"its module {tmp_path.resolve() / 'files_storage.py'} cannot be read: " in message
 
 
 def test_a_folder_is_not_a_module(tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_a_module_linked_from_outside_is_refused(tmp_path: Path) -> None:
     inside.mkdir()
     (tmp_path / "outside.py").write_text("", "utf-8")
     link(inside / "files_storage.py", tmp_path / "outside.py")
-    told = refusal(written(inside, MINIMAL, ()))
-    assert f"is a link out of its folder, to {tmp_path.resolve() / 'outside.py'}" in told
+    message = refusal(written(inside, MINIMAL, ()))
+    assert f"is a link out of its folder, to {tmp_path.resolve() / 'outside.py'}" in message
 
 
 def test_links_in_a_loop_are_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ print(json.dumps([may, [bool(entry_points(group=group)) for group in ("hutch", "
 """
 
 
-def told(
+def message(
     *path: Path | str, before: str = "", after: str = "", cwd: Path | None = None
 ) -> tuple[list[bool], list[bool], bool]:
     """What hutch says of both groups, what importlib.metadata finds, and whether hutch imported that for its answer.
@@ -91,7 +91,7 @@ def in_wheel(site: Path, text: str) -> Path:
 def test_an_entry_point_is_not_missed_wherever_it_is(
     tmp_path: Path, place: Callable[[Path, str], Path], group: str
 ) -> None:
-    may, found, _ = told(place(tmp_path / "site", section(group)))
+    may, found, _ = message(place(tmp_path / "site", section(group)))
     assert found == [group == one for one in GROUPS]
     assert may[GROUPS.index(group)]
 
@@ -99,7 +99,7 @@ def test_an_entry_point_is_not_missed_wherever_it_is(
 @pytest.mark.parametrize("text", ["[[hutch]]\na = b:c\n", "  [hutch]  \na = b:c\n", "\n[hutch]\r\na = b:c\r\n"])
 def test_an_entry_point_is_not_missed_however_its_section_is_written(tmp_path: Path, text: str) -> None:
     metadata(tmp_path / "tables-1.0.dist-info", text)
-    may, found, _ = told(tmp_path)
+    may, found, _ = message(tmp_path)
     assert found[0]
     assert may[0]
 
@@ -111,14 +111,14 @@ def test_nothing_is_imported_where_nobody_has_an_entry_point_for_hutch(tmp_path:
     (tmp_path / "c.egg-info").write_text("Name: c\nVersion: 1\n", "utf-8")
     (tmp_path / "d-1.dist-info").mkdir()
     (tmp_path / "e-1.dist-info" / "entry_points.txt").mkdir(parents=True)
-    assert told(tmp_path, tmp_path / "missing") == ([False, False], [False, False], False)
+    assert message(tmp_path, tmp_path / "missing") == ([False, False], [False, False], False)
 
 
 def test_an_entry_point_is_found_through_relative_paths_and_path_objects(tmp_path: Path) -> None:
     in_dist_info(tmp_path / "site", section("hutch"))
     home = tmp_path / "site"
     for entry, cwd in (("''", home), ("'site'", tmp_path), ("__import__('pathlib').Path('site')", tmp_path)):
-        may, found, _ = told(before=f"sys.path.append({entry})", cwd=cwd)
+        may, found, _ = message(before=f"sys.path.append({entry})", cwd=cwd)
         assert (may[0], found[0]) == (True, True), entry
     # A relative entry is another folder in another working folder.
     elsewhere = tmp_path / "elsewhere"
@@ -130,7 +130,7 @@ assert not may_have_entry_points("hutch")
 os.chdir({str(tmp_path)!r})"""
     for folder in (elsewhere / "site", home):
         os.utime(folder, (LONG_AGO_S, LONG_AGO_S))
-    assert told(before=before, cwd=elsewhere)[0] == [True, False]
+    assert message(before=before, cwd=elsewhere)[0] == [True, False]
 
 
 def test_a_finder_of_distributions_that_is_not_pythons_own_is_asked(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ class Finder(importlib.metadata.DistributionFinder):
         return importlib.metadata.MetadataPathFinder.find_distributions(
             importlib.metadata.DistributionFinder.Context(path=[{str(home)!r}]))
 sys.meta_path.append(Finder())"""
-    assert told(before=finder)[:2] == ([True, True], [False, True])
+    assert message(before=finder)[:2] == ([True, True], [False, True])
 
 
 @pytest.mark.parametrize("in_one_tick", [False, True])
@@ -162,15 +162,15 @@ info.mkdir()
 (info / "entry_points.txt").write_text("[hutch]\\na = b:c\\n")
 if {in_one_tick}:
     os.utime(site, ns=(looked_at.st_atime_ns, looked_at.st_mtime_ns))"""
-    assert told(tmp_path, before=before)[:2] == ([True, False], [True, False])
+    assert message(tmp_path, before=before)[:2] == ([True, False], [True, False])
 
 
 def test_a_folder_added_to_the_path_while_the_process_runs_is_searched(tmp_path: Path) -> None:
     home = in_dist_info(tmp_path / "site", section("hutch"))
     before = f"assert not may_have_entry_points('hutch')\nsys.path.append({str(home)!r})"
-    assert told(before=before)[:2] == ([True, False], [True, False])
+    assert message(before=before)[:2] == ([True, False], [True, False])
     before = f"assert may_have_entry_points('hutch')\nsys.path.remove({str(home)!r})"
-    assert told(home, before=before) == ([False, False], [False, False], False)
+    assert message(home, before=before) == ([False, False], [False, False], False)
 
 
 def test_a_folder_that_has_not_changed_is_read_once(tmp_path: Path) -> None:
@@ -182,16 +182,19 @@ sys.addaudithook(lambda event, args: read.append(args[0]) if event == "os.scandi
 may_have_entry_points("hutch")
 may_have_entry_points("hutch.plugins")
 assert read.count({str(tmp_path)!r}) == 1, read"""
-    assert told(tmp_path, before=before)[0] == [False, False]
+    assert message(tmp_path, before=before)[0] == [False, False]
 
 
 def test_what_cannot_be_read_is_left_to_who_can_tell_of_it(tmp_path: Path) -> None:
     garbled = in_dist_info(tmp_path / "garbled", b"\xff\xfe[\0h\0")
     after = "entry_points = lambda group: ()"
-    assert told(garbled, after=after)[0] == [True, True]
-    assert told(before="sys.path.append(b'bytes-on-the-path')\nsys.path.append(None)", after=after)[0] == [True, True]
+    assert message(garbled, after=after)[0] == [True, True]
+    assert message(before="sys.path.append(b'bytes-on-the-path')\nsys.path.append(None)", after=after)[0] == [
+        True,
+        True,
+    ]
     (tmp_path / "file").write_text("no folder", "utf-8")
-    assert told(tmp_path / "file", after=after)[0] == [True, True]
+    assert message(tmp_path / "file", after=after)[0] == [True, True]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give up its rights")
@@ -202,6 +205,6 @@ def test_a_folder_that_this_process_may_not_read_holds_nothing_for_anybody(tmp_p
 import importlib.metadata, zipfile, tempfile, os  # which may not be readable afterwards
 os.setgid(65534)
 os.setuid(65534)"""
-    assert told(home, before=before)[:2] == ([False, False], [False, False])
+    assert message(home, before=before)[:2] == ([False, False], [False, False])
     tmp_path.chmod(0o700)
-    assert told(home, before=before)[:2] == ([False, False], [False, False])
+    assert message(home, before=before)[:2] == ([False, False], [False, False])

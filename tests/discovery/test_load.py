@@ -17,7 +17,7 @@ import pytest
 
 from hutch.contract import StorageBase, StoragePluginBase
 from hutch.discovery.descriptor import PluginInfo, read_descriptor
-from hutch.discovery.foreign import as_storage, open_checked
+from hutch.discovery.foreign import as_storage, open_validated
 from hutch.discovery.load import build_factory, load_factory
 from hutch.discovery.search import discover
 from hutch.errors import ConfigError, PluginError, PluginLoadError, StorageUnavailableError
@@ -60,13 +60,13 @@ def refusal(info: PluginInfo, cause: type[BaseException] | tuple[type[BaseExcept
         load_factory(info)
     actual = caught.value.__cause__
     assert isinstance(actual, cause) if cause else actual is None
-    told = str(caught.value)
-    assert told.startswith("plugin 'Files' cannot be loaded: ")
-    assert str(info.path) in told, "the message names the descriptor"
+    message = str(caught.value)
+    assert message.startswith("plugin 'Files' cannot be loaded: ")
+    assert str(info.path) in message, "the message names the descriptor"
     assert caught.value.name == "Files"
-    assert "\n" not in told
-    assert len(told) < 1_000
-    return told
+    assert "\n" not in message
+    assert len(message) < 1_000
+    return message
 
 
 # --- importing ---
@@ -162,7 +162,7 @@ def test_instances_of_a_plugin_s_classes_can_be_pickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "cause", "told"),
+    ("code", "cause", "message"),
     [
         ("x = 1\n1 / 0\n", ZeroDivisionError, "files_storage.py raised ZeroDivisionError: division by zero at line 2"),
         ("def f():\n    raise OSError('no')\nf()\n", OSError, "raised OSError: no at line 2"),
@@ -180,11 +180,11 @@ def test_instances_of_a_plugin_s_classes_can_be_pickled(tmp_path: Path) -> None:
     ],
 )
 def test_a_module_that_does_not_import_is_refused_with_its_reason(
-    tmp_path: Path, code: str, cause: type[BaseException], told: str
+    tmp_path: Path, code: str, cause: type[BaseException], message: str
 ) -> None:
     info = plugin(tmp_path / "bad", code)
     before = ours()
-    assert told in refusal(info, cause)
+    assert message in refusal(info, cause)
     assert ours() == before, "nothing of it stays loaded"
     assert load_factory(plugin(tmp_path / "good", FACTORY)), "every other plugin is still usable"
 
@@ -199,11 +199,11 @@ def test_a_module_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     if am_root:
         os.seteuid(65534)
     try:
-        told = refusal(info, PermissionError)
+        message = refusal(info, PermissionError)
     finally:
         if am_root:
             os.seteuid(0)
-    assert "Permission denied" in told
+    assert "Permission denied" in message
 
 
 def test_an_interrupt_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -226,14 +226,14 @@ def test_a_plugin_that_was_mended_loads(tmp_path: Path) -> None:
 
 def test_a_sibling_imported_in_errbot_s_way_is_told_the_other_way(tmp_path: Path) -> None:
     (tmp_path / "my_helper.py").write_text("", "utf-8")
-    told = refusal(plugin(tmp_path, "import my_helper\n"), ModuleNotFoundError)
-    assert "my_helper.py lies beside it: write `from . import my_helper`" in told
+    message = refusal(plugin(tmp_path, "import my_helper\n"), ModuleNotFoundError)
+    assert "my_helper.py lies beside it: write `from . import my_helper`" in message
 
 
 def test_a_missing_driver_is_told_with_the_extra_that_brings_it(tmp_path: Path) -> None:
     info = plugin(tmp_path, "import no_such_driver\n", "Extra = redis")
-    told = refusal(info, ModuleNotFoundError)
-    assert 'it needs no_such_driver, which is not installed: pip install "hutch[redis]"' in told
+    message = refusal(info, ModuleNotFoundError)
+    assert 'it needs no_such_driver, which is not installed: pip install "hutch[redis]"' in message
 
 
 def test_a_python_that_is_too_old_is_told_before_the_module_runs(tmp_path: Path) -> None:
@@ -274,8 +274,8 @@ class Plugin(_Base):
 
 
 def test_two_factories_in_one_module_are_named(tmp_path: Path) -> None:
-    told = refusal(plugin(tmp_path, TWO))
-    assert "has 2 factories: FilesPlugin, OtherPlugin; choose one with Class" in told
+    message = refusal(plugin(tmp_path, TWO))
+    assert "has 2 factories: FilesPlugin, OtherPlugin; choose one with Class" in message
 
 
 def test_class_chooses_among_them(tmp_path: Path) -> None:
@@ -283,18 +283,18 @@ def test_class_chooses_among_them(tmp_path: Path) -> None:
 
 
 def test_a_missing_class_is_told_with_the_nearest(tmp_path: Path) -> None:
-    told = refusal(plugin(tmp_path, TWO, "Class = FilePlugin"))
-    assert "has no class 'FilePlugin'. Did you mean 'FilesPlugin'?" in told
-    assert told.count("Factories there: FilesPlugin, OtherPlugin") == 1
-    told = refusal(plugin(tmp_path / "none", "x = 1", "Class = FilePlugin"))
-    assert "has no class 'FilePlugin'. Factories there: none" in told
+    message = refusal(plugin(tmp_path, TWO, "Class = FilePlugin"))
+    assert "has no class 'FilePlugin'. Did you mean 'FilesPlugin'?" in message
+    assert message.count("Factories there: FilesPlugin, OtherPlugin") == 1
+    message = refusal(plugin(tmp_path / "none", "x = 1", "Class = FilePlugin"))
+    assert "has no class 'FilePlugin'. Factories there: none" in message
 
 
 def test_a_class_that_is_no_factory_is_refused(tmp_path: Path) -> None:
-    told = refusal(plugin(tmp_path, f"{FACTORY}\nclass Other:\n    pass\n", "Class = Other"))
-    assert "Other in" in told
-    assert "is not a factory: a factory is a subclass of hutch.StoragePluginBase, or has open(namespace)" in told
-    assert "Factories there: FilesPlugin" in told
+    message = refusal(plugin(tmp_path, f"{FACTORY}\nclass Other:\n    pass\n", "Class = Other"))
+    assert "Other in" in message
+    assert "is not a factory: a factory is a subclass of hutch.StoragePluginBase, or has open(namespace)" in message
+    assert "Factories there: FilesPlugin" in message
 
 
 def test_a_module_without_a_factory_is_refused(tmp_path: Path) -> None:
@@ -303,9 +303,9 @@ def test_a_module_without_a_factory_is_refused(tmp_path: Path) -> None:
 
 def test_a_factory_that_is_not_finished_is_told_what_it_lacks(tmp_path: Path) -> None:
     code = "from hutch import StoragePluginBase\nclass FilesPlugin(StoragePluginBase):\n    pass\n"
-    told = refusal(plugin(tmp_path, code))
-    assert "FilesPlugin lacks open" in told
-    assert told == refusal(plugin(tmp_path, code))
+    message = refusal(plugin(tmp_path, code))
+    assert "FilesPlugin lacks open" in message
+    assert message == refusal(plugin(tmp_path, code))
     assert "FilesPlugin lacks open" in refusal(plugin(tmp_path, code, "Class = FilesPlugin"))
 
 
@@ -388,7 +388,7 @@ def test_an_entry_point_s_class_is_imported_when_it_is_loaded(tmp_path: Path, mo
 
 @pytest.mark.usefixtures("_forgets_installed")
 @pytest.mark.parametrize(
-    ("name", "code", "cause", "told"),
+    ("name", "code", "cause", "message"),
     [
         ("installed_two", "1 / 0", ZeroDivisionError, "raised ZeroDivisionError: division by zero"),
         ("installed_three", "import sys; sys.exit()", SystemExit, "called sys.exit; a plugin must not"),
@@ -402,10 +402,10 @@ def test_an_entry_point_that_cannot_be_loaded_is_refused(
     name: str,
     code: str,
     cause: type[BaseException] | None,
-    told: str,
+    message: str,
 ) -> None:
     text = refusal(entry_point(tmp_path, monkeypatch, name, code), cause)
-    assert told in text
+    assert message in text
     assert f"entry point Files = {name}:Outer.FilesPlugin" in text
 
 
@@ -442,20 +442,20 @@ def test_an_error_of_hutch_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [("config['basedir']", "KeyError: 'basedir'"), ("int('many')", "ValueError: invalid literal for int()")],
 )
-def test_options_that_are_not_accepted_are_a_config_error(tmp_path: Path, error: str, told: str) -> None:
+def test_options_that_are_not_accepted_are_a_config_error(tmp_path: Path, error: str, message: str) -> None:
     info = raising(tmp_path, error)
     with pytest.raises(ConfigError) as caught:
         build_factory(info, {})
-    assert f"plugin 'Files' did not accept its options: {told}" in str(caught.value)
+    assert f"plugin 'Files' did not accept its options: {message}" in str(caught.value)
     assert str(info.path) in str(caught.value)
     assert isinstance(caught.value.__cause__, KeyError | ValueError)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         # What Errbot's own shelf does.
         ("raise Exception('no basedir specified in the storage config')", "Exception: no basedir specified in the"),
@@ -463,11 +463,11 @@ def test_options_that_are_not_accepted_are_a_config_error(tmp_path: Path, error:
         ("sys.exit(1)", "SystemExit: 1"),
     ],
 )
-def test_a_factory_that_cannot_be_built_is_a_load_error(tmp_path: Path, error: str, told: str) -> None:
+def test_a_factory_that_cannot_be_built_is_a_load_error(tmp_path: Path, error: str, message: str) -> None:
     info = raising(tmp_path, error)
     with pytest.raises(PluginLoadError) as caught:
         build_factory(info, {})
-    assert f"its factory raised {told}" in str(caught.value)
+    assert f"its factory raised {message}" in str(caught.value)
     assert str(info.path) in str(caught.value)
     assert caught.value.__cause__ is not None
 
@@ -503,11 +503,11 @@ def test_what_a_factory_says_is_told_without_the_values_of_its_options(
     code = f"raise {error}({text!r}.format({OPTIONS['quoted']!r}) + ' x' * 500)"
     with pytest.raises((ConfigError, PluginLoadError)) as caught:
         build_factory(raising(tmp_path, code), config)
-    told = str(caught.value)
-    assert f"{error}: " in told
-    assert "login *** with ***, *** or ***, " in told
+    message = str(caught.value)
+    assert f"{error}: " in message
+    assert "login *** with ***, *** or ***, " in message
     for secret in ("hunter2", "48213", "secret", "adm1n", "p%40ssw0rd", "p@ssw0rd", "t0ken", "s3cret"):
-        assert secret not in told
+        assert secret not in message
 
 
 # --- what open returns ---
@@ -539,7 +539,7 @@ def test_six_verbs_make_a_storage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("storage", "told"),
+    ("storage", "message"),
     [
         (None, "returned None; does it lack a return?"),
         (42, "returned a int without set, get, remove, len, keys, close."),
@@ -549,10 +549,10 @@ def test_six_verbs_make_a_storage() -> None:
         (StorageBase, "returned the class StorageBase, not an instance of it"),
     ],
 )
-def test_nonsense_is_refused_with_what_it_lacks(storage: object, told: str) -> None:
+def test_nonsense_is_refused_with_what_it_lacks(storage: object, message: str) -> None:
     with pytest.raises(PluginError) as caught:
         as_storage(storage, "Files", "core")
-    assert f"the Files plugin's open('core') {told}" in str(caught.value)
+    assert f"the Files plugin's open('core') {message}" in str(caught.value)
     assert "the six verbs set, get, remove, len, keys, close" in str(caught.value)
 
 
@@ -569,5 +569,5 @@ def test_what_open_raises_is_a_plugin_error_with_its_cause(stray: BaseException)
             raise stray
 
     with pytest.raises(PluginError, match=r"the Files plugin's open\('core'\) raised") as caught:
-        open_checked(Factory(), "Files", "core")
+        open_validated(Factory(), "Files", "core")
     assert caught.value.__cause__ is stray

@@ -333,13 +333,13 @@ def test_an_unknown_name_is_answered_with_names_places_and_the_nearest(tmp_path:
     discovery = found(tmp_path, tmp_path / "gone")
     with pytest.raises(PluginNotFoundError) as caught:
         discovery.find("filez")
-    told = str(caught.value)
-    assert "no storage plugin 'filez'. Did you mean 'Files'?" in told
-    assert "memory" in told
-    assert f"built-in: {builtin_dir()}" in told
-    assert f"{tmp_path / 'gone'} (does not exist)" in told
-    assert ("cannot be used" in told) == bool(discovery.broken)
-    assert "\n" not in told
+    message = str(caught.value)
+    assert "no storage plugin 'filez'. Did you mean 'Files'?" in message
+    assert "memory" in message
+    assert f"built-in: {builtin_dir()}" in message
+    assert f"{tmp_path / 'gone'} (does not exist)" in message
+    assert ("cannot be used" in message) == bool(discovery.broken)
+    assert "\n" not in message
 
 
 # --- entry points, and what a search leaves behind: in a process of its own ---

@@ -82,9 +82,9 @@ def test_every_writer_gets_its_turn(
             assert child.stdin is not None
             child.stdin.write("\n")
             child.stdin.flush()
-        told = [child.communicate(timeout=60) for child in children]
-    results = [out.split() for out, error in told if not error]
-    assert len(results) == processes, told
+        message = [child.communicate(timeout=60) for child in children]
+    results = [out.split() for out, error in message if not error]
+    assert len(results) == processes, message
     fewest, writes = min(int(one[0]) for one in results), sum(int(one[1]) for one in results)
     longest_s = max(float(one[2]) for one in results)
     record_property("counted", f"{writes:,} writes, the slowest writer {fewest:,}, the longest wait {longest_s:.4f} s")
@@ -260,7 +260,7 @@ def test_what_is_no_file_of_the_stores_own_is_refused_and_left_alone(tmp_path: P
     assert victim.read_text() == "ssh-ed25519 AAAA mine\n"
     assert (sorted(os.listdir(tmp_path / "state")), sorted(os.listdir(tmp_path))) == before
     if name == "data.mdb" and put is not _hard_link:
-        assert any("data.mdb" in one.told for one in hutch.check_data(url))
+        assert any("data.mdb" in one.message for one in hutch.verify(url))
 
 
 def test_a_folder_that_is_a_link_is_used(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def space(url: str) -> Iterator[hutch.Namespace]:
 
 def kept(space: hutch.Namespace) -> dict[str, bytes]:
     """Return the cached frames; caching begins once nobody has written for some hundred reads."""
-    keeper = space._store._keeper  # type: ignore[attr-defined]
-    return {} if keeper.kept is None else keeper.kept.bodies
+    read_cache = space._store._read_cache  # type: ignore[attr-defined]
+    return {} if read_cache.current is None else read_cache.current.bodies
 
 
 def read_often(space: hutch.Namespace, times: int = 1000) -> None:
@@ -150,7 +150,7 @@ def test_a_value_for_which_there_is_no_room_is_not_copied(url: str, monkeypatch:
 
 
 @pytest.mark.parametrize(("cache_bytes", "again"), [(100_000, 3), (8 << 20, 100)])
-def test_it_ends_where_keeping_is_in_vain(url: str, cache_bytes: int, again: int) -> None:
+def test_it_ends_where_there_are_too_few_hits(url: str, cache_bytes: int, again: int) -> None:
     """Few reads hit, or, with room for all, hardly any key is read twice."""
     with hutch.connect(f"{url}&cache_bytes={cache_bytes}") as store, store.open("core") as space:
         space.update({f"k{number}": number for number in range(10_000)})

@@ -28,7 +28,7 @@ class Miss(KeyError):
 def dropped(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """Return what Python cannot raise: exceptions in finalizers and callbacks of weak references."""
     dropped: list[BaseException] = []
-    monkeypatch.setattr("sys.unraisablehook", lambda told: dropped.append(told.exc_value))
+    monkeypatch.setattr("sys.unraisablehook", lambda message: dropped.append(message.exc_value))
     return dropped
 
 
@@ -48,9 +48,9 @@ VERBS: dict[str, tuple[Callable[[Any], object], dict[str, bytes | None], object]
     "remove": (lambda storage: storage.delete("k1"), {"k1": None}, True),
     "remove_many": (lambda storage: storage.delete_many(["k1", "k2", "no"]), {"k1": None, "k2": None}, 2),
     "clear": (lambda storage: storage.clear(), dict.fromkeys(BEFORE), None),
-    "swap": (lambda storage: storage.swap("k1", BEFORE["k1"], b"new"), {"k1": b"new"}, True),
-    "remove equal": (lambda storage: storage.swap("k1", BEFORE["k1"], None), {"k1": None}, True),
-    "add": (lambda storage: storage.swap("new", None, b"new"), {"new": b"new"}, True),
+    "swap": (lambda storage: storage.compare_and_write("k1", BEFORE["k1"], b"new"), {"k1": b"new"}, True),
+    "remove equal": (lambda storage: storage.compare_and_write("k1", BEFORE["k1"], None), {"k1": None}, True),
+    "add": (lambda storage: storage.compare_and_write("new", None, b"new"), {"new": b"new"}, True),
     "get": (lambda storage: storage.read("k1"), {}, BEFORE["k1"]),
     "get_many": (lambda storage: storage.read_many(["k1", "no"]), {}, {"k1": BEFORE["k1"]}),
     "len": (lambda storage: storage.len(), {}, 10),
@@ -128,11 +128,11 @@ def test_a_call_at_any_point_works_and_the_two_are_as_if_one_after_the_other(
     restore(storage)
     for point in points(lambda: call(storage)):
         restore(storage)
-        told: list[object] = []
-        visit = Visit(point, lambda: told.append(inner[nested](storage)))  # noqa: B023 - called at once
+        message: list[object] = []
+        visit = Visit(point, lambda: message.append(inner[nested](storage)))  # noqa: B023 - called at once
         result = visit.run(lambda: call(storage))
-        if told:
-            assert (result, told[0], held(storage)) in possible, visit.where
+        if message:
+            assert (result, message[0], held(storage)) in possible, visit.where
 
 
 def test_a_write_in_the_middle_of_modify_of_another_key_works() -> None:

@@ -198,7 +198,7 @@ def test_no_repr_shows_a_password(locked_server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "options", "told"),
+    ("url", "options", "message"),
     [
         ("redis+cluster://h1,h2", {}, "Cluster"),
         ("rediss+cluster://h1,h2", {}, "Cluster"),
@@ -231,8 +231,8 @@ def test_no_repr_shows_a_password(locked_server: RedisServer) -> None:
         ("redis://h", {"pasword": "hunter2"}, "password"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused_without_showing_it(url: str, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(hutch.ConfigError, match=told) as caught:
+def test_a_config_that_cannot_be_is_refused_without_showing_it(url: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(hutch.ConfigError, match=message) as caught:
         connect(url, **options)
     assert "hunter2" not in all_that_is_said(caught.value)
 
@@ -650,7 +650,7 @@ def test_a_lost_answer_is_never_guessed_where_twice_is_not_once(own_server: Redi
         changes: list[Callable[[], Any]] = [
             lambda: core.remove("key"),
             lambda: core.remove_many(["key", "other"]),
-            lambda: core.set_if_unchanged("other", None, 2),
+            lambda: core.compare_and_swap("other", None, 2),
         ]
         for change in changes:
             core.len()  # so that there is a connection, and the change is sent
@@ -723,14 +723,14 @@ def test_a_server_that_is_loading_is_waited_for_as_long_as_the_retries_last() ->
         server.options = (*server.options, slowly)
         with in_background(server.start) as starting:
             deadline = time.monotonic() + 10
-            told = ""
-            while "loading" not in told:
+            message = ""
+            while "loading" not in message:
                 assert time.monotonic() < deadline
                 assert not starting.done(), "it was never seen loading"
                 try:
                     connect(server.url, retry_s=0).close()
                 except hutch.StorageUnavailableError as error:
-                    told = str(error)
+                    message = str(error)
         with connect(server.url, retry_s=60) as store, store.open("7") as opened:
             server.kill()
             with in_background(server.start):
@@ -900,7 +900,7 @@ def test_a_forked_child_uses_an_inherited_handle_on_a_connection_of_its_own(
         options |= {"ca_file": certificates.ca, "cert_file": certificates.client, "key_file": certificates.client_key}
     with connect(tls_server.tls_url if over_tls else tls_server.url, **options) as store, store.open("core") as core:
         core["parent"] = 0
-        go_on, told = os.pipe()
+        go_on, message = os.pipe()
         child = os.fork()
         if child == 0:
             status = 1
@@ -917,10 +917,10 @@ def test_a_forked_child_uses_an_inherited_handle_on_a_connection_of_its_own(
             core["parent"] = i
             assert core["parent"] == i
             core.modify("sum", lambda n: n + 1, 0)
-        os.write(told, b"x")
+        os.write(message, b"x")
         _, status = os.waitpid(child, 0)
         os.close(go_on)
-        os.close(told)
+        os.close(message)
         assert os.waitstatus_to_exitcode(status) == 0
         assert core["sum"] == 400
         assert core["child"] == 199

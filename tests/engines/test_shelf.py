@@ -262,8 +262,8 @@ def test_the_real_errbot_reads_what_hutch_wrote_and_the_other_way_round(tmp_path
         core["a"] = {"night": datetime(2024, 10, 27, 2, 30, fold=1)}
         core.update(b=["x" * 3000], c=None)
     work = "print(sorted(storage.keys()), storage.get('a')['night'].fold, len(storage.get('b')[0]), storage.get('c'))"
-    told = succeeded(python(with_errbot(work), tmp_path, executable=executable, packages=False))
-    assert told == "['a', 'b', 'c'] 1 3000 None\n"
+    message = succeeded(python(with_errbot(work), tmp_path, executable=executable, packages=False))
+    assert message == "['a', 'b', 'c'] 1 3000 None\n"
 
 
 def test_what_is_written_is_a_pickle_of_protocol_2(tmp_path: Path, dialect: str) -> None:
@@ -589,14 +589,14 @@ def test_a_forked_child_is_refused_while_the_parent_has_it_open_and_harms_nothin
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            told = "nothing"
+            message = "nothing"
             try:
                 core["k"] = "from the child"
             except hutch.StoreLockedError:
-                told = "locked"
+                message = "locked"
             except BaseException as error:
-                told = repr(error)
-            os.write(writer, told.encode())
+                message = repr(error)
+            os.write(writer, message.encode())
             os._exit(0)
         os.close(writer)
         os.waitpid(child, 0)
@@ -663,8 +663,8 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_returned(tmp_path: Pat
         process = holder(tmp_path, WRITE)
         time.sleep(0.01 + 0.013 * round_)
         process.kill()
-        told, _ = process.communicate(timeout=60)
-        numbers = [int(line) for line in told.splitlines(keepends=True) if line.endswith("\n")]
+        message, _ = process.communicate(timeout=60)
+        numbers = [int(line) for line in message.splitlines(keepends=True) if line.endswith("\n")]
         acknowledged = numbers[-1] if numbers else acknowledged
         # What the library itself reads, with no hutch to put anything right.
         left = errbot_reads(tmp_path, dialect) if dialect != "sqlite3" else None
@@ -737,7 +737,7 @@ def test_a_file_cut_short_is_an_error_that_names_it_and_other_namespaces_work(
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda text: text[:-5], "line 3 of"),
         (lambda text: text.replace("512", "-512"), "line 2 of"),
@@ -748,14 +748,14 @@ def test_a_file_cut_short_is_an_error_that_names_it_and_other_namespaces_work(
     ],
     ids=["cut short", "negative", "code", "deep", "foreign", "missing"],
 )
-def test_a_damaged_index_of_dumb_is_an_error_that_says_which_line(tmp_path: Path, damage: Any, told: str) -> None:
+def test_a_damaged_index_of_dumb_is_an_error_that_says_which_line(tmp_path: Path, damage: Any, message: str) -> None:
     errbot_writes(tmp_path, "dumb", a=1, b=2, c=3)
     index = tmp_path / "core.db.dir"
     if damage is None:
         index.unlink()
     else:
         index.write_text(damage(index.read_text(encoding="latin-1")), encoding="latin-1")
-    with connect(tmp_path) as store, pytest.raises(hutch.CorruptValueError, match=told):
+    with connect(tmp_path) as store, pytest.raises(hutch.CorruptValueError, match=message):
         store.open("core")
 
 
@@ -985,11 +985,11 @@ def test_pickles_of_a_namespace_that_another_process_has_open_are_not_read(tmp_p
     with closing(errbot_open(tmp_path, "core", dialect)) as shelf:
         shelf["k"] = 1
     with connect(tmp_path) as store, store.open("core"):
-        told = python(
+        message = python(
             "import sys, hutch; list(hutch.load_plugin('shelf', {'basedir': sys.argv[1]}).pickles())", str(tmp_path)
         )
         assert f"StoreLockedError: namespace 'core' in {tmp_path} is open in another process, pid {os.getpid()}" in (
-            told.stderr
+            message.stderr
         )
     assert pickles_in(tmp_path) == {("core", "k"): 1}
 

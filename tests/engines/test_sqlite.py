@@ -337,20 +337,20 @@ def test_a_store_closed_under_its_readers_leaves_no_connection_open(path: Path) 
     """Threads that read while the handle is closed get an error, and release everything they held of the file."""
     put(path, key=1)
 
-    def read(space: hutch.Namespace, reading: threading.Barrier, told: list[BaseException]) -> None:
+    def read(space: hutch.Namespace, reading: threading.Barrier, message: list[BaseException]) -> None:
         reading.wait()
         try:
             while space["key"] == 1:
                 pass
         except BaseException as error:
-            told.append(error)
+            message.append(error)
 
     for _ in range(10):
-        told: list[BaseException] = []
+        message: list[BaseException] = []
         store = connect(path)
         space = store.open("core")
         reading = threading.Barrier(4)
-        threads = [threading.Thread(target=read, args=(space, reading, told)) for _ in range(3)]
+        threads = [threading.Thread(target=read, args=(space, reading, message)) for _ in range(3)]
         for thread in threads:
             thread.start()
         reading.wait()
@@ -359,7 +359,7 @@ def test_a_store_closed_under_its_readers_leaves_no_connection_open(path: Path) 
         for thread in threads:
             thread.join()
         store.close()
-        assert [type(error) for error in told] == [hutch.StoreNotOpenError] * 3
+        assert [type(error) for error in message] == [hutch.StoreNotOpenError] * 3
         assert os.listdir(path.parent) == [path.name]  # no log: the last connection was closed
 
 
@@ -814,18 +814,18 @@ def test_a_key_of_which_one_bit_made_a_text_is_an_error_and_no_other(path: Path)
     whole = path.read_bytes()
     places = [place for place, byte in enumerate(whole) if byte == 12 + 2 * len(keys[0])]
     assert len(places) == 2 * len(keys)
-    told = []
+    message = []
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert {finding.kind for finding in hutch.check_data(f"sqlite://{path.as_posix()}")} & {"index", "structure"}
+        assert {finding.kind for finding in hutch.verify(f"sqlite://{path.as_posix()}")} & {"index", "structure"}
         with connect(path) as store, store.open("core") as space:
             for use in (list, lambda space: list(space.items())):
                 try:
                     use(space)
                 except hutch.CorruptValueError as error:
-                    told.append(str(error))
-    assert told
-    assert all("a key in namespace 'core' that is not bytes of UTF-8" in error for error in told)
+                    message.append(str(error))
+    assert message
+    assert all("a key in namespace 'core' that is not bytes of UTF-8" in error for error in message)
 
 
 def test_a_key_that_is_not_utf_8_is_an_error(path: Path) -> None:

@@ -42,9 +42,9 @@ def every_use_is_refused(path: Path, message: str) -> None:
             pytest.raises(hutch.StorageUnavailableError, match=message),
         ):
             use(store)
-    for fix in (False, True):
+    for repair in (False, True):
         with pytest.raises(hutch.StorageUnavailableError, match=message):
-            list(hutch.check_data(f"sqlite://{path.as_posix()}", fix=fix))
+            list(hutch.verify(f"sqlite://{path.as_posix()}", repair=repair))
     assert (path.read_bytes() if path.exists() else None) == before
 
 

@@ -51,7 +51,7 @@ def seed() -> None:
 def dropped(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """Return what Python cannot raise: exceptions in finalizers and callbacks of weak references."""
     dropped: list[BaseException] = []
-    monkeypatch.setattr("sys.unraisablehook", lambda told: dropped.append(told.exc_value))
+    monkeypatch.setattr("sys.unraisablehook", lambda message: dropped.append(message.exc_value))
     return dropped
 
 
@@ -93,8 +93,8 @@ VERBS: dict[str, tuple[Callable[[Any], object], dict[str, bytes | None]]] = {
     "remove": (lambda storage: storage.delete("k001"), {"k001": None}),
     "remove_many": (lambda storage: storage.delete_many(["k001", "k002"]), {"k001": None, "k002": None}),
     "clear": (lambda storage: storage.clear(), dict.fromkeys(BEFORE)),
-    "swap": (lambda storage: storage.swap("k001", BEFORE["k001"], b"new"), {"k001": b"new"}),
-    "add": (lambda storage: storage.swap("new", None, b"new"), {"new": b"new"}),
+    "swap": (lambda storage: storage.compare_and_write("k001", BEFORE["k001"], b"new"), {"k001": b"new"}),
+    "add": (lambda storage: storage.compare_and_write("new", None, b"new"), {"new": b"new"}),
     "get": (lambda storage: storage.read("k001"), {}),
     "get_many": (lambda storage: storage.read_many(list(BEFORE)), {}),
     "in": (lambda storage: storage.exists("k001"), {}),
@@ -335,12 +335,12 @@ def test_no_loop_stands_within_a_try_that_an_exception_of_a_handler_would_miss(f
 
 
 def test_a_finalizer_that_writes_in_the_middle_of_a_batch_works(path: Path) -> None:
-    told: list[int] = []
+    message: list[int] = []
 
     class Saves:
         def __del__(self) -> None:
-            storage.write(f"saved {len(told)}", b"1")
-            told.append(1)
+            storage.write(f"saved {len(message)}", b"1")
+            message.append(1)
 
     with opened(path, wait_s=PATIENCE_S) as storage:
         restore(storage)
@@ -355,6 +355,6 @@ def test_a_finalizer_that_writes_in_the_middle_of_a_batch_works(path: Path) -> N
         finally:
             gc.set_threshold(*threshold)
         gc.collect()
-        assert set(stored(path)) == {*BEFORE, *BATCH, *(f"saved {number}" for number in range(len(told)))}
-    assert told
+        assert set(stored(path)) == {*BEFORE, *BATCH, *(f"saved {number}" for number in range(len(message)))}
+    assert message
     assert os.listdir(path.parent) == [path.name]

@@ -143,16 +143,16 @@ def damaged(whole: bytes, way: str, seed: int) -> bytes:
 # --- use ---
 
 
-def check(engine: str, folder: Path, *, fix: bool) -> dict[str, Any]:
+def check(engine: str, folder: Path, *, repair: bool) -> dict[str, Any]:
     """Return the findings, or the StoreError."""
     try:
-        found = list(hutch.check_data(url(engine, folder), fix=fix))
+        found = list(hutch.verify(url(engine, folder), repair=repair))
     except hutch.StoreError as error:
         return {"error": str(error), "kinds": [], "findings": []}
     return {
         "error": "",
-        "kinds": sorted({finding.kind for finding in found if not finding.fixed}),
-        "findings": [[finding.kind, finding.namespace, finding.key, finding.told] for finding in found],
+        "kinds": sorted({finding.kind for finding in found if not finding.repaired}),
+        "findings": [[finding.kind, finding.namespace, finding.key, finding.message] for finding in found],
     }
 
 
@@ -211,7 +211,7 @@ def step(name: str, engine: str, folder: Path) -> Any:
     """Return the result of one of `STEPS`."""
     if name == "use":
         return use(engine, folder)
-    return check(engine, folder, fix=name == "fix")
+    return check(engine, folder, repair=name == "fix")
 
 
 def main(folder: Path) -> None:
@@ -223,7 +223,7 @@ def main(folder: Path) -> None:
         data = damaged(whole[engine], way, seed)
         place = folder / str(number)
         for name in STEPS:
-            # What `fix` left is looked at again; all else starts from the damaged file.
+            # What `repair` left is looked at again; all else starts from the damaged file.
             if name != "again":
                 shutil.rmtree(place, ignore_errors=True)
                 file = place / FILES[engine]

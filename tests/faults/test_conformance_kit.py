@@ -33,7 +33,7 @@ def test_an_engine_that_breaks_within_one_process_is_caught(fault: str) -> None:
     assert (result.outcome, bool(result.detail)) == ("failed", True)
 
 
-@pytest.mark.parametrize("told", sorted({*FAULTS_INSIDE.values()}))
-def test_the_same_engine_without_the_fault_passes(told: str) -> None:
-    result = the_only_test("Sound", told)
+@pytest.mark.parametrize("message", sorted({*FAULTS_INSIDE.values()}))
+def test_the_same_engine_without_the_fault_passes(message: str) -> None:
+    result = the_only_test("Sound", message)
     assert (result.outcome, result.detail) == ("passed", "")

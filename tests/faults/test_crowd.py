@@ -19,7 +19,7 @@ import pytest
 import hutch
 from hutch.testing.conformance.child import Child
 from hutch.testing.conformance.durability import kill_at_random
-from hutch.testing.crash.kills import Plan
+from hutch.testing.crash.kills import KillPlan
 
 CROWD_S = float(os.environ.get("HUTCH_CROWD_S", "20"))
 SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))
@@ -55,7 +55,7 @@ def test_a_crowd_loses_nothing_and_nobody_stands_still(
     engine: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     config = config_of(engine, tmp_path)
-    plan = Plan(
+    plan = KillPlan(
         *(SEED, 0),
         writers=6,
         threads=1,

@@ -1,12 +1,12 @@
-"""Test damaged files: check-data reports the damage and never crashes, and reads every key right that it calls sound.
+"""Test damaged files: check reports the damage and never crashes, and reads every key right that it calls sound.
 
 Stores of lmdb and sqlite are built, closed, damaged at random (bits, page heads, sectors, pages, truncation), and then
 verified, repaired and used in a child process: HUTCH_DAMAGE_VARIANTS (default 8) variants per kind of damage and
 engine, from HUTCH_DAMAGE_SEED on.
 
 The outcomes of ordinary use of a damaged file are counted and shown (pytest -rP). SQLite never crashes the interpreter.
-LMDB can, because it trusts the pages, but only with files that check-data reports. Neither a wrong value nor a lost key
-is possible where check-data reports nothing, with one exception: a flipped bit in a key makes another key of it.
+LMDB can, because it trusts the pages, but only with files that check reports. Neither a wrong value nor a lost key
+is possible where check reports nothing, with one exception: a flipped bit in a key makes another key of it.
 """
 
 from __future__ import annotations
@@ -101,15 +101,15 @@ def test_check_data_sees_damage_and_what_it_calls_sound_is_right(engine: str, wa
             where = f"{engine}, {way}, HUTCH_DAMAGE_SEED={seed} HUTCH_DAMAGE_VARIANTS=1"
             answers = dict(process.answers(engine, way, seed))
             died = answers.pop("died", None)
-            # Whatever happens to ordinary use: check-data came to its end three times.
-            assert died is None or "again" in answers, f"{where}: check-data died ({died}): {process.said()}"
+            # Whatever happens to ordinary use: check came to its end three times.
+            assert died is None or "again" in answers, f"{where}: check died ({died}): {process.said()}"
             for step, answer in answers.items():
                 assert "leaked" not in answer or step == "use", f"{where}: {step}: {answer}"
             found = judge_findings(answers, where)
             came["damage found" if found else "nothing found"] += 1
             if died is not None:
                 assert engine == "lmdb", f"{where}: ordinary use ended the process ({died}): {process.said()}"
-                assert found, f"{where}: check-data found nothing, and ordinary use ended the process ({died})"
+                assert found, f"{where}: check found nothing, and ordinary use ended the process ({died})"
                 assert "Timeout" not in process.said(), f"{where}: ordinary use hangs: {process.said()}"
                 came["use ended the process"] += 1
                 continue
@@ -119,16 +119,16 @@ def test_check_data_sees_damage_and_what_it_calls_sound_is_right(engine: str, wa
             for what in used:
                 if what.split(": ")[1] not in damage.GOOD:
                     came[what] += 1
-                    assert found or what == "items: keys changed", f"{where}: check-data found nothing, but {used}"
+                    assert found or what == "items: keys changed", f"{where}: check found nothing, but {used}"
     print(f"{engine}, {way}: {VARIANTS} variants from seed {SEED}:", dict(sorted(came.items())))
 
 
 def judge_findings(answers: dict[str, Any], where: str) -> bool:
-    """Return whether check-data found something; findings must be clear, and `fix` must repair all that it can."""
+    """Return whether check found something; findings must be clear, and `repair` must repair all that it can."""
     for step in ("check", "fix", "again"):
         assert damage.SECRET not in json.dumps(answers[step]), where
-        for kind, namespace, key, told in answers[step]["findings"]:
-            assert told, where
+        for kind, namespace, key, message in answers[step]["findings"]:
+            assert message, where
             assert kind != "value" or (namespace and key), where
     left = set(answers["again"]["kinds"])
     # Where a flipped bit made the key of a row that of another, no index can hold both.
@@ -146,13 +146,13 @@ def test_an_index_of_sqlite_that_does_not_fit_is_made_anew_and_no_value_is_lost(
     for seed in range(SEED, SEED + 3000):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(damage.damaged(whole, "bit", seed))
-        if {finding.kind for finding in hutch.check_data(url)} != {"index"}:
+        if {finding.kind for finding in hutch.verify(url)} != {"index"}:
             continue
-        if not all(finding.fixed for finding in hutch.check_data(url, fix=True)):
+        if not all(finding.repaired for finding in hutch.verify(url, repair=True)):
             # The flipped key is that of another row, so that no index can hold both: told, and left as it is.
-            assert {finding.kind for finding in hutch.check_data(url)} <= {"index", "value"}, f"seed {seed}"
+            assert {finding.kind for finding in hutch.verify(url)} <= {"index", "value"}, f"seed {seed}"
             continue
-        if left := {finding.kind for finding in hutch.check_data(url)}:
+        if left := {finding.kind for finding in hutch.verify(url)}:
             # The bit was flipped in the row: the index has the row's key now, to which the value does not belong.
             assert left == {"value"}, f"seed {seed}"
             continue
@@ -182,9 +182,9 @@ def test_what_py_lmdb_finds_wrong_with_a_file_check_data_finds_too(way: str, tmp
             faults = verify(str(file.parent))
         except lmdb.verify.VerifyError as error:
             faults = [str(error)]
-        found = [finding.told for finding in hutch.check_data(damage.url("lmdb", tmp_path / "damaged"))]
+        found = [finding.message for finding in hutch.verify(damage.url("lmdb", tmp_path / "damaged"))]
         assert found or not faults, f"{way}, seed {seed}: {faults}"
         theirs += bool(faults)
         ours += bool(found)
-    print(f"{way}: of {4 * VARIANTS} variants lmdb.verify found damage in {theirs}, check_data in {ours}")
+    print(f"{way}: of {4 * VARIANTS} variants lmdb.verify found damage in {theirs}, verify in {ours}")
     assert ours

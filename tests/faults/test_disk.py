@@ -137,10 +137,10 @@ def mutable(space: hutch.Namespace) -> None:
 CHANGES["mutable"] = mutable
 
 
-def refuses_every_change(space: hutch.Namespace, kind: type[hutch.StoreError], *told: object) -> None:
+def refuses_every_change(space: hutch.Namespace, kind: type[hutch.StoreError], *message: object) -> None:
     """Assert that each way to write raises that error and changes nothing, and reading still works."""
     for name, change in CHANGES.items():
-        with refused(kind, *told):
+        with refused(kind, *message):
             change(space)
         assert contents(space) == OLD, name
 
@@ -492,9 +492,9 @@ assert everything(config) == {**expected, "again": 1}
 def test_rights_that_are_taken_away_from_an_open_store_cost_nothing_that_was_written(
     engine: Engine, open_folder: Path
 ) -> None:
-    told = python(_RIGHTS, engine.name, open_folder).splitlines()
-    assert told[0] == "state 3"
-    assert len(told) > 3
+    message = python(_RIGHTS, engine.name, open_folder).splitlines()
+    assert message[0] == "state 3"
+    assert len(message) > 3
 
 
 _FORBIDDEN = """
@@ -557,8 +557,8 @@ def test_where_no_folder_can_be_made_there_is_nothing_to_read_and_nothing_can_be
     engine: Engine, open_folder: Path, tmp_path: Path
 ) -> None:
     open_folder.chmod(0o555)
-    told = python(_FORBIDDEN, engine.name, open_folder / "new", tmp_path)
-    assert told.splitlines() == ["False", "unavailable"]
+    message = python(_FORBIDDEN, engine.name, open_folder / "new", tmp_path)
+    assert message.splitlines() == ["False", "unavailable"]
     assert os.listdir(open_folder) == []
 
 
@@ -756,12 +756,12 @@ assert everything(config) == {**OLD, "again": 1}
 
 @needs_linux
 def test_without_address_space_it_is_unavailable_or_works(engine: Engine, tmp_path: Path) -> None:
-    for told in python(_NO_ADDRESS_SPACE, engine.name, tmp_path).splitlines():
-        if told == "Python itself had no memory left":
+    for message in python(_NO_ADDRESS_SPACE, engine.name, tmp_path).splitlines():
+        if message == "Python itself had no memory left":
             continue
         if engine.name == "lmdb":
-            assert told == f"unavailable: lmdb {tmp_path / 'state'}: no address space to map it"
-        assert told == "worked" or str(tmp_path / "state") in told
+            assert message == f"unavailable: lmdb {tmp_path / 'state'}: no address space to map it"
+        assert message == "worked" or str(tmp_path / "state") in message
 
 
 _NO_THREADS = """

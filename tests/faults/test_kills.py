@@ -22,7 +22,7 @@ import pytest
 from hutch.testing.conformance.child import Child, ChildError
 from hutch.testing.conformance.durability import kill_at_random
 from hutch.testing.conformance.kit import PATIENCE_S
-from hutch.testing.crash.kills import Plan
+from hutch.testing.crash.kills import KillPlan
 
 ENGINES = Path(__file__).parent / "kills_engines"
 CASES = [(engine, durability) for engine in ("lmdb", "sqlite") for durability in ("strict", "normal", "relaxed")]
@@ -57,11 +57,11 @@ def test_a_killed_process_loses_nothing_it_acknowledged_and_stops_nobody(
     engine: str, durability: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     plans = [
-        Plan(
+        KillPlan(
             SEED, KILLS_A_STORE, writers=3, threads=2, large_bytes=300_000, readers=1, snapshots=True, all_at_once=0.2
         ),
-        Plan(SEED, KILLS_A_STORE, writers=1, threads=6, large_bytes=300_000),
-        Plan(SEED, KILLS_A_STORE, writers=4, threads=1, snapshots=True, all_at_once=0.1),
+        KillPlan(SEED, KILLS_A_STORE, writers=1, threads=6, large_bytes=300_000),
+        KillPlan(SEED, KILLS_A_STORE, writers=4, threads=1, snapshots=True, all_at_once=0.1),
     ]
     stores = math.ceil(KILLS / len(CASES) / KILLS_A_STORE)
     counted: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def test_a_killed_process_loses_nothing_it_acknowledged_and_stops_nobody(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are spawned anyway")
 def test_processes_that_are_spawned_not_forked_keep_the_same_promise(tmp_path: Path) -> None:
-    plan = Plan(SEED, 4, writers=2, threads=2, readers=1, snapshots=True, start_method="spawn")
+    plan = KillPlan(SEED, 4, writers=2, threads=2, readers=1, snapshots=True, start_method="spawn")
     kill_at_random(config_of("sqlite", "relaxed", tmp_path), plan)
 
 
@@ -96,19 +96,19 @@ def holes(fault: str, folder: Path) -> dict[str, object]:
 
 
 def test_an_engine_of_a_stranger_without_a_hole_passes(tmp_path: Path) -> None:
-    kill_at_random(holes("Sound", tmp_path), Plan(SEED, 24, writers=3, threads=2, readers=1))
+    kill_at_random(holes("Sound", tmp_path), KillPlan(SEED, 24, writers=3, threads=2, readers=1))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_engine_with_a_hole_is_found_out(fault: str, tmp_path: Path) -> None:
-    told, writers, readers = FAULTS[fault]
+    message, writers, readers = FAULTS[fault]
     others = []
     for attempt in range(3):
-        plan = Plan(SEED + attempt, 400, writers=writers, threads=2, readers=readers, patience_s=5.0)
+        plan = KillPlan(SEED + attempt, 400, writers=writers, threads=2, readers=readers, patience_s=5.0)
         with pytest.raises(ChildError) as found:
             kill_at_random(holes(fault, tmp_path / f"{attempt}"), plan)
-        if re.search(told, str(found.value)):
+        if re.search(message, str(found.value)):
             return
         # Another process may have met the same fault differently, and reported it first.
         others.append(str(found.value))
-    pytest.fail(f"found out each time, but never by {told!r}: {others}")
+    pytest.fail(f"found out each time, but never by {message!r}: {others}")

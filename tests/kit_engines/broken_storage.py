@@ -188,7 +188,7 @@ class ForgetsToWriteWhenClosed(Sound):
 
 
 class SwapsWithoutALock(Sound):
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         if self.read(key) != old:
             return False
         time.sleep(0)
@@ -200,8 +200,8 @@ class SwapsWithoutALock(Sound):
 
 
 class SwapsWhateverIsThere(Sound):
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
-        return super().swap(key, self.read(key), new)
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        return super().compare_and_write(key, self.read(key), new)
 
 
 class IteratesOverTheLiveDict(Sound):
@@ -283,7 +283,7 @@ class KeepsItsLockInAForkedChild(Sound):
             time.sleep(0.0005)
             super().write(key, data)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         with self.lock:
             time.sleep(0.0005)
             if self.read(key) != old:
@@ -420,9 +420,9 @@ class LosesANestedWrite(Sound):
         with self.lock:
             return super().delete(key)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         with self.lock:
-            return super().swap(key, old, new)
+            return super().compare_and_write(key, old, new)
 
 
 class DeadlocksInAFinalizer(Sound):

@@ -11,7 +11,7 @@ import pytest
 
 import hutch
 from hutch.testing import StorageSuite
-from hutch.testing.run import PromiseResult, run_check
+from hutch.testing.run import PromiseResult, run_conformance
 
 ENGINES = Path(__file__).parents[1] / "kit_engines"
 JOURNAL = Path(__file__).parents[2] / "examples" / "engine_package" / "src" / "hutch_journal"
@@ -27,7 +27,7 @@ def broken(fault: str) -> dict[str, Any]:
 def check(target: str, config: object = None, *only: str) -> dict[str, PromiseResult]:
     """Return outcomes by promise, of the tests called `only`, or of all."""
     skipped = [name for name in dir(StorageSuite) if name.startswith("test_") and name not in only] if only else []
-    return {result.promise: result for result in run_check(target, config, skip=skipped)}
+    return {result.promise: result for result in run_conformance(target, config, skip=skipped)}
 
 
 def failures(results: dict[str, PromiseResult]) -> list[str]:
@@ -49,7 +49,7 @@ def test_a_broken_engine_fails_the_promise_that_it_breaks_and_no_unrelated_one()
         name for name in dir(StorageSuite) if any(word in name for word in ("_handler_", "_finalizer_", "_point_"))
     ]
     results = {
-        one.promise: one for one in run_check(str(ENGINES / "broken.plug"), broken("LeavesAThread"), skip=related)
+        one.promise: one for one in run_conformance(str(ENGINES / "broken.plug"), broken("LeavesAThread"), skip=related)
     }
     [failed] = failures(results)
     assert failed.startswith("Opening and closing again and again leaves no thread and no open file behind.")
@@ -85,15 +85,15 @@ FAULTS = {
 }
 
 
-def the_only_test(fault: str, told: str) -> PromiseResult:
+def the_only_test(fault: str, message: str) -> PromiseResult:
     """Return the result of the promise whose text starts with `told`, on the engine with this fault."""
     [name] = [
         name
         for name in dir(StorageSuite)
-        if name.startswith("test_") and str(getattr(StorageSuite, name).__doc__).startswith(told)
+        if name.startswith("test_") and str(getattr(StorageSuite, name).__doc__).startswith(message)
     ]
     [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
-    assert result.promise.startswith(told)
+    assert result.promise.startswith(message)
     return result
 
 
@@ -141,7 +141,7 @@ def test_an_engine_that_takes_the_interpreter_down_costs_one_promise(few_signals
     assert len(results) > 100
 
 
-# --- what run_check takes, and what it refuses ---
+# --- what run_conformance takes, and what it refuses ---
 
 FIRST = "test_set_then_get_gives_the_value"
 
@@ -160,7 +160,7 @@ def test_a_plugin_is_found_by_name_by_file_and_by_folder(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("target", "error", "told"),
+    ("target", "error", "message"),
     [
         ("no such plugin", hutch.PluginNotFoundError, "no storage plugin"),
         ("missing.plug", hutch.PluginNotFoundError, "no such file"),
@@ -172,7 +172,7 @@ def test_a_plugin_is_found_by_name_by_file_and_by_folder(tmp_path: Path, monkeyp
     ],
 )
 def test_a_target_that_cannot_be_checked_is_an_error_that_says_why(
-    target: str, error: type[Exception], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if target == "broken.plug":
         (tmp_path / target).write_text("not a descriptor")
@@ -180,7 +180,7 @@ def test_a_target_that_cannot_be_checked_is_an_error_that_says_why(
         (tmp_path / target).write_text("[Core]\nName = Raises\nModule = raises_storage\n")
         (tmp_path / "raises_storage.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         check(target, None, FIRST)
 
 
@@ -230,6 +230,6 @@ def test_nothing_of_the_callers_pytest_reaches_the_check(tmp_path: Path, monkeyp
 
 
 def test_a_check_that_is_abandoned_ends() -> None:
-    results = run_check("memory")
+    results = run_conformance("memory")
     assert next(results).outcome == "passed"
     results.close()  # the fixture `no_leaks` sees that nothing is left

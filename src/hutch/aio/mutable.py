@@ -10,7 +10,7 @@ from typing import Any
 import hutch
 
 from ..keylocks import current_owner
-from ..limits import check_function
+from ..limits import validate_function
 from ..workers import Calls
 from ..workers.call import Call
 from .habits import Opened
@@ -19,7 +19,7 @@ from .ticket import TaskTicket
 
 async def modify(handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any) -> Any:
     """Modify `key` in a thread once this task holds it, and return the new value."""
-    check_function(fn, key)
+    validate_function(fn, key)
     storage = handle._store
     # Not handle.modify: it would wait, in the thread, for the key that the task holds.
     call: Call[Any] = calls.prepare(storage.modify, keys=(key,))
@@ -82,7 +82,7 @@ class Mutable(Opened):
                 f"namespace {self._handle.namespace!r} was closed inside mutable({key!r}); nothing was written"
             )
         await calls.until_answered((key,))
-        call = self._ticket.call = calls.prepare(storage.set_if_unchanged, key, self._token, self._value, keys=(key,))
+        call = self._ticket.call = calls.prepare(storage.compare_and_swap, key, self._token, self._value, keys=(key,))
         if not await calls.run(call):
             raise hutch.ConflictError(
                 f"key {key!r} of namespace {self._handle.namespace!r} was changed by someone else inside mutable(); "

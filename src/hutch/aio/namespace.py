@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 import hutch
 
-from ..limits import check_key
+from ..limits import validate_key
 from ..workers import Calls
 from .habits import Iteration, SyncHabits
 from .mutable import Mutable, modify
@@ -198,7 +198,7 @@ class Namespace(SyncHabits):
         Raises ConflictError at once where the task would wait for itself, and StorageTimeoutError if other tasks held
         the key for too long (`wait_s` of the engine, else 60 s).
         """
-        return await modify(self._handle, self._calls, check_key(key), fn, default)
+        return await modify(self._handle, self._calls, validate_key(key), fn, default)
 
     def mutable(self, key: str, default: Any = None) -> Mutable:
         """Read a value, let the block change it in place, write it back: ``async with core.mutable("k", {}) as v``.
@@ -207,7 +207,7 @@ class Namespace(SyncHabits):
         between, this raises ConflictError and writes nothing. A block that raises or is cancelled writes nothing. A
         missing key starts from a copy of `default`. Raises what `modify` raises where tasks would wait for each other.
         """
-        return Mutable(self._handle, self._calls, check_key(key), default)
+        return Mutable(self._handle, self._calls, validate_key(key), default)
 
     # --- inside ---
 

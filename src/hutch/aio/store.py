@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
@@ -139,6 +140,12 @@ class Store(StoreHabits):
     async def stats(self) -> dict[str, object]:
         """Return the engine's figures, meant for people."""
         return await self._calls.read(self._store.stats)
+
+    async def verify(
+        self, *, repair: bool = False, salvage: str | os.PathLike[str] | None = None
+    ) -> list[hutch.Finding]:
+        """Read everything in the store and return each problem; see `hutch.verify`."""
+        return await self._calls.read(lambda: list(self._store.verify(repair=repair, salvage=salvage)))
 
     async def close(self) -> None:
         """Close the engine when all running calls are done; namespaces still open are closed with a ResourceWarning.

@@ -36,7 +36,7 @@ class TaskTicket(Ticket):
 
     async def wait_turn(self, wait_s: float) -> None:
         """Wait until the ticket holds its key, at most `wait_s` seconds. Raises what `wait` raises."""
-        if self.check():
+        if self.is_first():
             return
         until_s = time.monotonic() + wait_s
         try:
@@ -45,7 +45,7 @@ class TaskTicket(Ticket):
                 waiter: asyncio.Future[None] = self._loop.create_future()
                 # Set before checking, so that no release is missed.
                 self.wake = partial(_wake, self._loop, waiter)
-                if self.check():
+                if self.is_first():
                     return
                 holder = self.holder()
                 if isinstance(holder, TaskTicket) and holder._is_dead():

@@ -135,7 +135,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             # The frame has more parts, or was replaced while being read on an engine without snapshots.
             keys = wanted
         raise hutch.CorruptValueError(
-            f"the pixels of the frame {_told(data_coordinates)} of dataset {self.name!r} do not fit its shape"
+            f"the pixels of the frame {_shown(data_coordinates)} of dataset {self.name!r} do not fit its shape"
         )
 
     def get_metadata(self, data_coordinates: Coordinates) -> Any:
@@ -160,7 +160,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         if not self._is_writable:
             raise hutch.StoreNotOpenError(
                 f"dataset {self.name!r} is finished, or was opened for reading; "
-                f"open it again with mode='a' to store the frame {_told(data_coordinates)}"
+                f"open it again with mode='a' to store the frame {_shown(data_coordinates)}"
             )
         axes = _axes(data_coordinates)
         named = _text(axes)
@@ -226,11 +226,11 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         return FileNotFoundError(f"there is no dataset {self.name!r} in this store")
 
     def _missing(self, coordinates: Coordinates) -> KeyError:
-        return KeyError(f"dataset {self.name!r} has no frame {_told(coordinates)}")
+        return KeyError(f"dataset {self.name!r} has no frame {_shown(coordinates)}")
 
     def _foreign(self, coordinates: Coordinates) -> hutch.CorruptValueError:
         return hutch.CorruptValueError(
-            f"what is stored for the frame {_told(coordinates)} of dataset {self.name!r} is not a frame of this bridge"
+            f"what is stored for the frame {_shown(coordinates)} of dataset {self.name!r} is not a frame of this bridge"
         )
 
     def _emptied(self, named: str, size_bytes: int) -> dict[str, bytes]:
@@ -342,7 +342,7 @@ def _plain_or_refused(metadata: Any) -> Any:
     try:
         return _plain(metadata)
     except RecursionError:
-        raise hutch.ValueTypeError("the metadata is nested too deep, or holds itself; flatten it") from None
+        raise hutch.ValueTypeError("the metadata is nested too deep or refers to itself; flatten it") from None
 
 
 def _plain(value: Any) -> Any:
@@ -358,5 +358,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _told(coordinates: Coordinates) -> str:
+def _shown(coordinates: Coordinates) -> str:
     return str(dict(coordinates))

@@ -110,9 +110,9 @@ def storage_options(command: _Command) -> _Command:
     return command
 
 
-def not_there(told: str) -> int:
+def not_there(message: str) -> int:
     """Print that something is missing or wrong. Returns the exit code, 1."""
-    click.echo(f"hutch: {printable(told)}", err=True)
+    click.echo(f"hutch: {printable(message)}", err=True)
     return 1
 
 

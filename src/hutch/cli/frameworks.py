@@ -13,7 +13,7 @@ import click
 from .. import StoreError, transfer
 from .app import Call, hutch, not_there, pass_call, storage_options
 from .output import printable
-from .transfer import report, show_progress, show_verified, told_to_run_again
+from .transfer import hint_to_run_again, report, show_progress, show_verified
 
 #: Each format, and what PATH is for it.
 _FORMATS = {
@@ -32,10 +32,10 @@ _MODULES = {
 _HELP = "\n".join(["\b", "FORMAT and what PATH is:", *(f"  {name:14} {path}" for name, path in _FORMATS.items())])
 _CARRIED = """
 
-What only the bot can load, such as its identifiers, moves as the pickle it is where the store's codec is carry:
+What only the bot can load, such as its identifiers, moves as the pickle it is where the store's codec is passthrough:
 
 \b
-  -s 'lmdb:///srv/bot/state?codec=carry'
+  -s 'lmdb:///srv/bot/state?codec=passthrough'
 """
 _format = click.argument("format_name", metavar="FORMAT", type=click.Choice(list(_FORMATS)))
 
@@ -54,10 +54,10 @@ def import_files(call: Call, format_name: str, path: Path) -> int:
     """
     files = _module(format_name)
     with call.connect() as store, _with_a_name(path):
-        if hasattr(files, "check"):
+        if hasattr(files, "validate_names"):
             # Refuses to replace different data of the same name.
-            files.check(store, path)
-        with told_to_run_again(), show_progress() as progress:
+            files.validate_names(store, path)
+        with hint_to_run_again(), show_progress() as progress:
             done = transfer.copy_items(files.read(path), store, progress=progress)
         report("imported", done)
         if not done.namespaces:

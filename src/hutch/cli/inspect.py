@@ -1,4 +1,4 @@
-"""stats, plugins, check, check-data: inspect a store and its plugins, verify integrity and test conformance."""
+"""stats, plugins, check, test-plugin: inspect a store and its plugins, verify integrity, test conformance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .. import ConfigError, Discovery, Finding, PluginLoadError, check_data, find_plugins
+from .. import ConfigError, Discovery, Finding, PluginLoadError, find_plugins, verify
 from ..config import read_config
 from ..discovery.load import load_factory
 from ..errors import redact
@@ -108,25 +108,25 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
         yield _Listed(broken.name or "", "broken", str(broken.path), redact(broken.reason), False)
 
 
-@hutch.command()
+@hutch.command("test-plugin")
 @click.argument("target", metavar="PATH_OR_NAME")
 @storage_options
 @json_option
 @pass_call
-def check(call: Call, target: str, as_json: bool) -> int:
+def run_kit(call: Call, target: str, as_json: bool) -> int:
     """Test a plugin with the conformance kit.
 
     PATH_OR_NAME is the plugin's name, its .plug file, or the folder of that file. Prints one line
     per promise. -s or -c gives the plugin its options; without them it gets a temporary folder.
     """
     try:
-        from ..testing.run import run_check
+        from ..testing.run import run_conformance
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("pytest", "hypothesis"):
             raise
         raise click.UsageError('the conformance kit needs more packages: pip install "hutch[testing]"') from error
     outcomes: Counter[str] = Counter()
-    for result in run_check(target, call.config_form()):
+    for result in run_conformance(target, call.config_form()):
         outcomes[result.outcome] += 1
         if as_json:
             print_json({"promise": result.promise, "outcome": result.outcome, "detail": result.detail})
@@ -137,7 +137,7 @@ def check(call: Call, target: str, as_json: bool) -> int:
         click.echo(", ".join(f"{outcomes[outcome]:,} {outcome}" for outcome in ("passed", "failed", "skipped")))
     if outcomes["failed"]:
         return 1
-    return 0 if outcomes["passed"] else not_there("nothing was checked")
+    return 0 if outcomes["passed"] else not_there("no promise was tested")
 
 
 def _print_promise(outcome: str, promise: str, detail: str) -> None:
@@ -149,48 +149,48 @@ def _print_promise(outcome: str, promise: str, detail: str) -> None:
             click.echo(f"        {printable(line)}")
 
 
-@hutch.command("check-data")
-@click.option("--fix", is_flag=True, help="Repair what can be repaired without losing anything.")
+@hutch.command()
+@click.option("--repair", is_flag=True, help="Repair what can be repaired without losing anything.")
 @click.option(
     "--salvage",
     metavar="FILE",
-    help="Move values that are damaged out of the store into FILE, which must not be there.",
+    help="Move values that are damaged out of the store into FILE, a new file.",
 )
 @storage_options
 @json_option
 @pass_call
-def check_data_(call: Call, fix: bool, salvage: str | None, as_json: bool) -> int:
+def check(call: Call, repair: bool, salvage: str | None, as_json: bool) -> int:
     """Verify the integrity of the store.
 
-    Reads everything and prints one line per finding. Nothing is changed without --fix or
+    Reads everything and prints one line per finding. Nothing is changed without --repair or
     --salvage. The store may be in use.
     """
     form = call.config_form()
     call.import_modules()
     found = Counter[bool]()
-    for finding in check_data(form, fix=fix, salvage=salvage):
-        found[finding.fixed] += 1
+    for finding in verify(form, repair=repair, salvage=salvage):
+        found[finding.repaired] += 1
         if as_json:
             print_json(
                 {
                     "kind": finding.kind,
                     "namespace": finding.namespace,
                     "key": finding.key,
-                    "told": finding.told,
-                    "fixed": finding.fixed,
+                    "message": finding.message,
+                    "repaired": finding.repaired,
                 }
             )
         else:
             print_line(_sentence(finding))
         sys.stdout.flush()
     if not as_json:
-        click.echo(f"{found.total():,} found, {found[True]:,} of them mended" if found else "nothing wrong was found")
+        click.echo(f"{found.total():,} found, {found[True]:,} of them repaired" if found else "nothing wrong was found")
     return 1 if found[False] else 0
 
 
 def _sentence(finding: Finding) -> str:
     where = [f"namespace {finding.namespace!r}"] if finding.namespace is not None else []
     where += [f"key {finding.key!r}"] if finding.key is not None else []
-    return ": ".join([finding.kind, *([", ".join(where)] if where else []), finding.told]) + (
-        " (mended)" if finding.fixed else ""
+    return ": ".join([finding.kind, *([", ".join(where)] if where else []), finding.message]) + (
+        " (repaired)" if finding.repaired else ""
     )

@@ -80,29 +80,29 @@ def _end(error: BaseException, call: Call) -> int:
     if isinstance(error, KeyboardInterrupt | click.Abort) and threading.current_thread() is threading.main_thread():
         # A second Ctrl-C must not interrupt the shutdown.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    code, told = _judge(error)
+    code, message = _judge(error)
     try:
         sys.stdout.flush()
     except OSError:
         _abandon_output()
     if call.debug and not isinstance(error, click.ClickException):
         _tell(_traceback(error))
-    _tell(f"hutch: {printable(redact(told))}")
+    _tell(f"hutch: {printable(redact(message))}")
     return code
 
 
 def _traceback(error: BaseException) -> str:
     """Return the printable tracebacks of `error` and its causes, without error texts that may quote a value."""
-    told: list[str] = []
+    parts: list[str] = []
     following: BaseException | None = error
     seen: set[int] = set()
     while following is not None and id(following) not in seen:
         seen.add(id(following))
         lines = ["Traceback (most recent call last):\n", *traceback.format_tb(following.__traceback__)]
-        told.append("".join(lines) + _described(following))
+        parts.append("".join(lines) + _described(following))
         suppressed = following.__suppress_context__ or following.__cause__ is not None
         following = following.__cause__ if suppressed else following.__context__
-    text = redact("\n\nThis led to:\n\n".join(reversed(told)))
+    text = redact("\n\nThis led to:\n\n".join(reversed(parts)))
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -120,18 +120,20 @@ def _judge(error: BaseException) -> tuple[int, str]:
         return _USAGE, f"{' '.join(error.format_message().split()).rstrip('.')}. See {command} --help"
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _INTERRUPTED, "interrupted"
-    told = str(error) or type(error).__name__
+    message = str(error) or type(error).__name__
     if isinstance(error, _USAGE_ERRORS):
-        return _USAGE, told
+        return _USAGE, message
     if isinstance(error, CorruptValueError | ValueTypeError):
         hint = (
-            ". On the command line: hutch --import MODULE, the one that registers it" if "register_type" in told else ""
+            ". On the command line: hutch --import MODULE, the one that registers it"
+            if "register_type" in message
+            else ""
         )
-        return _UNREADABLE, told + hint
+        return _UNREADABLE, message + hint
     if isinstance(error, StoreError):
-        return _STORAGE, told
+        return _STORAGE, message
     if isinstance(error, OSError):
-        return _STORAGE, f"{error.filename or 'input or output failed'}: {error.strerror or told}"
+        return _STORAGE, f"{error.filename or 'input or output failed'}: {error.strerror or message}"
     return _STORAGE, f"unexpected {type(error).__name__}. HUTCH_DEBUG=1 shows where; please report it"
 
 

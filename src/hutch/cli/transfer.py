@@ -55,7 +55,7 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     FILE is the output of `dump`; by default, or with "-", standard input. Values of existing keys
     are replaced, nothing is removed. After an interruption, run it again.
     """
-    with _opened(file) as lines, call.connect() as store, told_to_run_again(), show_progress() as progress:
+    with _opened(file) as lines, call.connect() as store, hint_to_run_again(), show_progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
     report("loaded", done)
     return _nothing_fits(globs) if globs and not done.namespaces else 0
@@ -77,7 +77,7 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")
     call.import_modules()
     with connect(source) as origin, connect(target) as store:
-        with told_to_run_again(), show_progress() as progress:
+        with hint_to_run_again(), show_progress() as progress:
             done = transfer.copy(origin, store, globs or None, progress=progress)
         report("copied", done)
         if globs and not done.namespaces:
@@ -114,7 +114,7 @@ def _nothing_fits(globs: tuple[str, ...]) -> int:
 
 
 @contextmanager
-def told_to_run_again() -> Iterator[None]:
+def hint_to_run_again() -> Iterator[None]:
     """Print, if the user interrupts the block, that running the command again continues it."""
     try:
         yield

@@ -19,8 +19,8 @@ from ..errors import CorruptValueError
 RESIDUE = 0x2144DF1C
 
 #: Header bytes. 0x92 is itself MessagePack (an array of two), so a typed frame is one valid MessagePack document.
-TYPED, JSON, PICKLE, SIGNED_PICKLE = 0x92, 0x4A, 0x50, 0x53
-_NAMES = {TYPED: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
+MSGPACK, JSON, PICKLE, SIGNED_PICKLE = 0x92, 0x4A, 0x50, 0x53
+_NAMES = {MSGPACK: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
 _SHORTEST = 6
 # The types that an engine may return for stored bytes.
 BYTES = (bytes, bytearray, memoryview)
@@ -28,26 +28,25 @@ BYTES = (bytes, bytearray, memoryview)
 pack_checksum = Struct("<I").pack
 
 
-def seal(header_and_body: bytes, seed: int = 0) -> bytes:
+def seal(header_and_body: bytes, key_crc: int = 0) -> bytes:
     """Return the frame: `header_and_body` followed by its checksum."""
-    return header_and_body + pack_checksum(crc32(header_and_body, seed))
+    return header_and_body + pack_checksum(crc32(header_and_body, key_crc))
 
 
-def check(frame: bytes, seed: int = 0) -> int:
+def verify(frame: bytes, key_crc: int = 0) -> int:
     """Validate `frame` and return its header byte. Raises CorruptValueError if it is damaged or of an unknown kind.
 
-    The checksum must match the key CRC `seed`, or cover no key at all, because hutch 0.1.0 wrote only such frames.
+    The checksum must match `key_crc`, or cover no key at all, because hutch 0.1.0 wrote only such frames.
     """
     if not isinstance(frame, BYTES):  # one flipped bit in a SQLite file turns bytes into text
-        raise CorruptValueError(f"a {type(frame).__name__} is stored, and no bytes; it was damaged or is foreign")
+        raise CorruptValueError(f"a {type(frame).__name__} is stored, not bytes; damaged or not written by hutch")
     if len(frame) < _SHORTEST:
         raise CorruptValueError(
-            f"only {len(frame)} bytes are stored, fewer than any value has; it was cut off or is foreign"
+            f"only {len(frame)} bytes are stored, fewer than any value has; it is truncated or was not written by hutch"
         )
-    if crc32(frame, seed) != RESIDUE and crc32(frame) != RESIDUE:
+    if crc32(frame, key_crc) != RESIDUE and crc32(frame) != RESIDUE:
         raise CorruptValueError(
-            "its checksum does not fit; it was damaged, belongs to another key, or was written by something other "
-            "than hutch"
+            "its checksum does not match; it was damaged, belongs to another key, or was not written by hutch"
         )
     if frame[0] not in _NAMES:
         raise CorruptValueError(f"header byte 0x{frame[0]:02x} is unknown; a newer hutch may have written it")
@@ -56,8 +55,9 @@ def check(frame: bytes, seed: int = 0) -> int:
 
 def wrong_codec(header: int, reader: str) -> CorruptValueError:
     """Return the error for a frame that the configured codec must not read."""
-    carry = ", or to carry, which moves a pickle and does not load it" if header in (PICKLE, SIGNED_PICKLE) else ""
+    pickles = header in (PICKLE, SIGNED_PICKLE)
+    advice = ", or to passthrough, which moves a pickle without loading it" if pickles else ""
     return CorruptValueError(
         f"it was written with the {_NAMES[header]} codec, which the configured {reader} codec does not read; "
-        f"set CODEC to the codec that wrote it{carry}"
+        f"set CODEC to the codec that wrote it{advice}"
     )

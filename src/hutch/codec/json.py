@@ -26,12 +26,12 @@ class JsonCodec:
     """
 
     __slots__ = ()
-    binds_keys = True
+    checksum_covers_key = True
 
-    def encode(self, value: object, seed: int = 0, /) -> bytes:
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
         """Return the frame of `value`. Raises ValueTypeError if JSON would change the value."""
         try:
-            _check(value, "the value", 0)
+            _validate(value, "the value", 0)
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         except RecursionError as error:
             if raised_by_handler(error):
@@ -39,17 +39,17 @@ class JsonCodec:
             raise ValueTypeError(
                 "the value is nested too deep for what the caller left of Python's stack; flatten it"
             ) from error
-        return frame.seal(_HEADER + text.encode(), seed)
+        return frame.seal(_HEADER + text.encode(), key_crc)
 
-    def decode(self, data: bytes, seed: int = 0, /) -> Any:
+    def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
         """Return the value in a frame of the json or msgpack codec. Raises CorruptValueError for any other `data`."""
-        header = frame.check(data, seed)
+        header = frame.verify(data, key_crc)
         if header == frame.JSON:
             return decode_body(data)
-        if header == frame.TYPED:
-            from .msgpack import TypedCodec
+        if header == frame.MSGPACK:
+            from .msgpack import MsgpackCodec
 
-            return TypedCodec().decode(data, seed)
+            return MsgpackCodec().decode(data, key_crc)
         raise frame.wrong_codec(header, "json")
 
 
@@ -77,7 +77,7 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
-def _check(value: Any, where: str, depth: int) -> None:
+def _validate(value: Any, where: str, depth: int) -> None:
     kind = type(value)
     if kind is float:
         if not math.isfinite(value):
@@ -95,7 +95,9 @@ def _check(value: Any, where: str, depth: int) -> None:
             )
     elif kind is list or kind is dict:
         if depth > _MAX_DEPTH:
-            raise ValueTypeError(f"{where[:80]}… is nested more than {_MAX_DEPTH} deep, or holds itself; flatten it")
+            raise ValueTypeError(
+                f"{where[:80]}… is nested more than {_MAX_DEPTH} levels deep or refers to itself; flatten it"
+            )
         for key, item in enumerate(value) if kind is list else value.items():
             if kind is dict:
                 if type(key) is not str:
@@ -103,8 +105,8 @@ def _check(value: Any, where: str, depth: int) -> None:
                         f"a key of {where} is a {type(key).__name__}, which JSON would turn into text; convert it "
                         "with str(), or use the default codec (msgpack)"
                     )
-                _check(key, f"a key of {where}", depth)
-            _check(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
+                _validate(key, f"a key of {where}", depth)
+            _validate(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
     elif value is not None and kind is not bool:
         raise ValueTypeError(
             f"{where} is a {kind.__name__}, which JSON would change or cannot express; convert it, or use the "

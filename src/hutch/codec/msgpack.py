@@ -34,7 +34,7 @@ _NESTED = frozenset({list, tuple, dict})
 _LARGE_BYTES, _LARGE_HEADER = 1 << 16, b"\x92\xc6"
 
 
-class TypedCodec:
+class MsgpackCodec:
     """The codec for ``0x92 | msgpack(value) | 0xce | crc32``: one MessagePack array of the value and a checksum.
 
     The fast path is ormsgpack's encoder, which passes every type that MessagePack cannot tell apart to a hook. What
@@ -44,12 +44,12 @@ class TypedCodec:
 
     __slots__ = ()
     #: Every method takes the key CRC as `seed`, from which the checksum continues; see frame.py.
-    binds_keys = True
+    checksum_covers_key = True
 
-    def encode(self, value: object, seed: int = 0, /) -> bytes:
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
         """Return the frame of `value`. Raises ValueTypeError if it would not come back equal and of identical type."""
         if type(value) is bytes and len(value) >= _LARGE_BYTES:
-            return _large_frame(value, seed)
+            return _large_frame(value, key_crc)
         try:
             packed = _packb([value, _U32], encode_ext, OPTIONS)
         except (TypeError, ValueError, RecursionError) as error:
@@ -70,12 +70,12 @@ class TypedCodec:
             finally:
                 raised = None  # breaks a cycle: its traceback refers to this stack frame
         packed = packed[:-4]
-        return packed + _pack_checksum(crc32(packed, seed))
+        return packed + _pack_checksum(crc32(packed, key_crc))
 
-    def decode(self, data: bytes, seed: int = 0, /) -> Any:
+    def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
         """Return the value in a frame of the msgpack or json codec. Raises CorruptValueError for any other `data`."""
         try:
-            if crc32(data, seed) == _RESIDUE and data[0] == 0x92:
+            if crc32(data, key_crc) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
         except (TypeError, IndexError, ValueError, RecursionError) as error:
             traceback, raised = error.__traceback__, per_thread.raised
@@ -85,17 +85,17 @@ class TypedCodec:
             if raised is not None:
                 failure, per_thread.raised = raised
         else:
-            return self._decode_other(data, seed)
+            return self._decode_other(data, key_crc)
         try:
-            frame.check(data, seed)
+            frame.verify(data, key_crc)
             raise _undecodable(failure)
         finally:
             del failure
 
-    def _decode_other(self, data: bytes, seed: int) -> Any:
+    def _decode_other(self, data: bytes, key_crc: int) -> Any:
         """Return the value of a json frame, or of one whose checksum covers no key. Raises CorruptValueError."""
-        header = frame.check(data, seed)
-        if header == frame.TYPED:  # its checksum covers no key
+        header = frame.verify(data, key_crc)
+        if header == frame.MSGPACK:  # its checksum covers no key
             return self.decode(data)
         if header == frame.JSON:
             from .json import decode_body
@@ -123,15 +123,15 @@ class TypedCodec:
         finally:
             del failure
 
-    def encode_many(self, values: Sequence[object], seeds: Sequence[int]) -> list[bytes]:
+    def encode_many(self, values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes]:
         """Return ``list(map(encode, values, seeds))``, in four fifths of the time. Raises as `encode` does."""
-        frames = list(map(self.encode, values[:1], seeds[:1]))
+        frames = list(map(self.encode, values[:1], key_crcs[:1]))
         if (
             frames and len(frames[0]) >= _LARGE_BYTES
         ):  # the others likely are too; packed together they are copied twice
-            return frames + list(map(self.encode, values[1:], seeds[1:]))
+            return frames + list(map(self.encode, values[1:], key_crcs[1:]))
         while (done := len(frames)) < len(values):
-            batch, theirs = values[done : done + _TOGETHER], seeds[done : done + _TOGETHER]
+            batch, theirs = values[done : done + _TOGETHER], key_crcs[done : done + _TOGETHER]
             has_large = bytes in map(type, batch) and any(
                 type(value) is bytes and len(value) >= _LARGE_BYTES for value in batch
             )
@@ -139,18 +139,18 @@ class TypedCodec:
             frames += map(self.encode, batch, theirs) if found is None else found
         return frames
 
-    def decode_many(self, frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
+    def decode_many(self, frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any]:
         """Return ``list(map(decode, frames, seeds))``, a little faster. Raises as `decode` does."""
         try:
-            values = _decode_intact(frames, seeds)
+            values = _decode_intact(frames, key_crcs)
             if len(values) == len(frames):
                 return values
         except CorruptValueError:
             pass
-        return list(map(self.decode, frames, seeds))  # raises at the first unreadable frame, with the exact reason
+        return list(map(self.decode, frames, key_crcs))  # raises at the first unreadable frame, with the exact reason
 
     @staticmethod
-    def _encode_together(values: Sequence[object], seeds: Sequence[int]) -> list[bytes] | None:
+    def _encode_together(values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes] | None:
         """Return the frames of a few values, packed in one call; None if one of them must be encoded on its own.
 
         Each is packed with the same random number in place of its checksum; the result is split at that number.
@@ -174,7 +174,7 @@ class TypedCodec:
             for piece, value in zip(pieces, values, strict=True):
                 if (0xC4 in piece or 0xC5 in piece or 0xC6 in piece) and not _is_plain(value):
                     tag_exactly(value)
-        return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces, seeds))))
+        return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces, key_crcs))))
 
 
 def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> bytes:
@@ -205,7 +205,7 @@ def _tag(value: object) -> Any:
         raise ValueTypeError(f"the value cannot be encoded: {error}") from error
 
 
-def _large_frame(value: bytes, seed: int) -> bytes:
+def _large_frame(value: bytes, key_crc: int) -> bytes:
     """Return the frame of large bytes with one copy of `value` instead of three. Raises ValueTypeError beyond 4 GiB.
 
     For 512 KiB it takes half the time of the general path, most of it for the checksum.
@@ -214,9 +214,9 @@ def _large_frame(value: bytes, seed: int) -> bytes:
         header = _LARGE_HEADER + len(value).to_bytes(4, "big")
     except OverflowError:
         raise ValueTypeError(f"{len(value):,} bytes are more than MessagePack can hold; split them") from None
-    check = crc32(b"\xce", crc32(value, crc32(header, seed)))
+    residue = crc32(b"\xce", crc32(value, crc32(header, key_crc)))
     # 0xce is what _packb writes before a number of four bytes.
-    return b"".join((header, value, b"\xce", _pack_checksum(check)))
+    return b"".join((header, value, b"\xce", _pack_checksum(residue)))
 
 
 def _is_plain(value: object) -> bool:
@@ -234,14 +234,14 @@ def _is_plain(value: object) -> bool:
     return True
 
 
-def _decode_intact(frames: Sequence[bytes], seeds: Sequence[int]) -> list[Any]:
+def _decode_intact(frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any]:
     """Return the values of the intact frames, in order. Raises CorruptValueError if one of them does not decode."""
-    checks = map(crc32, frames, seeds)
+    checks = map(crc32, frames, key_crcs)
     try:
         return [
             _unpackb(data, ext_hook=decode_ext)[0]
-            for data, check in zip(frames, checks, strict=True)
-            if check == _RESIDUE and data[0] == 0x92
+            for data, residue in zip(frames, checks, strict=True)
+            if residue == _RESIDUE and data[0] == 0x92
         ]
     except (TypeError, IndexError, ValueError, RecursionError) as error:
         traceback, raised = error.__traceback__, per_thread.raised

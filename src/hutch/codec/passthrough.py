@@ -1,4 +1,4 @@
-"""The carry codec: move pickles between stores without loading them.
+"""The passthrough codec: move pickles between stores without loading them.
 
 An object whose class is not importable here, such as an identifier of a bot that is not running, cannot be unpickled,
 and so neither read nor copied. This codec reads its pickle as `Pickled` and writes it back byte for byte.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from ..record import Record
-from .msgpack import TypedCodec
+from .msgpack import MsgpackCodec
 from .pickle import PickleCodec
 
 
@@ -25,10 +25,12 @@ class Pickled(Record):
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("it is moved as it is; choose CODEC: carry")  # a pickle of a pickle would be another value
+        raise TypeError(
+            "it is moved as it is; choose CODEC: passthrough"
+        )  # a pickle of a pickle would be another value
 
 
-class CarryCodec(PickleCodec):
+class PassthroughCodec(PickleCodec):
     """The codec that reads a pickle as `Pickled` and writes a `Pickled` as its pickle; it loads and makes no pickle.
 
     Everything else is as in the pickle codec with `prefer_typed`. With a key, it reads only pickles that are signed
@@ -41,14 +43,14 @@ class CarryCodec(PickleCodec):
         super().__init__(key, prefer_typed=True)
 
     def __repr__(self) -> str:
-        return f"CarryCodec({'signed' if self._key else 'unsigned'})"
+        return f"PassthroughCodec({'signed' if self._key else 'unsigned'})"
 
-    def encode(self, value: object, seed: int = 0, /) -> bytes:
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
         """Return the frame of `value`. Raises ValueTypeError unless it is a `Pickled` or the msgpack codec takes it."""
-        return self._sealed(value.body, seed) if type(value) is Pickled else _typed.encode(value, seed)
+        return self._sealed(value.body, key_crc) if type(value) is Pickled else _typed.encode(value, key_crc)
 
     def _load(self, body: bytes) -> Any:
         return Pickled(body)
 
 
-_typed = TypedCodec()
+_typed = MsgpackCodec()

@@ -14,14 +14,14 @@ from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through
 from . import frame
 from .json import decode_body
-from .msgpack import TypedCodec
+from .msgpack import MsgpackCodec
 from .registry import raised_where
 
 _PROTOCOL = 5
 _TAG_BYTES = 32
 # Limits how much of a class name an error quotes: a pickle may name a missing class anything.
 _LONGEST_NAME = 200
-_RUNS_NOTHING = (bytes([frame.TYPED]), bytes([frame.JSON]))
+_RUNS_NOTHING = (bytes([frame.MSGPACK]), bytes([frame.JSON]))
 
 
 class PickleCodec:
@@ -36,21 +36,21 @@ class PickleCodec:
     """
 
     __slots__ = ("_key", "_typed")
-    binds_keys = True
+    checksum_covers_key = True
 
     def __init__(self, key: bytes | None = None, *, prefer_typed: bool = False) -> None:
         self._key = key
-        self._typed = TypedCodec() if prefer_typed else None
+        self._typed = MsgpackCodec() if prefer_typed else None
 
     def __repr__(self) -> str:
         preferred = ", msgpack preferred" if self._typed else ""
         return f"PickleCodec({'signed' if self._key else 'unsigned'}{preferred})"
 
-    def encode(self, value: object, seed: int = 0, /) -> bytes:
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
         """Return the frame of `value`. Raises ValueTypeError if it cannot be pickled."""
         if self._typed is not None:
             try:
-                return self._typed.encode(value, seed)
+                return self._typed.encode(value, key_crc)
             except ValueTypeError:
                 pass  # left to pickle
         try:
@@ -59,21 +59,21 @@ class PickleCodec:
             if passes_through(error):
                 raise
             # Python's own errors name types only; an error raised by a class's methods may quote the value.
-            told = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
-            told = told or type(error).__name__
-            raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {told}") from error
-        return self._sealed(body, seed)
+            message = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
+            message = message or type(error).__name__
+            raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {message}") from error
+        return self._sealed(body, key_crc)
 
-    def _sealed(self, body: bytes, seed: int) -> bytes:
+    def _sealed(self, body: bytes, key_crc: int) -> bytes:
         if self._key is None:
-            return frame.seal(bytes([frame.PICKLE]) + body, seed)
-        return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body, seed)
+            return frame.seal(bytes([frame.PICKLE]) + body, key_crc)
+        return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body, key_crc)
 
-    def decode(self, data: bytes, seed: int = 0, /) -> Any:
+    def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
         """Return the value in the frame `data`. Raises CorruptValueError for a frame that this codec does not read."""
         if self._typed is not None and isinstance(data, frame.BYTES) and data[:1] in _RUNS_NOTHING:
-            return self._typed.decode(data, seed)
-        header = frame.check(data, seed)
+            return self._typed.decode(data, key_crc)
+        header = frame.verify(data, key_crc)
         if self._key is not None:
             if header != frame.SIGNED_PICKLE:
                 raise CorruptValueError("it is not signed, and the configured codec reads only signed values")
@@ -83,8 +83,8 @@ class PickleCodec:
             return self._load(body)
         if header == frame.PICKLE:
             return self._load(data[1:-4])
-        if header == frame.TYPED:
-            return TypedCodec().decode(data, seed)
+        if header == frame.MSGPACK:
+            return MsgpackCodec().decode(data, key_crc)
         if header == frame.JSON:
             return decode_body(data)
         raise CorruptValueError("it is a signed pickle; configure CODEC: {name: pickle, key: ...} with its key")
@@ -98,7 +98,7 @@ class PickleCodec:
             # Only the name of a missing class is shown. Any other error text may quote the value, and so may a
             # traceback that shows it as the cause.
             named = type(error) in (ModuleNotFoundError, AttributeError)
-            told = ascii(str(error)[:_LONGEST_NAME])[1:-1] if named else raised_where(error)
+            message = ascii(str(error)[:_LONGEST_NAME])[1:-1] if named else raised_where(error)
             raise CorruptValueError(
-                f"it cannot be unpickled here: {told}. To copy it all the same, choose CODEC: carry"
+                f"it cannot be unpickled here: {message}. To copy it all the same, choose CODEC: passthrough"
             ) from None

@@ -8,12 +8,12 @@ from typing import Any
 from ..contract import Codec
 from ..errors import ConfigError, nearest
 
-_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer"), "carry": ("key",)}
+_OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer"), "passthrough": ("key",)}
 _SHORTEST_KEY_BYTES = 16
 
 
 def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
-    """Return the codec `name`: msgpack, json, pickle or carry. Raises ConfigError for another name or a bad option."""
+    """Return the built-in codec `name`. Raises ConfigError for another name or a bad option."""
     if name not in _OPTIONS:
         raise ConfigError(f"CODEC: no codec is called {name!r}.{nearest(name, _OPTIONS)} Choose {', '.join(_OPTIONS)}")
     unknown = [option for option in options if option not in _OPTIONS[name]]
@@ -21,9 +21,9 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
         known = ", ".join(_OPTIONS[name]) or "no options"
         raise ConfigError(f"CODEC: {name} has no option {unknown[0]!r}; it takes {known}")
     if name == "msgpack":
-        from .msgpack import TypedCodec
+        from .msgpack import MsgpackCodec
 
-        return TypedCodec()
+        return MsgpackCodec()
     if name == "json":
         from .json import JsonCodec
 
@@ -31,10 +31,10 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
     from .pickle import PickleCodec
 
     key = _key(options.get("key"))
-    if name == "carry":
-        from .passthrough import CarryCodec
+    if name == "passthrough":
+        from .passthrough import PassthroughCodec
 
-        return CarryCodec(key)
+        return PassthroughCodec(key)
     prefer = options.get("prefer")
     if prefer not in (None, "msgpack"):
         raise ConfigError(

@@ -132,8 +132,8 @@ def _state(known: registry.Registration, value: Any) -> Any:
     except Exception as error:
         if isinstance(error, ValueTypeError) or passes_through(error):
             raise
-        told = f"it is or holds a {known.name} whose registered encode raised {registry.raised_where(error)}"
-        raise ValueTypeError(told) from None
+        message = f"it is or holds a {known.name} whose registered encode raised {registry.raised_where(error)}"
+        raise ValueTypeError(message) from None
 
 
 def _tag_text(text: str) -> Any:
@@ -192,7 +192,7 @@ def _fraction(value: Fraction) -> Any:
 
 
 def _too_deep() -> ValueTypeError:
-    return ValueTypeError(f"it is nested more than {MAX_DEPTH} deep, or holds itself; flatten it")
+    return ValueTypeError(f"it is nested more than {MAX_DEPTH} levels deep or refers to itself; flatten it")
 
 
 _windows_here = issubclass(type(Path()), PureWindowsPath)

@@ -46,7 +46,9 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
     if kind in _ATOMS:
         return value
     if depth > MAX_DEPTH:
-        raise ValueTypeError(f"{where[:80]}… is nested more than {MAX_DEPTH} deep, or holds itself; flatten it")
+        raise ValueTypeError(
+            f"{where[:80]}… is nested more than {MAX_DEPTH} levels deep or refers to itself; flatten it"
+        )
     if kind is list:
         return [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
     if kind is dict:
@@ -127,8 +129,8 @@ def _refusal(kind: type, where: str) -> ValueTypeError:
 
     if kind is Pickled:
         return ValueTypeError(
-            f"{where} is an object that is carried as its pickle, which this codec does not take. Choose CODEC: carry, "
-            "or put ?codec=carry behind the store's URL (&codec=carry if it has options already)"
+            f"{where} is an object that is carried as its pickle, which this codec does not take. Choose CODEC: "
+            "passthrough, or put ?codec=passthrough (&codec=passthrough after other options) behind the store's URL"
         )
     if kind in (bytearray, memoryview):
         way_out = "Convert it with bytes()."

@@ -80,9 +80,9 @@ def _check_layers(config: StoreConfig) -> None:
     rules = [(f"NAMESPACES.{rule.pattern}.LAYERS", rule.layers) for rule in config.namespaces]
     for place, layers in [("LAYERS", config.layers), *rules]:
         if layers:
-            from ..layers.select import check_layers
+            from ..layers.select import validate_layers
 
-            check_layers(layers, place)
+            validate_layers(layers, place)
 
 
 class PluginConfig:

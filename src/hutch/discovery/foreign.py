@@ -14,7 +14,7 @@ T = TypeVar("T")
 _VERBS = ("set", "get", "remove", "len", "keys", "close")
 
 
-def open_checked(factory: Any, plugin: str, namespace: str, opened: list[Any] | None = None) -> StorageBase:
+def open_validated(factory: Any, plugin: str, namespace: str, opened: list[Any] | None = None) -> StorageBase:
     """Call `factory.open` and return its result as a StorageBase (stage 2).
 
     Appends it to `opened` before anything can raise. A StoreError, MemoryError or signal handler's exception passes
@@ -117,5 +117,5 @@ class AdaptedStorage(StorageBase):
             if (isinstance(error, KeyError) and verb in ("get", "remove")) or passes_through(error):
                 raise
             # The text of an error may quote the value, so it stays in the cause.
-            told = "" if verb in ("get", "set") else f": {redact(str(error))[:300]}"
-            raise PluginError(f"{self._where}: {verb} raised {type(error).__name__}{told}") from error
+            message = "" if verb in ("get", "set") else f": {redact(str(error))[:300]}"
+            raise PluginError(f"{self._where}: {verb} raised {type(error).__name__}{message}") from error

@@ -77,8 +77,8 @@ def build_factory(info: PluginInfo, config: object) -> object:
             close_interrupted(built[0])
         if not isinstance(error, Exception | SystemExit) or isinstance(error, MemoryError) or raised_by_handler(error):
             raise
-        told = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
-        raise _error(info, told) from error
+        message = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
+        raise _error(info, message) from error
 
 
 # --- importing ---
@@ -166,10 +166,12 @@ def _import_failure(info: PluginInfo, file: Path, error: BaseException) -> str:
         return driver
     if isinstance(error, SystemExit):
         return f"its module {shown(file)} called sys.exit{_line(file, error)}; a plugin must not"
-    told = f"its module {shown(file)} raised {_text(error)}{_line(file, error)}"
+    message = f"its module {shown(file)} raised {_text(error)}{_line(file, error)}"
     if isinstance(error, ModuleNotFoundError) and error.name and (file.parent / f"{error.name}.py").is_file():
-        told += f". {error.name}.py lies beside it: write `from . import {error.name}`, for sys.path is left as it is"
-    return told
+        message += (
+            f". {error.name}.py lies beside it: write `from . import {error.name}`, for sys.path is left as it is"
+        )
+    return message
 
 
 def _line(file: Path, error: BaseException) -> str:
@@ -214,8 +216,8 @@ def _entry_point_factory(info: PluginInfo) -> type:
     except BaseException as error:  # as in _load_module
         if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
             raise
-        told = "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {_text(error)}"
-        raise _error(info, f"importing {info.module}:{info.class_name} {told}") from error
+        message = "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {_text(error)}"
+        raise _error(info, f"importing {info.module}:{info.class_name} {message}") from error
     if not _is_factory(found):
         raise _error(info, f"{info.module}:{info.class_name} is not a factory: {_FACTORY}")
     return found
@@ -233,11 +235,11 @@ def _choose_factory(info: PluginInfo, module: ModuleType) -> type:
         if _is_factory(chosen):
             return chosen
         if chosen is None:
-            told = f"its module {shown(file)} has no class {info.class_name!r}."
-            told += nearest(info.class_name, [cls.__name__ for cls in own])
+            message = f"its module {shown(file)} has no class {info.class_name!r}."
+            message += nearest(info.class_name, [cls.__name__ for cls in own])
         else:
-            told = f"{info.class_name} in {shown(file)} is not a factory: {_FACTORY}{_abstract(chosen)}."
-        raise _error(info, f"{told} Factories there: {names or 'none'}")
+            message = f"{info.class_name} in {shown(file)} is not a factory: {_FACTORY}{_abstract(chosen)}."
+        raise _error(info, f"{message} Factories there: {names or 'none'}")
     if len(factories) == 1:
         return factories[0]
     if factories:
@@ -273,9 +275,9 @@ def _abstract(value: object) -> str:
 # --- error messages ---
 
 
-def _error(info: PluginInfo, told: str, file: Path | None = None) -> PluginLoadError:
+def _error(info: PluginInfo, message: str, file: Path | None = None) -> PluginLoadError:
     return PluginLoadError(
-        f"plugin {info.name!r} cannot be loaded: {told} ({_origin(info)})",
+        f"plugin {info.name!r} cannot be loaded: {message} ({_origin(info)})",
         name=info.name,
         path=None if file is None else str(file),
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..contract import MISSING
 from ..encoded import EncodedStorage
 from ..fork import ForkSafeLock
-from ..limits import check_key, explain_failure
+from ..limits import explain_failure, validate_key
 from ..options import Option
 from .layer import Layer
 
@@ -55,7 +55,7 @@ class CacheLayer(Layer):
             explain_failure(key, error)
             raise
         if data is None:
-            check_key(key)
+            validate_key(key)
             raise KeyError(key)
         return self._engine._decoded(key, data)
 
@@ -69,43 +69,43 @@ class CacheLayer(Layer):
         return data
 
     def contains(self, key: str) -> bool:
-        key = check_key(key)
+        key = validate_key(key)
         return self._kept.get(key) is not None or self._engine.contains(key)
 
     def set(self, key: str, value: Any) -> None:
-        key = check_key(key)
+        key = validate_key(key)
         self._kept.write([key], self._engine.set, key, value)
 
     def remove(self, key: str) -> None:
-        key = check_key(key)
+        key = validate_key(key)
         self._kept.write([key], self._engine.remove, key)
 
     def set_many(self, items: Mapping[str, Any]) -> None:
-        checked = {check_key(key): value for key, value in items.items()}
+        checked = {validate_key(key): value for key, value in items.items()}
         self._kept.write(checked, self._engine.set_many, checked)
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        checked = [check_key(key) for key in keys]
+        checked = [validate_key(key) for key in keys]
         return self._kept.write(checked, self._engine.remove_many, checked)
 
     def clear(self) -> None:
         self._kept.write(None, self._engine.clear)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
-        key = check_key(key)
+        key = validate_key(key)
         # It may read a newer value than the cached one, and no later read may return the older one.
         return self._kept.write([key], self._engine.get_for_update, key)
 
-    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
-        key = check_key(key)
-        return self._kept.write([key], self._engine.set_if_unchanged, key, token, value)
+    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
+        key = validate_key(key)
+        return self._kept.write([key], self._engine.compare_and_swap, key, token, value)
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        key = check_key(key)
+        key = validate_key(key)
         return self._kept.write([key], self._engine.compare_and_set, key, expected, value)
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
-        key = check_key(key)
+        key = validate_key(key)
         return self._kept.write([key], self._engine.modify, key, fn, default)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ class Layer(StorageBase):
     def __init__(self, inner: StorageBase) -> None:
         self._inner = inner
         self.capabilities = inner.capabilities
-        self.checks_keys = inner.checks_keys
+        self.validates_keys = inner.validates_keys
         self.wait_s = inner.wait_s
 
     def set(self, key: str, value: Any) -> None:
@@ -66,8 +66,8 @@ class Layer(StorageBase):
     def get_for_update(self, key: str) -> tuple[Any, object]:
         return self._inner.get_for_update(key)
 
-    def set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
-        return self._inner.set_if_unchanged(key, token, value)
+    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
+        return self._inner.compare_and_swap(key, token, value)
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
         return self._inner.compare_and_set(key, expected, value)

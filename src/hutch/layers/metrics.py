@@ -138,7 +138,7 @@ class MetricsLayer(Layer):
     scan_keys = _timed_iteration(Layer.scan_keys)
     clear = _timed(Layer.clear)
     get_for_update = _timed(Layer.get_for_update)
-    set_if_unchanged = _timed(Layer.set_if_unchanged)
+    compare_and_swap = _timed(Layer.compare_and_swap)
     compare_and_set = _timed(Layer.compare_and_set)
     modify = _timed(Layer.modify)
 

@@ -31,4 +31,4 @@ class ReadOnlyLayer(Layer):
         raise refusal(self._namespace)
 
     set = remove = set_many = remove_many = clear = _refuse
-    get_for_update = set_if_unchanged = compare_and_set = modify = _refuse
+    get_for_update = compare_and_swap = compare_and_set = modify = _refuse

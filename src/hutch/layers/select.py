@@ -21,7 +21,7 @@ LAYERS: Mapping[str, Mapping[str, Option]] = {
 }
 
 
-def check_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None:
+def validate_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None:
     """Raise ConfigError, whose message starts with `place`, unless `add_layers` can add these layers."""
     names = [layer.name for layer in layers]
     for name in names:
@@ -43,11 +43,11 @@ def check_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None
 def add_layers(storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: str, namespace: str) -> StorageBase:
     """Return `storage` of `namespace` wrapped in `layers`; the first is the outermost.
 
-    Raises what `check_layers` raises, and CapabilityError for a cache around an engine that does not hold bytes.
+    Raises what `validate_layers` raises, and CapabilityError for a cache around an engine that does not hold bytes.
     On an error, `storage` is closed.
     """
     try:
-        check_layers(layers)
+        validate_layers(layers)
         for layer in reversed(layers):
             storage = _add(storage, layer, plugin, namespace)
     except BaseException:
@@ -56,7 +56,7 @@ def add_layers(storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: st
     return storage
 
 
-def check_drop(layers: tuple[LayerConfig, ...], namespace: str) -> None:
+def validate_drop(layers: tuple[LayerConfig, ...], namespace: str) -> None:
     """Raise CapabilityError if `layers` make `namespace` read-only."""
     if any(layer.name == "read-only" for layer in layers):
         raise refusal(namespace)

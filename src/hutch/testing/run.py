@@ -1,4 +1,4 @@
-"""`run_check`: run the suite on any plugin, without a test file; one result per promise. `hutch check` prints them.
+"""Run the conformance suite on any plugin, without a test file; `hutch test-plugin` prints one result per promise.
 
 pytest runs in a separate process: no config, plugin or warning filter of the caller reaches it, and an engine that
 hangs or crashes the interpreter fails one promise, not the run.
@@ -41,7 +41,7 @@ class PromiseResult:
     detail: str = ""
 
 
-def run_check(
+def run_conformance(
     target: str, config: object | None = None, *, skip: Iterable[str] = ()
 ) -> Generator[PromiseResult, None, None]:
     """Test a plugin against every promise and yield each result as soon as it is known.
@@ -70,7 +70,7 @@ def run_check(
 
 
 def _find(target: str) -> tuple[Any, Path | None]:
-    """Return the PluginInfo of `target`, and its folder if `target` is a path. Raises as `run_check` does."""
+    """Return the PluginInfo of `target`, and its folder if `target` is a path. Raises as `run_conformance` does."""
     path = Path(target)
     if path.suffix != ".plug" and not path.is_dir():
         return hutch.find_plugins().find(target), None
@@ -125,15 +125,15 @@ def _results(job: Job, environ: dict[str, str]) -> Iterator[PromiseResult]:
                 with process.stdin:
                     pickle.dump(job, process.stdin)
                 for line in process.stdout:
-                    told = json.loads(line)
-                    if "error" in told:
-                        raise getattr(hutch, told["error"])(told["message"])
-                    if told["outcome"] == "begun":
-                        begun = told
+                    message = json.loads(line)
+                    if "error" in message:
+                        raise getattr(hutch, message["error"])(message["message"])
+                    if message["outcome"] == "begun":
+                        begun = message
                     else:
-                        done.append(told["name"])
+                        done.append(message["name"])
                         begun = {}
-                        yield PromiseResult(told["promise"], told["outcome"], told["detail"])
+                        yield PromiseResult(message["promise"], message["outcome"], message["detail"])
                 code = process.wait()
             finally:
                 process.kill()

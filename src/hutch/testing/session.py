@@ -1,4 +1,4 @@
-"""The test module and pytest plugin of `run_check`: the suite as a test class, and a report of each promise."""
+"""The test module and pytest plugin of `run_conformance`: the suite as a test class, and a report of each promise."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ def _detail(report: pytest.TestReport) -> str:
     return "\n".join(lines[-_MAX_DETAIL_LINES:])
 
 
-def _tell(config: pytest.Config, **told: str) -> None:
+def _tell(config: pytest.Config, **message: str) -> None:
     answers = config.stash[_answers]
-    answers.write(json.dumps(told).encode() + b"\n")
+    answers.write(json.dumps(message).encode() + b"\n")
     answers.flush()
 
 

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from .. import CorruptValueError, Store, StoreError, ValueTypeError
 from ..codec.tagged_json import from_json, json_text, to_tagged
-from ..limits import check_key, check_namespace
+from ..limits import validate_key, validate_namespace
 from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
 from .stores import copy_items
 
@@ -36,9 +36,9 @@ def dump(
                     tagged = to_tagged(value)
                     line = _line({"namespace": name, "key": key, "value": tagged})
                 except (ValueTypeError, RecursionError) as error:
-                    told = "it is nested too deep" if isinstance(error, RecursionError) else error
+                    message = "it is nested too deep" if isinstance(error, RecursionError) else error
                     raise ValueTypeError(
-                        f"the value of key {key!r} in namespace {name!r} cannot be dumped: {told}"
+                        f"the value of key {key!r} in namespace {name!r} cannot be dumped: {message}"
                     ) from error
                 out.write(line)
                 done += 1
@@ -91,7 +91,7 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
             if type(record) is not dict:
                 raise CorruptValueError('expected an object, {"namespace": ..., "key": ..., "value": ...}')
             if record.keys() == {"namespace", "key", "value"}:
-                item = check_namespace(record["namespace"]), check_key(record["key"]), record["value"]
+                item = validate_namespace(record["namespace"]), validate_key(record["key"]), record["value"]
             elif record.keys() == {"count"}:
                 if record["count"] != count:
                     raise CorruptValueError("its count of items does not fit; lines are missing, or were added")

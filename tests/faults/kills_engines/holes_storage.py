@@ -98,7 +98,7 @@ class Sound(EncodedStorage):
         with self.transaction():
             return sum(self.drop(key) for key in keys)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         with self.transaction():
             if self.read(key) != old:
                 return False
@@ -190,7 +190,7 @@ class ReadsFromACacheOfItsOwn(Sound):
 
 
 class SwapsWithoutALock(Sound):
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         if self.read(key) != old:
             return False
         if new is None:

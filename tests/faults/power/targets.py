@@ -78,7 +78,7 @@ class Hutch:
         return found
 
     def check(self) -> None:
-        found = [*type(self.factory).check_files(self.factory._storage_config), *self.factory.check()]
+        found = [*type(self.factory).verify_files(self.factory._storage_config), *self.factory.check()]
         assert not found, found
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ class JournalStorage(EncodedStorage):
     def clear(self) -> None:
         self._journal.change(dict.fromkeys)
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         swapped = False
 
         def decide(view: View) -> Mapping[str, bytes | None]:

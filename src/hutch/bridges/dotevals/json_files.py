@@ -102,7 +102,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
             yield from _evaluation(file, record["id"], seen)
 
 
-def check(store: hutch.Store, path: Path) -> None:
+def validate_names(store: hutch.Store, path: Path) -> None:
     """Raise ConfigError if importing `path` would mix its experiments with others of the same names in the store."""
     with store.open(NAMESPACE) as data:
         names = {record["id"]: record["name"] for record in _records(data)}
@@ -164,8 +164,8 @@ def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterat
                     yield NAMESPACE, prefix + suffix, result
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 # The JSON error shows nothing of the line; a KeyError shows the missing name.
-                told = f"{error} is missing" if isinstance(error, KeyError) else error
-                raise hutch.CorruptValueError(f"{file}, line {number}: not what dotevals writes: {told}") from error
+                message = f"{error} is missing" if isinstance(error, KeyError) else error
+                raise hutch.CorruptValueError(f"{file}, line {number}: not what dotevals writes: {message}") from error
     if prefix is None:
         raise hutch.CorruptValueError(f"{file}, line 1: not what dotevals writes: the file is empty")
 

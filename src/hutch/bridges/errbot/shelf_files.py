@@ -18,7 +18,7 @@ from typing import Any, Final
 import hutch
 from hutch import ConfigError, CorruptValueError, NamespaceError, Store
 
-from ...codec.msgpack import TypedCodec
+from ...codec.msgpack import MsgpackCodec
 from ...codec.passthrough import Pickled
 from ...handlers import passes_through
 from .plain_pickle import read_plain
@@ -31,9 +31,9 @@ _SUFFIXES: Final = (".db", ".db.dat", ".db.dir", ".db.bak", ".db.pag", ".db.db")
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     """Yield each item of the shelves in the folder `path`, as (namespace, key, value).
 
-    The value is the stored object if the default codec takes it, otherwise its pickle (`Pickled`), for a store with the
-    codec ``carry``. Holds the keys of one shelf and one value at a time. Changes and creates nothing in the folder,
-    which may be read-only; also reads shelves in ``plugins``, where Errbot 3 had them.
+    The value is the stored object if the default codec takes it, otherwise its pickle (`Pickled`), for a store with
+    the codec ``passthrough``. Holds the keys of one shelf and one value at a time. Changes and creates nothing in the
+    folder, which may be read-only; also reads shelves in ``plugins``, where Errbot 3 had them.
 
     Raises ConfigError if `path` is not a folder, CorruptValueError for a damaged value or file, StoreLockedError if
     another process uses a shelf, StorageUnavailableError for a kind of database that this Python lacks.
@@ -49,8 +49,8 @@ def write(store: Store, path: Path) -> int:
     """Write every namespace of `store` as an Errbot shelf in the folder `path`; return the number of items.
 
     The shelves are those that `shelve` makes in this Python, with values pickled as Errbot does, and pickles unchanged.
-    They are built under temporary names, flushed, and renamed when all are complete. A store whose codec is ``carry``
-    gives pickles that cannot be loaded here.
+    They are built under temporary names, flushed, and renamed when all are complete. A store whose codec is
+    ``passthrough`` gives pickles that cannot be loaded here.
 
     Raises ConfigError if `path` already has a shelf of that name, NamespaceError for a namespace that cannot be a file
     name, CorruptValueError for a value that the store's codec cannot read.
@@ -101,7 +101,7 @@ def _fill(shelf: Any, items: Iterable[tuple[str, Any]]) -> int:
 
 # --- pickles ---
 
-_codec = TypedCodec()
+_codec = MsgpackCodec()
 
 
 def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:

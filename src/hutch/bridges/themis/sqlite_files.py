@@ -113,11 +113,11 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
                 value = {"stage": stage, "key": key, "payload": _parsed(payload, path, "stage_cache", row)}
                 yield STAGE_CACHE, stage_key(stage, key), value
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for damaged names of tables
-        told = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
+        message = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
         if "readonly" in str(error) or "unable to open" in str(error):
             # A writer was killed. Rolling its transaction back would change the file.
-            told += ". If its program was killed, let it open the file once more, which repairs it"
-        raise hutch.CorruptValueError(told) from error
+            message += ". If its program was killed, let it open the file once more, which repairs it"
+        raise hutch.CorruptValueError(message) from error
 
 
 def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]]:

@@ -188,19 +188,19 @@ def _is_shippable(thing: object, dumps: _Dumps) -> bool:
 
 def _not_shippable(thing: object, dumps: _Dumps) -> ConfigurationError:
     """Return the error that says where in `thing` the unpicklable part is, by names and types, never values."""
-    told = [_shown(thing)]
-    while len(told) < 20:
+    parts = [_shown(thing)]
+    while len(parts) < 20:
         for label, part in _parts(thing, dumps):
             if not _is_shippable(part, dumps):
-                told.append(f"{label}: {_shown(part)}")
+                parts.append(f"{label}: {_shown(part)}")
                 thing = part
                 break
         else:
             break
     return ConfigurationError(
-        f"{told[0]} cannot be sent to a worker in another process: {', '.join(told[1:]) or 'it'} cannot be pickled. "
-        "Use a ThreadPoolExecutor, for which nothing is pickled, or an executor that ships functions by value (that of "
-        "a Dask client); or define functions at the top of a module, and leave locks and connections out of what is "
+        f"{parts[0]} cannot be sent to a worker in another process: {', '.join(parts[1:]) or 'it'} cannot be "
+        "pickled. Use a ThreadPoolExecutor, for which nothing is pickled, or an executor that ships "
+        "functions by value (that of a Dask client); or define functions at the top of a module, and leave locks and connections out of what is "
         "sent (__getstate__). The functions that themis.evaluate() makes for itself go only to threads and to Dask"
     )
 

@@ -112,13 +112,13 @@ class Child:
 
     def _receive(self, patience_s: float) -> Any:
         try:
-            outcome, told = self.read(patience_s)
+            outcome, message = self.read(patience_s)
         except EOFError:
             code = self._process.wait()
             raise ChildError(f"the other process died or hung, exit code {code}: {self.errors()}") from None
         if outcome == "raised":
-            raise ChildError(f"the other process raised {told}")
-        return told
+            raise ChildError(f"the other process raised {message}")
+        return message
 
     def _finish(self) -> None:
         assert self._process.stdin is not None

@@ -58,20 +58,22 @@ class Corruption(Promises):
                 assert "secret" not in text
 
     def test_check_data_finds_what_is_damaged_and_nothing_else(self, config: Any) -> None:
-        """`check_data` finds nothing in a sound store, and names the namespace and key of a damaged value."""
+        """`verify` finds nothing in a sound store, and names the namespace and key of a damaged value."""
         with hutch.connect(config) as store:
             listing(store)
             with store.open("core") as ns, store.open("other") as other:
                 ns.update(bad="this is secret", good=[1], large=bytes(100_000))
                 other.update({"ä": 1, "b": None})
                 del ns["good"]
-            assert list(hutch.check_data(store)) == []
-            assert list(hutch.check_data(store, fix=True)) == []
+            assert list(store.verify()) == []
+            assert list(store.verify(repair=True)) == []
         self.corrupt(config, "core", "bad")
         with hutch.connect(config) as store:
-            found = list(hutch.check_data(store))
-            assert [(one.kind, one.namespace, one.key, one.fixed) for one in found] == [("value", "core", "bad", False)]
-            assert "secret" not in found[0].told
+            found = list(store.verify())
+            assert [(one.kind, one.namespace, one.key, one.repaired) for one in found] == [
+                ("value", "core", "bad", False)
+            ]
+            assert "secret" not in found[0].message
 
     def test_damage_stays_where_it_is(self, config: Any) -> None:
         """A damaged value affects nothing else: other keys, len and keys work; it can be set anew and removed."""
@@ -114,7 +116,7 @@ class Corruption(Promises):
             storage.set("k", {"some": ["value"]})
             intact = storage.read("k")
             assert intact is not None
-            if zlib.crc32(intact, zlib.crc32(b"k") if storage.binds_keys else 0) != _RESIDUE:
+            if zlib.crc32(intact, zlib.crc32(b"k") if storage.checksum_covers_key else 0) != _RESIDUE:
                 pytest.skip(f"the {store.name} engine stores values in a format without a checksum")
             for position in range(len(intact) * 8):
                 flipped = bytearray(intact)
@@ -125,7 +127,7 @@ class Corruption(Promises):
                     pytest.fail(f"bit {position} of {len(intact) * 8} was flipped unnoticed")
 
     def test_a_value_under_a_key_that_is_not_its_own_is_noticed(self, store: hutch.Store) -> None:
-        """Stored bytes found under another key are a CorruptValueError (engines whose `binds_keys` is true)."""
+        """Bytes stored under another key are a CorruptValueError, if the engine's `checksum_covers_key` is true."""
         with closing(encoded(store, "core")) as storage:
             storage.set_many({"a": 1, "b": 2})
             moved = storage.read("a")

@@ -7,7 +7,7 @@ from typing import Any
 
 import hutch
 
-from ..crash.kills import Plan
+from ..crash.kills import KillPlan
 from .child import Child
 from .kit import PATIENCE_S, Promises, needs
 
@@ -19,16 +19,16 @@ class Durability(Promises):
         """Where durable: a writer killed 20 times at random loses no write that returned, and tears none."""
         needs(store, "durable")
         store.close()
-        kill_at_random(config, Plan(random.randrange(2**32), KILLS))
+        kill_at_random(config, KillPlan(random.randrange(2**32), KILLS))
 
     def test_writers_go_on_when_others_are_killed(self, config: Any, store: hutch.Store) -> None:
         """Where durable and shared: of three writing processes and a reader, those that are not killed go on."""
         needs(store, "durable", "shared")
         store.close()
-        kill_at_random(config, Plan(random.randrange(2**32), KILLS, writers=3, threads=2, readers=1))
+        kill_at_random(config, KillPlan(random.randrange(2**32), KILLS, writers=3, threads=2, readers=1))
 
 
-def kill_at_random(config: Any, plan: Plan) -> dict[str, int]:
+def kill_at_random(config: Any, plan: KillPlan) -> dict[str, int]:
     """What was counted while the processes of `plan` were killed, and found to have lost nothing."""
     print(f"{plan}\n{config}")  # pytest shows it if this fails
     with Child(config, measured=False) as child:

@@ -67,7 +67,7 @@ def forked(work: Callable[[], None], patience_s: float = 20.0) -> str:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        told = "worked"
+        message = "worked"
         try:
             # The parent's pipes: they must end with the parent, not with its forks.
             nothing = os.open(os.devnull, os.O_RDWR)
@@ -75,11 +75,11 @@ def forked(work: Callable[[], None], patience_s: float = 20.0) -> str:
             os.dup2(nothing, 1)
             work()
         except hutch.StoreError:
-            told = "StoreError"
+            message = "StoreError"
         except BaseException:
-            told = traceback.format_exc()
+            message = traceback.format_exc()
         finally:
-            os.write(writer, told.encode()[-4000:])
+            os.write(writer, message.encode()[-4000:])
             # Without the parent's atexit and flush: it still has them to do itself.
             os._exit(0)
     os.close(writer)

@@ -292,7 +292,7 @@ def _dropped_by_python() -> Iterator[list[BaseException]]:
     """Collect what Python cannot raise: the exceptions of finalizers."""
     dropped: list[BaseException] = []
     before = sys.unraisablehook
-    sys.unraisablehook = lambda told: dropped.append(told.exc_value) if told.exc_value else None
+    sys.unraisablehook = lambda message: dropped.append(message.exc_value) if message.exc_value else None
     try:
         yield dropped
     finally:

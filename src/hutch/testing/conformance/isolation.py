@@ -10,7 +10,7 @@ from .limits import NAMESPACES
 CLOSE = ["a", "A", "a:b", "a/b", "a:", "ab", "a.b", "a%3Ab", ":", "a ", "a*", "a:b:c", "b"]
 
 
-def check(store: hutch.Store, gone: list[str]) -> None:
+def assert_isolated(store: hutch.Store, gone: list[str]) -> None:
     """Each namespace of `CLOSE` is whole, but those that are `gone`."""
     for name in CLOSE:
         with store.open(name) as ns:
@@ -44,7 +44,7 @@ class Isolation(Promises):
         for done, name in enumerate(CLOSE, 1):
             with store.open(name) as ns:
                 ns.clear()
-            check(store, gone=CLOSE[:done])
+            assert_isolated(store, gone=CLOSE[:done])
 
     def test_drop_removes_one_namespace_alone(self, store: hutch.Store) -> None:
         """drop of each of many like-named namespaces leaves the others whole."""
@@ -53,7 +53,7 @@ class Isolation(Promises):
                 ns.update({"k": name, "l": 2})
         for done, name in enumerate(CLOSE, 1):
             store.drop(name)
-            check(store, gone=CLOSE[:done])
+            assert_isolated(store, gone=CLOSE[:done])
 
     def test_any_name_makes_a_namespace_of_its_own(self, store: hutch.Store) -> None:
         """Hostile, long, alike and reserved names all open at once, hold their own data, and keep it."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import hutch
 
-from ..crash.kills import Kills, Plan
+from ..crash.kills import KillPlan, Kills
 from .fairness import write_all_the_time, write_from_time_to_time
 from .forks import fork, fork_amid_writes
 from .interrupt_jobs import interrupt_at_each_point, interrupt_at_random
@@ -95,7 +95,7 @@ def grow(store: hutch.Store, namespace: str, prefix: str, count: int, size: int)
             ns[f"{prefix}{number}"] = prefix.encode() * (size // len(prefix))
 
 
-def kill_at_random(store: hutch.Store, config: Any, plan: Plan) -> dict[str, int]:
+def kill_at_random(store: hutch.Store, config: Any, plan: KillPlan) -> dict[str, int]:
     """Start processes on `config`, which may be another store of the engine, and kill them: what was counted."""
     capabilities = store.capabilities
     # A process that will be forked holds no store open. It is closed already when this is not the first run.
@@ -147,9 +147,9 @@ def close_under_use(store: hutch.Store) -> list[str]:
     return wrong
 
 
-def acknowledge(told: object) -> None:
+def acknowledge(message: object) -> None:
     """Say something to the `Child` and be sure that it left this process."""
-    _answers.write(pickle.dumps(told))
+    _answers.write(pickle.dumps(message))
     _answers.flush()
 
 

@@ -157,7 +157,7 @@ def _settle_same(work: Work, step: Step, call: Nested, where: str) -> None:
 def _swaps_by_default(work: Work) -> bool:
     """Return whether the engine leaves compare-and-set to hutch, which holds it against other threads alone."""
     storage = type(vars(work.ns)["_store"])
-    names = {"swap", "set_if_unchanged"}
+    names = {"compare_and_write", "compare_and_swap"}
     return not any(names & vars(one).keys() for one in storage.__mro__ if not one.__module__.startswith("hutch."))
 
 

@@ -25,13 +25,13 @@ from typing import Any, NoReturn
 import hutch
 
 from ..conformance.kit import PATIENCE_S
-from .workloads import CORE, SCRATCH, TALLY, Hands, Lane, found_of, pots_of
+from .workloads import CORE, SCRATCH, TALLY, StoreConnection, Workload, balances_of, found_of
 
-_CHECKED = "checked"
+_VERIFIED = "verified"
 
 
 @dataclass(frozen=True)
-class Plan:
+class KillPlan:
     """The processes of a run and its length. Pauses between kills are random, up to `longest_pause_s`."""
 
     seed: int
@@ -57,28 +57,28 @@ class _Worker:
     """A process, the connection that it reports through, and its workloads; a reader has none."""
 
     process: BaseProcess
-    ear: Connection
-    lanes: list[Lane]
-    turns: int = 0
+    receiver: Connection
+    workloads: list[Workload]
+    rounds: int = 0
 
     def progress(self) -> list[int]:
-        return [lane.number for lane in self.lanes] or [self.turns]
+        return [workload.number for workload in self.workloads] or [self.rounds]
 
 
 class Kills:
     """A run on one store, which must be empty at the start."""
 
-    def __init__(self, config: Any, capabilities: frozenset[str], plan: Plan) -> None:
+    def __init__(self, config: Any, capabilities: frozenset[str], plan: KillPlan) -> None:
         self._config = config
         self._plan = plan
         self._whole = "atomic-batch" in capabilities
-        self._dice = random.Random(plan.seed)
+        self._rng = random.Random(plan.seed)
         self._context: Any = multiprocessing.get_context(plan.start_method)
-        self._lanes = [Lane(plan.seed, n, plan.large_bytes) for n in range(plan.writers * plan.threads)]
+        self._workloads = [Workload(plan.seed, n, plan.large_bytes) for n in range(plan.writers * plan.threads)]
         #: For readers: the step number of the newest acknowledged balances of each workload.
-        self._stored = self._context.RawArray(ctypes.c_int64, [-1] * len(self._lanes))
+        self._stored = self._context.RawArray(ctypes.c_int64, [-1] * len(self._workloads))
         self._workers: list[_Worker] = []
-        self._tellings = itertools.count()
+        self._verifications = itertools.count()
         self._figures: Counter[str] = Counter()
 
     def run(self) -> dict[str, int]:
@@ -86,74 +86,76 @@ class Kills:
         plan = self._plan
         end = time.monotonic() + plan.seconds
         try:
-            for first in range(0, len(self._lanes), plan.threads):
-                self._start_writer(self._lanes[first : first + plan.threads])
+            for first in range(0, len(self._workloads), plan.threads):
+                self._start_writer(self._workloads[first : first + plan.threads])
             for _ in range(plan.readers):
                 self._start_reader()
             while self._figures["kills"] < plan.kills or time.monotonic() < end:
                 # Most processes are killed while they work, some while they start.
-                if self._dice.random() < 0.75:
+                if self._rng.random() < 0.75:
                     self._all_go_on(1)
-                self._listen(self._dice.uniform(0.0, plan.longest_pause_s))
-                self._kill_and_check(self._choose())
-            self._kill_and_check(list(self._workers), start_again=False)
+                self._receive_for(self._rng.uniform(0.0, plan.longest_pause_s))
+                self._kill_and_verify(self._choose())
+            self._kill_and_verify(list(self._workers), start_again=False)
         finally:
             for worker in self._workers:
                 worker.process.kill()
                 worker.process.join()
-                worker.ear.close()
+                worker.receiver.close()
         return dict(self._figures)
 
     # --- workers ---
 
-    def _start_writer(self, lanes: list[Lane]) -> None:
-        self._start(write, lanes, (self._config, lanes, self._stored))
+    def _start_writer(self, workloads: list[Workload]) -> None:
+        self._start(write, workloads, (self._config, workloads, self._stored))
 
     def _start_reader(self) -> None:
-        names = [lane.name for lane in self._lanes]
+        names = [workload.name for workload in self._workloads]
         self._start(read, [], (self._config, names, self._stored, self._whole, self._plan.snapshots))
 
-    def _start(self, work: Callable[..., None], lanes: list[Lane], arguments: tuple[Any, ...]) -> None:
-        ear, mouth = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_guarded, args=(work, mouth, arguments), daemon=True)
+    def _start(self, work: Callable[..., None], workloads: list[Workload], arguments: tuple[Any, ...]) -> None:
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_guarded, args=(work, sender, arguments), daemon=True)
         process.start()
         # So that the connection ends with the process.
-        mouth.close()
-        self._workers.append(_Worker(process, ear, lanes))
+        sender.close()
+        self._workers.append(_Worker(process, receiver, workloads))
 
     def _choose(self) -> list[_Worker]:
-        if len(self._workers) == 1 or self._dice.random() < self._plan.all_at_once:
+        if len(self._workers) == 1 or self._rng.random() < self._plan.all_at_once:
             return list(self._workers)
-        return self._dice.sample(self._workers, self._dice.randint(1, (len(self._workers) + 1) // 2))
+        return self._rng.sample(self._workers, self._rng.randint(1, (len(self._workers) + 1) // 2))
 
-    def _listen(self, seconds: float) -> None:
+    def _receive_for(self, seconds: float) -> None:
         """Receive acknowledgements for so many `seconds`. Raises AssertionError if a process ended by itself."""
-        ears: dict[Any, _Worker] = {worker.ear: worker for worker in self._workers}
+        receivers: dict[Any, _Worker] = {worker.receiver: worker for worker in self._workers}
         end = time.monotonic() + seconds
         while True:
-            for ear in wait(list(ears), max(0.0, end - time.monotonic())):
+            for receiver in wait(list(receivers), max(0.0, end - time.monotonic())):
                 try:
-                    self._hear(ears[ear])
+                    self._receive(receivers[receiver])
                 except EOFError:
                     raise AssertionError("a process ended by itself") from None
             if time.monotonic() >= end:
                 return
 
-    def _hear(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         """Receive one message of `worker`. Raises EOFError once it is dead."""
         try:
-            told = worker.ear.recv()
+            message = worker.receiver.recv()
         except OSError as error:  # truncated message
             raise EOFError from error
-        assert not isinstance(told, str), told
-        index, number = told
+        assert not isinstance(message, str), message
+        index, number = message
         if index < 0:
-            worker.turns = number
+            worker.rounds = number
             self._figures["reads"] += 1
             return
-        lane = self._lanes[index]
-        assert number == lane.number, f"{lane.name} acknowledged step {number}, and {lane.number} were known"
-        lane.done(lane.plan())
+        workload = self._workloads[index]
+        assert number == workload.number, (
+            f"{workload.name} acknowledged step {number}, and {workload.number} were known"
+        )
+        workload.done(workload.plan())
         self._figures["acknowledged"] += 1
 
     def _all_go_on(self, steps: int) -> None:
@@ -167,80 +169,82 @@ class Kills:
         ]:
             assert time.monotonic() < deadline, (
                 f"{len(late)} of {len(self._workers)} processes stand still for {self._plan.patience_s:.0f} s: "
-                f"{[[lane.name for lane in worker.lanes] or 'a reader' for worker in late]}"
+                f"{[[workload.name for workload in worker.workloads] or 'a reader' for worker in late]}"
             )
-            self._listen(0.001)
+            self._receive_for(0.001)
 
     # --- kills ---
 
-    def _kill_and_check(self, victims: list[_Worker], start_again: bool = True) -> None:
+    def _kill_and_verify(self, victims: list[_Worker], start_again: bool = True) -> None:
         for worker in victims:
             if not worker.process.is_alive():
                 # Its last message may say why.
-                self._hear_out(worker)
+                self._drain(worker)
                 raise AssertionError(f"a process ended by itself, exit code {worker.process.exitcode}")
             worker.process.kill()
         for worker in victims:
             worker.process.join()
-            self._hear_out(worker)
+            self._drain(worker)
             self._workers.remove(worker)
         self._figures["kills"] += len(victims)
-        lanes = [lane for worker in victims for lane in worker.lanes]
+        workloads = [workload for worker in victims for workload in worker.workloads]
         if self._workers:
             # Two steps: one that was running at the kill, and one that began after it.
             self._all_go_on(2)
             self._figures["kills that others survived"] += len(victims)
-        self._check(lanes, alone=not self._workers)
+        self._verify(workloads, alone=not self._workers)
         if start_again:
             for worker in victims:
-                if worker.lanes:
-                    self._start_writer(worker.lanes)
+                if worker.workloads:
+                    self._start_writer(worker.workloads)
                 else:
                     self._start_reader()
 
-    def _hear_out(self, worker: _Worker) -> None:
+    def _drain(self, worker: _Worker) -> None:
         try:
             while True:
-                self._hear(worker)
+                self._receive(worker)
         except EOFError:
-            worker.ear.close()
+            worker.receiver.close()
 
     # --- what must be there ---
 
-    def _check(self, lanes: list[Lane], alone: bool) -> None:
-        """Compare the stored data with the acknowledged steps of `lanes`; all data if no process is left (`alone`)."""
+    def _verify(self, workloads: list[Workload], alone: bool) -> None:
+        """Compare the stored data with the acknowledged steps of `workloads`; all if no process is left (`alone`)."""
         with hutch.connect(self._config) as store:
-            first = self._look(store, lanes, alone)
+            first = self._look(store, workloads, alone)
             # An unacknowledged step may appear only after the next writer has recovered the store, but must then stay.
-            with store.open(_CHECKED) as checked:
-                checked["number"] = checked.get("number", 0) + 1
-            second = self._look(store, lanes, alone)
-            with store.open(_CHECKED) as checked:
-                assert checked["number"] == (last := next(self._tellings) + 1), f"lost: a write of ours, the {last}th"
-        for lane, (was, _), (standing, found) in zip(lanes, first, second, strict=True):
-            assert standing >= was, f"of {lane.name} the step after {lane.number} was seen, and is gone"
-            lane.settle(found, standing)
+            with store.open(_VERIFIED) as verified:
+                verified["number"] = verified.get("number", 0) + 1
+            second = self._look(store, workloads, alone)
+            with store.open(_VERIFIED) as verified:
+                assert verified["number"] == (last := next(self._verifications) + 1), (
+                    f"lost: a write of ours, the {last}th"
+                )
+        for workload, (was, _), (standing, found) in zip(workloads, first, second, strict=True):
+            assert standing >= was, f"of {workload.name} the step after {workload.number} was seen, and is gone"
+            workload.settle(found, standing)
             self._figures["steps under way that are stored"] += standing > 0
             self._figures["steps under way that are not"] += standing == 0
 
-    def _look(self, store: hutch.Store, lanes: list[Lane], alone: bool) -> list[tuple[float, dict[Any, Any]]]:
-        """Return, for each workload, how far its last step is stored (see `Lane.standing`), and its stored items."""
+    def _look(self, store: hutch.Store, workloads: list[Workload], alone: bool) -> list[tuple[float, dict[Any, Any]]]:
+        """Return how far the last step of each workload is stored (see `Workload.standing`), and its stored items."""
         standings = []
         owned = set()
         with store.open(CORE) as core:
             everything = dict(core.items()) if alone else {}
-            for lane in lanes:
-                with store.open(lane.own) as own:
+            for workload in workloads:
+                with store.open(workload.own) as own:
                     items = dict(own.items())
                     exact(own, items)
                 if items:
-                    owned.add(lane.own)
-                held = dict(core.scan(f"{lane.name}:")) if not alone else everything
+                    owned.add(workload.own)
+                held = dict(core.scan(f"{workload.name}:")) if not alone else everything
                 if not alone:
                     held[TALLY] = core.get(TALLY, {})
-                found = found_of(lane, held, items)
-                standings.append((lane.standing(found, self._whole), found))
-                self._figures["values checked"] += len(found)
+                found = found_of(workload, held, items)
+                standings.append((workload.standing(found, self._whole), found))
+                self._figures["values verified"] += len(found)
             if not alone:
                 return standings
             exact(core, everything)
@@ -252,12 +256,12 @@ class Kills:
             exact(scratch, items)
             wrong = [key for key, value in items.items() if value.split()[0] != key]
             assert not wrong, f"stale or garbled: {wrong} of the scratch namespace"
-        self._check_names(store, {*owned, *([CORE] if everything else []), *([SCRATCH] if items else [])})
+        self._verify_names(store, {*owned, *([CORE] if everything else []), *([SCRATCH] if items else [])})
         return standings
 
-    def _check_names(self, store: hutch.Store, expected: set[str]) -> None:
+    def _verify_names(self, store: hutch.Store, expected: set[str]) -> None:
         try:
-            names = set(store.namespaces()) - {_CHECKED}
+            names = set(store.namespaces()) - {_VERIFIED}
         except hutch.CapabilityError:
             return
         assert names == expected, f"namespaces() gives {names ^ expected} too much or too little"
@@ -273,71 +277,71 @@ def exact(ns: hutch.Namespace, items: dict[str, Any]) -> None:
 # --- in the processes that are killed ---
 
 
-def write(tell: Callable[[object], None], config: Any, lanes: list[Lane], stored: Any) -> None:
-    """Run each of `lanes` in a thread until killed, acknowledging every step."""
+def write(report: Callable[[object], None], config: Any, workloads: list[Workload], stored: Any) -> None:
+    """Run each of `workloads` in a thread until killed, acknowledging every step."""
     with hutch.connect(config) as store, store.open(CORE) as core, store.open(SCRATCH) as scratch:
 
-        def work(lane: Lane) -> None:
-            hands = Hands(lane, store, {CORE: core, SCRATCH: scratch}, config)
+        def work(workload: Workload) -> None:
+            connection = StoreConnection(workload, store, {CORE: core, SCRATCH: scratch}, config)
             while True:
-                step = lane.plan()
-                hands.do(step)
-                if step.verb == "update pots":
-                    stored[lane.index] = lane.number
-                tell((lane.index, lane.number))
-                lane.done(step)
+                step = workload.plan()
+                connection.do(step)
+                if step.verb == "update balances":
+                    stored[workload.index] = workload.number
+                report((workload.index, workload.number))
+                workload.done(step)
 
-        for lane in lanes[1:]:
-            threading.Thread(target=_or_die, args=(tell, work, lane), daemon=True).start()
+        for workload in workloads[1:]:
+            threading.Thread(target=_or_die, args=(report, work, workload), daemon=True).start()
         # Reports an error before the store is closed: the other threads would fail because of that and report it first.
-        _or_die(tell, work, lanes[0])
+        _or_die(report, work, workloads[0])
 
 
 def read(
-    tell: Callable[[object], None], config: Any, names: list[str], stored: Any, whole: bool, snapshots: bool
+    report: Callable[[object], None], config: Any, names: list[str], stored: Any, whole: bool, snapshots: bool
 ) -> None:
     """Read until killed. Raises AssertionError for a torn batch, a stale value or a key that is listed twice."""
     with hutch.connect(config) as store, store.open(CORE) as core:
         newest = dict.fromkeys(names, -1)
         nothing = [-1, 0]
-        for turn in itertools.count(1):
+        for round_ in itertools.count(1):
             for index, name in enumerate(names):
                 least = max(newest[name], stored[index])
-                keys = pots_of(name)
+                keys = balances_of(name)
                 found = core.get_many(keys) if snapshots else {key: core.get(key, nothing) for key in keys}
                 numbers, amounts = zip(*(found.get(key, nothing) for key in keys), strict=True)
                 newest[name] = min(numbers)
-                assert newest[name] >= least, f"stale: {numbers} in the pots of {name}, after {least}"
+                assert newest[name] >= least, f"stale: {numbers} in the balances of {name}, after {least}"
                 # Keys read one by one may come from two batches, but never a newer value before an older one.
-                assert not whole or list(numbers) == sorted(numbers), f"torn: {numbers} in the pots of {name}"
+                assert not whole or list(numbers) == sorted(numbers), f"torn: {numbers} in the balances of {name}"
                 if snapshots:
-                    assert len(set(numbers)) == 1, f"torn: {numbers} in the pots of {name}"
-                    assert sum(amounts) == 0, f"torn: the amounts in the pots of {name}"
-            if turn % 8 == 0:
+                    assert len(set(numbers)) == 1, f"torn: {numbers} in the balances of {name}"
+                    assert sum(amounts) == 0, f"torn: the amounts in the balances of {name}"
+            if round_ % 8 == 0:
                 keys = [key for key, _ in core.items()]
                 assert len(keys) == len(set(keys)), "a key was given twice"
-            tell((-1, turn))
+            report((-1, round_))
 
 
-def _guarded(work: Callable[..., None], mouth: Connection, arguments: tuple[Any, ...]) -> None:
-    """Call `work` with a function that sends through `mouth`; send the traceback if it fails, and end the process."""
+def _guarded(work: Callable[..., None], sender: Connection, arguments: tuple[Any, ...]) -> None:
+    """Call `work` with a function that sends through `sender`; send the traceback if it fails, and end the process."""
     # Output of a plugin must not mix with the messages of the parent process.
     sys.stdout = sys.stderr
     lock = threading.Lock()
 
-    def tell(what: object) -> None:
+    def report(what: object) -> None:
         with lock:
             try:
-                mouth.send(what)
+                sender.send(what)
             except OSError:  # the parent process is gone
                 os._exit(1)
 
-    _or_die(tell, work, tell, *arguments)
+    _or_die(report, work, report, *arguments)
 
 
-def _or_die(tell: Callable[[object], None], work: Callable[..., None], *arguments: Any) -> NoReturn:
+def _or_die(report: Callable[[object], None], work: Callable[..., None], *arguments: Any) -> NoReturn:
     try:
         work(*arguments)
     except BaseException:
-        tell(f"a process failed: {traceback.format_exc()}")
+        report(f"a process failed: {traceback.format_exc()}")
     os._exit(1)

@@ -1,8 +1,8 @@
 """The workload of a writer that will be killed: a plan from which the verifier derives what must be stored afterwards.
 
-A `Lane` is the workload of one thread on keys of its own. Each step follows from the seed, its number and the effects
-of the previous steps. So the number of acknowledged steps determines what must be stored, and what may be, because
-one more step may have been running.
+A `Workload` is the workload of one thread on keys of its own. Each step follows from the seed, its number and the
+effects of the previous steps. So the number of acknowledged steps determines what must be stored, and what may be,
+because one more step may have been running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VERBS = {
     "set": 20,
     "set large": 4,
     "update": 8,
-    "update pots": 12,
+    "update balances": 12,
     "remove": 7,
     "remove_many": 5,
     "modify": 8,
@@ -44,7 +44,7 @@ VERBS = {
 }
 _KEYS = 24
 _OWN_KEYS = 8
-_POTS = 6
+_BALANCES = 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Step:
 
 
 @dataclass
-class Lane:
+class Workload:
     """A workload after `number` steps, when `held` is what it has in the store."""
 
     seed: int
@@ -76,7 +76,7 @@ class Lane:
 
     @property
     def name(self) -> str:
-        return f"lane {self.index}"
+        return f"workload {self.index}"
 
     @property
     def own(self) -> str:
@@ -85,8 +85,8 @@ class Lane:
 
     def plan(self) -> Step:
         """Return the next step."""
-        dice = random.Random(f"{self.seed} {self.index} {self.number}")
-        [verb] = dice.choices(list(VERBS), list(VERBS.values()))
+        rng = random.Random(f"{self.seed} {self.index} {self.number}")
+        [verb] = rng.choices(list(VERBS), list(VERBS.values()))
         places = [(CORE, f"{self.name}:{n}") for n in range(_KEYS)]
         taken = [place for place in places if place in self.held]
         if verb in ("remove", "remove_many", "refused swap") and not taken:
@@ -95,28 +95,28 @@ class Lane:
         tally = (TALLY, self.name)
         match verb:
             case "set" | "set large":
-                changes = {dice.choice(places): self._value(dice, large=verb == "set large")}
+                changes = {rng.choice(places): self._value(rng, large=verb == "set large")}
             case "update":
-                changes = {place: self._value(dice) for place in dice.sample(places, dice.randint(2, 12))}
-            case "update pots":
-                amounts = [dice.randint(-99, 99) for _ in range(_POTS - 1)]
+                changes = {place: self._value(rng) for place in rng.sample(places, rng.randint(2, 12))}
+            case "update balances":
+                amounts = [rng.randint(-99, 99) for _ in range(_BALANCES - 1)]
                 amounts.append(-sum(amounts))
-                pots = zip(pots_of(self.name), amounts, strict=True)
-                changes = {(CORE, key): [self.number, amount] for key, amount in pots}
+                balances = zip(balances_of(self.name), amounts, strict=True)
+                changes = {(CORE, key): [self.number, amount] for key, amount in balances}
             case "remove":
-                changes = {dice.choice(taken): hutch.MISSING}
+                changes = {rng.choice(taken): hutch.MISSING}
             case "remove_many":
-                changes = dict.fromkeys(dice.sample(taken, dice.randint(1, min(8, len(taken)))), hutch.MISSING)
+                changes = dict.fromkeys(rng.sample(taken, rng.randint(1, min(8, len(taken)))), hutch.MISSING)
             case "modify" | "swap":
-                place = dice.choice(places)
-                gone = place in self.held and dice.random() < 0.2
-                changes = {place: hutch.MISSING if gone else self._value(dice)}
+                place = rng.choice(places)
+                gone = place in self.held and rng.random() < 0.2
+                changes = {place: hutch.MISSING if gone else self._value(rng)}
             case "tally by modify" | "tally by swap":
                 changes = {tally: self.held.get(tally, 0) + 1}
             case "set own":
-                changes = {dice.choice(own): self._value(dice)}
+                changes = {rng.choice(own): self._value(rng)}
             case "update own":
-                changes = {place: self._value(dice) for place in dice.sample(own, 4)}
+                changes = {place: self._value(rng) for place in rng.sample(own, 4)}
             case "clear own" | "drop own":
                 changes = dict.fromkeys([place for place in own if place in self.held], hutch.MISSING)
             case _:
@@ -164,16 +164,16 @@ class Lane:
             self.held = dict(found)
             self.number += 1
 
-    def _value(self, dice: random.Random, large: bool = False) -> Any:
+    def _value(self, rng: random.Random, large: bool = False) -> Any:
         """Return a new value that names its workload and differs every time."""
-        tag = f"{self.name} {self.number} {dice.randrange(1 << 30)}"
-        size = dice.randrange(self.large_bytes) if large else int(10 ** dice.uniform(0, 3))
+        tag = f"{self.name} {self.number} {rng.randrange(1 << 30)}"
+        size = rng.randrange(self.large_bytes) if large else int(10 ** rng.uniform(0, 3))
         return {"of": self.name, "step": self.number, "body": (tag * (size // len(tag) + 1)).encode()}
 
 
-def pots_of(name: str) -> list[str]:
+def balances_of(name: str) -> list[str]:
     """Return the keys of a workload's balances, always set as one batch: ``[number, amount]``, one number, sum 0."""
-    return [f"{name}:pot {n}" for n in range(_POTS)]
+    return [f"{name}:balance {n}" for n in range(_BALANCES)]
 
 
 def after(held: Mapping[Place, Any], step: Step) -> dict[Place, Any]:
@@ -182,12 +182,12 @@ def after(held: Mapping[Place, Any], step: Step) -> dict[Place, Any]:
     return {place: value for place, value in everything.items() if value is not hutch.MISSING}
 
 
-def found_of(lane: Lane, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
-    """Return the items of `core` (items of CORE) that belong to `lane`, and all of its own namespace."""
-    found = {(CORE, key): value for key, value in core.items() if key.startswith(f"{lane.name}:")}
-    found |= {(lane.own, key): value for key, value in own.items()}
-    if lane.name in core.get(TALLY, {}):
-        found[TALLY, lane.name] = core[TALLY][lane.name]
+def found_of(workload: Workload, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
+    """Return the items of `core` (items of CORE) that belong to `workload`, and all of its own namespace."""
+    found = {(CORE, key): value for key, value in core.items() if key.startswith(f"{workload.name}:")}
+    found |= {(workload.own, key): value for key, value in own.items()}
+    if workload.name in core.get(TALLY, {}):
+        found[TALLY, workload.name] = core[TALLY][workload.name]
     return found
 
 
@@ -195,25 +195,25 @@ def _at(place: Place, *states: Mapping[Place, Any]) -> Iterator[Any]:
     return (state[place] for state in states if place in state)
 
 
-class Hands:
+class StoreConnection:
     """The connection of a workload to a store: it runs steps and compares what it reads with the plan."""
 
-    def __init__(self, lane: Lane, store: hutch.Store, shared: dict[str, hutch.Namespace], config: Any) -> None:
-        self._lane = lane
+    def __init__(self, workload: Workload, store: hutch.Store, shared: dict[str, hutch.Namespace], config: Any) -> None:
+        self._workload = workload
         self._store = store
         self._core, self._scratch = shared[CORE], shared[SCRATCH]
-        self._own = store.open(lane.own)
+        self._own = store.open(workload.own)
         #: A second store, if the engine is shared, which drops a namespace under open handles.
         self._elsewhere = hutch.connect(config) if "shared" in store.capabilities else None
 
     def do(self, step: Step) -> None:
         """Run `step` and read back one key that it changed. Raises AssertionError for a wrong value."""
-        core, own, held = self._core, self._own, self._lane.held
+        core, own, held = self._core, self._own, self._workload.held
         match step.verb:
             case "set" | "set large":
                 [(key, value)] = step.items.items()
                 core[key] = value
-            case "update" | "update pots":
+            case "update" | "update balances":
                 core.update(step.items)
             case "remove":
                 del core[step.keys[0]]
@@ -244,15 +244,15 @@ class Hands:
                 own.clear()
             case "drop own":
                 own.close()
-                self._store.drop(self._lane.own)
-                self._own = self._store.open(self._lane.own)
+                self._store.drop(self._workload.own)
+                self._own = self._store.open(self._workload.own)
             case _:
                 self._scribble()
         self._read_back(step)
 
     def _modify(self, step: Step) -> None:
         [(place, value)] = step.changes.items()
-        before = self._lane.held.get(place)
+        before = self._workload.held.get(place)
 
         def fn(found: Any) -> Any:
             assert found == before, f"stale or garbled: modify of {place} was given {str(found)[:60]!r}"
@@ -262,14 +262,14 @@ class Hands:
 
     def _counted(self, tally: Any) -> dict[str, int]:
         tally = {} if tally is hutch.MISSING else tally
-        name = self._lane.name
-        assert tally.get(name, 0) == self._lane.held.get((TALLY, name), 0), f"lost: a count of {name}, now {tally}"
+        name = self._workload.name
+        assert tally.get(name, 0) == self._workload.held.get((TALLY, name), 0), f"lost: a count of {name}, now {tally}"
         return {**tally, name: tally.get(name, 0) + 1}
 
     def _scribble(self) -> None:
-        dice = random.Random(f"{self._lane.seed} {self._lane.index} {self._lane.number} scratch")
-        key = f"{dice.randrange(12)}"
-        match dice.randrange(8):
+        rng = random.Random(f"{self._workload.seed} {self._workload.index} {self._workload.number} scratch")
+        key = f"{rng.randrange(12)}"
+        match rng.randrange(8):
             case 0:
                 self._scratch.clear()
             case 1 if self._elsewhere is not None:
@@ -279,11 +279,11 @@ class Hands:
             case 3:
                 self._scratch.update({f"{n}": f"{n} again" for n in range(6)})
             case _:
-                self._scratch[key] = f"{key} by {self._lane.name}"
+                self._scratch[key] = f"{key} by {self._workload.name}"
 
     def _read_back(self, step: Step) -> None:
         for (namespace, key), value in step.changes.items():
-            if namespace in (CORE, self._lane.own):
+            if namespace in (CORE, self._workload.own):
                 found = (self._core if namespace == CORE else self._own).get(key, hutch.MISSING)
                 assert found == value, f"stale or garbled: {key!r} after {step.verb!r} reads {str(found)[:60]!r}"
                 return
