@@ -201,7 +201,8 @@ def _not_shippable(thing: object, dumps: _Dumps) -> ConfigurationError:
         f"{parts[0]} cannot be sent to a worker in another process: {', '.join(parts[1:]) or 'it'} cannot be "
         "pickled. Use a ThreadPoolExecutor, for which nothing is pickled, or an executor that ships functions by value "
         "(that of a Dask client); or define functions at the top of a module, and leave locks and connections out of "
-        "what is sent (__getstate__). The functions that themis.evaluate() makes for itself go only to threads and to Dask"
+        "what is sent (__getstate__). The functions that themis.evaluate() makes for itself go only to threads and to "
+        "Dask"
     )
 
 
