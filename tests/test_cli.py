@@ -501,8 +501,8 @@ def test_plugins_are_listed_even_if_the_config_of_the_environment_is_broken(
 
 
 @pytest.mark.timeout(400)  # the whole conformance kit, twice
-def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path, few_signals: None) -> None:
-    passed = hutch_process("check", "memory", timeout_s=190)
+def test_test_plugin_prints_one_line_per_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path, few_signals: None) -> None:
+    passed = hutch_process("test-plugin", "memory", timeout_s=190)
     assert passed.returncode == 0, passed.stdout + passed.stderr
     *promises, summary = passed.stdout.splitlines()
     assert all(line.startswith(("passed  ", "skipped ")) for line in promises)
@@ -523,7 +523,7 @@ def test_check_prints_one_line_a_promise_and_ends_with_1_if_one_is_broken(tmp_pa
             def open(self, namespace): return Storage()
         """)
     )
-    failed = hutch_process("check", "deaf.plug", "--json", timeout_s=190)
+    failed = hutch_process("test-plugin", "deaf.plug", "--json", timeout_s=190)
     assert failed.returncode == 1
     outcomes = [json.loads(line) for line in failed.stdout.splitlines()]
     assert {one["outcome"] for one in outcomes} >= {"failed"}
@@ -654,7 +654,7 @@ def test_help_and_version_say_what_there_is() -> None:
     assert bare == hutch_("--help")
     assert bare.code == 0
     assert "130" in bare.out
-    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "check"):
+    for name in ("ls", "keys", "get", "set", "rm", "dump", "load", "copy", "stats", "plugins", "check", "test-plugin"):
         assert name in bare.out
         assert hutch_(name, "--help").code == 0
 
@@ -678,9 +678,9 @@ def test_without_click_it_says_what_to_install(tmp_path: Path) -> None:
     assert result.stderr == 'hutch: the command line needs more packages: pip install "hutch[cli]"\n'
 
 
-def test_without_pytest_check_says_what_to_install(tmp_path: Path) -> None:
+def test_without_pytest_test_plugin_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "pytest.py").write_text("raise ModuleNotFoundError(\"No module named 'pytest'\", name='pytest')")
-    result = hutch_process("check", "memory", env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    result = hutch_process("test-plugin", "memory", env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert 'pip install "hutch[testing]"' in result.stderr
     assert result.stderr.count("\n") == 1

@@ -346,7 +346,7 @@ def test_what_layers_make_read_only_is_looked_at_and_not_changed(url: str, tmp_p
     set_count(url, "core", 3)
     config = {"STORAGE": url, "NAMESPACES": {"c*": {"LAYERS": ["read-only"]}}}
     assert found(config) == [("count", "core", None, False)]
-    for change in ({"fix": True}, {"salvage": tmp_path / "out"}):
+    for change in ({"repair": True}, {"salvage": tmp_path / "out"}):
         with pytest.raises(hutch.CapabilityError):
             found(config, **change)
     assert found(url) == [("count", "core", None, False)]
@@ -398,7 +398,7 @@ def test_the_command_says_one_line_a_finding_and_ends_with_1_while_something_is_
     message = json.loads(line)
     assert (message.pop("message") != "", message) == (
         True,
-        {"kind": "value", "namespace": "a:b", "key": "x\x1b[31m", "fixed": False},
+        {"kind": "value", "namespace": "a:b", "key": "x\x1b[31m", "repaired": False},
     )
 
 

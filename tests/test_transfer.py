@@ -230,7 +230,7 @@ def test_a_value_that_only_pickle_holds_is_refused_with_its_type() -> None:
     for value, message in [
         ([Stranger("x", [])], "tests.test_transfer.Stranger, which JSON with type tags cannot carry"),
         (bytearray(b"x"), "bytearray"),
-        (loop, "nested more than 200 deep"),
+        (loop, "nested more than 200 levels deep"),
         (datetime(2024, 1, 1, tzinfo=_OwnZone()), "tzinfo _OwnZone"),
     ]:
         with pytest.raises(hutch.ValueTypeError, match=message):

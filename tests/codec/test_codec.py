@@ -467,7 +467,7 @@ def test_what_is_deeper_or_holds_itself_is_refused(name: str) -> None:
         tangled: list[Any] = []
         tangled.append((tangled,))
         for value in (nested(lambda v: (v,), 10_000), nested(lambda v: {1: v}, 300), tangled):
-            assert "nested more than 200 deep" in refusal(value)
+            assert "nested more than 200 levels deep" in refusal(value)
     # Freeing such a list is the interpreter's business, not the test's.
     looped.clear()
     ring.clear()
@@ -745,7 +745,7 @@ def test_state_that_cannot_be_stored_is_refused_with_its_place() -> None:
     assert "bytearray" in refusal([Own([bytearray()])])
     looped = Own(None)
     looped.state = [looped]
-    assert "nested more than 200 deep" in refusal(looped)
+    assert "nested more than 200 levels deep" in refusal(looped)
 
 
 @pytest.mark.parametrize(
