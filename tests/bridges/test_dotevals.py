@@ -34,9 +34,8 @@ from dotevals.summary import EvaluationSummary
 import hutch
 from hutch import transfer
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.dotevals import HutchStorage
+from hutch.bridges.dotevals import HutchStorage, metrics
 from hutch.bridges.dotevals import json_files as dotevals_json
-from hutch.bridges.dotevals import storage as bridge
 from hutch.bridges.dotevals.json_files import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
 from tests import pages
 from tests.bridges.processes import run, run_until
@@ -378,8 +377,8 @@ def harmless(scores: list[bool]) -> float:
 @pytest.fixture
 def forgotten() -> Iterator[Any]:
     """Make this process like one that added no results."""
-    yield bridge._seen.clear
-    bridge._seen.clear()
+    yield metrics._seen.clear
+    metrics._seen.clear()
 
 
 def scored(*metrics: Any, value: Any = 3) -> Record:
@@ -887,7 +886,7 @@ def test_the_command_shows_what_a_metric_of_another_module_made(url: str) -> Non
         vars(module),
     )
     storage.add_results("x", "e", [scored(module.best())])
-    bridge._seen.clear()
+    metrics._seen.clear()
     with pytest.warns(RuntimeWarning, match="import elsewhere, or set"):
         assert "nan" in told_by("show", "x", "--storage", f"hutch://{url}")
     sys.modules["elsewhere"] = module
