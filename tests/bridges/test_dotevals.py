@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from dotevals.summary import EvaluationSummary
 import hutch
 from hutch import transfer
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.dotevals import HutchStorage, metrics
+from hutch.bridges.dotevals import HutchStorage, metrics, schemes
 from hutch.bridges.dotevals import json_files as dotevals_json
 from hutch.bridges.dotevals.json_files import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
 from tests import pages
@@ -956,6 +957,21 @@ def test_an_engines_own_scheme_leads_to_the_same_store(lasting_url: str) -> None
     assert get_storage(lasting_url).list_experiments() == ["here"]
 
 
+def test_the_schemes_are_entry_points_and_come_from_the_descriptors() -> None:
+    found = {one.name: one for one in entry_points(group="dotevals.storage") if one.value.startswith("hutch.")}
+    assert found.pop("hutch").load() is HutchStorage
+    assert set(found) == {"lmdb", "sqlite", "redis", "rediss", "valkey", "valkeys"}
+    described = {scheme for plugin in hutch.find_plugins().plugins for scheme in plugin.schemes}
+    for name, entry_point in found.items():
+        assert name in described
+        storage = entry_point.load()
+        assert storage is entry_point.load()
+        assert issubclass(storage, Storage)
+        assert storage.scheme == name
+    with pytest.raises(AttributeError, match="no plugin has this URL scheme"):
+        _ = schemes.lmbd
+
+
 def test_without_a_url_it_is_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUTCH_STORAGE", f"lmdb://{tmp_path.as_posix()}/default")
     begun(get_storage("hutch://"), "here")
@@ -994,7 +1010,7 @@ def test_a_scheme_that_another_package_has_is_left_to_it(tmp_path: Path, place: 
         "[dotevals.storage]\nsqlite = their_storage:TheirStorage\n"
     )
     message = run(ASKING, str(installed), place, folder=tmp_path)
-    assert message == ["their_storage results.db", "hutch.bridges.dotevals.storage "]
+    assert message == ["their_storage results.db", "hutch.bridges.dotevals.schemes "]
 
 
 def test_without_dotevals_the_error_says_what_to_install(tmp_path: Path) -> None:

@@ -6,25 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .storage import (
-        HutchStorage,
-        LmdbStorage,
-        RedissStorage,
-        RedisStorage,
-        SqliteStorage,
-        ValkeysStorage,
-        ValkeyStorage,
-    )
+    from .storage import HutchStorage
 
-__all__ = [
-    "HutchStorage",
-    "LmdbStorage",
-    "RedisStorage",
-    "RedissStorage",
-    "SqliteStorage",
-    "ValkeyStorage",
-    "ValkeysStorage",
-]
+__all__ = ["HutchStorage"]
 
 
 def __getattr__(name: str) -> Any:

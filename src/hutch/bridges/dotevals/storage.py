@@ -8,13 +8,13 @@ import os
 import secrets
 import time
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 import hutch
-from hutch.bridges.connections import shared_namespace
-from hutch.bridges.dotevals.json_files import (
+
+from ..builtin_types import to_builtin_types
+from ..connections import shared_namespace
+from .json_files import (
     EVALUATION_FIELDS,
     EXPERIMENT_FIELDS,
     EXPERIMENTS,
@@ -34,7 +34,7 @@ try:
     from dotevals.results import EvaluationMetadata, EvaluationStatus, Record, Score
     from dotevals.storage import Storage
 
-    from hutch.bridges.dotevals.metrics import _described, _Metrics
+    from .metrics import _described, _Metrics
 except ImportError as error:
     raise ImportError(
         "hutch's storage for dotevals needs dotevals 0.28; install it with: pip install 'dotevals>=0.28,<0.29'"
@@ -181,7 +181,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         try:
             self._data.compare_and_set(key, hutch.MISSING, value)
         except hutch.ValueTypeError as error:
-            self._data.compare_and_set(key, hutch.MISSING, _plain_or(error, value))
+            self._data.compare_and_set(key, hutch.MISSING, _reduced_or_raise(error, value))
 
     def list_evaluations(self, experiment_name: str) -> list[str]:
         """Return the names of an experiment's evaluations, as given; an empty list if there is no such experiment."""
@@ -246,7 +246,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         try:
             self._set(items)
         except hutch.ValueTypeError as error:
-            self._set(_plain_or(error, items))
+            self._set(_reduced_or_raise(error, items))
 
     def _set(self, items: dict[str, Any]) -> None:
         if len(items) == 1:  # dotevals adds one at a time, and a batch of one takes a third longer
@@ -312,55 +312,6 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         return () if experiment is None else self._data.scan_keys(results_prefix(experiment["id"], evaluation_name))
 
 
-# --- the engine schemes themselves ---
-
-
-class _EngineStorage(HutchStorage):
-    """``--storage lmdb:///srv/evals``. Gives way to another package's dotevals storage of the same name."""
-
-    _scheme: str
-
-    def __new__(cls, storage_path: str | None = None) -> Any:
-        other = _others_storage(cls._scheme)
-        return super().__new__(cls) if other is None else other(storage_path)
-
-    def __init__(self, storage_path: str | None = None) -> None:
-        super().__init__(f"{self._scheme}://{storage_path or ''}")
-
-
-@cache
-def _others_storage(scheme: str) -> Any:
-    # dotevals takes the last entry point, which may be ours; the other package was installed for this very name.
-    for found in entry_points(group="dotevals.storage", name=scheme):
-        if found.module != __package__:
-            return found.load()
-    return None
-
-
-class LmdbStorage(_EngineStorage):
-    _scheme = "lmdb"
-
-
-class SqliteStorage(_EngineStorage):
-    _scheme = "sqlite"
-
-
-class RedisStorage(_EngineStorage):
-    _scheme = "redis"
-
-
-class RedissStorage(_EngineStorage):
-    _scheme = "rediss"
-
-
-class ValkeyStorage(_EngineStorage):
-    _scheme = "valkey"
-
-
-class ValkeysStorage(_EngineStorage):
-    _scheme = "valkeys"
-
-
 # --- values ---
 
 
@@ -386,26 +337,9 @@ def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
     }
 
 
-def _plain_or(error: hutch.ValueTypeError, value: Any) -> Any:
-    """Return `value` made of plain types; raise `error` if it refers to itself or exceeds Python's recursion limit."""
+def _reduced_or_raise(error: hutch.ValueTypeError, value: Any) -> Any:
+    """Return `to_builtin_types(value)`; raise `error` if `value` refers to itself or is nested too deep."""
     try:
-        return _plain(value)
+        return to_builtin_types(value)
     except RecursionError:
         raise error from None
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` with instances of subclasses, such as numpy floats and enums, as their base types, as in JSON."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return value if isinstance(value, bool) else int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    return value

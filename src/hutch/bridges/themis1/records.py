@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from themis.core import entities
 from themis.evaluation.reports import EvaluationFailure, EvaluationReport, MetricAggregate
 from themis.storage import RunMetadata, RunStatus
+
+from ..builtin_types import to_builtin_types
 
 
 @cache
@@ -176,7 +178,7 @@ def run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
     fresh = RunMetadata(
         run_id=run_id, experiment_id="default", status=RunStatus.IN_PROGRESS, created_at=moment, updated_at=moment
     )
-    metadata: dict[str, Any] = reduce_types({**asdict(fresh), **known, "run_id": run_id})
+    metadata: dict[str, Any] = to_builtin_types({**asdict(fresh), **known, "run_id": run_id}, dataclasses=True)
     metadata["status"] = RunStatus(metadata["status"]).value
     kept: dict[str, Any] = _without_secrets(metadata)
     return kept
@@ -191,25 +193,3 @@ def _without_secrets(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: "***" if key == "api_key" and item else _without_secrets(item) for key, item in value.items()}
-
-
-def reduce_types(value: Any) -> Any:
-    """Return `value` with subclasses as the types that JSON, and so Themis's own storage, takes them for."""
-    kind = type(value)
-    if value is None or kind in (str, int, float, bool, bytes):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: reduce_types(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {reduce_types(key): reduce_types(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(reduce_types, value))
-    if isinstance(value, list):
-        return list(map(reduce_types, value))
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    return value

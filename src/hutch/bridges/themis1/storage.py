@@ -20,16 +20,16 @@ from themis.exceptions import StorageError
 from themis.storage import RunStatus, evaluation_cache_key, task_cache_key
 
 import hutch
-from hutch.bridges.connections import shared_namespace
-from hutch.bridges.names import in_key
 
+from ..builtin_types import to_builtin_types
+from ..connections import shared_namespace
+from ..names import in_key
 from .records import (
     evaluation_from_plain,
     evaluation_to_plain,
     now,
     record_from_plain,
     record_to_plain,
-    reduce_types,
     report_from_plain,
     report_to_plain,
     run_metadata,
@@ -227,11 +227,11 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         except hutch.ValueTypeError:
             pass  # a value that Themis's JSON takes must not fail here
         try:
-            self._data.set_many(reduce_types(items(self._save_raw)))
+            self._data.set_many(to_builtin_types(items(self._save_raw), dataclasses=True))
         except hutch.ValueTypeError as error:
             if not self._save_raw:
                 raise
-            self._data.set_many(reduce_types(items(False)))
+            self._data.set_many(to_builtin_types(items(False), dataclasses=True))
             log.warning("A raw response was left out, for it cannot be stored: %s", error)
 
     def _cached(self, kind: str, run_id: str, name: str, build: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
