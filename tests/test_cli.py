@@ -501,7 +501,9 @@ def test_plugins_are_listed_even_if_the_config_of_the_environment_is_broken(
 
 
 @pytest.mark.timeout(400)  # the whole conformance kit, twice
-def test_test_plugin_prints_one_line_per_promise_and_ends_with_1_if_one_is_broken(tmp_path: Path, few_signals: None) -> None:
+def test_test_plugin_prints_one_line_per_promise_and_ends_with_1_if_one_is_broken(
+    tmp_path: Path, few_signals: None
+) -> None:
     passed = hutch_process("test-plugin", "memory", timeout_s=190)
     assert passed.returncode == 0, passed.stdout + passed.stderr
     *promises, summary = passed.stdout.splitlines()
