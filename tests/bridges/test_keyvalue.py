@@ -39,9 +39,8 @@ from mcp_types import JSONRPCNotification
 from pydantic import AnyUrl
 
 import hutch
-from hutch.bridges import keyvalue
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.keyvalue import HutchStore
+from hutch.bridges.keyvalue import HutchStore, storage
 
 from .. import pages
 from ..servers import RedisServer
@@ -105,7 +104,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
         nonlocal ahead
         ahead += by
 
-    monkeypatch.setattr(keyvalue, "datetime", Clock)
+    monkeypatch.setattr(storage, "datetime", Clock)
     return forward
 
 
@@ -682,7 +681,7 @@ def test_what_is_put_again_while_it_is_culled_stays(
     url: str, clock: Callable[[timedelta], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = HutchStore(url), HutchStore(url, inline=True)
-    expired_is_missing = keyvalue._expired_is_missing
+    expired_is_missing = storage._expired_is_missing
     asked = 0
 
     def put_again(entry: Any) -> Any:
@@ -695,7 +694,7 @@ def test_what_is_put_again_while_it_is_culled_stays(
     async def work() -> None:
         await store.put("k", {"n": "old"}, ttl=30)
         clock(timedelta(minutes=10))
-        monkeypatch.setattr(keyvalue, "_expired_is_missing", put_again)
+        monkeypatch.setattr(storage, "_expired_is_missing", put_again)
         await store.cull()
         assert asked == 2
         assert await store.get("k") == {"n": "new"}

@@ -27,7 +27,7 @@ from typing import Any, Final, Self, SupportsFloat, TypeVar
 
 import hutch
 
-from .connections import shared_calls, shared_namespace, shared_store
+from ..connections import shared_calls, shared_namespace, shared_store
 
 try:
     from key_value.aio.errors import DeserializationError, InvalidKeyError, InvalidTTLError, SerializationError
