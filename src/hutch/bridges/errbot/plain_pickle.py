@@ -3,31 +3,24 @@
 `pickle.Unpickler` with a list of allowed classes is not enough: BUILD sets attributes of any object it is given,
 classes included; ``set(range(10**12))`` and ``Fraction("1e99999999")`` are calls of allowed classes; a memo index of
 ten digits allocates gigabytes; and tuples nested thirty deep that each hold one tuple twice take a minute to hash or to
-encode. So the opcodes are interpreted here. A class is a name, not an object; each call of one is a function of this
-module that validates its arguments; and time and memory are bounded by the length of the pickle.
+encode. So the opcodes are interpreted here. A class is a name, not an object; each call of one is a function of
+`pickle_constructors`, which validates its arguments; and time and memory are bounded by the length of the pickle.
 """
 
 from __future__ import annotations
 
 import pickletools
-import re
 from collections.abc import Callable, Hashable
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal
 from typing import Any, Final
-from uuid import UUID, SafeUUID
+from uuid import UUID
+
+from .pickle_constructors import CONSTRUCTORS, Global, NotPlainError, make_frozenset, make_safe_uuid, make_set
 
 # A repeated text takes two bytes in the pickle, but its full length as a value each time.
 _LARGEST_FACTOR: Final = 100
 _FREE_UNITS: Final = 1 << 20
 # No codec of hutch nests deeper.
 _DEEPEST: Final = 300
-# Making a fraction computes a greatest common divisor, whose time grows with the square of the length.
-_LONGEST_INT_BITS: Final = 1 << 15
-
-
-class NotPlainError(Exception):
-    """The pickle holds types that the default codec does not store, or would grow beyond the bounds."""
 
 
 def read_plain(pickled: bytes) -> Any:
@@ -36,17 +29,6 @@ def read_plain(pickled: bytes) -> Any:
     Raises NotPlainError, ValueError where it is truncated, and what the constructors of the types raise.
     """
     return _Machine(len(pickled)).run(pickled)
-
-
-class _Global:
-    """Placeholder for a class or function in a pickle; equal to nothing, and stored by no codec."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, module: str, name: str) -> None:
-        # Map the names of Python 2, which protocol 2 uses, and of Python 3.13.
-        module = {"__builtin__": "builtins", "pathlib._local": "pathlib", "copy_reg": "copyreg"}.get(module, module)
-        self.name = "builtins.range" if (module, name) == ("builtins", "xrange") else f"{module}.{name}"
 
 
 class _Machine:
@@ -166,20 +148,20 @@ class _Machine:
 
     def global_(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self._stack.append(_Global(module, name))
+        self._stack.append(Global(module, name))
 
     def stack_global(self, _: object) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if type(name) is not str or type(module) is not str:
             raise NotPlainError("STACK_GLOBAL")
-        self._stack.append(_Global(module, name))
+        self._stack.append(Global(module, name))
 
     def reduce(self, _: object) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        make = _CALLS.get(function.name) if type(function) is _Global else None
+        make = CONSTRUCTORS.get(function.name) if type(function) is Global else None
         if make is None or type(arguments) is not tuple:
             raise NotPlainError("REDUCE")
-        if make in (_set, _frozenset):
+        if make in (make_set, make_frozenset):
             arguments = tuple(list(map(self._hashable, part)) if type(part) is list else part for part in arguments)
         made = make(*arguments)
         if type(made) is set or type(made) is frozenset:
@@ -188,7 +170,7 @@ class _Machine:
 
     def new_object(self, _: object) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        if type(function) is not _Global or function.name != "uuid.UUID" or arguments != ():
+        if type(function) is not Global or function.name != "uuid.UUID" or arguments != ():
             raise NotPlainError("NEWOBJ")
         self._stack.append(UUID.__new__(UUID))
 
@@ -200,7 +182,7 @@ class _Machine:
         if type(state["int"]) is not int or not 0 <= state["int"] < 1 << 128:
             raise NotPlainError("BUILD")
         object.__setattr__(uuid, "int", state["int"])
-        object.__setattr__(uuid, "is_safe", _safe(state.get("is_safe")))
+        object.__setattr__(uuid, "is_safe", make_safe_uuid(state.get("is_safe")))
 
     # --- bounds ---
 
@@ -258,138 +240,6 @@ class _Machine:
 _CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
 
 
-# --- the constructors: what each takes is what its own pickles give it ---
-
-
-def _require(condition: bool) -> None:
-    if not condition:
-        raise NotPlainError("arguments")
-
-
-def _are(kinds: tuple[type, ...], arguments: tuple[Any, ...]) -> bool:
-    return len(kinds) == len(arguments) and all(type(a) is kind for a, kind in zip(arguments, kinds, strict=True))
-
-
-def _set(*arguments: Any) -> set[Any]:
-    _require(not arguments or _are((list,), arguments))
-    return set(*arguments)
-
-
-def _frozenset(*arguments: Any) -> frozenset[Any]:
-    _require(not arguments or _are((list,), arguments))
-    return frozenset(*arguments)
-
-
-def _bytes(*arguments: Any) -> bytes:
-    _require(not arguments)
-    return b""
-
-
-def _encode(*arguments: Any) -> bytes:
-    _require(_are((str, str), arguments) and arguments[1] == "latin1")
-    return bytes(arguments[0], "latin-1")
-
-
-def _complex(*arguments: Any) -> complex:
-    _require(_are((float, float), arguments))
-    return complex(*arguments)
-
-
-def _range(*arguments: Any) -> range:
-    _require(_are((int, int, int), arguments) and all(number.bit_length() <= _LONGEST_INT_BITS for number in arguments))
-    return range(*arguments)
-
-
-def _date(*arguments: Any) -> date:
-    _require(_are((bytes,), arguments))
-    return date(*arguments)
-
-
-def _datetime(*arguments: Any) -> datetime:
-    _require(_are((bytes,), arguments[:1]) and all(isinstance(zone, tzinfo) for zone in arguments[1:]))
-    return datetime(*arguments)
-
-
-def _time(*arguments: Any) -> time:
-    _require(_are((bytes,), arguments[:1]) and all(isinstance(zone, tzinfo) for zone in arguments[1:]))
-    return time(*arguments)
-
-
-def _timedelta(*arguments: Any) -> timedelta:
-    _require(_are((int, int, int), arguments))
-    return timedelta(*arguments)
-
-
-def _timezone(*arguments: Any) -> timezone:
-    _require(_are((timedelta,), arguments) or _are((timedelta, str), arguments))
-    return timezone(*arguments)
-
-
-def _decimal(*arguments: Any) -> Decimal:
-    _require(_are((str,), arguments))
-    return Decimal(*arguments)
-
-
-def _fraction(*arguments: Any) -> Any:
-    from fractions import Fraction
-
-    if _are((str,), arguments):  # before Python 3.12
-        _require(re.fullmatch(r"-?[0-9]{1,4000}(/[0-9]{1,4000})?", arguments[0]) is not None)
-    else:
-        _require(_are((int, int), arguments) and all(number.bit_length() <= _LONGEST_INT_BITS for number in arguments))
-    return Fraction(*arguments)
-
-
-def _path(name: str) -> Callable[..., Any]:
-    def make(*arguments: Any) -> Any:
-        import pathlib
-
-        _require(all(type(part) is str for part in arguments))
-        return getattr(pathlib, name)(*arguments)
-
-    return make
-
-
-def _safe(*arguments: Any) -> SafeUUID:
-    _require(len(arguments) == 1 and (arguments[0] is None or _are((int,), arguments)))
-    return SafeUUID(arguments[0])
-
-
-def _getattr(*arguments: Any) -> _Global:
-    _require(len(arguments) == 2 and type(arguments[0]) is _Global and type(arguments[1]) is str)
-    _require((arguments[0].name, arguments[1]) == ("zoneinfo.ZoneInfo", "_unpickle"))
-    return _Global("zoneinfo", "ZoneInfo._unpickle")
-
-
-def _zone(*arguments: Any) -> tzinfo:
-    from zoneinfo import ZoneInfo
-
-    _require(len(arguments) == 2 and type(arguments[0]) is str and type(arguments[1]) in (bool, int))
-    return ZoneInfo(arguments[0]) if arguments[1] else ZoneInfo.no_cache(arguments[0])
-
-
-_CALLS: Final[dict[str, Callable[..., Any]]] = {
-    "builtins.set": _set,
-    "builtins.frozenset": _frozenset,
-    "builtins.bytes": _bytes,
-    "_codecs.encode": _encode,
-    "builtins.complex": _complex,
-    "builtins.range": _range,
-    "datetime.date": _date,
-    "datetime.datetime": _datetime,
-    "datetime.time": _time,
-    "datetime.timedelta": _timedelta,
-    "datetime.timezone": _timezone,
-    "decimal.Decimal": _decimal,
-    "fractions.Fraction": _fraction,
-    "pathlib.PosixPath": _path("PosixPath"),
-    "pathlib.WindowsPath": _path("WindowsPath"),
-    "pathlib.PurePosixPath": _path("PurePosixPath"),
-    "pathlib.PureWindowsPath": _path("PureWindowsPath"),
-    "uuid.SafeUUID": _safe,
-    "builtins.getattr": _getattr,
-    "zoneinfo.ZoneInfo._unpickle": _zone,
-}
 _VALUES: Final = frozenset(
     {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
     | {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
