@@ -40,7 +40,7 @@ from pydantic import AnyUrl
 
 import hutch
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.keyvalue import HutchStore, storage
+from hutch.bridges.keyvalue import HutchStore, entries, storage
 
 from .. import pages
 from ..servers import RedisServer
@@ -104,7 +104,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
         nonlocal ahead
         ahead += by
 
-    monkeypatch.setattr(storage, "datetime", Clock)
+    monkeypatch.setattr(entries, "datetime", Clock)
     return forward
 
 
@@ -546,7 +546,7 @@ def test_a_list_that_lacks_a_name_is_an_error(url: str) -> None:
 # --- time ---
 
 
-def test_what_has_expired_is_missing_everywhere(store: HutchStore, clock: Callable[[timedelta], None]) -> None:
+def test_what_has_missing_if_expired_everywhere(store: HutchStore, clock: Callable[[timedelta], None]) -> None:
     long = "k" * 2000
 
     async def work() -> None:
@@ -681,7 +681,7 @@ def test_what_is_put_again_while_it_is_culled_stays(
     url: str, clock: Callable[[timedelta], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = HutchStore(url), HutchStore(url, inline=True)
-    expired_is_missing = storage._expired_is_missing
+    missing_if_expired = storage._missing_if_expired
     asked = 0
 
     def put_again(entry: Any) -> Any:
@@ -689,12 +689,12 @@ def test_what_is_put_again_while_it_is_culled_stays(
         asked += 1
         if asked == 1:
             asyncio.run(other.put("k", {"n": "new"}))
-        return expired_is_missing(entry)
+        return missing_if_expired(entry)
 
     async def work() -> None:
         await store.put("k", {"n": "old"}, ttl=30)
         clock(timedelta(minutes=10))
-        monkeypatch.setattr(storage, "_expired_is_missing", put_again)
+        monkeypatch.setattr(storage, "_missing_if_expired", put_again)
         await store.cull()
         assert asked == 2
         assert await store.get("k") == {"n": "new"}

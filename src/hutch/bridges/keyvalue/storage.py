@@ -1,27 +1,10 @@
-"""A store for py-key-value, and so for FastMCP, on any engine of hutch.
-
-    from hutch.bridges.keyvalue import HutchStore
-    server = FastMCP("notes", session_state_store=HutchStore("lmdb:///srv/notes"))
-
-All collections share one namespace; an entry has the key ``collection:key``. In the collection ``%`` and ``:`` are
-written ``%25`` and ``%3A``, so that a prefix belongs to one collection alone. A leading ``%`` of a key is doubled. A
-name too long for hutch is replaced by ``%#`` and its SHA-256, and stored in full in the entry. An entry is a dict:
-`value`; `expires_at`, a datetime, if it has a ttl; `collection` and `key` where one of them is hashed.
-
-Each expiring entry is also indexed by minute, at ``%expires:minute:collection:key``, written atomically with the entry.
-So listing keys and finding expired entries read no values. An index key may be out of date because the entry was put
-again: the entry decides.
-"""
+"""A store for py-key-value, and so for FastMCP, on any engine of hutch. `entries` describes what it stores."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, SupportsFloat, TypeVar
 
@@ -30,7 +13,24 @@ import hutch
 from ..connections import shared_calls, shared_namespace, shared_store
 
 try:
-    from key_value.aio.errors import DeserializationError, InvalidKeyError, InvalidTTLError, SerializationError
+    from key_value.aio.errors import DeserializationError, SerializationError
+
+    from .entries import (
+        EXPIRES,
+        HASHED,
+        collection_prefix,
+        entry_key,
+        expiry,
+        full_name,
+        has_expired,
+        index_key,
+        index_start,
+        indexed_name,
+        minutes_from_now,
+        to_json_types,
+        unescape_collection,
+        value_and_ttl,
+    )
 except ImportError as error:
     raise ImportError(
         "hutch.bridges.keyvalue needs py-key-value-aio, 0.4.6 or later and below 0.5; "
@@ -39,20 +39,11 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-_HASHED: Final = "%#"
-# No collection has this name: a `%` in a collection's name is escaped.
-_EXPIRES: Final = "%expires"
-_LONGEST_COLLECTION_BYTES: Final = 255
-# What remains of a key's 1,024 bytes after `_EXPIRES` and a minute.
-_LONGEST_NAME_BYTES: Final = 1024 - 24
-
 # An expired entry's index key is kept this long: a process whose clock is behind, or that paused between reading its
 # clock and writing, may write the entry again.
 _GRACE_MINUTES: Final = 5
 # After this many writes with a ttl, remove up to twice as many expired entries.
-_WRITES_A_SWEEP: Final = 16
-
-_NOT_OURS: Final = "what is stored there was not written by this store"
+_WRITES_PER_SWEEP: Final = 16
 
 
 class HutchStore:
@@ -95,7 +86,7 @@ class HutchStore:
         self._calls = shared_calls(self._entries, shared_store(url))
         self._is_ordered = "ordered" in self._entries.capabilities
         # The first write of a process sweeps, because short processes may never reach the interval.
-        self._unswept = self._writes_a_sweep = _WRITES_A_SWEEP
+        self._unswept = self._writes_per_sweep = _WRITES_PER_SWEEP
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} in namespace {self._entries.namespace!r}>"
@@ -119,7 +110,7 @@ class HutchStore:
 
     async def ttl(self, key: str, *, collection: str | None = None) -> tuple[dict[str, Any] | None, float | None]:
         """Return the value of `key` and its seconds left, None if it never expires; (None, None) if missing."""
-        return _value_and_ttl(await self._read(self._entries.get, self._name(collection, key)))
+        return value_and_ttl(await self._read(self._entries.get, self._name(collection, key)))
 
     async def get_many(self, keys: Sequence[str], *, collection: str | None = None) -> list[dict[str, Any] | None]:
         """Return what `get` returns for each of `keys`, in one read where the engine can."""
@@ -131,15 +122,15 @@ class HutchStore:
         """Return what `ttl` returns for each of `keys`, in one read where the engine can."""
         names = [self._name(collection, key) for key in keys]
         found = await self._read(self._entries.get_many, names)
-        return [_value_and_ttl(found.get(name)) for name in names]
+        return [value_and_ttl(found.get(name)) for name in names]
 
     async def keys(self, collection: str | None = None, *, limit: int | None = None) -> list[str]:
         """Return the keys of a collection that have not expired: all of them or the first `limit`."""
-        return await self._calls.read(_called, self._keys, self._prefix(collection), limit)
+        return await self._calls.read(_call, self._keys, self._prefix(collection), limit)
 
     async def collections(self, *, limit: int | None = None) -> list[str]:
         """Return the collections that hold a key: all of them or the first `limit`."""
-        return await self._calls.read(_called, self._collections, limit)
+        return await self._calls.read(_call, self._collections, limit)
 
     # --- writing ---
 
@@ -169,20 +160,20 @@ class HutchStore:
         """
         if len(keys) != len(values):
             raise ValueError(f"put_many was called with {len(keys)} keys and {len(values)} values")
-        expires_at = _expiry(ttl)
+        expires_at = expiry(ttl)
         items: dict[str, Any] = {}
         for key, value in zip(keys, values, strict=True):
             name = self._name(collection, key)
-            entry: dict[str, Any] = {"value": self._storable(value)}
+            entry: dict[str, Any] = {"value": to_json_types(value, exact_types=self._exact_types)}
             if expires_at is not None:
                 entry["expires_at"] = expires_at
-                items[f"{_EXPIRES}:{_minute(expires_at)}:{name}"] = None
-            if _HASHED in name:
+                items[index_key(expires_at, name)] = None
+            if HASHED in name:
                 entry |= {"collection": collection or self.default_collection, "key": key}
             items[name] = entry
         if items:
-            names = tuple(name for name in items if not name.startswith(f"{_EXPIRES}:"))
-            await self._change(names, self._set_expiring if expires_at else self._set, items)
+            names = tuple(name for name in items if not name.startswith(f"{EXPIRES}:"))
+            await self._write(names, self._set_expiring if expires_at else self._set, items)
 
     async def delete(self, key: str, *, collection: str | None = None) -> bool:
         """Remove `key`; return whether it was there. Of several concurrent calls, one returns True."""
@@ -191,19 +182,19 @@ class HutchStore:
     async def delete_many(self, keys: Sequence[str], *, collection: str | None = None) -> int:
         """Remove `keys` as one batch; return how many were there."""
         names = [self._name(collection, key) for key in keys]
-        return await self._change(tuple(names), self._remove, names)
+        return await self._write(tuple(names), self._remove, names)
 
     async def cull(self) -> None:
         """Remove all expired entries. An entry that is put again meanwhile stays."""
-        await self._calls.write((), _called, self._sweep)
+        await self._calls.write((), _call, self._sweep)
 
     async def destroy_collection(self, collection: str) -> bool:
         """Remove a whole collection as one batch; return whether it held anything."""
-        return await self._calls.write(None, _called, self._destroy_collection, self._prefix(collection))
+        return await self._calls.write(None, _call, self._destroy_collection, self._prefix(collection))
 
     async def destroy(self) -> bool:
         """Remove all collections atomically. Returns True."""
-        await self._calls.write(None, _called, self._entries.clear)
+        await self._calls.write(None, _call, self._entries.clear)
         return True
 
     # --- names and values ---
@@ -212,32 +203,13 @@ class HutchStore:
         name = collection or self.default_collection
         if not isinstance(name, str):
             raise TypeError(f"a collection is a str, not {type(name).__name__}")
-        return _prefix_of(name)
+        return collection_prefix(name)
 
     def _name(self, collection: str | None, key: str) -> str:
         """Return the key of an entry."""
         if not isinstance(key, str):
             raise TypeError(f"a key is a str, not {type(key).__name__}")
-        prefix = self._prefix(collection)
-        name = f"{prefix}%{key}" if key.startswith("%") else prefix + key
-        return name if len(_utf8(name)) <= _LONGEST_NAME_BYTES else prefix + _hashed(key)
-
-    def _storable(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"a value is a mapping from str to what JSON can hold, not {type(value).__name__}")
-        plain = dict(value)
-        if not all(isinstance(field, str) for field in plain):
-            raise TypeError("a value is a mapping from str, and this one has a key of another type")
-        if self._exact_types:
-            return plain
-        try:
-            text = json.dumps(plain)
-            stored: dict[str, Any] = json.loads(text)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise SerializationError(f"the value is not what JSON can hold: {error}") from error
-        if stored != plain and json.dumps(stored) != text:
-            raise SerializationError("two keys of a dict in the value, such as 1 and '1', would be the same in JSON")
-        return stored
+        return entry_key(self._prefix(collection), key)
 
     # --- in the thread ---
 
@@ -251,11 +223,11 @@ class HutchStore:
     def _set_expiring(self, items: dict[str, Any]) -> None:
         self._entries.set_many(items)
         self._unswept += len(items) // 2
-        if self._unswept >= self._writes_a_sweep:
+        if self._unswept >= self._writes_per_sweep:
             most, self._unswept = 2 * self._unswept, 0
             if not self._is_ordered:
                 # On such an engine, the search for due entries reads all keys.
-                self._writes_a_sweep = max(_WRITES_A_SWEEP, len(self._entries) // 4)
+                self._writes_per_sweep = max(_WRITES_PER_SWEEP, len(self._entries) // 4)
             # The requested write is done. If this fails, a later sweep finds what is left.
             with suppress(hutch.StoreError):
                 self._sweep(most)
@@ -263,7 +235,7 @@ class HutchStore:
     def _remove(self, names: list[str]) -> int:
         try:
             found = self._entries.get_many(names)
-            expired = {name for name, entry in found.items() if _has_expired(entry)}
+            expired = {name for name, entry in found.items() if has_expired(entry)}
         except hutch.CorruptValueError:
             found = dict.fromkeys(names)
             expired = set(filter(self._is_expired, names))
@@ -276,48 +248,46 @@ class HutchStore:
             entry = self._entries.get(name)
         except hutch.CorruptValueError:
             return False  # `get` reports a damaged entry; it can still be replaced or deleted
-        return entry is not None and _has_expired(entry)
+        return entry is not None and has_expired(entry)
 
     def _remove_expired(self, name: str) -> None:
         """Remove an entry atomically, unless it was put again by any process or cannot be read."""
-        with suppress(KeyError, _StillAliveError, hutch.CorruptValueError):
-            self._entries.modify(name, _expired_is_missing)
+        with suppress(KeyError, _NotExpiredError, hutch.CorruptValueError):
+            self._entries.modify(name, _missing_if_expired)
 
     def _sweep(self, most: int | None = None) -> None:
         """Remove all expired entries, or up to `most` of those expired some minutes ago."""
-        over = _minute(datetime.now(UTC) - timedelta(minutes=_GRACE_MINUTES))
-        until = f"{_EXPIRES}:{over}" if most else None
-        lines = list(itertools.islice(self._due(until), most))
-        for line in lines:
-            self._remove_expired(_listed_name(line))
-        self._entries.remove_many(line for line in lines if line < f"{_EXPIRES}:{over}")
+        grace_end = index_start(minutes_from_now(-_GRACE_MINUTES))
+        index_keys = list(itertools.islice(self._due_index_keys(grace_end if most else None), most))
+        for key in index_keys:
+            self._remove_expired(indexed_name(key))
+        self._entries.remove_many(key for key in index_keys if key < grace_end)
 
-    def _due(self, until: str | None = None) -> Iterator[str]:
-        """Yield the index keys of entries that may have expired by now, or before `until`."""
-        next_minute = _minute(datetime.now(UTC) + timedelta(minutes=1))
-        return self._entries.scan_keys(f"{_EXPIRES}:", stop=until or f"{_EXPIRES}:{next_minute}")
+    def _due_index_keys(self, stop: str | None = None) -> Iterator[str]:
+        """Yield the index keys of entries that may have expired by now, or only the index keys before `stop`."""
+        return self._entries.scan_keys(f"{EXPIRES}:", stop=stop or index_start(minutes_from_now(1)))
 
-    def _expired(self, prefix: str = "") -> set[str]:
+    def _expired_names(self, prefix: str = "") -> set[str]:
         """Return the names of the expired entries that are still stored."""
-        due = {name for name in map(_listed_name, self._due()) if name.startswith(prefix)}
+        due = {name for name in map(indexed_name, self._due_index_keys()) if name.startswith(prefix)}
         # One by one: a value may be large.
         return set(filter(self._is_expired, due))
 
     def _keys(self, prefix: str, limit: int | None) -> list[str]:
-        expired = self._expired(prefix)
+        expired = self._expired_names(prefix)
         names = (name for name in self._entries.scan_keys(prefix) if name not in expired)
-        return list(itertools.islice(self._real_keys(prefix, names), limit))
+        return list(itertools.islice(self._decoded_keys(prefix, names), limit))
 
-    def _real_keys(self, prefix: str, names: Iterable[str]) -> Iterator[str]:
+    def _decoded_keys(self, prefix: str, names: Iterable[str]) -> Iterator[str]:
         for name in names:
             key = name.removeprefix(prefix)
-            if not key.startswith(_HASHED):
+            if not key.startswith(HASHED):
                 yield key[1:] if key.startswith("%") else key
             elif (entry := self._entries.get(name)) is not None:
-                yield _name_in(entry, "key")
+                yield full_name(entry, "key")
 
     def _collections(self, limit: int | None) -> list[str]:
-        expired = self._expired()
+        expired = self._expired_names()
         found: list[str] = []
         names, start = self._entries.scan_keys(), ""
         while limit is None or len(found) < limit:
@@ -325,13 +295,13 @@ class HutchStore:
             if name is None:
                 break
             collection = name.partition(":")[0]
-            if collection.startswith(_HASHED):
+            if collection.startswith(HASHED):
                 entry = self._entries.get(name)
                 if entry is None:
                     continue  # removed meanwhile; the collection may have others
-                found.append(_name_in(entry, "collection"))
-            elif collection != _EXPIRES:
-                found.append(collection.replace("%3A", ":").replace("%25", "%"))
+                found.append(full_name(entry, "collection"))
+            elif collection != EXPIRES:
+                found.append(unescape_collection(collection))
             # Skip every key that starts with "collection:", without reading them if the engine can.
             start = f"{collection};"
             if self._is_ordered:
@@ -339,32 +309,33 @@ class HutchStore:
         return found
 
     def _destroy_collection(self, prefix: str) -> bool:
-        expired = self._expired(prefix)
+        expired = self._expired_names(prefix)
         names = set(self._entries.scan_keys(prefix))
         # Only keys of removed entries: an index key without its entry does no harm, but an entry without one is never
         # removed.
-        lines = [line for line in self._entries.scan_keys(f"{_EXPIRES}:") if _listed_name(line) in names]
-        self._entries.remove_many([*names, *lines])
+        index_keys = [key for key in self._entries.scan_keys(f"{EXPIRES}:") if indexed_name(key) in names]
+        self._entries.remove_many([*names, *index_keys])
         return not expired.issuperset(names)
 
     # --- on the loop ---
 
     async def _read(self, verb: Callable[[Any], T], argument: Any) -> T:
         if self._inline:
-            return _called(verb, argument)
-        return await self._calls.read(_called, verb, argument)
+            return _call(verb, argument)
+        return await self._calls.read(_call, verb, argument)
 
-    async def _change(self, names: tuple[str, ...], verb: Callable[[Any], T], argument: Any) -> T:
+    async def _write(self, names: tuple[str, ...], verb: Callable[[Any], T], argument: Any) -> T:
         if self._inline:
-            return _called(verb, argument)
-        return await self._calls.write(names, _called, verb, argument)
+            return _call(verb, argument)
+        return await self._calls.write(names, _call, verb, argument)
 
 
-class _StillAliveError(Exception):
+class _NotExpiredError(Exception):
     """Raised to end a `modify` without a change."""
 
 
-def _called(verb: Callable[..., T], *arguments: Any) -> T:
+def _call(verb: Callable[..., T], *arguments: Any) -> T:
+    """Return ``verb(*arguments)``, raising py-key-value's errors in place of hutch's where it has its own."""
     try:
         return verb(*arguments)
     except (hutch.ValueTypeError, hutch.ValueLimitError) as error:
@@ -373,77 +344,7 @@ def _called(verb: Callable[..., T], *arguments: Any) -> T:
         raise DeserializationError(str(error)) from error
 
 
-def _expired_is_missing(entry: Any) -> Any:
-    if _has_expired(entry):
+def _missing_if_expired(entry: Any) -> Any:
+    if has_expired(entry):
         return hutch.MISSING
-    raise _StillAliveError
-
-
-def _has_expired(entry: Any) -> bool:
-    try:
-        return _value_and_ttl(entry)[0] is None
-    except DeserializationError:
-        return False  # foreign, without an expiry
-
-
-def _value_and_ttl(entry: Any) -> tuple[dict[str, Any] | None, float | None]:
-    if entry is None:
-        return None, None
-    try:
-        value, expires_at = entry["value"], entry.get("expires_at")
-        if expires_at is None:
-            return value, None
-        left_s = (expires_at - datetime.now(UTC)).total_seconds()
-    except (TypeError, LookupError, AttributeError) as error:
-        raise DeserializationError(_NOT_OURS) from error
-    return (value, left_s) if left_s > 0 else (None, None)
-
-
-def _name_in(entry: Any, which: str) -> str:
-    """Return the full name of a collection or key whose hash is in the entry's key."""
-    try:
-        name: str = entry[which]
-    except (TypeError, LookupError) as error:
-        raise DeserializationError(_NOT_OURS) from error
-    return name
-
-
-def _expiry(ttl: SupportsFloat | None) -> datetime | None:
-    if ttl is None:
-        return None
-    if isinstance(ttl, bool | str):
-        raise InvalidTTLError(ttl)
-    try:
-        ttl_s = float(ttl)
-        if ttl_s <= 0:
-            raise InvalidTTLError(ttl)
-        return datetime.now(UTC) + timedelta(seconds=ttl_s)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidTTLError(ttl) from error
-
-
-def _minute(moment: datetime) -> str:
-    return f"{int(moment.timestamp() // 60):010d}"
-
-
-def _listed_name(line: str) -> str:
-    return line.split(":", 2)[2]
-
-
-@functools.lru_cache(maxsize=1024)
-def _prefix_of(collection: str) -> str:
-    escaped = collection.replace("%", "%25").replace(":", "%3A")
-    if len(_utf8(escaped)) > _LONGEST_COLLECTION_BYTES:
-        escaped = _hashed(collection)
-    return f"{escaped}:"
-
-
-def _hashed(name: str) -> str:
-    return _HASHED + hashlib.sha256(_utf8(name)).hexdigest()
-
-
-def _utf8(name: str) -> bytes:
-    try:
-        return name.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidKeyError("a key or collection has half a surrogate pair, which UTF-8 cannot hold") from error
+    raise _NotExpiredError
