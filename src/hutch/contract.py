@@ -13,6 +13,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
@@ -21,7 +22,6 @@ from .handlers import is_missing, passes_through
 from .keylocks import WAIT_S, run_compare_and_write
 from .limits import PLAIN_TYPES, check_result
 from .options import Option, read_options
-from .record import Record
 
 
 class Missing(enum.Enum):
@@ -52,7 +52,8 @@ class Codec(Protocol):
         """Return the value as a new object. Raises CorruptValueError if `encode` did not make `data`."""
 
 
-class Finding(Record):
+@dataclass(frozen=True)
+class Finding:
     """A problem in stored data, reported by `hutch.verify`. It never contains a value."""
 
     #: `structure`: the engine's own files are damaged. `value`: unreadable. `key`: not written by hutch. `count`: `len`
@@ -64,17 +65,6 @@ class Finding(Record):
     key: str | None = None
     #: Whether it was repaired, or salvaged and removed.
     repaired: bool = False
-
-    # Written out because editors and the reference show it to plugin authors.
-    def __init__(
-        self,
-        kind: Literal["structure", "value", "key", "count", "orphan", "index"],
-        message: str,
-        namespace: str | None = None,
-        key: str | None = None,
-        repaired: bool = False,
-    ) -> None:
-        super().__init__(kind, message, namespace, key, repaired)
 
 
 class StorageBase(ABC):

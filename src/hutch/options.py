@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, nearest
 from .handlers import passes_through
-from .record import Record
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
-class Option(Record):
+@dataclass(frozen=True)
+class Option:
     """One option of an engine.
 
     `kind` is bool, int, float, str or Path (made absolute, relative to the config file's folder). `default`
@@ -24,27 +25,13 @@ class Option(Record):
     """
 
     kind: type
-    default: Any = None
+    default: Any = field(default=None, hash=False)  # it may be a list
     help: str = ""
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     required: bool = False
     secret: bool = False
-
-    # Written out because editors and the reference show it to plugin authors.
-    def __init__(
-        self,
-        kind: type,
-        default: Any = None,
-        help: str = "",
-        choices: tuple[str, ...] = (),
-        minimum: float | None = None,
-        maximum: float | None = None,
-        required: bool = False,
-        secret: bool = False,
-    ) -> None:
-        super().__init__(kind, default, help, choices, minimum, maximum, required, secret)
 
 
 def read_options(

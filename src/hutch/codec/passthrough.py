@@ -6,14 +6,15 @@ and so neither read nor copied. This codec reads its pickle as `Pickled` and wri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..record import Record
 from .msgpack import MsgpackCodec
 from .pickle import PickleCodec
 
 
-class Pickled(Record):
+@dataclass(frozen=True, repr=False)
+class Pickled:
     """A value in the form of its pickle, which is never loaded. Two are equal if their bytes are."""
 
     body: bytes

@@ -12,12 +12,12 @@ from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through
-from ..record import Record
 
 T = TypeVar("T")
 
 
-class Registration(Record):
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Registration:
     """The stored name of a class, and the functions that write (`encode`) and read (`decode`) its instances."""
 
     cls: type

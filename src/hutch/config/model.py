@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..record import Record
 from .url import shown_name, shown_url
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-_CWD = Path()  # the working folder at the time
 
 
 def _names(options: Mapping[str, Any]) -> str:
@@ -20,27 +19,30 @@ def _names(options: Mapping[str, Any]) -> str:
     return f"<{', '.join(shown_name(name)[1:-1] for name in options)}>"
 
 
-class CodecConfig(Record):
+@dataclass(frozen=True, repr=False)
+class CodecConfig:
     """The name of a codec and its options. `hutch.codec` validates them."""
 
     name: str = "msgpack"
-    options: Mapping[str, Any] = _NO_OPTIONS
+    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
 
     def __repr__(self) -> str:
         return f"CodecConfig(name={shown_name(self.name)}, options={_names(self.options)})"
 
 
-class LayerConfig(Record):
+@dataclass(frozen=True, repr=False)
+class LayerConfig:
     """The name of a layer and its options. `hutch.layers` validates them."""
 
     name: str
-    options: Mapping[str, Any] = _NO_OPTIONS
+    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
 
     def __repr__(self) -> str:
         return f"LayerConfig(name={shown_name(self.name)}, options={_names(self.options)})"
 
 
-class NamespaceRule(Record):
+@dataclass(frozen=True)
+class NamespaceRule:
     """Overrides for the namespaces that match the case-sensitive glob `pattern`; None means "not overridden"."""
 
     pattern: str
@@ -48,13 +50,14 @@ class NamespaceRule(Record):
     layers: tuple[LayerConfig, ...] | None = None
 
 
-class StoreConfig(Record):
+@dataclass(frozen=True, repr=False)
+class StoreConfig:
     """A complete, validated config, made by `read_config`. The fields may hold secrets; the repr shows none."""
 
     #: Name of a plugin or scheme of a URL, as written: "lmdb", "Redis", "redis+cluster".
     storage: str
     #: STORAGE_CONFIG and the query of the URL (whose values are text), as a deep copy.
-    options: Mapping[str, Any] = _NO_OPTIONS
+    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
     #: The URL without its query, undecoded, credentials included; None if the config names a storage instead.
     url: str | None = None
     #: Absolute paths.
@@ -64,20 +67,13 @@ class StoreConfig(Record):
     layers: tuple[LayerConfig, ...] = ()
     namespaces: tuple[NamespaceRule, ...] = ()
     #: The base of relative paths: the folder of the config file, else the working folder. Absolute.
-    base_dir: Path = _CWD
+    base_dir: Path = field(default_factory=Path.cwd)
     #: Where the config came from, for messages.
     source: str = "argument"
     #: True only for the default store: its folder is created with mode 0700, regardless of the umask.
     private: bool = False
     #: The Errbot-like module or object that was passed, for plugins that read other attributes of it.
-    host_config: object | None = None
-
-    if not TYPE_CHECKING:  # it would hide the fields
-
-        def __init__(self, *values: Any, **named: Any) -> None:
-            super().__init__(*values, **named)
-            if self.base_dir is _CWD:
-                vars(self)["base_dir"] = Path.cwd()
+    host_config: object | None = field(default=None, hash=False)
 
     def codec_for(self, namespace: str) -> CodecConfig:
         """Return the codec of the first rule that matches `namespace` and sets a codec, else the store's codec."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
@@ -167,7 +168,7 @@ def _from_object(host: object, here: Path) -> StoreConfig:
         options = MappingProxyType({**options, "basedir": checker.path(data_dir, "BOT_DATA_DIR")})
     # Bots write "" or [] for "none".
     dirs = checker.dirs(bot_dirs or None, "BOT_EXTRA_STORAGE_PLUGINS_DIR")
-    return config.replaced(options=options, extra_plugin_dirs=config.extra_plugin_dirs + dirs, host_config=host)
+    return replace(config, options=options, extra_plugin_dirs=config.extra_plugin_dirs + dirs, host_config=host)
 
 
 def _for_bridge(attributes: Mapping[str, object], data_dir: object, source: str) -> dict[str, object]:

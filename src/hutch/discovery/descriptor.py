@@ -11,11 +11,11 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PluginLoadError
 from ..handlers import passes_through
-from ..record import Record
 
 _MAX_BYTES = 64 * 1024
 _MAX_NAME = 100
@@ -27,7 +27,8 @@ _EXTRA = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"  # PEP 508
 _VERSION = r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?"
 
 
-class PluginInfo(Record):
+@dataclass(frozen=True)
+class PluginInfo:
     """The description of a plugin, known before any of its code runs."""
 
     #: The name as its author writes it, 1 to 100 printable characters. Looked up without regard to case.
@@ -65,7 +66,8 @@ class PluginInfo(Record):
         return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"
 
 
-class BrokenPlugin(Record):
+@dataclass(frozen=True, repr=False, eq=False)
+class BrokenPlugin:
     """An unusable descriptor, folder, entry point or hook result found in a search."""
 
     #: The descriptor, or the folder that cannot be searched; for an entry point or a hook, a text that names it.

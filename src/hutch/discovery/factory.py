@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def _with_storage(name: str, config: Any) -> Any:
             return {"STORAGE": name, **kept}
         return {"STORAGE": name, "STORAGE_CONFIG": config}
     if isinstance(config, StoreConfig | str | os.PathLike):
-        return read_config(config).replaced(storage=name)
+        return replace(read_config(config), storage=name)
     return _Renamed(name, config)
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
 from ..handlers import passes_through
-from ..record import Record
 from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
 from .entry_points import PLUGINS_GROUP, may_have_entry_points
 
@@ -30,7 +30,8 @@ MAX_ENTRIES = 100_000
 _MAX_LISTED = 40
 
 
-class Discovery(Record):
+@dataclass(frozen=True, repr=False, eq=False)
+class Discovery:
     """The result of a search for plugins."""
 
     plugins: tuple[PluginInfo, ...]
