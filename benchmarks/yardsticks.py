@@ -356,10 +356,10 @@ def sqlite_update(folder: Path, rounds: int) -> Rounds:
 
 
 def memory_get(_: Path, rounds: int) -> Rounds:
-    from hutch.codec.msgpack import MsgpackCodec
+    from hutch.codec.select import frame_codec_of
 
     keys = shuffled(key_names(_KEYS), _CHUNK)
-    codec = MsgpackCodec()
+    codec = frame_codec_of(None)
     encoded = {key: codec.encode(value) for key, value in _values(key_names(_KEYS)).items()}
     data = [encoded[key] for key in keys]
     with _namespace("memory://") as ns:
@@ -390,9 +390,9 @@ def memory_bytes(_: Path, rounds: int) -> Rounds:
 
 
 def encode(_: Path, rounds: int) -> Rounds:
-    from hutch.codec.msgpack import MsgpackCodec
+    from hutch.codec.select import frame_codec_of
 
-    ours_encode, theirs_encode = MsgpackCodec().encode, import_module("msgspec.msgpack").Encoder().encode
+    ours_encode, theirs_encode = frame_codec_of(None).encode, import_module("msgspec.msgpack").Encoder().encode
     values = [fresh(number) for number in range(_CHUNK)]
 
     def ours() -> None:
@@ -407,9 +407,9 @@ def encode(_: Path, rounds: int) -> Rounds:
 
 
 def decode(_: Path, rounds: int) -> Rounds:
-    from hutch.codec.msgpack import MsgpackCodec
+    from hutch.codec.select import frame_codec_of
 
-    codec, msgpack = MsgpackCodec(), import_module("msgspec.msgpack")
+    codec, msgpack = frame_codec_of(None), import_module("msgspec.msgpack")
     theirs_decode = msgpack.Decoder().decode
     values = [fresh(number) for number in range(_CHUNK)]
     ours_data, theirs_data = [codec.encode(value) for value in values], [msgpack.encode(value) for value in values]

@@ -22,7 +22,7 @@ import pytest
 
 import hutch
 from hutch.cli.run import run as run_command
-from hutch.codec.select import make_codec
+from hutch.codec.select import frame_codec_of
 from tests.servers import RedisServer
 
 DATA: dict[str, dict[str, Any]] = {
@@ -243,7 +243,7 @@ def test_data_without_a_namespace_gets_one(url: str) -> None:
 def test_a_key_that_hutch_does_not_write_is_found_and_its_value_gets_another(url: str, key: bytes) -> None:
     with changed(url) as change:
         change("core", b"k4", None)
-        change("core", key, make_codec("msgpack", {}).encode(4))  # bound to no key
+        change("core", key, frame_codec_of(None).encode(4))  # bound to no key
     kinds = {(kind, namespace) for kind, namespace, _, _ in found(url)}
     assert kinds == {("key", "core")}
     with hutch.connect(url) as store, store.open("core") as core:

@@ -335,7 +335,7 @@ OWN_WRITES: dict[str, Callable[[hutch.StorageBase], Any]] = {
 
 
 def stored(engine: Engine) -> Any:
-    return engine._decoded("k", engine.data["k"]) if "k" in engine.data else None
+    return engine.decode_value("k", engine.data["k"]) if "k" in engine.data else None
 
 
 def seen(storage: hutch.StorageBase) -> Any:

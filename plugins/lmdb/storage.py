@@ -178,9 +178,9 @@ class LmdbStorage(EncodedStorage):
         # Whether the next key is probably new and may sort last.
         self._appends = True
         self._read_cache = ReadCache(plugin.cache_bytes)
-        # Only hutch's default codec has these methods; values of other codecs are not cached.
-        self._body: Callable[[bytes], bytes | None] = getattr(self._codec, "body", lambda _: None)
-        self._decode_body: Any = getattr(self._codec, "decode_body", None)
+        # Kept here for the speed of `get`. Only frames of the default codec have a body that can be cached.
+        self._body = self.frame_codec.body
+        self._decode_body = self.frame_codec.decode_body
         # None until the namespace exists, because opening writes nothing; then constant.
         self._name = _NAME + namespace.encode()
         self._id: bytes | None = environment.read(lambda txn: txn.get(self._name), None)
@@ -225,11 +225,11 @@ class LmdbStorage(EncodedStorage):
             validate_key(key)
             raise KeyError(key)
         try:
-            value = self._decode(data, crc32(name))
+            value = self.decode_frame(data, crc32(name))
         except CorruptValueError as error:
             if raised_by_handler(error):
                 raise
-            return self._decoded(key, data)  # its error names the key
+            return self.decode_value(key, data)  # its error names the key
         # This may cache a newer value that another process committed meanwhile; no later read uses it.
         if current is not None and not current.add(key, data, self._body):
             read_cache.end(too_few_hits=True)
@@ -300,7 +300,7 @@ class LmdbStorage(EncodedStorage):
     def set(self, key: str, value: Any) -> None:
         # `set` of EncodedStorage and `write`, inlined.
         name = validate_key(key).encode()
-        data = self._encode(value, crc32(name))
+        data = self.encode_frame(value, crc32(name))
         if len(data) > MAX_VALUE_BYTES:
             validate_value_size(key, len(data))
         self._environment.write(self._put, name, data)

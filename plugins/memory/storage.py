@@ -133,11 +133,11 @@ class MemoryStorage(EncodedStorage):
             validate_key(key)
             raise KeyError(key)
         try:
-            return self._decode(data, 0)
+            return self.decode_frame(data, 0)
         except CorruptValueError as error:
             if raised_by_handler(error):
                 raise
-        return self._decoded(key, data)  # its error names the key
+        return self.decode_value(key, data)  # its error names the key
 
     def write(self, key: str, data: bytes) -> None:
         with _write_lock:
@@ -188,7 +188,7 @@ class MemoryStorage(EncodedStorage):
         # Python 3.11 might collect garbage and so run a finalizer that writes.
         there = ((key, data) for key, data in self._data.copy().items() if data is not None)
         while chunk := dict(islice(there, _CHUNK_ITEMS)):
-            yield from self._decoded_items(chunk, chunk.values())
+            yield from self.decode_items(chunk, chunk.values())
 
     def clear(self) -> None:
         with _write_lock:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, Protocol, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from .errors import CapabilityError, ConflictError
 from .handlers import is_missing, passes_through
@@ -42,14 +42,41 @@ _FIRST_BACKOFF_S = 0.0002
 _LONGEST_BACKOFF_S = 0.05
 
 
-class Codec(Protocol):
-    """A converter between one value and its bytes. `hutch.codec` has the implementations."""
+class Codec(ABC):
+    """A converter between one value and its body, the bytes that are stored between a header byte and a checksum.
 
-    def encode(self, value: object, /) -> bytes:
-        """Return `value` as bytes. Raises ValueTypeError if decoding them would not give the same value."""
+    A plugin's codec is made with its options as keyword arguments, once per namespace, and is used by any number of
+    threads. `EncodedStorage` adds and verifies the header byte and the checksum.
+    """
 
-    def decode(self, data: bytes, /) -> Any:
-        """Return the value as a new object. Raises CorruptValueError if `encode` did not make `data`."""
+    __slots__ = ()
+
+    #: The header bytes of the bodies that this codec writes and reads, for example ``b"\x80"``.
+    headers: ClassVar[bytes] = b""
+    #: The options the codec takes. If declared, they are validated, converted and filled with their defaults.
+    OPTIONS: ClassVar[Mapping[str, Option] | None] = None
+
+    @property
+    def reads_only_signed(self) -> bool:
+        """Whether values of the msgpack and json codecs are refused, because they carry no signature."""
+        return False
+
+    @property
+    def name(self) -> str:
+        """The name of the codec in messages; the class's name without "Codec", in lower case, unless overridden."""
+        return type(self).__name__.removesuffix("Codec").lower()
+
+    @abstractmethod
+    def encode(self, value: object, /) -> tuple[int, bytes]:
+        """Return a byte of `headers`, and the body. Raises ValueTypeError unless decoding gives an equal value of the
+        same type."""
+
+    @abstractmethod
+    def decode(self, header: int, body: bytes, /) -> Any:
+        """Return the value as a new object. Raises CorruptValueError if `encode` did not make `body`.
+
+        `body` may be any bytes: the checksum detects damage, not attacks. Use time and memory bounded by its length.
+        """
 
 
 @dataclass(frozen=True)

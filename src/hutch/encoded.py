@@ -8,15 +8,14 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
-from .codec.msgpack import MsgpackCodec
-from .contract import MISSING, Codec, StorageBase, StoragePluginBase
+from .codec.select import frame_codec_of
+from .contract import MISSING, StorageBase, StoragePluginBase
 from .errors import CorruptValueError
 from .keylocks import run_compare_and_write
 from .limits import MAX_VALUE_BYTES, explain_failure, validate_key, validate_keys, validate_value_size
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
-_default_codec = MsgpackCodec()
 
 
 class EncodedStorage(StorageBase):
@@ -37,17 +36,11 @@ class EncodedStorage(StorageBase):
         self.capabilities = plugin.capabilities
         self._plugin = plugin
         self.wait_s = plugin._storage_config.get("wait_s", self.wait_s)
-        self._codec: Codec = plugin.codec_for(namespace) or _default_codec
-        # Only hutch's own codecs take a key CRC and encode many values in one call; others are wrapped.
-        codec: Any = self._codec if getattr(self._codec, "checksum_covers_key", False) else _Unbound(self._codec)
-        self._encode: Callable[[object, int], bytes] = codec.encode
-        self._decode: Callable[[bytes, int], Any] = codec.decode
-        self._encode_many = getattr(
-            codec, "encode_many", lambda values, key_crcs: list(map(codec.encode, values, key_crcs))
-        )
-        self._decode_many = getattr(
-            codec, "decode_many", lambda frames, key_crcs: list(map(codec.decode, frames, key_crcs))
-        )
+        #: Encodes values to frames and decodes them. The methods for one value are kept beside it: one attribute less
+        #: to look up is a measurable part of a read.
+        self.frame_codec = frame_codec_of(plugin.codec_for(namespace))
+        self.encode_frame: Callable[[object, int], bytes] = self.frame_codec.encode
+        self.decode_frame: Callable[[bytes, int], Any] = self.frame_codec.decode
 
     # --- byte verbs: the engine's part ---
 
@@ -119,7 +112,7 @@ class EncodedStorage(StorageBase):
 
     def set(self, key: str, value: Any) -> None:
         key = validate_key(key)
-        data = self._encode(value, self._key_crc(key))
+        data = self.encode_frame(value, self.key_crc_of(key))
         if len(data) > MAX_VALUE_BYTES:
             validate_value_size(key, len(data))
         self.write(key, data)
@@ -134,7 +127,7 @@ class EncodedStorage(StorageBase):
             # A key outside the limits never exists, so a read validates its key only after a miss.
             validate_key(key)
             raise KeyError(key)
-        return self._decoded(key, data)
+        return self.decode_value(key, data)
 
     def remove(self, key: str) -> None:
         if not self.delete(validate_key(key)):
@@ -152,13 +145,13 @@ class EncodedStorage(StorageBase):
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         found = self.read_many(validate_keys(dict.fromkeys(keys)))
-        return dict(self._decoded_items(found, found.values()))
+        return dict(self.decode_items(found, found.values()))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         items = dict(items)
         # Encode everything before the first write, so that one bad item refuses the whole batch.
         names = validate_keys(items)
-        frames: list[bytes] = self._encode_many(list(items.values()), self._key_crcs(names))
+        frames: list[bytes] = self.frame_codec.encode_many(list(items.values()), self.key_crcs_of(names))
         if not frames:
             return
         if max(map(len, frames)) > MAX_VALUE_BYTES:
@@ -177,7 +170,7 @@ class EncodedStorage(StorageBase):
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
         chunks = self.read_chunks(*_bounds(prefix, start, stop), reverse)
-        return chain.from_iterable(self._decoded_items(keys, frames) for keys, frames in chunks)
+        return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in chunks)
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
@@ -186,13 +179,13 @@ class EncodedStorage(StorageBase):
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self.read(validate_key(key))
-        return (MISSING, None) if data is None else (self._decoded(key, data), data)
+        return (MISSING, None) if data is None else (self.decode_value(key, data), data)
 
     def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
         key, data = validate_key(key), None
         if value is not MISSING:
-            data = self._encode(value, self._key_crc(key))
+            data = self.encode_frame(value, self.key_crc_of(key))
             validate_value_size(key, len(data))
         return self.compare_and_write(key, token, data)
 
@@ -200,43 +193,30 @@ class EncodedStorage(StorageBase):
     def lock_scope(self) -> Hashable:
         return (id(self._plugin), self.namespace)
 
-    def _key_crc(self, key: str) -> int:
+    def key_crc_of(self, key: str) -> int:
         """Return the CRC-32 of `key`, with which the checksum of its frame starts; 0 without `checksum_covers_key`."""
         return crc32(key.encode()) if self.checksum_covers_key else 0
 
-    def _key_crcs(self, keys: Iterable[str]) -> list[int]:
+    def key_crcs_of(self, keys: Iterable[str]) -> list[int]:
         """Return the CRC-32 of every key, computed in one pass; zeros without `checksum_covers_key`."""
         return list(map(crc32, map(str.encode, keys))) if self.checksum_covers_key else [0 for _ in keys]
 
-    def _decoded_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    def decode_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         """Return the decoded items; iteration raises an error that names the first unreadable key."""
         frames = list(frames)
         try:
-            return zip(keys, self._decode_many(frames, self._key_crcs(keys)), strict=True)
+            return zip(keys, self.frame_codec.decode_many(frames, self.key_crcs_of(keys)), strict=True)
         except CorruptValueError:
-            return ((key, self._decoded(key, data)) for key, data in zip(keys, frames, strict=True))
+            return ((key, self.decode_value(key, data)) for key, data in zip(keys, frames, strict=True))
 
-    def _decoded(self, key: str, data: bytes) -> Any:
+    def decode_value(self, key: str, data: bytes) -> Any:
         try:
-            return self._decode(data, self._key_crc(key))
+            return self.decode_frame(data, self.key_crc_of(key))
         except CorruptValueError as error:
             validate_key(key)
             raise CorruptValueError(
                 f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
             ) from error.__cause__
-
-
-class _Unbound:
-    """An adapter for a codec whose checksum does not cover the key: it ignores the key CRC."""
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-
-    def encode(self, value: object, _: int) -> bytes:
-        return self._codec.encode(value)
-
-    def decode(self, data: bytes, _: int) -> Any:
-        return self._codec.decode(data)
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:

@@ -24,10 +24,10 @@ import pytest
 from ormsgpack import Ext
 
 import hutch
-from hutch.codec.msgpack import MsgpackCodec
+from hutch.codec.select import frame_codec_of
 from hutch.codec.tagged_json import from_json, to_json
 
-CODEC = MsgpackCodec()
+CODEC = frame_codec_of(None)
 packb = ormsgpack.packb
 # All ints that are multiples of it have the same hash.
 PRIME = sys.hash_info.modulus

@@ -32,15 +32,16 @@ from hypothesis import strategies as st
 
 import hutch
 from hutch.codec import frame, registry
+from hutch.codec.frame import FrameCodec
 from hutch.codec.json import JsonCodec
 from hutch.codec.msgpack import MsgpackCodec
 from hutch.codec.passthrough import Pickled
 from hutch.codec.pickle import PickleCodec
-from hutch.codec.select import make_codec
+from hutch.codec.select import frame_codec_of, make_codec
 
 KEY = b"a key of some length"
-TYPED, JSON, PICKLE, SIGNED = MsgpackCodec(), JsonCodec(), PickleCodec(), PickleCodec(KEY)
-CODECS: dict[str, hutch.Codec] = {"msgpack": TYPED, "json": JSON, "pickle": PICKLE, "signed pickle": SIGNED}
+TYPED, JSON, PICKLE, SIGNED = map(frame_codec_of, (MsgpackCodec(), JsonCodec(), PickleCodec(), PickleCodec(KEY)))
+CODECS: dict[str, FrameCodec] = {"msgpack": TYPED, "json": JSON, "pickle": PICKLE, "signed pickle": SIGNED}
 each_codec = pytest.mark.parametrize("name", CODECS)
 
 
@@ -81,11 +82,15 @@ def identical(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def round_trip(value: Any, codec: hutch.Codec = TYPED) -> Any:
+def made(name: str, options: dict[str, Any]) -> FrameCodec:
+    return frame_codec_of(make_codec(name, options))
+
+
+def round_trip(value: Any, codec: FrameCodec = TYPED) -> Any:
     return codec.decode(codec.encode(value))
 
 
-def refusal(value: Any, codec: hutch.Codec = TYPED) -> str:
+def refusal(value: Any, codec: FrameCodec = TYPED) -> str:
     with pytest.raises(hutch.ValueTypeError) as raised:
         codec.encode(value)
     return str(raised.value)
@@ -182,7 +187,7 @@ json_values = st.recursive(
 @pytest.mark.parametrize("seed", [0, 0xDEADBEEF])
 def test_bytes_of_any_size_have_the_frame_that_the_format_says(size: int, seed: int) -> None:
     value = random.Random(size).randbytes(size)
-    codec = MsgpackCodec()
+    codec = frame_codec_of(MsgpackCodec())
     frame = codec.encode(value, seed)
     body = b"\x92" + ormsgpack.packb(value) + b"\xce"
     assert frame == body + zlib.crc32(body, seed).to_bytes(4, "little")
@@ -481,7 +486,7 @@ def test_a_short_stack_is_an_error_of_hutch_and_never_another_value() -> None:
     """Called from deep in a recursion, every codec returns the right result or raises a StoreError."""
     deep_values = [nested(lambda v: [v], 200, b"x"), nested(lambda v: (v,), 200), nested(lambda v: {1: v}, 100)]
     plain = nested(lambda v: [v], 150, "x")
-    work: list[tuple[hutch.Codec, Any]] = [(TYPED, value) for value in deep_values] + [(JSON, plain), (PICKLE, plain)]
+    work: list[tuple[FrameCodec, Any]] = [(TYPED, value) for value in deep_values] + [(JSON, plain), (PICKLE, plain)]
     frames = [codec.encode(value) for codec, value in work]
 
     def called_at(depth: int, act: Callable[[], Any]) -> Any:
@@ -914,7 +919,7 @@ def test_random_bytes_are_no_value(name: str) -> None:
             CODECS[name].decode(chance.randbytes(chance.randrange(60)))
 
 
-def complaint(codec: hutch.Codec, data: bytes) -> str:
+def complaint(codec: FrameCodec, data: bytes) -> str:
     """Return the message of the CorruptValueError, or "" if `data` is read. It is short: it quotes no data."""
     try:
         codec.decode(data)
@@ -926,7 +931,7 @@ def complaint(codec: hutch.Codec, data: bytes) -> str:
 @pytest.mark.parametrize("stored", ["", "J text", 5, None, 1.5])
 def test_what_is_no_bytes_is_a_corrupt_value(stored: Any) -> None:
     """One flipped bit of an SQLite file turns bytes into such a value."""
-    for codec in (*CODECS.values(), make_codec("passthrough", {})):
+    for codec in (*CODECS.values(), made("passthrough", {})):
         assert complaint(codec, stored)
 
 
@@ -1015,7 +1020,7 @@ def test_no_codec_but_pickle_ever_unpickles(canary: bytes) -> None:
 def test_a_signed_pickle_is_never_loaded_unless_its_signature_fits(canary: bytes) -> None:
     signed = SIGNED.encode(Canary())
     assert SIGNED.decode(signed) == Canary.marks.pop() == "sung"
-    foreign = PickleCodec(b"another key of some length").encode(Canary())
+    foreign = frame_codec_of(PickleCodec(b"another key of some length")).encode(Canary())
     frames = [
         PICKLE.encode(Canary()),
         foreign,
@@ -1067,7 +1072,7 @@ def test_a_codec_is_made_by_name() -> None:
         PickleCodec,
     ]
     for key in (KEY.decode(), KEY):
-        assert make_codec("pickle", {"key": key}).decode(SIGNED.encode(1)) == 1
+        assert made("pickle", {"key": key}).decode(SIGNED.encode(1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -1088,8 +1093,8 @@ def test_a_codec_that_cannot_be_made_is_a_config_error(name: str, options: dict[
 
 
 def test_a_signing_key_is_in_no_repr() -> None:
-    assert repr(SIGNED) == "PickleCodec(signed)"
-    assert repr(PICKLE) == "PickleCodec(unsigned)"
+    assert repr(SIGNED.codec) == "PickleCodec(signed)"
+    assert repr(PICKLE.codec) == "PickleCodec(unsigned)"
 
 
 def test_codecs_are_used_by_many_threads_and_keep_nothing() -> None:
@@ -1120,7 +1125,7 @@ def test_codecs_are_used_by_many_threads_and_keep_nothing() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"key": KEY}], ids=["unsigned", "signed"])
 def test_pickle_that_prefers_msgpack_pickles_only_what_msgpack_refuses(options: dict[str, Any]) -> None:
-    codec = make_codec("pickle", {"prefer": "msgpack", **options})
+    codec = made("pickle", {"prefer": "msgpack", **options})
     for value in RICH, SAMPLE, None, 2**70:
         data = codec.encode(value)
         assert data == TYPED.encode(value)
@@ -1136,7 +1141,7 @@ def test_pickle_that_prefers_msgpack_pickles_only_what_msgpack_refuses(options: 
 
 
 def test_a_key_keeps_foreign_pickles_out_also_where_msgpack_is_preferred(canary: bytes) -> None:
-    codec = make_codec("pickle", {"prefer": "msgpack", "key": KEY})
+    codec = made("pickle", {"prefer": "msgpack", "key": KEY})
     signed = codec.encode(Canary())
     assert codec.decode(signed) == Canary.marks.pop()
     for data in (
@@ -1161,7 +1166,7 @@ def test_a_key_keeps_foreign_pickles_out_also_where_msgpack_is_preferred(canary:
 def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded(
     canary: bytes, options: dict[str, Any]
 ) -> None:
-    carry, loads = make_codec("passthrough", options), make_codec("pickle", {"prefer": "msgpack", **options})
+    carry, loads = made("passthrough", options), made("pickle", {"prefer": "msgpack", **options})
     written = loads.encode(OrderedDict(a=1))
     value = carry.decode(written)
     assert value == Pickled(pickle.dumps(OrderedDict(a=1), 5))
@@ -1175,16 +1180,16 @@ def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded
 
 
 def test_a_key_keeps_pickles_out_that_others_signed_also_where_they_are_carried() -> None:
-    carry = make_codec("passthrough", {"key": KEY})
-    for foreign in (PICKLE.encode({1}), PickleCodec(b"another key of its own").encode({1})):
+    carry = made("passthrough", {"key": KEY})
+    for foreign in (PICKLE.encode({1}), frame_codec_of(PickleCodec(b"another key of its own")).encode({1})):
         with pytest.raises(hutch.CorruptValueError, match="sign"):
             carry.decode(foreign)
     with pytest.raises(hutch.CorruptValueError, match="it is a signed pickle"):
-        make_codec("passthrough", {}).decode(SIGNED.encode({1}))
+        made("passthrough", {}).decode(SIGNED.encode({1}))
 
 
 def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried() -> None:
-    carry = make_codec("passthrough", {})
+    carry = made("passthrough", {})
     assert refusal(OrderedDict(), carry).startswith("the value is a collections.OrderedDict")
     assert refusal(Pickled(b"hush-hush"), JSON).startswith("the value is a Pickled")
     assert all("CODEC: passthrough" in refusal(Pickled(b"hush-hush"), codec) for codec in (TYPED, PICKLE, SIGNED))
@@ -1193,5 +1198,5 @@ def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried()
         assert message.startswith("the value[1] is an object that is carried as its pickle")
         assert "hush" not in message
     assert repr(Pickled(b"hush-hush")) == "<a pickle of 9 bytes>"
-    assert repr(carry) == "PassthroughCodec(unsigned)"
+    assert repr(carry.codec) == "PassthroughCodec(unsigned)"
     assert repr(make_codec("passthrough", {"key": KEY})) == "PassthroughCodec(signed)"

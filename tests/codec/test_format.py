@@ -22,7 +22,8 @@ import pytest
 
 import hutch
 from hutch.codec import ext_types, frame
-from hutch.codec.select import make_codec
+from hutch.codec.frame import FrameCodec
+from hutch.codec.select import frame_codec_of, make_codec
 from hutch.testing.conformance.kit import identical
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +41,10 @@ NAMES = {
 each_vector = pytest.mark.parametrize("vector", VECTORS, ids=[f"{v['codec']} {v['value'][:60]}" for v in VECTORS])
 
 
-def codec_of(vector: dict[str, str]) -> hutch.Codec:
+def codec_of(vector: dict[str, str]) -> FrameCodec:
     if vector["codec"] == "signed pickle":
-        return make_codec("pickle", {"key": FILE["key"]})
-    return make_codec(vector["codec"], {})
+        return frame_codec_of(make_codec("pickle", {"key": FILE["key"]}))
+    return frame_codec_of(make_codec(vector["codec"], {}))
 
 
 def value_of(vector: dict[str, str]) -> Any:
@@ -244,7 +245,7 @@ def test_the_vectors_hold_every_codec_and_every_type_of_the_page() -> None:
 
 
 def test_a_path_says_of_which_system_it_is() -> None:
-    codec = make_codec("msgpack", {})
+    codec = frame_codec_of(make_codec("msgpack", {}))
     here_is_windows = isinstance(Path(), PureWindowsPath)
     here = codec.encode(Path("a/b"))
     assert identical(codec.decode(here), Path("a/b"))
@@ -257,7 +258,7 @@ def test_a_path_says_of_which_system_it_is() -> None:
 
 
 def test_readers_take_long_forms_of_numbers_and_lengths() -> None:
-    codec = make_codec("msgpack", {})
+    codec = frame_codec_of(make_codec("msgpack", {}))
     for body, value in (
         (b"\xcf" + (5).to_bytes(8, "big"), 5),
         (b"\xd3" + (-5).to_bytes(8, "big", signed=True), -5),
@@ -276,7 +277,7 @@ def test_readers_take_long_forms_of_numbers_and_lengths() -> None:
 def test_an_extension_that_is_not_on_the_page_is_refused(number: int) -> None:
     data = frame.seal(b"\x92\xd4" + struct.pack("b", number) + b"\0\xce")
     with pytest.raises(hutch.CorruptValueError, match=f"extension type {number} is unknown; a newer hutch"):
-        make_codec("msgpack", {}).decode(data)
+        frame_codec_of(make_codec("msgpack", {})).decode(data)
 
 
 @pytest.mark.parametrize("name", ["msgpack", "json", "pickle"])
@@ -284,7 +285,7 @@ def test_a_header_that_is_not_on_the_page_is_refused_by_every_codec(name: str) -
     known = {0x92, 0x4A, 0x50, 0x53}
     for header in set(range(256)) - known:
         with pytest.raises(hutch.CorruptValueError, match=f"header byte 0x{header:02x} is unknown; a newer hutch"):
-            make_codec(name, {}).decode(frame.seal(bytes([header]) + b"body"))
+            frame_codec_of(make_codec(name, {})).decode(frame.seal(bytes([header]) + b"body"))
 
 
 def test_a_registered_type_is_its_name_and_its_state() -> None:
@@ -293,7 +294,7 @@ def test_a_registered_type_is_its_name_and_its_state() -> None:
             self.x, self.y = x, y
 
     hutch.register_type(Point, name="point", encode=lambda p: (p.x, p.y), decode=lambda state: Point(*state))
-    assert decode_frame(make_codec("msgpack", {}).encode([Point(1, 2)]), b"") == [("point", (1, 2))]
+    assert decode_frame(frame_codec_of(make_codec("msgpack", {})).encode([Point(1, 2)]), b"") == [("point", (1, 2))]
 
 
 def test_an_lmdb_store_is_laid_out_as_the_page_says(tmp_path: Path) -> None:
@@ -379,7 +380,7 @@ def test_a_signature_binds_the_value_and_not_its_place(tmp_path: Path) -> None:
 
 
 def test_the_smallest_and_the_widest_zone_are_written_in_microseconds() -> None:
-    codec = make_codec("msgpack", {})
+    codec = frame_codec_of(make_codec("msgpack", {}))
     for offset in (timedelta(microseconds=1), timedelta(days=1) - timedelta(microseconds=1), -timedelta(hours=23)):
         value = datetime(2024, 1, 1, tzinfo=timezone(offset))
         data = codec.encode(value)

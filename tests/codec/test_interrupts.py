@@ -19,6 +19,7 @@ import hutch
 from hutch.codec.json import JsonCodec
 from hutch.codec.msgpack import MsgpackCodec
 from hutch.codec.pickle import PickleCodec
+from hutch.codec.select import frame_codec_of
 from hutch.codec.tagged_json import from_json, to_json
 from hutch.handlers import guard_entry, passes_through
 
@@ -55,7 +56,7 @@ class OwnRecursionError(RecursionError):
 
 RAISED = [Timeout, OwnValueError, OwnTypeError, OwnRecursionError, MemoryError, KeyboardInterrupt]
 
-TYPED, PICKLE, JSON = MsgpackCodec(), PickleCodec(b"k" * 16), JsonCodec()
+TYPED, PICKLE, JSON = map(frame_codec_of, (MsgpackCodec(), PickleCodec(b"k" * 16), JsonCodec()))
 VALUE = [(i, {i}, date(2024, 2, 29), Decimal(i), {1: (2,)}, Point(i, (i,))) for i in range(40)]
 KEYED = {1: [(i, frozenset({i}), datetime.now(UTC)) for i in range(40)]}  # for the walk
 PLAIN = [{"a": [i, str(i)]} for i in range(200)]

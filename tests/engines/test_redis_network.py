@@ -505,7 +505,13 @@ def test_items_cost_about_what_reading_all_at_once_and_decoding_does(redis_serve
             def theirs() -> None:
                 found: Any = client.hgetall(f"{prefix}:{{core}}:values")
                 keys = [key.decode() for key in found]
-                dict(zip(keys, storage._decode_many(list(found.values()), storage._key_crcs(keys)), strict=True))
+                dict(
+                    zip(
+                        keys,
+                        storage.frame_codec.decode_many(list(found.values()), storage.key_crcs_of(keys)),
+                        strict=True,
+                    )
+                )
 
             times: dict[Callable[[], None], list[float]] = {ours: [], theirs: []}
             for _ in range(7):

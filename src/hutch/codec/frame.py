@@ -5,25 +5,32 @@ followed by all bytes before the checksum, little endian. In that order the CRC-
 is always the same number, so a reader validates a frame without slicing it; and a frame that damage moved to another
 key is refused.
 
-Functions here take the key CRC (the CRC-32 of the key) as `seed`; zero means that the checksum does not cover a key.
+Functions here take `key_crc`, the CRC-32 of the key; zero means that the checksum does not cover a key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
+from typing import Any
 from zlib import crc32
 
-from ..errors import CorruptValueError
+from ..contract import Codec
+from ..errors import CorruptValueError, PluginError
 
 #: The CRC-32 of any bytes followed by their own CRC-32, little endian: the "residue" of the polynomial.
 RESIDUE = 0x2144DF1C
 
 #: Header bytes. 0x92 is itself MessagePack (an array of two), so a typed frame is one valid MessagePack document.
 MSGPACK, JSON, PICKLE, SIGNED_PICKLE = 0x92, 0x4A, 0x50, 0x53
-_NAMES = {MSGPACK: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
+#: The name of the built-in codec behind each header byte.
+NAMES = {MSGPACK: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
 _SHORTEST = 6
 # The types that an engine may return for stored bytes.
 BYTES = (bytes, bytearray, memoryview)
+
+#: The error text for a frame without a signature, where only signed frames are read.
+NOT_SIGNED = "it is not signed, and the configured codec reads only signed values"
 
 pack_checksum = Struct("<I").pack
 
@@ -34,7 +41,7 @@ def seal(header_and_body: bytes, key_crc: int = 0) -> bytes:
 
 
 def verify(frame: bytes, key_crc: int = 0) -> int:
-    """Validate `frame` and return its header byte. Raises CorruptValueError if it is damaged or of an unknown kind.
+    """Validate `frame` and return its header byte. Raises CorruptValueError if the frame is damaged.
 
     The checksum must match `key_crc`, or cover no key at all, because hutch 0.1.0 wrote only such frames.
     """
@@ -48,16 +55,76 @@ def verify(frame: bytes, key_crc: int = 0) -> int:
         raise CorruptValueError(
             "its checksum does not match; it was damaged, belongs to another key, or was not written by hutch"
         )
-    if frame[0] not in _NAMES:
-        raise CorruptValueError(f"header byte 0x{frame[0]:02x} is unknown; a newer hutch may have written it")
     return frame[0]
 
 
-def wrong_codec(header: int, reader: str) -> CorruptValueError:
-    """Return the error for a frame that the configured codec must not read."""
-    pickles = header in (PICKLE, SIGNED_PICKLE)
-    advice = ", or to passthrough, which moves a pickle without loading it" if pickles else ""
-    return CorruptValueError(
-        f"it was written with the {_NAMES[header]} codec, which the configured {reader} codec does not read; "
-        f"set CODEC to the codec that wrote it{advice}"
-    )
+class UnknownHeaderError(CorruptValueError):
+    """The frame was written by a codec that is not built in. `header` is the frame's first byte."""
+
+    def __init__(self, header: int) -> None:
+        super().__init__(
+            f"header byte 0x{header:02x} is unknown; a newer hutch or a codec that is not installed may have written it"
+        )
+        self.header = header
+
+
+class FrameCodec:
+    """The frames of one codec: encode a value to header, body and checksum, and decode every frame the codec may read.
+
+    `decoders` is the table from header byte to decoder for frames that other codecs wrote. The codec's own header
+    bytes are added to it.
+    """
+
+    __slots__ = ("_decoders", "_headers", "codec")
+
+    def __init__(self, codec: Codec, decoders: Mapping[int, Callable[[int, bytes], Any]]) -> None:
+        self.codec = codec
+        self._headers = {header: bytes([header]) for header in codec.headers}
+        self._decoders = {} if codec.reads_only_signed else dict(decoders)
+        self._decoders.update(dict.fromkeys(codec.headers, codec.decode))
+
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
+        """Return the frame of `value`. Raises ValueTypeError if decoding it would not give the same value."""
+        header, body = self.codec.encode(value)
+        prefix = self._headers.get(header)
+        if prefix is None:
+            raise PluginError(
+                f"the {self.codec.name} codec wrote header byte 0x{header:02x}, which is not in its headers"
+            )
+        return seal(prefix + body, key_crc)
+
+    def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
+        """Return the value in the frame `data`. Raises CorruptValueError if it is damaged, or not to be read here."""
+        header = verify(data, key_crc)
+        decode = self._decoders.get(header)
+        if decode is None:
+            raise self._refusal(header)
+        return decode(header, data[1:-4])
+
+    def encode_many(self, values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes]:
+        """Return ``list(map(encode, values, key_crcs))``. Raises as `encode` does."""
+        return list(map(self.encode, values, key_crcs))
+
+    def decode_many(self, frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any]:
+        """Return ``list(map(decode, frames, key_crcs))``. Raises as `decode` does."""
+        return list(map(self.decode, frames, key_crcs))
+
+    def body(self, data: bytes, /) -> bytes | None:
+        """Return the part of an intact frame that `decode_body` decodes; None if only `decode` can decode the frame."""
+        return None
+
+    def decode_body(self, body: bytes, /) -> Any:
+        """Return the value of a result of `body`, without verifying a checksum."""
+        raise NotImplementedError
+
+    def _refusal(self, header: int) -> CorruptValueError:
+        if header not in NAMES:
+            return UnknownHeaderError(header)
+        if self.codec.reads_only_signed:
+            return CorruptValueError(NOT_SIGNED)
+        pickles = header in (PICKLE, SIGNED_PICKLE)
+        advice = ", or to passthrough, which moves a pickle without loading it" if pickles else ""
+        return CorruptValueError(
+            f"it was written with the {NAMES[header]} codec, which the configured {self.codec.name} codec does not "
+            f"read; set CODEC to the codec that wrote it{advice}"
+        )

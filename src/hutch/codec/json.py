@@ -8,28 +8,28 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..contract import Codec
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import raised_by_handler
-from . import frame
+from .frame import JSON
 
-_HEADER = bytes([frame.JSON])
 _MAX_DEPTH = 200
 # About 3,000 digits: CPython refuses to parse or format more than 4,300 (sys.set_int_max_str_digits).
 _LONGEST_INT_BITS = 10_000
 MOST_DIGITS = 4_300
 
 
-class JsonCodec:
-    """The codec for ``0x4a | JSON in UTF-8 | crc32``.
+class JsonCodec(Codec):
+    """The codec of header byte 0x4a: JSON in UTF-8.
 
     It takes None, bool, int, finite float, str, list, and dict with str keys.
     """
 
     __slots__ = ()
-    checksum_covers_key = True
+    headers = bytes([JSON])
 
-    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
-        """Return the frame of `value`. Raises ValueTypeError if JSON would change the value."""
+    def encode(self, value: object, /) -> tuple[int, bytes]:
+        """Return the JSON text of `value`. Raises ValueTypeError if JSON would change the value."""
         try:
             _validate(value, "the value", 0)
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -39,28 +39,16 @@ class JsonCodec:
             raise ValueTypeError(
                 "the value is nested too deep for what the caller left of Python's stack; flatten it"
             ) from error
-        return frame.seal(_HEADER + text.encode(), key_crc)
+        return JSON, text.encode()
 
-    def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
-        """Return the value in a frame of the json or msgpack codec. Raises CorruptValueError for any other `data`."""
-        header = frame.verify(data, key_crc)
-        if header == frame.JSON:
-            return decode_body(data)
-        if header == frame.MSGPACK:
-            from .msgpack import MsgpackCodec
-
-            return MsgpackCodec().decode(data, key_crc)
-        raise frame.wrong_codec(header, "json")
-
-
-def decode_body(data: bytes) -> Any:
-    """Return the value in an intact JSON frame. Raises CorruptValueError if its body is not JSON."""
-    try:
-        return json.loads(data[1:-4], parse_int=parse_int())
-    except (ValueError, RecursionError) as error:
-        if raised_by_handler(error):
-            raise
-        raise CorruptValueError("its checksum fits, but it is not JSON") from None
+    def decode(self, header: int, body: bytes, /) -> Any:
+        """Return the value of a JSON text. Raises CorruptValueError if `body` is not JSON."""
+        try:
+            return json.loads(body, parse_int=parse_int())
+        except (ValueError, RecursionError) as error:
+            if raised_by_handler(error):
+                raise
+            raise CorruptValueError("its checksum fits, but it is not JSON") from None
 
 
 def parse_int() -> Callable[[str], int] | None:

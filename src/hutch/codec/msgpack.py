@@ -12,6 +12,7 @@ from zlib import crc32
 
 import ormsgpack
 
+from ..contract import Codec
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through, raised_by_handler
 from . import frame
@@ -34,8 +35,10 @@ _NESTED = frozenset({list, tuple, dict})
 _LARGE_BYTES, _LARGE_HEADER = 1 << 16, b"\x92\xc6"
 
 
-class MsgpackCodec:
-    """The codec for ``0x92 | msgpack(value) | 0xce | crc32``: one MessagePack array of the value and a checksum.
+class MsgpackFrameCodec(frame.FrameCodec):
+    """The frames ``0x92 | msgpack(value) | 0xce | crc32``: one MessagePack array of the value and a checksum.
+
+    Header, body and checksum are encoded in one call, and decoded in one call.
 
     The fast path is ormsgpack's encoder, which passes every type that MessagePack cannot tell apart to a hook. What
     the encoder cannot express (keys that are not text, lone surrogates) or would change in type (bytearray) is left
@@ -43,8 +46,6 @@ class MsgpackCodec:
     """
 
     __slots__ = ()
-    #: Every method takes the key CRC as `seed`, from which the checksum continues; see frame.py.
-    checksum_covers_key = True
 
     def encode(self, value: object, key_crc: int = 0, /) -> bytes:
         """Return the frame of `value`. Raises ValueTypeError if it would not come back equal and of identical type."""
@@ -73,7 +74,7 @@ class MsgpackCodec:
         return packed + _pack_checksum(crc32(packed, key_crc))
 
     def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
-        """Return the value in a frame of the msgpack or json codec. Raises CorruptValueError for any other `data`."""
+        """Return the value in the frame `data`. Raises CorruptValueError if it is damaged, or not to be read here."""
         try:
             if crc32(data, key_crc) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
@@ -85,30 +86,20 @@ class MsgpackCodec:
             if raised is not None:
                 failure, per_thread.raised = raised
         else:
-            return self._decode_other(data, key_crc)
+            return super().decode(data, key_crc)  # of another codec, damaged, or with a checksum that covers no key
         try:
             frame.verify(data, key_crc)
             raise _undecodable(failure)
         finally:
             del failure
 
-    def _decode_other(self, data: bytes, key_crc: int) -> Any:
-        """Return the value of a json frame, or of one whose checksum covers no key. Raises CorruptValueError."""
-        header = frame.verify(data, key_crc)
-        if header == frame.MSGPACK:  # its checksum covers no key
-            return self.decode(data)
-        if header == frame.JSON:
-            from .json import decode_body
-
-            return decode_body(data)
-        raise frame.wrong_codec(header, "msgpack")
-
     def body(self, data: bytes, /) -> bytes | None:
-        """Return the part of a frame that `decode_body` decodes; None for a frame of the json codec."""
+        """Return the packed value in a frame of the msgpack codec; None for a frame of another codec."""
         return data[1:-5] if data[0] == 0x92 else None
 
-    def decode_body(self, body: bytes, /) -> Any:
-        """Return the value of `body`, which has no checksum. Raises CorruptValueError if it does not decode."""
+    @staticmethod
+    def decode_body(body: bytes, /) -> Any:
+        """Return the value of a packed value. Raises CorruptValueError if `body` does not decode."""
         try:
             return _unpackb(body, ext_hook=decode_ext)
         except (TypeError, ValueError, RecursionError) as error:
@@ -124,7 +115,7 @@ class MsgpackCodec:
             del failure
 
     def encode_many(self, values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes]:
-        """Return ``list(map(encode, values, seeds))``, in four fifths of the time. Raises as `encode` does."""
+        """Return ``list(map(encode, values, key_crcs))``, in four fifths of the time. Raises as `encode` does."""
         frames = list(map(self.encode, values[:1], key_crcs[:1]))
         if (
             frames and len(frames[0]) >= _LARGE_BYTES
@@ -140,7 +131,7 @@ class MsgpackCodec:
         return frames
 
     def decode_many(self, frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any]:
-        """Return ``list(map(decode, frames, seeds))``, a little faster. Raises as `decode` does."""
+        """Return ``list(map(decode, frames, key_crcs))``, a little faster. Raises as `decode` does."""
         try:
             values = _decode_intact(frames, key_crcs)
             if len(values) == len(frames):
@@ -175,6 +166,27 @@ class MsgpackCodec:
                 if (0xC4 in piece or 0xC5 in piece or 0xC6 in piece) and not _is_plain(value):
                     tag_exactly(value)
         return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces, key_crcs))))
+
+
+class MsgpackCodec(Codec):
+    """The default codec, of header byte 0x92: typed MessagePack. Its frames are made by `MsgpackFrameCodec`."""
+
+    __slots__ = ()
+    headers = bytes([frame.MSGPACK])
+    frame_codec_class = MsgpackFrameCodec
+
+    def encode(self, value: object, /) -> tuple[int, bytes]:
+        """Return the packed value. Raises ValueTypeError if it would not come back equal and of identical type."""
+        return frame.MSGPACK, _frames.encode(value)[1:-4]
+
+    def decode(self, header: int, body: bytes, /) -> Any:
+        """Return the value of a packed value. Raises CorruptValueError if `body` does not decode."""
+        if body[-1:] != b"\xce":
+            raise CorruptValueError("its checksum fits, but it does not decode: the checksum is not the second item")
+        return _frames.decode_body(body[:-1])
+
+
+_frames = MsgpackFrameCodec(MsgpackCodec(), {})
 
 
 def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> bytes:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .msgpack import MsgpackCodec
+from ..errors import ValueTypeError
+from .frame import FrameCodec
+from .msgpack import MsgpackFrameCodec
 from .pickle import PickleCodec
 
 
@@ -46,12 +48,26 @@ class PassthroughCodec(PickleCodec):
     def __repr__(self) -> str:
         return f"PassthroughCodec({'signed' if self._key else 'unsigned'})"
 
-    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
-        """Return the frame of `value`. Raises ValueTypeError unless it is a `Pickled` or the msgpack codec takes it."""
-        return self._sealed(value.body, key_crc) if type(value) is Pickled else _typed.encode(value, key_crc)
+    @property
+    def frame_codec_class(self) -> type[FrameCodec]:
+        return _PassthroughFrameCodec
+
+    def encode(self, value: object, /) -> tuple[int, bytes]:
+        """Return the pickle that `value` holds. Raises ValueTypeError unless `value` is a `Pickled`."""
+        if type(value) is not Pickled:
+            raise ValueTypeError(f"the value is a {type(value).__name__}, not a pickle")
+        return self._signed(value.body)
 
     def _load(self, body: bytes) -> Any:
         return Pickled(body)
 
 
-_typed = MsgpackCodec()
+class _PassthroughFrameCodec(MsgpackFrameCodec):
+    """The frames of pickles that stay pickles, and of everything that the msgpack codec takes."""
+
+    __slots__ = ()
+
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
+        if type(value) is Pickled:
+            return FrameCodec.encode(self, value, key_crc)
+        return super().encode(value, key_crc)

@@ -10,49 +10,51 @@ import hmac
 import pickle
 from typing import Any
 
+from ..contract import Codec
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through
-from . import frame
-from .json import decode_body
-from .msgpack import MsgpackCodec
+from .frame import NOT_SIGNED, PICKLE, SIGNED_PICKLE, FrameCodec
+from .msgpack import MsgpackFrameCodec
 from .registry import raised_where
 
 _PROTOCOL = 5
 _TAG_BYTES = 32
 # Limits how much of a class name an error quotes: a pickle may name a missing class anything.
 _LONGEST_NAME = 200
-_RUNS_NOTHING = (bytes([frame.MSGPACK]), bytes([frame.JSON]))
 
 
-class PickleCodec:
-    """The codec for ``0x50 | pickle | crc32`` or, with `key`, ``0x53 | HMAC-SHA256 | pickle | crc32``.
+class PickleCodec(Codec):
+    """The codec of header byte 0x50, a pickle, or, with `key`, 0x53, the pickle's HMAC-SHA256 and the pickle.
 
-    Without a key it also reads the frames of the msgpack and json codecs, but no signed pickle. With a key it reads
-    only pickles signed with that key.
+    Without a key it reads no signed pickle. With a key it reads only pickles signed with that key.
 
     With `prefer_typed` it pickles only what the msgpack codec refuses and writes everything else as that codec does,
     so that most of the store can be read safely. Those frames are unsigned and are read without a signature: a key
     then protects against foreign code, not against foreign data.
     """
 
-    __slots__ = ("_key", "_typed")
-    checksum_covers_key = True
+    __slots__ = ("_key", "_prefers_msgpack")
+    headers = bytes([PICKLE, SIGNED_PICKLE])
 
     def __init__(self, key: bytes | None = None, *, prefer_typed: bool = False) -> None:
         self._key = key
-        self._typed = MsgpackCodec() if prefer_typed else None
+        self._prefers_msgpack = prefer_typed
+
+    @property
+    def reads_only_signed(self) -> bool:
+        return self._key is not None and not self._prefers_msgpack
+
+    @property
+    def frame_codec_class(self) -> type[FrameCodec]:
+        """The class that makes the frames of this codec."""
+        return _MsgpackFirst if self._prefers_msgpack else FrameCodec
 
     def __repr__(self) -> str:
-        preferred = ", msgpack preferred" if self._typed else ""
+        preferred = ", msgpack preferred" if self._prefers_msgpack else ""
         return f"PickleCodec({'signed' if self._key else 'unsigned'}{preferred})"
 
-    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
-        """Return the frame of `value`. Raises ValueTypeError if it cannot be pickled."""
-        if self._typed is not None:
-            try:
-                return self._typed.encode(value, key_crc)
-            except ValueTypeError:
-                pass  # left to pickle
+    def encode(self, value: object, /) -> tuple[int, bytes]:
+        """Return the pickle of `value`, signed if there is a key. Raises ValueTypeError if it cannot be pickled."""
         try:
             body = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
@@ -62,32 +64,25 @@ class PickleCodec:
             message = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
             message = message or type(error).__name__
             raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {message}") from error
-        return self._sealed(body, key_crc)
+        return self._signed(body)
 
-    def _sealed(self, body: bytes, key_crc: int) -> bytes:
+    def _signed(self, body: bytes) -> tuple[int, bytes]:
         if self._key is None:
-            return frame.seal(bytes([frame.PICKLE]) + body, key_crc)
-        return frame.seal(bytes([frame.SIGNED_PICKLE]) + hmac.digest(self._key, body, "sha256") + body, key_crc)
+            return PICKLE, body
+        return SIGNED_PICKLE, hmac.digest(self._key, body, "sha256") + body
 
-    def decode(self, data: bytes, key_crc: int = 0, /) -> Any:
-        """Return the value in the frame `data`. Raises CorruptValueError for a frame that this codec does not read."""
-        if self._typed is not None and isinstance(data, frame.BYTES) and data[:1] in _RUNS_NOTHING:
-            return self._typed.decode(data, key_crc)
-        header = frame.verify(data, key_crc)
-        if self._key is not None:
-            if header != frame.SIGNED_PICKLE:
-                raise CorruptValueError("it is not signed, and the configured codec reads only signed values")
-            tag, body = data[1 : 1 + _TAG_BYTES], data[1 + _TAG_BYTES : -4]
-            if not hmac.compare_digest(tag, hmac.digest(self._key, body, "sha256")):
-                raise CorruptValueError("its signature does not fit: it was forged, or signed with another key")
-            return self._load(body)
-        if header == frame.PICKLE:
-            return self._load(data[1:-4])
-        if header == frame.MSGPACK:
-            return MsgpackCodec().decode(data, key_crc)
-        if header == frame.JSON:
-            return decode_body(data)
-        raise CorruptValueError("it is a signed pickle; configure CODEC: {name: pickle, key: ...} with its key")
+    def decode(self, header: int, body: bytes, /) -> Any:
+        """Return the unpickled value. Raises CorruptValueError for a pickle whose signature is wrong or missing."""
+        if self._key is None:
+            if header == PICKLE:
+                return self._load(body)
+            raise CorruptValueError("it is a signed pickle; configure CODEC: {name: pickle, key: ...} with its key")
+        if header != SIGNED_PICKLE:
+            raise CorruptValueError(NOT_SIGNED)
+        tag, body = body[:_TAG_BYTES], body[_TAG_BYTES:]
+        if not hmac.compare_digest(tag, hmac.digest(self._key, body, "sha256")):
+            raise CorruptValueError("its signature does not fit: it was forged, or signed with another key")
+        return self._load(body)
 
     def _load(self, body: bytes) -> Any:
         try:
@@ -102,3 +97,17 @@ class PickleCodec:
             raise CorruptValueError(
                 f"it cannot be unpickled here: {message}. To copy it all the same, choose CODEC: passthrough"
             ) from None
+
+
+class _MsgpackFirst(MsgpackFrameCodec):
+    """The frames of a codec that is used only for values that the msgpack codec refuses."""
+
+    __slots__ = ()
+
+    def encode(self, value: object, key_crc: int = 0, /) -> bytes:
+        try:
+            return super().encode(value, key_crc)
+        except ValueTypeError:
+            return FrameCodec.encode(self, value, key_crc)
+
+    encode_many = FrameCodec.encode_many

@@ -7,9 +7,29 @@ from typing import Any
 
 from ..contract import Codec
 from ..errors import ConfigError, nearest
+from .frame import JSON, MSGPACK, FrameCodec
+from .msgpack import MsgpackCodec
 
 _OPTIONS = {"msgpack": (), "json": (), "pickle": ("key", "prefer"), "passthrough": ("key",)}
 _SHORTEST_KEY_BYTES = 16
+
+
+def frame_codec_of(codec: Codec | None) -> FrameCodec:
+    """Return the frames of `codec`; None means the default codec."""
+    codec = codec or _msgpack
+    make: type[FrameCodec] = getattr(codec, "frame_codec_class", FrameCodec)
+    return make(codec, DATA_DECODERS)
+
+
+def _decode_json(header: int, body: bytes) -> Any:
+    from .json import JsonCodec
+
+    return JsonCodec().decode(header, body)
+
+
+_msgpack = MsgpackCodec()
+#: From header byte to decoder: the frames that run no code and that every codec reads beside its own.
+DATA_DECODERS = {MSGPACK: _msgpack.decode, JSON: _decode_json}
 
 
 def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
@@ -21,9 +41,7 @@ def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
         known = ", ".join(_OPTIONS[name]) or "no options"
         raise ConfigError(f"CODEC: {name} has no option {unknown[0]!r}; it takes {known}")
     if name == "msgpack":
-        from .msgpack import MsgpackCodec
-
-        return MsgpackCodec()
+        return _msgpack
     if name == "json":
         from .json import JsonCodec
 

@@ -57,7 +57,7 @@ class CacheLayer(Layer):
         if data is None:
             validate_key(key)
             raise KeyError(key)
-        return self._engine._decoded(key, data)
+        return self._engine.decode_value(key, data)
 
     def _read(self, key: str) -> bytes | None:
         reading = self._kept.begin(key)

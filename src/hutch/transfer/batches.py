@@ -10,13 +10,13 @@ from io import BytesIO
 from typing import Any
 
 from .. import CapabilityError, CorruptValueError, Namespace, Store, ValueTypeError
-from ..codec.msgpack import MsgpackCodec
 from ..codec.passthrough import Pickled
+from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
 
 BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024
-_codec = MsgpackCodec()
+_codec = frame_codec_of(None)
 
 #: A value and its mark, which is equal for equal values; None if the value cannot be compared.
 Item = tuple[Any, bytes | None]
