@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from hutch import transfer
 from hutch.bridges.connections import close_shared, shared_namespace
 from hutch.bridges.dotevals import HutchStorage, metrics, schemes
 from hutch.bridges.dotevals import json_files as dotevals_json
-from hutch.bridges.dotevals.json_files import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
+from hutch.bridges.dotevals.layout import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
 from tests import pages
 from tests.bridges.processes import run, run_until
 
@@ -969,7 +969,7 @@ def test_the_schemes_are_entry_points_and_come_from_the_descriptors() -> None:
         assert issubclass(storage, Storage)
         assert storage.scheme == name
     with pytest.raises(AttributeError, match="no plugin has this URL scheme"):
-        _ = schemes.lmbd
+        EntryPoint("lmbd", f"{schemes.__name__}:lmbd", "dotevals.storage").load()
 
 
 def test_without_a_url_it_is_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

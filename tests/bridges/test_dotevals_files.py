@@ -13,16 +13,9 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.bridges.dotevals import json_files as dotevals_json
-from hutch.bridges.dotevals.json_files import (
-    NAMESPACE,
-    evaluation_key,
-    experiment_key,
-    read,
-    results_prefix,
-    validate_names,
-    write,
-)
+from hutch.bridges.dotevals import layout
+from hutch.bridges.dotevals.json_files import read, validate_names, write
+from hutch.bridges.dotevals.layout import NAMESPACE, evaluation_key, experiment_key, results_prefix
 
 SAMPLE = Path(__file__).parent / "data" / "dotevals"
 SMALL = "eval_sums[None-None-org/small]"
@@ -69,7 +62,7 @@ def test_what_dotevals_wrote_lies_where_the_bridge_looks_for_it() -> None:
         "metadata": {"result": "7", "expected": "6"},
     }
     assert results[3]["error"] == "ValueError: cannot read\nthat"
-    keys = [dotevals_json.item_of(key) for key in found if key.startswith(results_prefix(nightly, SMALL))]
+    keys = [layout.item_of(key) for key in found if key.startswith(results_prefix(nightly, SMALL))]
     assert keys == [(0, True), (1, True), (2, True), (3, False)]
 
 
@@ -123,9 +116,9 @@ def test_an_import_that_was_interrupted_can_be_run_again(tmp_path: Path) -> None
         assert len(items(store)) == 12
         made(tmp_path, head(), *(result(number) for number in range(12)))
         validate_names(store, tmp_path)
-        assert [
-            dotevals_json.item_of(key)[0] for key in imported(store, tmp_path) if key.startswith("result/")
-        ] == list(range(12))
+        assert [layout.item_of(key)[0] for key in imported(store, tmp_path) if key.startswith("result/")] == list(
+            range(12)
+        )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +216,7 @@ def stored(store: hutch.Store, *, experiment: str = "x", evaluations: tuple[str,
         for name in evaluations:
             evaluation = {"name": name, "status": "running", "started_at": 1.0, "completed_at": None, "metadata": {}}
             data[evaluation_key("01", name)] = evaluation
-            suffix = dotevals_json.result_suffix(7, 0, "00000000", 3, None)
+            suffix = layout.result_suffix(7, 0, "00000000", 3, None)
             data[results_prefix("01", name) + suffix] = result(3, **more)
 
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 import hutch
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.ragas import jsonl_files as ragas_jsonl
+from hutch.bridges.ragas import layout
 from tests import pages
 from tests.bridges.processes import run, run_until
 
@@ -63,7 +63,7 @@ def here() -> str:
     return "memory://"
 
 
-def keys_of(url: str, namespace: str = ragas_jsonl.DATASETS) -> list[str]:
+def keys_of(url: str, namespace: str = layout.DATASETS) -> list[str]:
     return sorted(shared_namespace(url, namespace))
 
 
@@ -285,7 +285,7 @@ def test_a_value_that_cannot_be_kept_is_named_by_row_and_column_and_changes_noth
         backend.save_dataset("t", [{}, Own()])  # type: ignore[list-item]
     assert backend.load_dataset("t") == [{"a": 1}]
     assert keys_of(url) == keys
-    assert not keys_of(url, ragas_jsonl.EXPERIMENTS)
+    assert not keys_of(url, layout.EXPERIMENTS)
 
 
 def test_rows_of_megabytes_become_smaller_chunks(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_rows_of_megabytes_become_smaller_chunks(here: str, monkeypatch: pytest.
 def test_rows_that_are_missing_are_an_error_and_no_short_table(url: str) -> None:
     backend = HutchBackend(url)
     backend.save_dataset("t", numbered(1))
-    del shared_namespace(url, ragas_jsonl.DATASETS)[keys_of(url)[1]]
+    del shared_namespace(url, layout.DATASETS)[keys_of(url)[1]]
     with pytest.raises(hutch.CorruptValueError, match="lacks its rows"):
         backend.load_dataset("t")
 
@@ -317,11 +317,11 @@ def test_rows_that_are_missing_are_an_error_and_no_short_table(url: str) -> None
 @pytest.mark.parametrize("name", ["t", "x" * 1000])
 def test_what_is_no_table_is_an_error_and_disturbs_no_other(value: Any, name: str, url: str) -> None:
     backend = HutchBackend(url)
-    tables = shared_namespace(url, ragas_jsonl.DATASETS)
+    tables = shared_namespace(url, layout.DATASETS)
     backend.save_dataset("other", numbered(2))
-    key = ragas_jsonl.table_key(name)
+    key = layout.table_key(name)
     tables[key] = tables["table:other"] if value == "that of another" else value
-    tables[ragas_jsonl.saving_key("0")] = value
+    tables[layout.saving_key("0")] = value
     for call in (backend.load_dataset, lambda name: backend.save_dataset(name, numbered(1))):
         with pytest.raises(hutch.CorruptValueError, match="no table of ragas"):
             call(name)
@@ -330,7 +330,7 @@ def test_what_is_no_table_is_an_error_and_disturbs_no_other(value: Any, name: st
     del tables[key]
     backend.save_dataset(name, numbered(1))
     assert backend.load_dataset(name) == numbered(1)
-    tables[next(tables.scan_keys(f"rows:{ragas_jsonl.label(name)}:"))] = value
+    tables[next(tables.scan_keys(f"rows:{layout.label(name)}:"))] = value
     with pytest.raises(hutch.CorruptValueError, match=r"holds no rows of ragas|should have 600 rows"):
         backend.load_dataset(name)
 
@@ -416,16 +416,16 @@ def test_a_killed_save_leaves_the_table_as_it_was_and_nothing_for_ever(
     # Acknowledged saves are there; of the next one, all or nothing.
     assert which_save(backend.load_dataset("t")) - int(last.split()[1]) in (0, 1)
     # As if the process had died between the rows and the table, which no test can hit by chance.
-    tables = shared_namespace(lasting_url, ragas_jsonl.DATASETS)
+    tables = shared_namespace(lasting_url, layout.DATASETS)
     for name in ("t", "never saved"):
-        version = ragas_jsonl.new_version()
-        tables.set_many({ragas_jsonl.saving_key(version): name, ragas_jsonl.chunk_key(name, version, 0): [{}]})
+        version = layout.new_version()
+        tables.set_many({layout.saving_key(version): name, layout.chunk_key(name, version, 0): [{}]})
     assert backend.list_datasets() == ["t"]
     backend.save_dataset("t", numbered(50))
     assert which_save(backend.load_dataset("t")) == 50
     # Young rows may belong to a save that is still running elsewhere.
     assert len([key for key in keys_of(lasting_url) if key.startswith("saving:")]) >= 2
-    monkeypatch.setattr(ragas_jsonl, "ABANDONED_S", -60)
+    monkeypatch.setattr(layout, "ABANDONED_S", -60)
     backend.save_dataset("other", [])
     assert [key.split(":")[:2] for key in keys_of(lasting_url)] == [
         *[["rows", "t"]] * 3,

@@ -21,11 +21,11 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.bridges.ragas import jsonl_files as ragas
+from hutch.bridges.ragas import jsonl_files, layout
 
 FOLDER = Path(__file__).parent / "data" / "ragas"
 NAMES = {"datasets": ["capitals", "empty", "six hundred, 100%"], "experiments": ["capitals"]}
-NAMESPACES = {"datasets": ragas.DATASETS, "experiments": ragas.EXPERIMENTS}
+NAMESPACES = {"datasets": layout.DATASETS, "experiments": layout.EXPERIMENTS}
 
 
 @pytest.fixture
@@ -34,20 +34,20 @@ def store() -> Iterator[hutch.Store]:
         yield store
 
 
-def rows_of(store: hutch.Store, namespace: str, name: str) -> list[ragas.Row]:
+def rows_of(store: hutch.Store, namespace: str, name: str) -> list[layout.Row]:
     with store.open(namespace) as tables:
-        return [row for rows in ragas.read_rows(tables, ragas.read_table(tables, name)) for row in rows]
+        return [row for rows in layout.read_rows(tables, layout.read_table(tables, name)) for row in rows]
 
 
 def lines_of(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
-def save(store: hutch.Store, name: str, rows: list[ragas.Row], namespace: str = ragas.DATASETS) -> None:
+def save(store: hutch.Store, name: str, rows: list[layout.Row], namespace: str = layout.DATASETS) -> None:
     """Save a small table as the bridge does."""
     with store.open(namespace) as tables:
-        tables[ragas.chunk_key(name, "0-0", 0)] = rows
-        tables[ragas.table_key(name)] = ragas.table_of(name, "0-0", len(rows), 1)
+        tables[layout.chunk_key(name, "0-0", 0)] = rows
+        tables[layout.table_key(name)] = layout.table_of(name, "0-0", len(rows), 1)
 
 
 def a_folder(root: Path, lines: bytes, name: str = "table.jsonl") -> Path:
@@ -60,14 +60,14 @@ def a_folder(root: Path, lines: bytes, name: str = "table.jsonl") -> Path:
 
 
 def test_what_ragas_wrote_is_read_as_json_has_it(store: hutch.Store) -> None:
-    transfer.copy_items(ragas.read(FOLDER), store)
+    transfer.copy_items(jsonl_files.read(FOLDER), store)
     for folder, names in NAMES.items():
         with store.open(NAMESPACES[folder]) as tables:
-            assert ragas.table_names(tables) == names
+            assert layout.table_names(tables) == names
         for name in names:
             expected = lines_of(FOLDER / folder / f"{name}.jsonl")
             assert repr(rows_of(store, NAMESPACES[folder], name)) == repr(expected)  # NaN is in it
-    row = rows_of(store, ragas.DATASETS, "capitals")[0]
+    row = rows_of(store, layout.DATASETS, "capitals")[0]
     assert row["looks_like"] == "2024-01-01"
     assert row["asked"] == "2024-02-29"
     assert row["n"] == 12345678901234567890
@@ -76,30 +76,30 @@ def test_what_ragas_wrote_is_read_as_json_has_it(store: hutch.Store) -> None:
 
 
 def test_a_file_gives_the_same_keys_again_and_other_ones_when_it_has_changed(tmp_path: Path) -> None:
-    assert [item[:2] for item in ragas.read(FOLDER)] == [item[:2] for item in ragas.read(FOLDER)]
-    before = [key for _, key, _ in ragas.read(a_folder(tmp_path, b'{"a": 1}\n'))]
-    after = [key for _, key, _ in ragas.read(a_folder(tmp_path, b'{"a": 2}\n'))]
+    assert [item[:2] for item in jsonl_files.read(FOLDER)] == [item[:2] for item in jsonl_files.read(FOLDER)]
+    before = [key for _, key, _ in jsonl_files.read(a_folder(tmp_path, b'{"a": 1}\n'))]
+    after = [key for _, key, _ in jsonl_files.read(a_folder(tmp_path, b'{"a": 2}\n'))]
     assert before[-1:] == after[-1:] == ["table:table"]
     assert not set(before[:-1]) & set(after[:-1])
 
 
 def test_a_table_appears_when_all_its_rows_are_there() -> None:
     seen: dict[str, int] = {}
-    for _, key, value in ragas.read(FOLDER):
+    for _, key, value in jsonl_files.read(FOLDER):
         if key.startswith("table:"):
             assert seen.pop(key.removeprefix("table:"), 0) == value["rows"]
         else:
-            assert len(value) <= ragas.CHUNK_ROWS
+            assert len(value) <= layout.CHUNK_ROWS
             seen[key.split(":")[1]] = seen.get(key.split(":")[1], 0) + len(value)
     assert not seen
 
 
 def test_an_interrupted_import_is_gone_on_with(store: hutch.Store) -> None:
-    items = list(ragas.read(FOLDER))
+    items = list(jsonl_files.read(FOLDER))
     transfer.copy_items(items[:3], store)
-    done = transfer.copy_items(ragas.read(FOLDER), store)
+    done = transfer.copy_items(jsonl_files.read(FOLDER), store)
     assert (done.unchanged, done.written) == (3, len(items) - 3)
-    found = transfer.verify_items(ragas.read(FOLDER), store)
+    found = transfer.verify_items(jsonl_files.read(FOLDER), store)
     assert found.ok
     assert found.equal == len(items)
 
@@ -109,7 +109,7 @@ def test_one_large_file_is_read_in_little_memory(tmp_path: Path) -> None:
     folder = a_folder(tmp_path, line * 3_000)
     tracemalloc.start()
     try:
-        assert sum(len(value) for _, key, value in ragas.read(folder) if key.startswith("rows:")) == 3_000
+        assert sum(len(value) for _, key, value in jsonl_files.read(folder) if key.startswith("rows:")) == 3_000
         assert tracemalloc.get_traced_memory()[1] < 12_000_000  # of 30
     finally:
         tracemalloc.stop()
@@ -117,12 +117,12 @@ def test_one_large_file_is_read_in_little_memory(tmp_path: Path) -> None:
 
 def test_large_rows_make_small_chunks(tmp_path: Path) -> None:
     line = json.dumps({"text": "x" * 3_000_000}).encode() + b"\n"
-    chunks = [value for _, key, value in ragas.read(a_folder(tmp_path, line * 3)) if key.startswith("rows:")]
+    chunks = [value for _, key, value in jsonl_files.read(a_folder(tmp_path, line * 3)) if key.startswith("rows:")]
     assert [len(rows) for rows in chunks] == [1, 1, 1]
 
 
 def test_blank_lines_and_every_kind_of_line_end_are_passed_over_as_in_ragas(tmp_path: Path) -> None:
-    [_, (_, _, table)] = ragas.read(a_folder(tmp_path, b'\n{"a": 1}\r\n  \n{"a": 2}'))
+    [_, (_, _, table)] = jsonl_files.read(a_folder(tmp_path, b'\n{"a": 1}\r\n  \n{"a": 2}'))
     assert table["rows"] == 2
 
 
@@ -139,7 +139,7 @@ def test_blank_lines_and_every_kind_of_line_end_are_passed_over_as_in_ragas(tmp_
 def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, line: bytes, message: str) -> None:
     folder = a_folder(tmp_path, b'{"a": 1}\n\n' + line + b"\n")
     with pytest.raises(hutch.CorruptValueError, match=message) as refused:
-        list(ragas.read(folder))
+        list(jsonl_files.read(folder))
     assert "table.jsonl" in str(refused.value)
     assert "line 3" in str(refused.value)
     assert "secret" not in str(refused.value)
@@ -147,7 +147,7 @@ def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, 
 
 def test_a_folder_that_is_none_of_ragas_is_refused(tmp_path: Path) -> None:
     with pytest.raises(hutch.ConfigError, match="holds no folder 'datasets'"):
-        list(ragas.read(tmp_path))
+        list(jsonl_files.read(tmp_path))
 
 
 def test_the_command_imports_verifies_and_exports(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_dates_are_written_as_ragas_writes_them(store: hutch.Store, tmp_path: Pa
         "when",
         [{"d": date(2024, 2, 29), "n": datetime(2024, 2, 29), "z": datetime(2024, 1, 1, tzinfo=UTC), "e": east}],
     )
-    assert ragas.write(store, tmp_path) == 1
+    assert jsonl_files.write(store, tmp_path) == 1
     assert lines_of(tmp_path / "datasets" / "when.jsonl") == [
         {
             "d": "2024-02-29",
@@ -207,7 +207,7 @@ def test_what_json_cannot_hold_is_refused_with_its_place_and_no_file(
     save(store, "fine", [{"a": 1}])
     save(store, "not fine", [{"a": 1}, {"a": 1, "b": value}])
     with pytest.raises(hutch.ValueTypeError, match=message) as refused:
-        ragas.write(store, tmp_path)
+        jsonl_files.write(store, tmp_path)
     assert "table 'not fine' of 'ragas.datasets', row 1, column 'b'" in str(refused.value)
     assert "secret" not in str(refused.value)
     assert [file.name for file in (tmp_path / "datasets").iterdir()] == ["fine.jsonl"]
@@ -217,7 +217,7 @@ def test_what_json_cannot_hold_is_refused_with_its_place_and_no_file(
 def test_a_name_that_no_file_can_have_is_refused(store: hutch.Store, tmp_path: Path, name: str) -> None:
     save(store, name, [{"a": 1}])
     with pytest.raises(hutch.ConfigError, match="cannot become a file"):
-        ragas.write(store, tmp_path)
+        jsonl_files.write(store, tmp_path)
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -225,8 +225,8 @@ def test_names_with_dots_and_of_any_alphabet_come_back(store: hutch.Store, tmp_p
     names = ["..", ".hidden", "a.jsonl", "v1.2", "Ünï 🐇", "table%3A1"]
     for name in names:
         save(store, name, [{"name": name}])
-    ragas.write(store, tmp_path)
-    found = {key: value for _, key, value in ragas.read(tmp_path)}
+    jsonl_files.write(store, tmp_path)
+    found = {key: value for _, key, value in jsonl_files.read(tmp_path)}
     assert sorted(value["name"] for key, value in found.items() if key.startswith("table:")) == sorted(names)
 
 
@@ -245,13 +245,13 @@ def test_two_tables_that_would_be_one_file_are_refused(
         lambda self, **more: stat(self.with_name(self.name.lower()) if "datasets" in self.parts else self, **more),
     )
     with pytest.raises(hutch.ConfigError, match="one name for this file system"):
-        ragas.write(store, tmp_path)
+        jsonl_files.write(store, tmp_path)
 
 
 def test_an_export_replaces_a_file_whole_and_leaves_no_other(store: hutch.Store, tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     save(store, "capitals", [{"a": 1}])
-    assert ragas.write(store, tmp_path) == 1
+    assert jsonl_files.write(store, tmp_path) == 1
     assert (tmp_path / "datasets" / "capitals.jsonl").read_bytes() == b'{"a":1}\n'
     assert len(list((tmp_path / "datasets").iterdir())) == 3
 
@@ -260,20 +260,20 @@ def test_a_table_that_is_replaced_while_it_is_exported_is_exported_anew(
     store: hutch.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(store, "t", [{"a": "old"}])
-    read_table = ragas.read_table
+    read_table = layout.read_table
     replaced: list[str] = []
 
-    def replaced_after(tables: hutch.Namespace, name: str) -> ragas.Table:
+    def replaced_after(tables: hutch.Namespace, name: str) -> layout.Table:
         table = read_table(tables, name)
         if not replaced:
             replaced.append(name)
-            tables[ragas.chunk_key(name, "1-1", 0)] = [{"a": "new"}]
-            tables[ragas.table_key(name)] = ragas.table_of(name, "1-1", 1, 1)
-            del tables[ragas.chunk_key(name, "0-0", 0)]
+            tables[layout.chunk_key(name, "1-1", 0)] = [{"a": "new"}]
+            tables[layout.table_key(name)] = layout.table_of(name, "1-1", 1, 1)
+            del tables[layout.chunk_key(name, "0-0", 0)]
         return table
 
-    monkeypatch.setattr(ragas, "read_table", replaced_after)
-    ragas.write(store, tmp_path)
+    monkeypatch.setattr(jsonl_files, "read_table", replaced_after)
+    jsonl_files.write(store, tmp_path)
     assert (tmp_path / "datasets" / "t.jsonl").read_bytes() == b'{"a":"new"}\n'
 
 
@@ -297,39 +297,39 @@ def test_no_two_names_have_one_key_and_no_name_has_a_key_within_another_s(store:
         "\udfff",
         "a\nb",
     ]
-    names.append(ragas.label("x" * 901))  # the hash of another
-    assert len({ragas.label(name) for name in names}) == len(names)
-    assert all(":" not in ragas.label(name) for name in names)
+    names.append(layout.label("x" * 901))  # the hash of another
+    assert len({layout.label(name) for name in names}) == len(names)
+    assert all(":" not in layout.label(name) for name in names)
     for name in names:
         save(store, name, [{"name": name}])
-    with store.open(ragas.DATASETS) as tables:
-        assert ragas.table_names(tables) == sorted(names)
+    with store.open(layout.DATASETS) as tables:
+        assert layout.table_names(tables) == sorted(names)
     for name in names:
-        assert rows_of(store, ragas.DATASETS, name) == [{"name": name}]
+        assert rows_of(store, layout.DATASETS, name) == [{"name": name}]
 
 
 def test_rows_that_are_missing_are_an_error(store: hutch.Store) -> None:
     save(store, "t", [{"a": 1}])
-    with store.open(ragas.DATASETS) as tables:
-        tables[ragas.table_key("t")] = ragas.table_of("t", "0-0", 2, 1)
+    with store.open(layout.DATASETS) as tables:
+        tables[layout.table_key("t")] = layout.table_of("t", "0-0", 2, 1)
     with pytest.raises(hutch.CorruptValueError, match="should have 2 rows and has 1"):
-        rows_of(store, ragas.DATASETS, "t")
-    with store.open(ragas.DATASETS) as tables:
-        del tables[ragas.chunk_key("t", "0-0", 0)]
+        rows_of(store, layout.DATASETS, "t")
+    with store.open(layout.DATASETS) as tables:
+        del tables[layout.chunk_key("t", "0-0", 0)]
     with pytest.raises(hutch.CorruptValueError, match="lacks its rows at 'rows:t:0-0:00000000'"):
-        rows_of(store, ragas.DATASETS, "t")
+        rows_of(store, layout.DATASETS, "t")
 
 
 def test_what_is_no_table_is_an_error(store: hutch.Store) -> None:
-    with store.open(ragas.DATASETS) as tables:
+    with store.open(layout.DATASETS) as tables:
         tables["table:t"] = "mine"
     with pytest.raises(hutch.CorruptValueError, match="no table of ragas"):
-        rows_of(store, ragas.DATASETS, "t")
+        rows_of(store, layout.DATASETS, "t")
 
 
 def test_a_row_that_is_none_is_refused_with_its_place(store: hutch.Store, tmp_path: Path) -> None:
     rows: Any = [{"a": 1}, "text"]
     save(store, "t", rows)
     with pytest.raises(hutch.ValueTypeError, match=r"table 't' of 'ragas.datasets', row 1: .* a row of type str"):
-        ragas.write(store, tmp_path)
+        jsonl_files.write(store, tmp_path)
     assert not list((tmp_path / "datasets").iterdir())

@@ -50,7 +50,7 @@ from hutch import transfer
 from hutch.bridges.connections import close_shared, shared_namespace, shared_store
 from hutch.bridges.themis import HutchRunStore
 from hutch.bridges.themis import sqlite_files as themis_sqlite
-from hutch.bridges.themis.sqlite_files import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix
+from hutch.bridges.themis.layout import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix
 from tests.bridges.processes import run, run_until
 from tests.pages import blocks
 

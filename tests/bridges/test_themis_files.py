@@ -20,19 +20,18 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.bridges.themis.sqlite_files import (
+from hutch.bridges.themis.layout import (
     BLOBS,
     RUNS,
     STAGE_CACHE,
     event_key,
     events_prefix,
-    read,
     run_prefix,
     sequence_of,
     snapshot_key,
     stage_key,
-    write,
 )
+from hutch.bridges.themis.sqlite_files import read, write
 
 SAMPLE = Path(__file__).parent / "data" / "themis" / "runs.sqlite3"
 RUN = "185a37e9799fcdb6828e24d209510ca044a6fa1f1c53001e56d9d89b18325479"

@@ -1,7 +1,4 @@
-"""Layout of dotevals' results in hutch, and in the folder of its JSON storage (``.dotevals``).
-
-All keys are in the namespace `NAMESPACE`. docs/bridges/dotevals.md describes the keys and values.
-"""
+"""Read and write the folder of dotevals' JSON storage, ``.dotevals``."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,70 +16,22 @@ import hutch
 from ...filesystem import validate_regular_file
 from ...handlers import raised_by_handler
 from ..files import close_flushed, unfinished
-from ..names import in_key
+from .layout import (
+    EVALUATION_FIELDS,
+    EXPERIMENT_FIELDS,
+    EXPERIMENTS,
+    NAMESPACE,
+    checked,
+    evaluation_key,
+    evaluations_prefix,
+    experiment_key,
+    foreign,
+    metric_name,
+    result_suffix,
+    results_prefix,
+)
 
-NAMESPACE = "dotevals"
-EXPERIMENTS = "experiment/"
-EXPERIMENT_FIELDS = frozenset({"id", "name", "moves"})
-EVALUATION_FIELDS = frozenset({"name", "status", "started_at", "completed_at", "metadata"})
-
-_LONGEST_NAME_BYTES = 240
 _NOT_IN_A_FILE_NAME = re.compile('[\x00-\x1f\\\\:*?"<>|\ud800-\udfff]' if os.name == "nt" else "[\x00\ud800-\udfff]")
-
-
-def _in_key(name: str) -> str:
-    """Return `name` as a part of a key; the value holds the name itself."""
-    return in_key(name, _LONGEST_NAME_BYTES)
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def experiment_key(name: str) -> str:
-    return EXPERIMENTS + _in_key(name)
-
-
-def evaluations_prefix(experiment_id: str) -> str:
-    return f"evaluation/{experiment_id}/"
-
-
-def evaluation_key(experiment_id: str, name: str) -> str:
-    return f"evaluation/{experiment_id}/{_in_key(name)}"
-
-
-def results_prefix(experiment_id: str, evaluation: str | None = None) -> str:
-    """Return the key prefix of an evaluation's results; without `evaluation`, that of all results of the experiment."""
-    of_experiment = f"result/{experiment_id}/"
-    return of_experiment if evaluation is None else f"{of_experiment}{_in_key(evaluation)}/"
-
-
-def result_suffix(sequence: int, turn: int, salt: str, item_id: int, error: str | None) -> str:
-    """Return what follows the prefix: the order, a part unique to the process, and what resuming needs."""
-    return f"{sequence:016x}-{turn & 0xFFFF:04x}{salt}/{item_id}/{'ok' if error is None else 'error'}"
-
-
-def item_of(key: str) -> tuple[int, bool]:
-    """Return the item of a result's key, and whether it has no error. Reads no value. Raises CorruptValueError."""
-    try:
-        _, item, state = key.rsplit("/", 2)
-        return int(item), state == "ok"
-    except ValueError as error:
-        raise foreign(key) from error
-
-
-def checked(key: str, value: Any, fields: Set[str]) -> dict[str, Any]:
-    """Return `value`, stored at `key`, if it is a dict with these `fields`; raise CorruptValueError otherwise."""
-    if type(value) is not dict or not fields <= value.keys():
-        raise foreign(key)
-    return value
-
-
-def foreign(key: str) -> hutch.CorruptValueError:
-    """Return the error for a value at `key` that was not written by this bridge."""
-    return hutch.CorruptValueError(
-        f"key {key!r} of {NAMESPACE!r} is not what hutch writes for dotevals; remove it with hutch rm"
-    )
 
 
 # --- from the framework's files ---
@@ -138,7 +87,7 @@ def _records(data: hutch.Namespace) -> Iterator[dict[str, Any]]:
 
 def _imported(name: str) -> dict[str, Any]:
     # An id derived from the name makes the import repeatable; the bridge's own ids are random.
-    experiment_id = "json-" + hashlib.sha256(_encoded(name)).hexdigest()[:16]
+    experiment_id = "json-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return {"id": experiment_id, "name": name, "moves": 0}
 
 
@@ -285,11 +234,6 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
                 raise
             raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
     return count
-
-
-def metric_name(metric: str) -> str:
-    """Return the name from a metric's description: ``module:name``, with "(...)" appended if it took arguments."""
-    return metric.partition(":")[2].removesuffix("(...)")
 
 
 def _json(value: dict[str, Any], key: str) -> str:

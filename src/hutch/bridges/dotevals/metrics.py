@@ -13,7 +13,7 @@ from dotevals.metrics import accuracy
 from dotevals.metrics import registry as known_metrics
 from dotevals.metrics.registry import registry as metric_plugins
 
-from .json_files import metric_name
+from .layout import metric_name
 
 _Metric = Callable[[list[Any]], float]
 

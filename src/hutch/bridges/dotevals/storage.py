@@ -14,7 +14,7 @@ import hutch
 
 from ..builtin_types import to_builtin_types
 from ..connections import shared_namespace
-from .json_files import (
+from .layout import (
     EVALUATION_FIELDS,
     EXPERIMENT_FIELDS,
     EXPERIMENTS,

@@ -1,7 +1,7 @@
 """ragas in hutch: ``backend="hutch"`` for its datasets and experiments, `HutchCache` for LLM responses.
 
 Supports ragas 0.4 and ragas-experimental 0.3, whose backends are different classes with one interface. See
-docs/bridges/ragas.md; `hutch.bridges.ragas.jsonl_files` describes the layout.
+docs/bridges/ragas.md; `hutch.bridges.ragas.layout` describes the layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import hutch
 
 from ..connections import shared_namespace, shared_store
-from .jsonl_files import (
+from .layout import (
     CHUNK_ROWS,
     DATASETS,
     EXPERIMENTS,

@@ -15,7 +15,7 @@ from typing import Any
 import hutch
 
 from ..connections import shared_namespace
-from .sqlite_files import (
+from .layout import (
     BLOBS,
     RUNS,
     STAGE_CACHE,
