@@ -6,7 +6,7 @@ CODE := src plugins tests examples benchmarks
 # A variable of the caller's shell must not choose another store, or another project's environment.
 unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
 
-# In environments of their own, which are bigger than all the rest; Errbot's is driven by the tests of Python 3.11.
+# Each in an environment of its own, larger than all the rest; the tests of Python 3.11 run Errbot's.
 FRAMEWORKS := dotevals exengine keyvalue ragas themis themis1
 
 .PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 bridges bench bench-check bench-bridges growth docs servers format clean
@@ -30,11 +30,11 @@ lint: .venv/dev ## ruff: style and formatting
 types: .venv/dev ## mypy --strict over all code
 	$(BIN)/mypy $(CODE)
 
-# The oldest Python measures coverage and meets the faults; the others run the rest. ARGS="-k lmdb" narrows them down.
+# The oldest Python measures coverage and runs tests/faults; the others run the rest. ARGS="-k lmdb" narrows them down.
 tests: tests-3.11 tests-3.12 tests-3.13 ## the tests, on Python 3.11, 3.12 and 3.13
 
-# Coverage's tracer drops what a signal handler raises as a hook of the codec begins: those tests run without it. The
-# branches that only a handler reaches are therefore not measured, which the limit allows for.
+# Coverage's tracer drops an exception that a signal handler raises as a hook of the codec begins, so those tests run
+# without it. The limit allows for the branches that only they reach.
 UNTRACED := tests/codec/test_interrupts.py
 tests-3.11: COVERAGE := --cov --cov-report=term:skip-covered --cov-fail-under=92 --ignore=$(UNTRACED)
 tests-3.12 tests-3.13: LESS := --ignore=tests/faults
@@ -50,13 +50,13 @@ bridges: $(FRAMEWORKS:%=bridge-%) ## the bridges, each with its real framework
 bridge-%: .venvs/%/ready
 	scripts/pytest-twice .venvs/$*/bin/python tests/bridges/test_$*.py -n $(JOBS) --dist loadgroup $(ARGS)
 
-bench: .venvs/bench/ready .venvs/errbot/ready ## measure hutch beside its peers, into docs/benchmarks.md and the baseline
+bench: .venvs/bench/ready .venvs/errbot/ready ## measure hutch and its peers, into docs/benchmarks.md and the baseline
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python .venvs/bench/bin/python -m benchmarks --update-baseline
 
-bench-check: .venvs/bench/ready ## a minute of it: no ratio above its limit, nor far above the baseline
+bench-check: .venvs/bench/ready ## the benchmark targets, in a minute: fail above a limit or far above the baseline
 	.venvs/bench/bin/python -m benchmarks --check
 
-bench-bridges: .venvs/errbot/ready $(FRAMEWORKS:%=.venvs/%/ready) ## measure the bridges beside the frameworks' own storages, into docs/bridges
+bench-bridges: .venvs/errbot/ready $(FRAMEWORKS:%=.venvs/%/ready) ## measure the bridges and the frameworks' own storages, into docs/bridges
 	.venvs/dotevals/bin/python -m benchmarks.bridges
 
 growth: .venvs/bench/ready ## measure how hutch grows, into docs/growth.md; half an hour and 20 GB of disk
@@ -68,7 +68,7 @@ docs: .venv/dev ## build the site into site/, with strict links
 servers:
 	@scripts/install-servers
 
-format: .venv/dev ## let ruff format and fix the code
+format: .venv/dev ## format and fix the code with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

@@ -1,29 +1,29 @@
-"""An application whose plugins remember, in thirty lines. Run it twice; `hutch -s lmdb://state ls` shows its state."""
-
-from contextlib import ExitStack
+"""Store what two plugins count. Run it twice, then `hutch -s lmdb://state ls`."""
 
 import hutch
 
 
 class Plugin:
     def __init__(self, data: hutch.Namespace) -> None:
-        self.data = data  # the plugin's own mapping, in which values keep their types
+        self.data = data  # the plugin's own mapping
 
 
 class Greeter(Plugin):
     def on_message(self, user: str, text: str) -> str:
-        return f"hello {user}, message {self.data.modify(user, lambda count: count + 1, default=0)}"
+        count = self.data.modify(user, lambda n: n + 1, default=0)
+        return f"hello {user}, message {count}"
 
 
 class Words(Plugin):
     def on_message(self, user: str, text: str) -> str:
-        with self.data.mutable("seen", default=set()) as seen:  # read, changed, written back
+        with self.data.mutable("seen", default=set()) as seen:
             seen.update(text.split())
         return f"{len(seen)} words so far"
 
 
 if __name__ == "__main__":
-    with hutch.connect("lmdb://state") as store, ExitStack() as opened:
-        plugins = [kind(opened.enter_context(store.open(kind.__name__))) for kind in (Greeter, Words)]
-        for plugin in plugins:
-            print(f"{type(plugin).__name__}: {plugin.on_message('ada', 'once more')}")
+    with hutch.connect("lmdb://state") as store:
+        for kind in (Greeter, Words):
+            with store.open(kind.__name__) as data:
+                reply = kind(data).on_message("ada", "once more")
+                print(f"{kind.__name__}: {reply}")
