@@ -25,30 +25,37 @@ _stores: dict[tuple[str, bool], Store] = {}
 _namespaces: dict[tuple[str, str], Namespace] = {}
 
 
-def reduce_store(store: Store) -> tuple[Callable[..., Store], tuple[Any, ...]]:
-    """Return the `__reduce__` value of an open store. Raises TypeError if another process could not connect to it."""
-    return restore_store, (_state(store, "store"),)
+def store_state(store: Store) -> dict[str, Any]:
+    """Return what a pickle of `store` contains. Raises TypeError if another process could not connect to it."""
+    return _state(store, "store")
 
 
-def reduce_namespace(namespace: Namespace) -> tuple[Callable[..., Namespace], tuple[Any, ...]]:
-    """Return the `__reduce__` value of an open namespace. Raises TypeError as `reduce_store` does."""
-    store = namespace._owner
-    assert store is not None, "a namespace of a store"
-    return restore_namespace, (_state(store, "namespace"), namespace.namespace)
+def namespace_state(store: Store) -> dict[str, Any]:
+    """Return what a pickle of a namespace of `store` contains besides its name. Raises TypeError as `store_state`."""
+    return _state(store, "namespace")
 
 
-def restore_store(state: dict[str, Any]) -> Store:
-    """Return this process's store for a pickled one. Raises what `hutch.connect` raises."""
-    return _store(state, for_namespaces=False)
+def unpickled_store(
+    state: dict[str, Any], connect: Callable[[StoreConfig], Store], for_namespaces: bool = False
+) -> Store:
+    """Return this process's store for `state`; `connect` makes it when it is first needed."""
+    key = repr(state), for_namespaces
+    with _lock.current:
+        store = _stores.get(key)
+        if store is None:
+            store = connect(_config(state))
+            store._is_shared = True
+            _stores[key] = store
+        return store
 
 
-def restore_namespace(state: dict[str, Any], name: str) -> Namespace:
-    """Return this process's handle for a pickled namespace. Raises what `hutch.connect` and `open` raise."""
+def unpickled_namespace(state: dict[str, Any], name: str, connect: Callable[[StoreConfig], Store]) -> Namespace:
+    """Return this process's handle on the namespace `name` of the store for `state`."""
     key = repr(state), name
     with _lock.current:
         handle = _namespaces.get(key)
         if handle is None or not handle.is_open_storage():
-            handle = _store(state, for_namespaces=True).open(name)
+            handle = unpickled_store(state, connect, for_namespaces=True).open(name)
             handle._is_shared = True
             _namespaces[key] = handle
         return handle
@@ -67,19 +74,6 @@ def close_unpickled() -> None:
         _namespaces.clear()
 
 
-def _store(state: dict[str, Any], for_namespaces: bool) -> Store:
-    from .store import connect
-
-    key = repr(state), for_namespaces
-    with _lock.current:
-        store = _stores.get(key)
-        if store is None:
-            store = connect(_config(state))
-            store._is_shared = True
-            _stores[key] = store
-        return store
-
-
 def _state(store: Store, what: str) -> dict[str, Any]:
     """Return the config of `store` as built-in types in a stable order."""
     config = store.config
@@ -95,13 +89,13 @@ def _state(store: Store, what: str) -> dict[str, Any]:
             "that it keeps it elsewhere (the capabilities durable and shared). Send the data, dict(namespace), or use "
             "an engine that other processes can open"
         )
-    return {name: _plain(getattr(config, name)) for name in type(config).__annotations__ if name != "host_config"}
+    return {name: _plain(value) for name, value in vars(config).items() if name != "host_config"}
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with records and mappings converted to dicts, and tuples to lists."""
+    """Return `value` with dataclasses and mappings converted to dicts, and tuples to lists."""
     if isinstance(value, CodecConfig | LayerConfig | NamespaceRule):
-        return {name: _plain(getattr(value, name)) for name in type(value).__annotations__}
+        return {name: _plain(part) for name, part in vars(value).items()}
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in sorted(value.items(), key=repr)}
     if isinstance(value, list | tuple):

@@ -80,9 +80,9 @@ class Namespace(StoreMixin):
         self._must_be_open()
         if self._owner is None:
             raise TypeError("this namespace cannot be pickled: no store opened it")
-        from .pickling import reduce_namespace
+        from .pickling import namespace_state
 
-        return reduce_namespace(self)
+        return restore_namespace, (namespace_state(self._owner), self.namespace)
 
     def __del__(self) -> None:
         try:
@@ -237,9 +237,9 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._must_be_open()
-        from .pickling import reduce_store
+        from .pickling import store_state
 
-        return reduce_store(self)
+        return restore_store, (store_state(self),)
 
     def __del__(self) -> None:
         # Handles keep their store alive, so none is open here: nothing can be lost, and no warning is needed.
@@ -352,3 +352,17 @@ def connect(config: Any = None) -> Store:
     except BaseException:
         close_interrupted(factory)
         raise
+
+
+def restore_store(state: dict[str, Any]) -> Store:
+    """Return this process's store for a pickled one. Raises what `connect` raises."""
+    from .pickling import unpickled_store
+
+    return unpickled_store(state, connect)
+
+
+def restore_namespace(state: dict[str, Any], name: str) -> Namespace:
+    """Return this process's handle for a pickled namespace. Raises what `connect` and `Store.open` raise."""
+    from .pickling import unpickled_namespace
+
+    return unpickled_namespace(state, name, connect)

@@ -7,7 +7,6 @@ code, and no message quotes its content.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +14,14 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..handlers import passes_through
+from .bounds import MAX_DEPTH, unquoted
 
 #: Largest config file, in bytes.
 MAX_FILE_BYTES = 1024 * 1024
-#: Most values in a config; an alias counts each time it is used.
-MAX_NODES = 10_000
-#: Deepest nesting of mappings and lists.
-MAX_DEPTH = 32
 SUFFIXES = (".yaml", ".yml", ".toml")
 
 # tomllib takes quadratic time in the number of dots in a key; no real config nests that deep.
 _MOST_DOTS = 1_000
-# Text that a parser quotes may be a secret. One or two characters (a stray '\t') are helpful and harmless.
-_QUOTED = r"(?s)(['\"]).{3,}\1"
 
 
 def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
@@ -122,8 +116,3 @@ def _read_toml(text: str, shown: str) -> dict[str, Any]:
         if passes_through(error):
             raise
         raise ConfigError(f"{shown}: not well-formed TOML: {unquoted(error)}") from None
-
-
-def unquoted(problem: object) -> str:
-    """Return a parser's message without the text that it quotes from the file."""
-    return re.sub(_QUOTED, "(...)", str(problem))

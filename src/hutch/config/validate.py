@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import ConfigError, nearest
-from .file import MAX_DEPTH, MAX_NODES
+from .bounds import MAX_DEPTH, MAX_NODES
 from .model import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
 from .url import shown_name, split_url
 from .variables import expand, without_variables

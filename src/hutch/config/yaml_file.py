@@ -14,7 +14,7 @@ from yaml.reader import ReaderError
 
 from ..errors import ConfigError
 from ..handlers import passes_through
-from .file import MAX_DEPTH, MAX_NODES, unquoted
+from .bounds import MAX_DEPTH, MAX_NODES, unquoted
 from .url import shown_name
 
 # The longest text that is read as a number or a date: int() and similar functions take quadratic time.

@@ -1,6 +1,8 @@
 """Verbs that signals interrupt, and what may be stored afterwards: the old state or the new.
 
 Runs in the main thread of a `Child`. A second thread does what another thread of an application would do afterwards.
+
+Over 400 lines: one short function per verb, in one table.
 """
 
 from __future__ import annotations
