@@ -239,7 +239,7 @@ def test_rm_removes_keys_and_asks_before_it_removes_all(url: str) -> None:
     refused = hutch_("-s", url, "rm", "core", "--all")
     assert (refused.code, refused.err) == (
         2,
-        "hutch: nobody can be asked here; add --yes to remove without asking. See hutch rm --help\n",
+        "hutch: no terminal to ask for confirmation; add --yes. See hutch rm --help\n",
     )
     assert held(url, "core") == {"c": 3}
     for nonsense in (["rm", "core"], ["rm", "core", "--all", "c"]):

@@ -505,7 +505,7 @@ def test_the_cache_keeps_max_bytes_and_those_used_last(engine: Engine) -> None:
     storage.get("k1")
     assert engine.reads == 101
     assert isinstance(storage, CacheLayer)
-    assert 10_000 < sum(len(entry.data) for entry in storage._kept._entries.values()) <= 20_000
+    assert 10_000 < sum(len(entry.data) for entry in storage._cached._entries.values()) <= 20_000
     engine.set("large", b"x" * 20_000)
     storage.get("large")
     storage.get("large")
@@ -525,10 +525,10 @@ def test_the_cache_counts_its_bytes_right_whatever_happens(engine: Engine) -> No
         storage.contains(f"k{n % 3}")
         if n % 11 == 0:
             storage.remove(key)
-    kept = storage._kept
-    assert 0 < kept._bytes == sum(len(key) + len(entry.data) + 300 for key, entry in kept._entries.items())
+    values = storage._cached
+    assert 0 < values._bytes == sum(len(key) + len(entry.data) + 300 for key, entry in values._entries.items())
     storage.clear()
-    assert (kept._bytes, kept._entries, kept._readings, kept._writes) == (0, {}, {}, {})
+    assert (values._bytes, values._entries, values._readings, values._writes) == (0, {}, {}, {})
 
 
 def test_errors_are_those_of_the_engine(engine: Engine) -> None:
@@ -547,7 +547,7 @@ def test_errors_are_those_of_the_engine(engine: Engine) -> None:
     with pytest.raises(ZeroDivisionError):
         storage.get("k")
     assert isinstance(storage, CacheLayer)
-    assert storage._kept._readings == {}
+    assert storage._cached._readings == {}
 
 
 def test_no_thread_ever_reads_behind_a_write_that_returned(engine: Engine) -> None:
@@ -661,15 +661,15 @@ def test_a_forked_child_has_an_empty_cache_and_figures_of_its_own_and_waits_for_
     with hutch.connect({"STORAGE": "memory://", "LAYERS": ["metrics", "cache"]}) as store, store.open("core") as core:
         core["k"] = 1
         core["k"]
-        kept = core._store._inner._kept
-        with kept._lock.current, metrics._lock.current:  # as another thread would hold them
+        cached = core._store._inner._cached
+        with cached._lock.current, metrics._lock.current:  # as another thread would hold them
             child = os.fork()
             if child == 0:
-                fine = not kept._entries and not metrics.snapshot()
+                fine = not cached._entries and not metrics.snapshot()
                 fine = fine and core["k"] == 1 and metrics.snapshot()["memory", "core"]["get"].calls == 1
                 os._exit(0 if fine else 1)
             _, status = os.waitpid(child, 0)
-        assert len(kept._entries) == 1 and metrics.snapshot()["memory", "core"]["get"].calls == 1
+        assert len(cached._entries) == 1 and metrics.snapshot()["memory", "core"]["get"].calls == 1
     raise SystemExit(os.waitstatus_to_exitcode(status))
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

@@ -21,23 +21,23 @@ pytestmark = pytest.mark.usefixtures("unmeasured")
 def test_a_handler_that_writes_never_leaves_an_old_value_in_the_cache() -> None:
     storage = CacheLayer(PlainPlugin().open("core"), max_bytes=10_000, ttl_s=math.inf)
     storage.set("k", 0)
-    kept = storage._kept
+    cached = storage._cached
 
     def read() -> None:
-        kept._forget(None)
+        cached._forget(None)
         storage.get("k")
         storage.get("k")
 
     for point in points(read):
         run_at(point, functools.partial(storage.set, "k", point), read)
         assert storage.get("k") == point, f"point {point}"
-        assert kept._bytes == sum(entry.size for entry in kept._entries.values())
-        assert (kept._readings, kept._writes) == ({}, {})
+        assert cached._bytes == sum(entry.size for entry in cached._entries.values())
+        assert (cached._readings, cached._writes) == ({}, {})
 
 
 def test_a_handler_that_raises_leaves_the_cache_as_right_as_before() -> None:
     storage = CacheLayer(PlainPlugin().open("core"), max_bytes=2_000, ttl_s=math.inf)
-    kept = storage._kept
+    cached = storage._cached
 
     def work() -> None:
         for number in range(8):
@@ -49,8 +49,8 @@ def test_a_handler_that_raises_leaves_the_cache_as_right_as_before() -> None:
     for point in points(work, 200):
         with contextlib.suppress(Interrupt):
             run_at(point, raise_interrupt, work)
-        assert kept._bytes == sum(entry.size for entry in kept._entries.values())
-        assert kept._writes == {}
+        assert cached._bytes == sum(entry.size for entry in cached._entries.values())
+        assert cached._writes == {}
 
 
 def test_a_handler_that_writes_is_counted_by_the_metrics() -> None:

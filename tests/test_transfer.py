@@ -228,7 +228,7 @@ def test_a_value_that_only_pickle_holds_is_refused_with_its_type() -> None:
     loop: list[Any] = []
     loop.append(loop)
     for value, message in [
-        ([Stranger("x", [])], "tests.test_transfer.Stranger, which JSON with type tags cannot carry"),
+        ([Stranger("x", [])], "tests.test_transfer.Stranger, which JSON with type tags cannot store"),
         (bytearray(b"x"), "bytearray"),
         (loop, "nested more than 200 levels deep"),
         (datetime(2024, 1, 1, tzinfo=_OwnZone()), "tzinfo _OwnZone"),
@@ -502,8 +502,8 @@ ITEM = b'{"namespace":"core","key":"%d","value":1}\n'
         (b"SQLite format 3\x00\xff", "line 1 of the dump: this is no dump of hutch", 0),
         (b"[1]\n", "no dump of hutch", 0),
         (b'{"hutch_dump":2}\n', "a newer one wrote it", 0),
-        (HEAD, "ends after line 1 without its last line: it was cut off", 0),
-        (HEAD + ITEM % 1 + ITEM % 2, "cut off. The 2 items before it were read and are loaded", 2),
+        (HEAD, "ends after line 1 without its last line: it was truncated", 0),
+        (HEAD + ITEM % 1 + ITEM % 2, "truncated. The 2 items before it were read and are loaded", 2),
         (HEAD + ITEM % 1 + b'{"count":2}\n', "line 3 of the dump: its count of items does not fit", 1),
         (HEAD + ITEM % 1 + (ITEM % 2)[:20], "line 3 of the dump: not JSON", 1),
         (HEAD + ITEM % 1 + b"\xff\n", "line 3 of the dump: not", 1),

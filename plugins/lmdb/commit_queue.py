@@ -101,7 +101,7 @@ class CommitQueue:
         self._claims = threading.RLock()
         self._last_group = 1
         # The number of requests in the queue when the last group was committed.
-        self._crowd = 1
+        self._last_queue_length = 1
 
     def write(self, work: Work, *arguments: Any) -> Any:
         """Return ``work(slot, *arguments)``, run in a write transaction that was committed.
@@ -117,7 +117,7 @@ class CommitQueue:
                 return self._transact(request, work, arguments)
             request.arguments = arguments
             request.work = work
-            return self._take_turn(request)
+            return self._wait_for_commit(request)
         except BaseException:
             self._settle(request)
             raise
@@ -164,7 +164,7 @@ class CommitQueue:
 
     # --- waiting ---
 
-    def _take_turn(self, request: Request) -> Any:
+    def _wait_for_commit(self, request: Request) -> Any:
         if not self._wait(request):
             return _result(request)
         try:
@@ -174,7 +174,7 @@ class CommitQueue:
         # A nested call comes from a signal handler or finalizer that interrupted this thread's outer call.
         if not is_nested:
             self._linger()
-            return self._lead(request)
+            return self._commit_group(request)
         if self._committer.is_exclusive():
             self._committer.pause_writer()
         assert request.work is not None
@@ -241,10 +241,10 @@ class CommitQueue:
     def _linger(self) -> None:
         if self._last_group > 1:
             requests, until = self.requests, time.perf_counter() + _LINGER_S
-            while len(requests) < self._crowd and time.perf_counter() < until:
+            while len(requests) < self._last_queue_length and time.perf_counter() < until:
                 time.sleep(0)
 
-    def _lead(self, own: Request) -> Any:
+    def _commit_group(self, own: Request) -> Any:
         """Commit the request together with the requests of waiting threads; return its result."""
         while True:
             group = Group()
@@ -259,7 +259,7 @@ class CommitQueue:
                 continue
             finally:
                 group.is_over = True
-            self._crowd = len(self.requests)
+            self._last_queue_length = len(self.requests)
             self._last_group = len(group.requests)
             for one in group.requests:
                 if one is not own:

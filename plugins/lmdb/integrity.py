@@ -84,7 +84,7 @@ class _Contents:
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._names: dict[bytes, bytes] = {}  # name -> id
-        self._kept: dict[bytes, bytes] = {}  # id -> stored count
+        self._stored_counts: dict[bytes, bytes] = {}  # id -> stored count
         self._counts: dict[bytes, int] = {}
         self._bad_keys: list[bytes] = []
         self._foreign: list[bytes] = []
@@ -101,7 +101,7 @@ class _Contents:
         elif len(key) < _ID_BYTES:
             self._foreign.append(key)
         elif len(key) == _ID_BYTES:
-            self._kept[key] = self._slot[0].get(key) or b""
+            self._stored_counts[key] = self._slot[0].get(key) or b""
         else:
             self._counts[id_] = self._counts.get(id_, 0) + 1
             if len(key) > _ID_BYTES + _LONGEST_KEY_BYTES or not _is_text(key[_ID_BYTES:]):
@@ -114,17 +114,17 @@ class _Contents:
         yield from self._verify_names(repair)
         owner = {id_: name.decode() for name, id_ in self._names.items()}
         yield from self._verify_orphans(repair, owner)
-        last = max([0, *(_number(id_) for id_ in {*owner, *self._counts, *self._kept})])
+        last = max([0, *(_number(id_) for id_ in {*owner, *self._counts, *self._stored_counts})])
         if _number(slot[0].get(_LAST_ID_KEY) or b"") < last:
             if repair:
                 slot[0].put(_LAST_ID_KEY, last.to_bytes(_ID_BYTES, "big"))
             yield Finding("count", "the last id given out is lower than one in use", repaired=repair)
         for id_, name in sorted(owner.items()):
-            kept, count = self._kept.get(id_), self._counts.get(id_, 0)
-            if kept != count.to_bytes(8, "big"):
+            stored, count = self._stored_counts.get(id_), self._counts.get(id_, 0)
+            if stored != count.to_bytes(8, "big"):
                 if repair:
                     slot[0].put(id_, count.to_bytes(8, "big"))
-                message = "is missing" if kept is None else f"is {_number(kept):,}"
+                message = "is missing" if stored is None else f"is {_number(stored):,}"
                 yield Finding("count", f"the count of its keys {message}, there are {count:,}", name, repaired=repair)
         for key in self._bad_keys:
             yield self._bad_key(key, owner.get(key[:_ID_BYTES]), repair)
@@ -151,13 +151,13 @@ class _Contents:
     def _verify_orphans(self, repair: bool, owner: dict[bytes, str]) -> Iterator[Finding]:
         number = 0
         taken = set(owner.values())
-        for id_ in sorted({*self._counts, *self._kept} - set(owner)):
+        for id_ in sorted({*self._counts, *self._stored_counts} - set(owner)):
             count = self._counts.get(id_, 0)
             if not count:
                 if repair:
                     self._slot[0].delete(id_)
                 yield Finding("count", f"a count for id {_number(id_)}, which no namespace has", repaired=repair)
-                self._kept.pop(id_)
+                self._stored_counts.pop(id_)
                 continue
             number += 1
             while f"recovered-{number}" in taken:

@@ -294,7 +294,7 @@ class OpenFiles:
         size = data.stat().st_size
         if size < pages * page_bytes and is_cut_off(env, data):
             raise CorruptValueError(
-                f"{data} was cut off: it has {size:,} bytes, its own header says {pages * page_bytes:,}. "
+                f"{data} was truncated: it has {size:,} bytes, its own header says {pages * page_bytes:,}. "
                 "Restore it from a copy"
             )
 

@@ -39,7 +39,7 @@ class Opening:
         self._open, self._map_size_bytes, self._opened = open_, map_size_bytes, opened
         self._started: list[int] = []
         # Popped by the thread that makes the call.
-        self._turn = [0]
+        self._lease = [0]
         self._thread = 0
         self._error: BaseException | None = None
         self._is_done = threading.Lock()
@@ -79,7 +79,7 @@ class Opening:
 
     def _run(self) -> None:
         try:
-            self._turn.pop()
+            self._lease.pop()
         except IndexError:
             return
         try:

@@ -249,7 +249,7 @@ class DataFile:
     def _page(self, number: int, kind: int, used: bytearray, count: int = 1) -> bytes:
         """Return page `number`, the first of `count`. Raises _DamagedPageError if it is in use or not of `kind`."""
         if not _HEADERS <= number <= number + count <= self.pages:
-            raise _DamagedPageError("is none of this file")
+            raise _DamagedPageError("is out of range")
         if (number + count) * self.page_bytes > self.size:
             raise _DamagedPageError("lies beyond the end of the file")
         if any(used[number : number + count]):

@@ -1,6 +1,6 @@
 """WriterGate: queue the processes that write to one LMDB folder, in front of LMDB's own writer lock.
 
-LMDB's writer lock is a mutex in shared memory: a wait for it has no time limit and ignores Ctrl-C. If two processes
+LMDB's writer lock is a mutex in shared memory: waiting for it has no time limit and ignores Ctrl-C. If two processes
 wait for it and the one that is woken is killed before it takes the mutex, the other is never woken (seen with glibc
 2.36, also without hutch). So a process begins a transaction only if the mutex is free. Otherwise it polls the gate, so
 that the wait ends at its deadline and on any signal.
@@ -171,7 +171,7 @@ class WriterGate:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_next else _FIRST_PAUSE_S
 
     def other_holder(self) -> str | None:
-        """Return a description of another process that writes; None if there is none, or the system does not tell."""
+        """Return a description of another process that writes; None if none writes or is known."""
         pid = self._holder()
         return None if pid is None or pid == os.getpid() else _describe(pid)
 

@@ -65,7 +65,7 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
     """Return the StoreError for the driver's `error`, and strip quoted data from `error` itself."""
     if isinstance(error, ValueError | driver.InvalidResponse):
         # It quotes the bytes it could not read, which may include an echo of the password.
-        error.args = ("an answer that is none",)
+        error.args = ("not a valid answer",)
         return StorageUnavailableError(f"{where} answers as no Redis server does; check the port, and TLS")
     text, quoted, _ = str(error).partition(", with args beginning with")
     if quoted:

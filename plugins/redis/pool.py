@@ -237,7 +237,7 @@ class _Limit:
     def _wait(self, ticket: Ticket) -> None:
         queue, most = self._queue, self._most
         if sum(other.thread == ticket.thread for other in list(queue)) > 1:
-            # A signal handler or finalizer interrupted a call of this same thread: to wait for it would be a deadlock.
+            # A signal handler or finalizer interrupted a call of this same thread: waiting for it would be a deadlock.
             return
         joined_s = time.monotonic()
         wake = threading.Lock()

@@ -256,7 +256,7 @@ def _number(text: bytes) -> int:
 
 def _garbled() -> CallFailedError:
     # Do not quote the bytes: they may include an echo of the password.
-    return CallFailedError(driver.InvalidResponse("an answer that is none"), sent=True)
+    return CallFailedError(driver.InvalidResponse("not a valid answer"), sent=True)
 
 
 def _inherited() -> CallFailedError:

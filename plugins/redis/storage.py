@@ -82,7 +82,9 @@ class RedisPlugin(StoragePluginBase):
         "ca_file": Option(Path, help="PEM file of the authorities to trust; default those of the system"),
         "cert_file": Option(Path, help="PEM file of the client's own certificate, if the server asks for one"),
         "key_file": Option(Path, help="PEM file of that certificate's key, if it is not in cert_file"),
-        "verify": Option(bool, default=True, help="false accepts any server: whoever is between reads everything"),
+        "verify": Option(
+            bool, default=True, help="false accepts any server, so an attacker in between can read everything"
+        ),
     }
     OPTION_HINTS: ClassVar[Mapping[str, str]] = OPTION_HINTS
     capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:cluster", "shared"})

@@ -190,9 +190,9 @@ class Folder:
         """
         with storage_errors(self.path):
             name = f"{namespace}.db"
-            plain = _found(self.path, name, _names_in(self.path)) if _can_be_file(namespace) else None
+            plain = _find_place(self.path, name, _names_in(self.path)) if _can_be_file(namespace) else None
             own_folder = self.own / _digest(namespace)
-            own = _found(own_folder, "data.db", _names_in(own_folder))
+            own = _find_place(own_folder, "data.db", _names_in(own_folder))
             if own is not None:
                 self._check_own(own_folder, namespace)
         if plain is not None and own is not None:
@@ -209,7 +209,7 @@ class Folder:
         folder, name = self.path / "plugins", f"{namespace}.db"
         with storage_errors(folder):
             if name in _names_in(folder) and not (folder / name).is_dir():
-                return _found(folder, name, {name})
+                return _find_place(folder, name, {name})
         return None
 
     def new_place(self, namespace: str, dialect: Dialect) -> Place:
@@ -363,7 +363,7 @@ def _is_dumb_index(file: Path) -> bool:
     return _head(file)[:1] in (b"", b"'", b'"')
 
 
-def _found(folder: Path, name: str, names: set[str]) -> Place | None:
+def _find_place(folder: Path, name: str, names: set[str]) -> Place | None:
     """Return the database that `dbm.open` would open as `name`, by the rules of `dbm.whichdb`, in its order.
 
     `whichdb` itself ignores dialects that this Python lacks, and then a new, empty file would be created beside the

@@ -58,7 +58,7 @@ class ProcessLock:
 
 
 @contextlib.contextmanager
-def kept_out(path: Path, namespace: str) -> Iterator[None]:
+def exclusive_access(path: Path, namespace: str) -> Iterator[None]:
     """Hold a shared lock on `path` during the block, which excludes writers. A missing lock file is not created.
 
     Raises StoreLockedError, as `ProcessLock` does. Several processes may read at a time.

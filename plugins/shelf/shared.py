@@ -280,7 +280,7 @@ _shelves: dict[tuple[str, str], list[weakref.ref[SharedShelf]]] = {}
 
 
 def share(folder: Folder, namespace: str) -> SharedShelf:
-    """Return this process's shared shelf of `namespace`; create it if there is none."""
+    """Return this process's shared shelf of `namespace`; create it if it is missing."""
     place = (str(folder.path), namespace)
     with _registry:
         shelf = open_shelf(place)

@@ -41,7 +41,7 @@ from hutch.limits import validate_key, validate_namespace, validate_value_size
 from .database import Database
 from .dialects import holds_data, open_to_read
 from .files import Folder, Place, storage_errors
-from .lock import kept_out
+from .lock import exclusive_access
 from .shared import SharedShelf, open_shelf, share
 
 # Errbot's protocol, which a bot on any Python 3 can read.
@@ -123,7 +123,7 @@ class ShelfPlugin(StoragePluginBase):
         with storage_errors(self._folder.path):
             namespaces = sorted({*(name for name, _ in self._folder.places()), *self._folder.damaged_places()})
         for namespace in namespaces:
-            with kept_out(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
+            with exclusive_access(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
                 place = self._folder.find(namespace) or self._folder.old_spot(namespace)
                 database = None if place is None else open_to_read(place)
                 if database is None:

@@ -60,10 +60,10 @@ def _faults(connection: Connection) -> list[str]:
 
 def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
     names: dict[int, str] = {}
-    kept: dict[int, object] = {}
+    stored: dict[int, object] = {}
     unnamed: list[tuple[int, bytes]] = []
     for number, raw, entries in connection.execute("SELECT id, CAST(name AS BLOB), entries FROM namespaces").fetchall():
-        kept[number] = entries
+        stored[number] = entries
         try:
             names[number] = validate_namespace(raw.decode())
         except (UnicodeDecodeError, NamespaceError):
@@ -78,7 +78,7 @@ def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
         names[number] = next(new)
         connection.execute("UPDATE namespaces SET name = ? WHERE id = ?", (names[number], number))
         yield Finding("orphan", f"{raw!a} is no name of a namespace; it is {names[number]!r} now", shown, repaired=True)
-    for number in sorted(set(counts) - set(kept)):
+    for number in sorted(set(counts) - set(stored)):
         message = f"{counts[number]:,} keys under id {number}, which no namespace has"
         if not repair:
             yield Finding("orphan", message)
@@ -88,7 +88,7 @@ def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
             "INSERT INTO namespaces (id, name, entries) VALUES (?, ?, ?)", (number, names[number], counts[number])
         )
         yield Finding("orphan", f"{message}: they are in {names[number]!r} now", names[number], repaired=True)
-    for number, entries in kept.items():
+    for number, entries in stored.items():
         count = counts.get(number, 0)
         if entries != count:
             if repair:

@@ -233,9 +233,9 @@ class StorageBase(ABC):
         Atomic within the scope that `atomic-modify` declares. This default is atomic only against threads of this
         process that use the same two primitives.
         """
-        return run_compare_and_write(self.lock_scope, key, self._set_if_unchanged, key, token, value)
+        return run_compare_and_write(self.lock_scope, key, self._compare_and_swap, key, token, value)
 
-    def _set_if_unchanged(self, key: str, token: object, value: Any) -> bool:
+    def _compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         try:
             current = self.get(key)
         except KeyError as error:

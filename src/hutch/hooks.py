@@ -59,7 +59,7 @@ def plugin_manager() -> pluggy.PluginManager:
 
     An entry point that cannot be loaded causes a RuntimeWarning that names it; the others are loaded.
     """
-    global _manager, _is_loaded, _is_loading  # noqa: PLW0603 - one manager a process is the point
+    global _manager, _is_loaded, _is_loading  # noqa: PLW0603 - one manager per process, by design
     if _is_loaded and _manager is not None:
         return _manager  # without the lock: a finalizer may close a namespace while another thread holds it
     with _lock.current:

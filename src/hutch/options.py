@@ -21,7 +21,7 @@ class Option:
     """One option of an engine.
 
     `kind` is bool, int, float, str or Path (made absolute, relative to the config file's folder). `default`
-    is used when the option is absent; with `required` there is none. `secret` keeps the value out of messages.
+    is used when the option is absent; a `required` option has no default. `secret` keeps the value out of messages.
     """
 
     kind: type

@@ -674,7 +674,7 @@ def test_a_file_that_lacks_only_pages_of_values_is_refused_before_they_are_read(
     whole = data.read_bytes()
     # Four pages at the end are free, which is no harm.
     os.truncate(data, len(whole) - 6 * mmap.PAGESIZE)
-    refused(path, hutch.CorruptValueError, "data.mdb was cut off: it has", "Restore it from a copy")
+    refused(path, hutch.CorruptValueError, "data.mdb was truncated: it has", "Restore it from a copy")
     data.write_bytes(whole)
     assert everything(path)["last"] == bytes(3 * MIB)
 

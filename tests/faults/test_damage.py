@@ -94,7 +94,7 @@ def child(folder: Path) -> Iterator[Child]:
 
 @pytest.mark.parametrize("way", damage.WAYS)
 @pytest.mark.parametrize("engine", damage.FILES)
-def test_check_data_sees_damage_and_what_it_calls_sound_is_right(engine: str, way: str, tmp_path: Path) -> None:
+def test_verify_sees_damage_and_what_it_calls_sound_is_right(engine: str, way: str, tmp_path: Path) -> None:
     came = Counter[str]()
     with child(tmp_path) as process:
         for seed in range(SEED, SEED + VARIANTS):

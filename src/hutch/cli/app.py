@@ -116,7 +116,7 @@ def not_there(message: str) -> int:
     return 1
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One line of JSON an item, types kept by tags.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON line per item; tags keep the types.")
 
 
 @click.group(

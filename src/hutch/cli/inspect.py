@@ -46,7 +46,7 @@ def stats(call: Call, as_json: bool) -> None:
 class _Listed:
     name: str
     state: str
-    found_at: str
+    location: str
     note: str
     unpickles: bool
 
@@ -78,12 +78,12 @@ def plugins(call: Call, as_json: bool) -> None:
                     "name": one.name,
                     "state": one.state,
                     "unpickles": one.unpickles,
-                    "found": one.found_at,
+                    "found": one.location,
                     "note": one.note,
                 }
             )
     else:
-        rows = [(p.name, p.state + (", unpickles" if p.unpickles else ""), p.found_at, p.note) for p in listed]
+        rows = [(p.name, p.state + (", unpickles" if p.unpickles else ""), p.location, p.note) for p in listed]
         print_table(("name", "state", "found", "note"), rows)
 
 

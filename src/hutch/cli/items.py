@@ -33,7 +33,7 @@ def ls(call: Call, as_json: bool) -> None:
 
 @hutch.command()
 @click.argument("namespace")
-@click.option("--prefix", default="", metavar="TEXT", help="Only keys that start so.")
+@click.option("--prefix", default="", metavar="TEXT", help="Only keys that start with TEXT.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="No more than N keys.")
 @storage_options
 @json_option
@@ -154,9 +154,9 @@ def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes:
 
 def _confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise click.UsageError("nobody can be asked here; add --yes to remove without asking")
+        raise click.UsageError("no terminal to ask for confirmation; add --yes")
     return click.confirm(printable(question), err=True)
 
 
 def _no_namespace(namespace: str) -> str:
-    return f"namespace {namespace!r} holds nothing; `hutch ls` lists those that do"
+    return f"namespace {namespace!r} is empty; `hutch ls` lists the namespaces with items"

@@ -121,7 +121,7 @@ def _tag(value: Any, depth: int) -> Any:
         return {"$type": known.name, "value": _tag(_state(known, value), depth + 1)}
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     raise ValueTypeError(
-        f"it is or holds a {name}, which JSON with type tags cannot carry; register it with "
+        f"it is or holds a {name}, which JSON with type tags cannot store; register it with "
         f"hutch.register_type({kind.__qualname__}), or convert it"
     )
 

@@ -136,8 +136,8 @@ def _with_storage(name: str, config: Any) -> Any:
         return {"STORAGE": name}
     if isinstance(config, Mapping):
         if any(isinstance(key, str) and key.lower() in _CONFIG_KEYS for key in config):
-            kept = {key: value for key, value in config.items() if str(key).lower() != "storage"}
-            return {"STORAGE": name, **kept}
+            others = {key: value for key, value in config.items() if str(key).lower() != "storage"}
+            return {"STORAGE": name, **others}
         return {"STORAGE": name, "STORAGE_CONFIG": config}
     if isinstance(config, StoreConfig | str | os.PathLike):
         return replace(read_config(config), storage=name)

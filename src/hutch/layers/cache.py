@@ -44,11 +44,11 @@ class CacheLayer(Layer):
     def __init__(self, engine: EncodedStorage, max_bytes: int, ttl_s: float) -> None:
         super().__init__(engine)
         self._engine = engine
-        self._kept = _Kept(max_bytes, ttl_s)
+        self._cached = _CachedValues(max_bytes, ttl_s)
 
     def get(self, key: str) -> Any:
         try:
-            data = self._kept.get(key)
+            data = self._cached.get(key)
             if data is None:
                 data = self._read(key)
         except Exception as error:
@@ -60,56 +60,56 @@ class CacheLayer(Layer):
         return self._engine.decode_value(key, data)
 
     def _read(self, key: str) -> bytes | None:
-        reading = self._kept.begin(key)
+        reading = self._cached.begin(key)
         data = None
         try:
             data = self._engine.read(key)
         finally:
-            self._kept.end(key, reading, data)
+            self._cached.end(key, reading, data)
         return data
 
     def contains(self, key: str) -> bool:
         key = validate_key(key)
-        return self._kept.get(key) is not None or self._engine.contains(key)
+        return self._cached.get(key) is not None or self._engine.contains(key)
 
     def set(self, key: str, value: Any) -> None:
         key = validate_key(key)
-        self._kept.write([key], self._engine.set, key, value)
+        self._cached.write([key], self._engine.set, key, value)
 
     def remove(self, key: str) -> None:
         key = validate_key(key)
-        self._kept.write([key], self._engine.remove, key)
+        self._cached.write([key], self._engine.remove, key)
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         checked = {validate_key(key): value for key, value in items.items()}
-        self._kept.write(checked, self._engine.set_many, checked)
+        self._cached.write(checked, self._engine.set_many, checked)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         checked = [validate_key(key) for key in keys]
-        return self._kept.write(checked, self._engine.remove_many, checked)
+        return self._cached.write(checked, self._engine.remove_many, checked)
 
     def clear(self) -> None:
-        self._kept.write(None, self._engine.clear)
+        self._cached.write(None, self._engine.clear)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         key = validate_key(key)
         # It may read a newer value than the cached one, and no later read may return the older one.
-        return self._kept.write([key], self._engine.get_for_update, key)
+        return self._cached.write([key], self._engine.get_for_update, key)
 
     def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         key = validate_key(key)
-        return self._kept.write([key], self._engine.compare_and_swap, key, token, value)
+        return self._cached.write([key], self._engine.compare_and_swap, key, token, value)
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
         key = validate_key(key)
-        return self._kept.write([key], self._engine.compare_and_set, key, expected, value)
+        return self._cached.write([key], self._engine.compare_and_set, key, expected, value)
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
         key = validate_key(key)
-        return self._kept.write([key], self._engine.modify, key, fn, default)
+        return self._cached.write([key], self._engine.modify, key, fn, default)
 
     def close(self) -> None:
-        self._kept.write(None, super().close)
+        self._cached.write(None, super().close)
 
 
 class _Reading:
@@ -128,7 +128,7 @@ class _Entry(NamedTuple):
     size: int
 
 
-class _Kept:
+class _CachedValues:
     """A cache of bytes by key: at most `max_bytes`, none older than `ttl_s`; the least recently used are evicted first.
 
     A signal handler may read and write in the middle of any method, in the same thread and so inside the lock.
@@ -223,12 +223,12 @@ class _Kept:
             del self._entries[key]
 
 
-_all: weakref.WeakSet[_Kept] = weakref.WeakSet()
+_all: weakref.WeakSet[_CachedValues] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for kept in list(_all):
-        kept.after_fork_in_child()
+    for values in list(_all):
+        values.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):

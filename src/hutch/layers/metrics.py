@@ -18,7 +18,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 OPTIONS = {
-    "label": Option(str, default="", help="the store's name in the figures; the engine's name where there is none"),
+    "label": Option(str, default="", help="the store's name in the metrics; default: the engine's name"),
 }
 
 

@@ -106,7 +106,7 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
         yield item
     if count is not None:
         raise CorruptValueError(
-            f"the dump ends after line {number:,} without its last line: it was cut off. {_loaded(before)}"
+            f"the dump ends after line {number:,} without its last line: it was truncated. {_loaded(before)}"
         )
     if number == 0:
         raise CorruptValueError("this is no dump of hutch: it is empty")

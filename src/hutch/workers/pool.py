@@ -211,7 +211,7 @@ class WorkerPool:
 
     def _end_undone(self, call: Call[Any], result: Any, error: BaseException | None) -> None:
         while (undo := self._undo_or_end(call, error)) is not None:
-            with suppress(Exception):  # nobody is left to be told
+            with suppress(Exception):  # no caller is left to handle it
                 undo(result)
 
     def _undo_or_end(self, call: Call[Any], error: BaseException | None) -> Callable[[Any], object] | None:

@@ -36,7 +36,7 @@ def _described(metric: _Metric, evaluation: str, score: str) -> str:
     return described
 
 
-def _found(evaluation: str, score: str, described: str) -> _Metric | None:
+def _find_metric(evaluation: str, score: str, described: str) -> _Metric | None:
     """Return the metric if this process has it. Calls only what dotevals' `metric` made, and imports nothing."""
     module, name = described.partition(":")[0], metric_name(described)
     if (seen := _seen.get((evaluation, score, name))) is not None:
@@ -65,7 +65,7 @@ class _Unknown:
         self.__name__ = metric_name(described)
 
     def __call__(self, scores: list[Any]) -> float:
-        metric = _found(self._evaluation, self._score, self.described)
+        metric = _find_metric(self._evaluation, self._score, self.described)
         if metric is not None:
             return metric(scores)
         module = self.described.partition(":")[0]
@@ -89,6 +89,6 @@ class _Metrics(dict[tuple[str, str], _Metric]):
 
     def __missing__(self, key: tuple[str, str]) -> _Metric:
         score, described = key
-        metric = _found(self._evaluation, score, described) or _Unknown(self._evaluation, score, described)
+        metric = _find_metric(self._evaluation, score, described) or _Unknown(self._evaluation, score, described)
         self[key] = metric
         return metric

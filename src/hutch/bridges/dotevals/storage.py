@@ -42,7 +42,7 @@ except ImportError as error:
 
 # Results are ordered by a clock that is never set back, and within one reading by a counter.
 _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
-_turns = itertools.count()
+_counter = itertools.count()
 # Distinguishes this process from others that add a result at the same moment.
 _salt = os.urandom(4).hex()
 
@@ -242,7 +242,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         for record in results:
             now_ns = time.monotonic_ns() + _CLOCK_OFFSET_NS
             value = _value_of(record, evaluation_name)
-            items[prefix + result_suffix(now_ns, next(_turns), _salt, value["item_id"], record.error)] = value
+            items[prefix + result_suffix(now_ns, next(_counter), _salt, value["item_id"], record.error)] = value
         try:
             self._set(items)
         except hutch.ValueTypeError as error:

@@ -98,7 +98,7 @@ def to_json_types(value: Mapping[str, Any], *, exact_types: bool) -> dict[str, A
         raise TypeError(f"a value is a mapping from str to what JSON can hold, not {type(value).__name__}")
     plain = dict(value)
     if not all(isinstance(field, str) for field in plain):
-        raise TypeError("a value is a mapping from str, and this one has a key of another type")
+        raise TypeError("a value is a mapping whose keys are str, and a key of this value is not")
     if exact_types:
         return plain
     try:

@@ -51,7 +51,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
             yield from _runs(file, path)
             for row, ref, media_type, payload in _rows(file, path, "run_blobs", "blob_ref", "media_type", "payload"):
                 if not isinstance(payload, bytes):
-                    _refuse(path, "run_blobs", row, "its payload is no bytes")
+                    _refuse(path, "run_blobs", row, "its payload is not bytes")
                 yield BLOBS, ref, {"media_type": media_type, "payload": payload}
             for row, stage, key, payload in _rows(file, path, "stage_cache", "stage_name", "cache_key", "payload_json"):
                 value = {"stage": stage, "key": key, "payload": _parsed(payload, path, "stage_cache", row)}
@@ -86,7 +86,7 @@ def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> It
         last, *names, _ = row
         for column, name in zip(columns, names, strict=False):
             if not isinstance(name, str):
-                _refuse(path, table, last, f"its {column} is no text")
+                _refuse(path, table, last, f"its {column} is not text")
         yield row
 
 
@@ -101,7 +101,7 @@ def _decoded(text: bytes) -> str | None:
 def _of_run(run_id: str, text: Any, path: Path, table: str, row: int) -> dict[str, Any]:
     value = _parsed(text, path, table, row)
     if not isinstance(value, dict) or value.get("run_id") != run_id:
-        _refuse(path, table, row, "it is no JSON object with the run_id of its row")
+        _refuse(path, table, row, "it is not JSON object with the run_id of its row")
     return value
 
 
@@ -110,7 +110,7 @@ def _parsed(text: Any, path: Path, table: str, row: int) -> Any:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         # The message of a JSON error gives the position and shows nothing of the text.
-        _refuse(path, table, row, f"it is no JSON: {error}" if isinstance(text, str) else "it is no text")
+        _refuse(path, table, row, f"it is not JSON: {error}" if isinstance(text, str) else "it is not text")
 
 
 def _refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
@@ -176,7 +176,7 @@ def _insert_blob(file: sqlite3.Connection, key: str, value: Any) -> None:
     media_type = _text_of(BLOBS, key, value, "media_type")
     payload = value.get("payload")
     if type(payload) is not bytes:
-        _refuse_value(BLOBS, key, "its payload is no bytes")
+        _refuse_value(BLOBS, key, "its payload is not bytes")
     file.execute("INSERT INTO run_blobs VALUES (?, ?, ?)", (key, media_type, payload))
 
 
@@ -192,7 +192,7 @@ def _insert_stage(file: sqlite3.Connection, key: str, value: Any) -> None:
 def _text_of(namespace: str, key: str, value: Any, field: str) -> str:
     text = value.get(field) if type(value) is dict else None
     if type(text) is not str:
-        _refuse_value(namespace, key, f"it is no dict with the text {field!r}")
+        _refuse_value(namespace, key, f"it is not a dict with the text {field!r}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -228,7 +228,7 @@ def _unlike_json(value: Any) -> str | None:
 
 def _refuse_key(namespace: str, key: str) -> NoReturn:
     raise hutch.ConfigError(
-        f"key {key!r} of namespace {namespace!r} is none that the bridge to Themis writes; remove it, or move it "
+        f"key {key!r} of namespace {namespace!r} is not a key that the bridge to Themis writes; remove it, or move it "
         "elsewhere, to export the rest"
     )
 

@@ -180,8 +180,8 @@ def run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
     )
     metadata: dict[str, Any] = to_builtin_types({**asdict(fresh), **known, "run_id": run_id}, dataclasses=True)
     metadata["status"] = RunStatus(metadata["status"]).value
-    kept: dict[str, Any] = _without_secrets(metadata)
-    return kept
+    without_secrets: dict[str, Any] = _without_secrets(metadata)
+    return without_secrets
 
 
 def now() -> str:

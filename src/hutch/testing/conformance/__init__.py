@@ -1,1 +1,1 @@
-"""One module a promise; `hutch.testing.StorageSuite` is all of them."""
+"""One module per promise; `hutch.testing.StorageSuite` is all of them."""

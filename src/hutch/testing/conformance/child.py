@@ -26,7 +26,7 @@ class ChildError(AssertionError):
 
 
 class Child:
-    """A process that has run ``hutch.connect(config)`` and does what it is told; see `.jobs` for what it can."""
+    """A process that has run ``hutch.connect(config)`` and runs the jobs it is sent; `.jobs` lists them."""
 
     def __init__(self, config: Any, *, measured: bool = True) -> None:
         """`measured=False` keeps coverage out: its tracer takes a lock that a fork amid threads leaves locked."""
@@ -89,7 +89,7 @@ class Child:
         try:
             return pickle.load(self._process.stdout)
         except pickle.UnpicklingError:
-            raise EOFError("cut off in the middle") from None
+            raise EOFError("truncated answer") from None
         finally:
             watchdog.cancel()
             watchdog.join()

@@ -57,7 +57,7 @@ class Corruption(Promises):
                 assert all(part in text for part in (store.name, "'core'", "'bad'")), f"{way}: {text}"
                 assert "secret" not in text
 
-    def test_check_data_finds_what_is_damaged_and_nothing_else(self, config: Any) -> None:
+    def test_verify_reports_the_damage_and_nothing_else(self, config: Any) -> None:
         """`verify` finds nothing in a sound store, and names the namespace and key of a damaged value."""
         with hutch.connect(config) as store:
             listing(store)

@@ -112,20 +112,20 @@ def interrupt_at_random(_: hutch.Store, config: Any, verb: str, count: int, seed
         plan = VERBS[verb]
         duration_s = work.measure(plan)
         # What a notebook and a log keep: the frames of an exception live as long as its traceback.
-        kept: deque[BaseException] = deque(maxlen=20)
+        retained: deque[BaseException] = deque(maxlen=20)
         while (number := figures["delivered"]) < count:
             if number % _CHECK_EVERY == 0:
                 work.check_everything()
                 work.busy(number // _CHECK_EVERY % 2 == 1)
             caught = _interrupt_once(number, plan, work.rng.uniform(0, 2 * duration_s), work, figures, dropped)
             if caught is not None and verb != "open":
-                kept.append(caught)
+                retained.append(caught)
             del caught
             gc.collect(0)  # a handle that nobody has is closed with its last frame
             work.settle()
         signal.signal(signal.SIGALRM, signal.SIG_IGN)  # the handler refers to the last exceptions
         work.finish()
-        kept.clear()
+        retained.clear()
         figures["acknowledged and read back"] = work.read_back
     _judge_figures(figures)
     return dict(figures)
@@ -235,9 +235,9 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
     with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
         # What a notebook and a log keep: the frames of an exception live as long as its traceback.
-        kept: deque[BaseException] = deque(maxlen=20)
+        retained: deque[BaseException] = deque(maxlen=20)
         for point in points(lambda: work.run(plan(work)), limit, seed):
-            where = _interrupt_at(point, work, plan(work), dropped, kept if verb != "open" else None, figures)
+            where = _interrupt_at(point, work, plan(work), dropped, retained if verb != "open" else None, figures)
             gc.collect(0)  # a handle that nobody has is closed with its last frame
             figures["points"] += where is not None
             try:
@@ -247,7 +247,7 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
                 raise
             dropped.clear()
         work.finish()
-        kept.clear()
+        retained.clear()
         figures["acknowledged and read back"] = work.read_back
     return dict(figures)
 
@@ -257,7 +257,7 @@ def _interrupt_at(
     work: Work,
     step: Step,
     dropped: list[BaseException],
-    kept: deque[BaseException] | None,
+    retained: deque[BaseException] | None,
     figures: Counter[str],
 ) -> str | None:
     """Raise at the `point` of `step`: where that was."""
@@ -281,8 +281,8 @@ def _interrupt_at(
         may_be_dropped = error in dropped or was_in_finalizer or is_of_standard_library(visit.where)
         assert caught is None, f"{error!r}, raised at {visit.where}, {outcome}"
         assert may_be_dropped, f"{error!r}, raised at {visit.where}, {outcome}"
-    if caught is not None and kept is not None:
-        kept.append(caught)
+    if caught is not None and retained is not None:
+        retained.append(caught)
     del caught
     return visit.where
 

@@ -11,7 +11,7 @@ CLOSE = ["a", "A", "a:b", "a/b", "a:", "ab", "a.b", "a%3Ab", ":", "a ", "a*", "a
 
 
 def assert_isolated(store: hutch.Store, gone: list[str]) -> None:
-    """Each namespace of `CLOSE` is whole, but those that are `gone`."""
+    """Assert that each namespace of `CLOSE` is complete, except those in `gone`, which are empty."""
     for name in CLOSE:
         with store.open(name) as ns:
             assert dict(ns) == ({} if name in gone else {"k": name, "l": 2}), name

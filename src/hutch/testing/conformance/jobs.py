@@ -1,4 +1,4 @@
-"""What the other process does: ``python -m hutch.testing.conformance.jobs``, told by a `Child` over stdin."""
+"""Run the jobs that a `Child` sends over stdin: ``python -m hutch.testing.conformance.jobs``."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .kit import PATIENCE_S, Promises, listing, needs
 
 
 def together_in(children: list[Child]) -> None:
-    """Wait until each of them has begun: what it is told next, it does while the others do theirs."""
+    """Wait until each child has begun, so that their next jobs run concurrently."""
     for child in children:
         child.start("get_all", "core")
     for child in children:
@@ -152,9 +152,9 @@ class Processes(Promises):
         with Child(config) as child:
             outcome, items = child.call("fork", "core")
             assert outcome in ("worked", "StoreError"), f"{outcome}\n{child.errors()}"
-            kept = {key: items[key] for key in ("before", "shared", "after")}
-            assert kept == {"before": 2, "shared": "parent", "after": 2}
-            assert set(items) - set(kept) <= {"child", "by children"}
+            own_items = {key: items[key] for key in ("before", "shared", "after")}
+            assert own_items == {"before": 2, "shared": "parent", "after": 2}
+            assert set(items) - set(own_items) <= {"child", "by children"}
             assert child.call("get_all", "core") == items
 
     @needs_fork

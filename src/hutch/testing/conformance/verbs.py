@@ -42,7 +42,7 @@ class Verbs(Promises):
 
     @pytest.mark.parametrize("verb", ["get", "remove"])
     def test_a_missing_key_is_a_key_error(self, store: hutch.Store, verb: str) -> None:
-        """get and remove of a missing key raise a plain KeyError that carries the key."""
+        """get and remove of a missing key raise a plain KeyError whose argument is the key."""
         with closing(stage2(store, "core")) as storage:
             storage.set("other", 1)
             with pytest.raises(KeyError) as raised:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import hutch
 
 from ..conformance.kit import PATIENCE_S
-from .workloads import CORE, SCRATCH, TALLY, StoreConnection, Workload, balances_of, found_of
+from .workloads import CORE, SCRATCH, TALLY, StoreConnection, Workload, balances_of, items_of
 
 _VERIFIED = "verified"
 
@@ -242,7 +242,7 @@ class Kills:
                 held = dict(core.scan(f"{workload.name}:")) if not alone else everything
                 if not alone:
                     held[TALLY] = core.get(TALLY, {})
-                found = found_of(workload, held, items)
+                found = items_of(workload, held, items)
                 standings.append((workload.standing(found, self._whole), found))
                 self._figures["values verified"] += len(found)
             if not alone:
@@ -250,7 +250,7 @@ class Kills:
             exact(core, everything)
             assert core.get_many(everything) == everything
             known = {key for _, found in standings for _, key in found} | {TALLY}
-            assert everything.keys() <= known, f"nobody's: {sorted(everything.keys() - known)}"
+            assert everything.keys() <= known, f"written by no workload: {sorted(everything.keys() - known)}"
         with store.open(SCRATCH) as scratch:
             items = dict(scratch.items())
             exact(scratch, items)

@@ -182,7 +182,7 @@ def after(held: Mapping[Place, Any], step: Step) -> dict[Place, Any]:
     return {place: value for place, value in everything.items() if value is not hutch.MISSING}
 
 
-def found_of(workload: Workload, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
+def items_of(workload: Workload, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
     """Return the items of `core` (items of CORE) that belong to `workload`, and all of its own namespace."""
     found = {(CORE, key): value for key, value in core.items() if key.startswith(f"{workload.name}:")}
     found |= {(workload.own, key): value for key, value in own.items()}
