@@ -41,7 +41,7 @@ PHRASES = {
 }
 VERBATIM = {
     "--fix\\b": "--repair",
-    "\\b(?:Keeper|Kept)\\b": "ReadCache",
+    "\\b(?:Keeper|Kept\\b(?! ))": "ReadCache",
     "\\b(?:Lane|Lanes|Hands|Turns|Crowd)\\b": "Workload, StoreConnection, CommitQueue",
 }
 # Parts of identifiers, as in `_told` or `kept_values`.
@@ -74,6 +74,7 @@ RIDDLES = {
 EXCEPTIONS = [
     ("src/hutch/testing/", "seed", "the seed of a random generator, as in the module random"),
     ("src/hutch/bridges/errbot/plain_pickle.py", "carry_out", "executes the opcodes of a pickle"),
+    ("CHANGELOG.md", "` | `", "the table of renames: old name, new name"),
     ("docs/tutorial.md", "nobody", "the name of a user"),
 ]
 
