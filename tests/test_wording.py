@@ -74,7 +74,7 @@ RIDDLES = {
 EXCEPTIONS = [
     ("src/hutch/testing/", "seed", "the seed of a random generator, as in the module random"),
     ("src/hutch/bridges/errbot/plain_pickle.py", "carry_out", "executes the opcodes of a pickle"),
-    ("CHANGELOG.md", "` | `", "the table of renames: old name, new name"),
+    ("CHANGELOG.md", "| `", "the table of renames: old name, new name"),
     ("docs/tutorial.md", "nobody", "the name of a user"),
 ]
 
