@@ -45,7 +45,7 @@ _LONGEST_BACKOFF_S = 0.05
 class Codec(ABC):
     """A converter between one value and its body, the bytes that are stored between a header byte and a checksum.
 
-    A plugin's codec is made with its options as keyword arguments, once per namespace, and is used by any number of
+    A plugin's codec is made with its options as keyword arguments, once per store, and is used by any number of
     threads. `EncodedStorage` adds and verifies the header byte and the checksum.
     """
 
@@ -332,6 +332,11 @@ class StoragePluginBase(ABC):
         """Return the codec configured for `namespace`; None means hutch's default."""
         choose: Callable[[str], Codec] | None = getattr(self._config, "codec_for", None)
         return choose(namespace) if callable(choose) else None
+
+    def codec_of_header(self, header: int) -> str | None:
+        """Return the name of the installed codec that writes `header`, for an error; None if there is none."""
+        name_of: Callable[[int], str | None] | None = getattr(self._config, "codec_of_header", None)
+        return name_of(header) if callable(name_of) else None
 
     @abstractmethod
     def open(self, namespace: str) -> StorageBase:

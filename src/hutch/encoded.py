@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
+from .codec.frame import UnknownHeaderError
 from .codec.select import frame_codec_of
 from .contract import MISSING, StorageBase, StoragePluginBase
 from .errors import CorruptValueError
@@ -215,8 +216,16 @@ class EncodedStorage(StorageBase):
         except CorruptValueError as error:
             validate_key(key)
             raise CorruptValueError(
-                f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: {error}"
+                f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: "
+                f"{self._explanation(error)}"
             ) from error.__cause__
+
+    def _explanation(self, error: CorruptValueError) -> CorruptValueError:
+        if isinstance(error, UnknownHeaderError):
+            name = self._plugin.codec_of_header(error.header)
+            if name is not None:
+                return self.frame_codec.written_with(name)
+        return error
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:

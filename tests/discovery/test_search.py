@@ -89,6 +89,7 @@ def test_places_are_searched_in_order_and_listed(tmp_path: Path) -> None:
         f"$HUTCH_PLUGIN_PATH: {tmp_path / 'variable'}",
         f"$HUTCH_PLUGIN_PATH: {tmp_path / 'lost'} (does not exist)",
         "entry points of group hutch.plugins",
+        "entry points of group hutch.codecs",
         f"hook hutch_plugins: {tmp_path / 'hook'}",
         f"hook hutch_plugins: {single}",
         where,

@@ -25,6 +25,8 @@ RESIDUE = 0x2144DF1C
 MSGPACK, JSON, PICKLE, SIGNED_PICKLE = 0x92, 0x4A, 0x50, 0x53
 #: The name of the built-in codec behind each header byte.
 NAMES = {MSGPACK: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
+#: The header byte of a frame that holds a deadline and another frame's header and body.
+DEADLINE = 0x54
 _SHORTEST = 6
 # The types that an engine may return for stored bytes.
 BYTES = (bytes, bytearray, memoryview)
@@ -38,6 +40,11 @@ pack_checksum = Struct("<I").pack
 def seal(header_and_body: bytes, key_crc: int = 0) -> bytes:
     """Return the frame: `header_and_body` followed by its checksum."""
     return header_and_body + pack_checksum(crc32(header_and_body, key_crc))
+
+
+def is_reserved(header: int) -> bool:
+    """Return whether `header` is reserved for hutch's own codecs and frames."""
+    return 0x40 <= header <= 0x5F or header == MSGPACK
 
 
 def verify(frame: bytes, key_crc: int = 0) -> int:
@@ -123,8 +130,13 @@ class FrameCodec:
         if self.codec.reads_only_signed:
             return CorruptValueError(NOT_SIGNED)
         pickles = header in (PICKLE, SIGNED_PICKLE)
-        advice = ", or to passthrough, which moves a pickle without loading it" if pickles else ""
+        return self.written_with(
+            NAMES[header], ", or to passthrough, which moves a pickle without loading it" if pickles else ""
+        )
+
+    def written_with(self, name: str, advice: str = "") -> CorruptValueError:
+        """Return the error for a frame of the codec `name`, which this one does not read."""
         return CorruptValueError(
-            f"it was written with the {NAMES[header]} codec, which the configured {self.codec.name} codec does not "
-            f"read; set CODEC to the codec that wrote it{advice}"
+            f"it was written with the {name} codec, which the configured {self.codec.name} codec does not read; "
+            f"set CODEC to the codec that wrote it{advice}"
         )

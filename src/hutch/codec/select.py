@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..contract import Codec
@@ -32,10 +32,21 @@ _msgpack = MsgpackCodec()
 DATA_DECODERS = {MSGPACK: _msgpack.decode, JSON: _decode_json}
 
 
+def is_built_in(name: str) -> bool:
+    """Return whether `name` is a built-in codec."""
+    return name in _OPTIONS
+
+
+def unknown_codec(name: str, others: Iterable[str] = ()) -> ConfigError:
+    """Return the error for a codec `name` that is neither built in nor one of `others`."""
+    known = [*_OPTIONS, *sorted(others)]
+    return ConfigError(f"CODEC: no codec is called {name!r}.{nearest(name, known)} Choose {', '.join(known)}")
+
+
 def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
     """Return the built-in codec `name`. Raises ConfigError for another name or a bad option."""
     if name not in _OPTIONS:
-        raise ConfigError(f"CODEC: no codec is called {name!r}.{nearest(name, _OPTIONS)} Choose {', '.join(_OPTIONS)}")
+        raise unknown_codec(name)
     unknown = [option for option in options if option not in _OPTIONS[name]]
     if unknown:
         known = ", ".join(_OPTIONS[name]) or "no options"

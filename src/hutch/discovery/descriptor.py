@@ -13,6 +13,7 @@ import stat
 from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..errors import PluginLoadError
 from ..handlers import passes_through
@@ -57,6 +58,10 @@ class PluginInfo:
     factory: type | None = None
     #: ``[Core] Unpickles = yes``: reading a value may run code that the value's writer chose.
     unpickles: bool = False
+    #: Whether the plugin is an engine or, with a section ``[Codec]``, a codec.
+    kind: Literal["engine", "codec"] = "engine"
+    #: ``[Codec] Headers``: the header bytes of a codec's bodies; empty for an engine, or without a descriptor.
+    headers: bytes = b""
 
     @property
     def module_file(self) -> Path | None:
@@ -270,6 +275,8 @@ def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
         url_option=url_option,
         whole_url=whole_url,
         unpickles=unpickles == "yes",
+        kind="codec" if "Codec" in sections else "engine",
+        headers=_headers(option("Codec", "Headers")) if "Codec" in sections else b"",
     )
     assert info.module_file is not None
     _check_module(info.module_file)
@@ -285,6 +292,13 @@ def _python_min(text: str) -> tuple[int, ...] | None:
     version = tuple(int(number) for number in match[1].split("."))
     # Errbot's "2+" means Python 2 or 3; its "2" means Python 2 alone, which the loader refuses.
     return (3,) if match[2] and version < (3,) else version
+
+
+def _headers(text: str) -> bytes:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(re.fullmatch(r"0x[0-9A-Fa-f]{2}", number) for number in numbers):
+        raise _Malformed(f"[Codec] Headers = {_quoted(text)}: expected bytes such as 0x80, separated by commas")
+    return bytes(dict.fromkeys(int(number, 16) for number in numbers))
 
 
 def _schemes(text: str) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from importlib.machinery import PathFinder
 
 from ..handlers import passes_through
 
-#: The entry point groups of other packages' hooks and storage plugins.
-HOOKS_GROUP, PLUGINS_GROUP = "hutch", "hutch.plugins"
+#: The entry point groups of other packages' hooks, engines and codecs.
+HOOKS_GROUP, PLUGINS_GROUP, CODECS_GROUP = "hutch", "hutch.plugins", "hutch.codecs"
 
-_GROUPS = frozenset({HOOKS_GROUP, PLUGINS_GROUP})
+_GROUPS = frozenset({HOOKS_GROUP, PLUGINS_GROUP, CODECS_GROUP})
 # A folder that changed less than this ago may change again within the same tick of its file system's clock.
 _SETTLED_NS = 2_000_000_000
 # Per folder of sys.path: its identity (device, inode, modification time) and the groups found in it.
@@ -24,7 +24,7 @@ _known: dict[str, tuple[tuple[int, int, int], frozenset[str]]] = {}
 
 
 def may_have_entry_points(group: str) -> bool:
-    """Return False only if `importlib.metadata` would find no entry point of `group`, one of the two above.
+    """Return False only if `importlib.metadata` would find no entry point of `group`, one of the three above.
 
     Returns True in doubt: for a zip file on `sys.path`, a third-party distribution finder, or unreadable metadata.
     A folder is read again when its modification time changes, as in `importlib.metadata`.

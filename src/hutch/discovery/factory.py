@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import CodecConfig, StoreConfig, read_config, url_path
+from ..config import StoreConfig, read_config, url_path
 from ..contract import Codec
 from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
 from ..handlers import passes_through, raised_by_handler
+from .codecs import Codecs
 from .descriptor import PluginInfo
-from .entry_points import HOOKS_GROUP, may_have_entry_points
+from .entry_points import CODECS_GROUP, HOOKS_GROUP, PLUGINS_GROUP, may_have_entry_points
 from .load import build_factory
 from .search import Discovery, discover
 
@@ -46,7 +47,9 @@ def _find_plugins(config: StoreConfig | None, wanted: str) -> Discovery:
         from ..hooks import hooked_plugins
 
         hooked = hooked_plugins()
-    return discover(config.extra_plugin_dirs if config else (), hooked=hooked, wanted=wanted)
+    # A search for one engine leaves out the codecs of other packages, which may need importlib.metadata.
+    groups = (PLUGINS_GROUP,) if wanted else (PLUGINS_GROUP, CODECS_GROUP)
+    return discover(config.extra_plugin_dirs if config else (), hooked=hooked, wanted=wanted, groups=groups)
 
 
 def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
@@ -59,7 +62,7 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     checked = PluginConfig(config, info)
     for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
         if codec is not None:
-            checked.make_codec(codec)
+            checked.codecs.make(codec)
     _check_layers(config)
     return info, build_factory(info, checked)
 
@@ -108,18 +111,16 @@ class PluginConfig:
         self.STORAGE_CONFIG = options
         self.base_dir: Path = config.base_dir
         self.plugin_name = info.name
+        self.codecs = Codecs(lambda: find_plugins(config))
         self._config = config
 
     def codec_for(self, namespace: str) -> Codec:
         """Return the codec configured for `namespace`."""
-        return self.make_codec(self._config.codec_for(namespace))
+        return self.codecs.make(self._config.codec_for(namespace))
 
-    @staticmethod
-    def make_codec(wanted: CodecConfig) -> Codec:
-        """Return the codec that `wanted` names. Raises ConfigError."""
-        from ..codec.select import make_codec
-
-        return make_codec(wanted.name, wanted.options)
+    def codec_of_header(self, header: int) -> str | None:
+        """Return the name of the codec that writes `header`, if it is installed."""
+        return self.codecs.name_of(header)
 
     def __getattr__(self, name: str) -> Any:
         host = self.__dict__.get("_config")

@@ -11,19 +11,17 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard
 
-from ..contract import StoragePluginBase
+from ..contract import Codec, StoragePluginBase
 from ..errors import ConfigError, PluginLoadError, StoreError, nearest, redact
 from ..fork import ForkSafeLock
 from ..handlers import passes_through, raised_by_handler
 from .descriptor import PluginInfo, shown
 from .foreign import close_interrupted
-
-T = TypeVar("T")
 
 _lock = ForkSafeLock()
 # Modules whose import has begun but not completed. A name that is not in `_importing` too was interrupted.
@@ -42,12 +40,21 @@ def load_factory(info: PluginInfo) -> type:
     """
     if info.factory is not None:
         if not _is_factory(info.factory):
-            raise _error(info, f"{info.factory.__qualname__} is not a factory: {_FACTORY}")
+            raise load_error(info, f"{info.factory.__qualname__} is not a factory: {_FACTORY.rule}")
         return info.factory
+    return _load_class(info, _FACTORY)
+
+
+def load_codec(info: PluginInfo) -> type[Codec]:
+    """Import the plugin if it is not imported yet, and return its codec class. Raises as `load_factory` does."""
+    return _load_class(info, _CODEC)
+
+
+def _load_class(info: PluginInfo, wanted: _Wanted) -> type:
     if info.entry_point is not None:
-        return _entry_point_factory(info)
+        return _entry_point_class(info, wanted)
     _check_python(info)
-    return _choose_factory(info, _load_module(info))
+    return _choose_class(info, _load_module(info), wanted)
 
 
 def build_factory(info: PluginInfo, config: object) -> object:
@@ -70,15 +77,15 @@ def build_factory(info: PluginInfo, config: object) -> object:
                 close_interrupted(built[0])
             raise
         raise ConfigError(
-            f"plugin {info.name!r} did not accept its options: {_text(error, config)} ({_origin(info)})"
+            f"plugin {info.name!r} did not accept its options: {error_text(error, config)} ({_origin(info)})"
         ) from error
     except BaseException as error:
         if built:
             close_interrupted(built[0])
         if not isinstance(error, Exception | SystemExit) or isinstance(error, MemoryError) or raised_by_handler(error):
             raise
-        message = _missing_driver(info, error) or f"its factory raised {_text(error, config)}"
-        raise _error(info, message) from error
+        message = _missing_driver(info, error) or f"its factory raised {error_text(error, config)}"
+        raise load_error(info, message) from error
 
 
 # --- importing ---
@@ -94,7 +101,9 @@ def _load_module(info: PluginInfo) -> ModuleType:
         if name in sys.modules and name not in _unfinished:
             return sys.modules[name]
         if name in _importing:
-            raise _error(info, f"its module {shown(file)} is just being imported by the call that this one interrupts")
+            raise load_error(
+                info, f"its module {shown(file)} is just being imported by the call that this one interrupts"
+            )
         before = set(sys.modules)
         try:
             _importing.add(name)
@@ -113,7 +122,7 @@ def _load_module(info: PluginInfo) -> ModuleType:
             _unfinished.discard(name)
             if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
                 raise
-            raise _error(info, _import_failure(info, file, error), file) from error
+            raise load_error(info, _import_failure(info, file, error), file) from error
         finally:
             _importing.discard(name)
 
@@ -166,7 +175,7 @@ def _import_failure(info: PluginInfo, file: Path, error: BaseException) -> str:
         return driver
     if isinstance(error, SystemExit):
         return f"its module {shown(file)} called sys.exit{_line(file, error)}; a plugin must not"
-    message = f"its module {shown(file)} raised {_text(error)}{_line(file, error)}"
+    message = f"its module {shown(file)} raised {error_text(error)}{_line(file, error)}"
     if isinstance(error, ModuleNotFoundError) and error.name and (file.parent / f"{error.name}.py").is_file():
         message += (
             f". {error.name}.py lies beside it: write `from . import {error.name}`, for sys.path is left as it is"
@@ -195,18 +204,16 @@ def _check_python(info: PluginInfo) -> None:
         return
     wanted = ".".join(map(str, info.python_min))
     if info.python_min < (3,):
-        raise _error(info, f"it is written for Python {wanted} alone")
+        raise load_error(info, f"it is written for Python {wanted} alone")
     if sys.version_info[:3] < info.python_min:
         running = ".".join(map(str, sys.version_info[:3]))
-        raise _error(info, f"it needs Python {wanted} or later; this is {running}")
+        raise load_error(info, f"it needs Python {wanted} or later; this is {running}")
 
 
 # --- choosing the factory ---
 
-_FACTORY = "a factory is a subclass of hutch.StoragePluginBase, or has open(namespace) and is not itself a storage"
 
-
-def _entry_point_factory(info: PluginInfo) -> type:
+def _entry_point_class(info: PluginInfo, wanted: _Wanted) -> type:
     assert info.module is not None
     assert info.class_name is not None
     try:
@@ -216,40 +223,44 @@ def _entry_point_factory(info: PluginInfo) -> type:
     except BaseException as error:  # as in _load_module
         if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
             raise
-        message = "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {_text(error)}"
-        raise _error(info, f"importing {info.module}:{info.class_name} {message}") from error
-    if not _is_factory(found):
-        raise _error(info, f"{info.module}:{info.class_name} is not a factory: {_FACTORY}")
+        message = (
+            "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {error_text(error)}"
+        )
+        raise load_error(info, f"importing {info.module}:{info.class_name} {message}") from error
+    if not wanted.accepts(found):
+        raise load_error(info, f"{info.module}:{info.class_name} is not a {wanted.noun}: {wanted.rule}")
+    assert isinstance(found, type)
     return found
 
 
-def _choose_factory(info: PluginInfo, module: ModuleType) -> type:
+def _choose_class(info: PluginInfo, module: ModuleType, wanted: _Wanted) -> type:
     classes = [value for value in vars(module).values() if issubclass(type(value), type)]
     # Deduplicated by identity, because one class may have two names.
     own: list[type] = list({id(cls): cls for cls in classes if cls.__module__ == module.__name__}.values())
-    factories = [cls for cls in own if _is_factory(cls)]
+    factories = [cls for cls in own if wanted.accepts(cls)]
     names = ", ".join(cls.__name__ for cls in factories)
     file = module.__file__ or module.__name__
     if info.class_name is not None:
         chosen = vars(module).get(info.class_name)
-        if _is_factory(chosen):
+        if wanted.accepts(chosen):
+            assert isinstance(chosen, type)
             return chosen
         if chosen is None:
             message = f"its module {shown(file)} has no class {info.class_name!r}."
             message += nearest(info.class_name, [cls.__name__ for cls in own])
         else:
-            message = f"{info.class_name} in {shown(file)} is not a factory: {_FACTORY}{_abstract(chosen)}."
-        raise _error(info, f"{message} Factories there: {names or 'none'}")
+            message = f"{info.class_name} in {shown(file)} is not a {wanted.noun}: {wanted.rule}{_abstract(chosen)}."
+        raise load_error(info, f"{message} {wanted.plural.capitalize()} there: {names or 'none'}")
     if len(factories) == 1:
         return factories[0]
     if factories:
-        raise _error(
+        raise load_error(
             info,
-            f"its module {shown(file)} has {len(factories)} factories: {names}; "
+            f"its module {shown(file)} has {len(factories)} {wanted.plural}: {names}; "
             "choose one with Class in [Core] of the descriptor",
         )
     unfinished = "".join(_abstract(cls) for cls in own)
-    raise _error(info, f"its module {shown(file)} has no factory: {_FACTORY}{unfinished}")
+    raise load_error(info, f"its module {shown(file)} has no {wanted.noun}: {wanted.rule}{unfinished}")
 
 
 def _is_factory(value: object) -> TypeGuard[type]:
@@ -262,12 +273,34 @@ def _is_factory(value: object) -> TypeGuard[type]:
     return _defines(value, "open") and not (_defines(value, "get") and _defines(value, "set"))
 
 
+def _is_codec(value: object) -> bool:
+    return issubclass(type(value), type) and issubclass(value, Codec) and not value.__abstractmethods__  # type: ignore[arg-type, attr-defined]
+
+
+class _Wanted(NamedTuple):
+    """What a plugin must define, in words for messages and as a test."""
+
+    noun: str
+    plural: str
+    rule: str
+    accepts: Callable[[object], bool]
+
+
+_FACTORY = _Wanted(
+    "factory",
+    "factories",
+    "a factory is a subclass of hutch.StoragePluginBase, or has open(namespace) and is not itself a storage",
+    _is_factory,
+)
+_CODEC = _Wanted("codec", "codecs", "a codec is a subclass of hutch.Codec with encode and decode", _is_codec)
+
+
 def _defines(cls: type, method: str) -> bool:
     return any(callable(vars(base).get(method)) for base in cls.__mro__)
 
 
 def _abstract(value: object) -> str:
-    if not isinstance(value, type) or not issubclass(value, StoragePluginBase):
+    if not isinstance(value, type) or not issubclass(value, StoragePluginBase | Codec) or not value.__abstractmethods__:
         return ""
     return f". {value.__name__} lacks {', '.join(sorted(value.__abstractmethods__))}"
 
@@ -275,7 +308,7 @@ def _abstract(value: object) -> str:
 # --- error messages ---
 
 
-def _error(info: PluginInfo, message: str, file: Path | None = None) -> PluginLoadError:
+def load_error(info: PluginInfo, message: str, file: Path | None = None) -> PluginLoadError:
     return PluginLoadError(
         f"plugin {info.name!r} cannot be loaded: {message} ({_origin(info)})",
         name=info.name,
@@ -291,7 +324,7 @@ def _origin(info: PluginInfo) -> str:
 _QUOTED = {"\\": r"\\+", "'": r"\\*'", '"': r'\\*"', "\n": r"(?:\n|\\+n)", "\r": r"(?:\r|\\+r)", "\t": r"(?:\t|\\+t)"}
 
 
-def _text(error: BaseException, config: object = None) -> str:
+def error_text(error: BaseException, config: object = None) -> str:
     """Return the text of `error` for a message: one line, truncated, without the credentials of a URL.
 
     The values of the options in `config` are replaced too: any of them may be a password.
@@ -330,12 +363,3 @@ def _texts_in(options: object) -> Iterator[str]:
 
         user, _, password = rest.rpartition("@")[0].partition(":")
         yield from (user, password, unquote(user), unquote(password))
-
-
-def _has_method(thing: object, name: str) -> bool:
-    try:
-        return callable(getattr(thing, name, None))
-    except Exception as error:  # a property that raises is not a verb
-        if passes_through(error):
-            raise
-        return False

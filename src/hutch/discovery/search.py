@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
 from ..handlers import passes_through
 from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
-from .entry_points import PLUGINS_GROUP, may_have_entry_points
+from .entry_points import CODECS_GROUP, PLUGINS_GROUP, may_have_entry_points
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -28,17 +28,21 @@ MAX_DESCRIPTORS = 10_000
 MAX_ENTRIES = 100_000
 # Most names listed in an error message.
 _MAX_LISTED = 40
+_Kind = Literal["engine", "codec"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Discovery:
     """The result of a search for plugins."""
 
+    #: The engines.
     plugins: tuple[PluginInfo, ...]
     #: The descriptors, folders and entry points that cannot be used.
     broken: tuple[BrokenPlugin, ...]
     #: Every place searched, in order, as text for people.
     places: tuple[str, ...]
+    #: The codecs that are not built in.
+    codecs: tuple[PluginInfo, ...] = ()
 
     def find(self, name: str) -> PluginInfo:
         """Return the plugin called `name`, or else the plugin with that URL scheme; case does not matter.
@@ -58,14 +62,7 @@ class Discovery:
                     f"{len(matching)} plugins {kind} {name!r}: {_listed(shown(plugin.path) for plugin in matching)}. "
                     "Remove or rename all but one"
                 )
-        # Last, so that a broken plugin never hides a working one.
-        for broken in self.broken:
-            if broken.name is not None and broken.name.casefold() == wanted:
-                raise PluginLoadError(
-                    f"plugin {name!r} cannot be used: {shown(broken.path)}: {broken.reason}",
-                    name=broken.name,
-                    path=str(broken.path),
-                )
+        self._raise_if_broken(name)
         names = sorted({plugin.name for plugin in self.plugins}, key=str.casefold)
         known = [*(scheme for plugin in self.plugins for scheme in plugin.schemes), *names]
         raise PluginNotFoundError(
@@ -73,6 +70,46 @@ class Discovery:
             f"{f' ({len(self.broken):,} more cannot be used)' if self.broken else ''}. "
             f"Places searched: {_listed(self.places)}{self._not_searched()}"
         )
+
+    def find_codec(self, name: str) -> PluginInfo:
+        """Return the codec called `name`, which is not built in; case does not matter.
+
+        Raises ConfigError if there is none, PluginConflictError if several match, PluginLoadError if the only match
+        is broken.
+        """
+        matching = [codec for codec in self.codecs if codec.name.casefold() == name.casefold()]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise PluginConflictError(
+                f"{len(matching)} codecs are named {name!r}: {_listed(shown(codec.path) for codec in matching)}. "
+                "Remove or rename all but one"
+            )
+        self._raise_if_broken(name)
+        # Imported here because most searches are for engines, and this imports ormsgpack.
+        from ..codec.select import unknown_codec
+
+        raise unknown_codec(name, [codec.name for codec in self.codecs])
+
+    def refuse_clash(self, info: PluginInfo, headers: bytes) -> None:
+        """Raise PluginConflictError if another codec than `info` has one of `headers`."""
+        for other in self.codecs:
+            if other is not info and (common := set(other.headers) & set(headers)):
+                raise PluginConflictError(
+                    f"the codecs {info.name!r} ({shown(info.path)}) and {other.name!r} ({shown(other.path)}) both "
+                    f"write header byte 0x{min(common):02x}. Remove one of them, or change the Headers of one that has "
+                    "written nothing yet"
+                )
+
+    def _raise_if_broken(self, name: str) -> None:
+        # Called last, so that a broken plugin never hides a working one.
+        for broken in self.broken:
+            if broken.name is not None and broken.name.casefold() == name.casefold():
+                raise PluginLoadError(
+                    f"plugin {name!r} cannot be used: {shown(broken.path)}: {broken.reason}",
+                    name=broken.name,
+                    path=str(broken.path),
+                )
 
     def _not_searched(self) -> str:
         """Return the reasons why places could not be searched, such as too many open files: the plugin may be there."""
@@ -87,11 +124,12 @@ def discover(
     hooked: Iterable[Path | type] = (),
     environ: Mapping[str, str] | None = None,
     wanted: str = "",
+    groups: tuple[str, ...] = (PLUGINS_GROUP, CODECS_GROUP),
 ) -> Discovery:
     """Search all places for plugins, in order, and return the result; nothing found there makes it raise.
 
     The places are the built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (from `environ`, default
-    `os.environ`), entry points of group ``hutch.plugins``, and `hooked`: folders, descriptors or factory classes that
+    `os.environ`), entry points of `groups`, and `hooked`: folders, descriptors or factory classes that
     hooks returned. Folders are searched recursively. A file reached twice counts once. If `wanted`, the name or scheme
     of a plugin, is given, descriptors that cannot match it may be left out.
     """
@@ -104,10 +142,13 @@ def discover(
         search.folder(f"${PATH_VARIABLE}", Path(part))
     if not named:
         search.places.append(f"${PATH_VARIABLE} (not set)")
-    search.entry_points()
+    search.entry_points(groups)
     for item in hooked:
         search.hooked(item)
-    return Discovery(tuple(search.plugins), tuple(search.broken), tuple(search.places))
+    found = search.found
+    engines = tuple(info for info in found if info.kind == "engine")
+    codecs = tuple(info for info in found if info.kind == "codec")
+    return Discovery(engines, tuple(search.broken), tuple(search.places), codecs)
 
 
 def builtin_dir() -> Path:
@@ -123,7 +164,7 @@ class _Search:
 
     def __init__(self, wanted: str) -> None:
         self._wanted = wanted
-        self.plugins: list[PluginInfo] = []
+        self.found: list[PluginInfo] = []
         self.broken: list[BrokenPlugin] = []
         self.places: list[str] = []
         self._seen: set[tuple[str, object]] = set()
@@ -151,12 +192,12 @@ class _Search:
         if found is not None and self._is_new("file", _real(path)):
             self._add(found)
 
-    def entry_points(self) -> None:
-        self.places.append(f"entry points of group {PLUGINS_GROUP}")
-        if not may_have_entry_points(PLUGINS_GROUP):
-            return
-        for distribution, name, value in self._entry_points():
-            self._entry_point(distribution, name, value)
+    def entry_points(self, groups: tuple[str, ...]) -> None:
+        self.places.extend(f"entry points of group {group}" for group in groups)
+        used = [group for group in groups if may_have_entry_points(group)]
+        if used:
+            for distribution, group, name, value in self._entry_points(used):
+                self._entry_point(distribution, group, name, value)
 
     def hooked(self, item: object) -> None:
         if isinstance(item, type):
@@ -165,7 +206,7 @@ class _Search:
             place = f"hook hutch_plugins: class {item.__module__}.{item.__qualname__}"
             self.places.append(place)
             if self._is_new("class", item):
-                self._add(_class_info(name, Path(place), factory=item))
+                self._add(_class_info(name, Path(place), "engine", factory=item))
         elif isinstance(item, str | os.PathLike):
             path = Path(os.fsdecode(item))
             if path.suffix == ".plug":
@@ -208,7 +249,7 @@ class _Search:
             yield from (folder / name for name in sorted(descriptors))
             pending.extend(folder / name for name in sorted(folders, reverse=True))
 
-    def _entry_points(self) -> Iterator[tuple[Distribution, str, str]]:
+    def _entry_points(self, groups: list[str]) -> Iterator[tuple[Distribution, str, str, str]]:
         # Imported here because it imports half of the standard library, which most programs do not need.
         try:
             from importlib.metadata import distributions
@@ -217,22 +258,24 @@ class _Search:
         except Exception as error:  # a third-party finder may raise anything
             if passes_through(error):
                 raise
-            place = Path(f"entry points of group {PLUGINS_GROUP}")
+            place = Path(f"entry points of group {groups[0]}")
             self.broken.append(BrokenPlugin(place, None, f"cannot be searched: {_reason(error)}"))
             return
         for distribution in installed:
             try:
                 # Search the text first: parsing every package's entry points would be the slowest step.
-                if PLUGINS_GROUP in (distribution.read_text("entry_points.txt") or ""):
-                    for entry_point in distribution.entry_points.select(group=PLUGINS_GROUP):
-                        yield distribution, entry_point.name, entry_point.value
+                text = distribution.read_text("entry_points.txt") or ""
+                for group in groups:
+                    if group in text:
+                        for entry_point in distribution.entry_points.select(group=group):
+                            yield distribution, group, entry_point.name, entry_point.value
             except Exception as error:  # site-packages may contain anything
                 if passes_through(error):
                     raise
                 where = Path(str(distribution.locate_file("")))
                 self.broken.append(BrokenPlugin(where, None, f"entry points cannot be read: {_reason(error)}"))
 
-    def _entry_point(self, distribution: Distribution, name: str, value: str) -> None:
+    def _entry_point(self, distribution: Distribution, group: str, name: str, value: str) -> None:
         if not self._is_new("entry point", (name, value)):
             return  # a checkout and its installed metadata may both be on sys.path
         place = f"entry point {name} = {value}"
@@ -241,7 +284,8 @@ class _Search:
             if not _is_dotted(module) or (colon and not _is_dotted(attribute)):
                 raise _BadEntryPoint("expected package.folder (of descriptors) or package.module:Class")
             if colon:
-                self._add(_class_info(name, Path(place), module=module, class_name=attribute, entry_point=value))
+                kind: _Kind = "codec" if group == CODECS_GROUP else "engine"
+                self._add(_class_info(name, Path(place), kind, module, attribute, value))
             else:
                 self.folder(place, _package_dir(distribution, module))
         except _BadEntryPoint as error:
@@ -249,7 +293,7 @@ class _Search:
 
     def _add(self, found: PluginInfo | BrokenPlugin) -> None:
         if isinstance(found, PluginInfo):
-            self.plugins.append(found)
+            self.found.append(found)
         else:
             self.broken.append(found)
 
@@ -266,7 +310,7 @@ class _BadEntryPoint(Exception):
 def _class_info(
     name: str,
     path: Path,
-    *,
+    kind: _Kind,
     module: str | None = None,
     class_name: str | None = None,
     entry_point: str | None = None,
@@ -288,6 +332,7 @@ def _class_info(
         whole_url=False,
         entry_point=entry_point,
         factory=factory,
+        kind=kind,
     )
 
 

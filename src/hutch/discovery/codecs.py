@@ -1,0 +1,85 @@
+"""Find the codec that a config names, and make it. A built-in codec is made without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..codec.frame import is_reserved
+from ..codec.select import is_built_in, make_codec
+from ..config import CodecConfig
+from ..contract import Codec
+from ..errors import ConfigError, StoreError
+from ..handlers import passes_through
+from ..options import read_options
+from .descriptor import PluginInfo
+from .load import error_text, load_codec, load_error
+from .search import Discovery
+
+
+class Codecs:
+    """The codecs of one store, each made once. `search` finds the plugins when a codec is not built in."""
+
+    def __init__(self, search: Callable[[], Discovery]) -> None:
+        self._search = search
+        # By the identity of the part of the config, which lives as long as this: options may not be hashable.
+        self._made: dict[int, Codec] = {}
+
+    def make(self, wanted: CodecConfig) -> Codec:
+        """Return the codec that `wanted` names. Raises ConfigError, PluginConflictError or PluginLoadError."""
+        made = self._made.get(id(wanted))
+        if made is None:
+            if is_built_in(wanted.name):
+                made = make_codec(wanted.name, wanted.options)
+            else:
+                made = build_codec(self._search(), wanted.name, wanted.options)
+            self._made[id(wanted)] = made
+        return made
+
+    def name_of(self, header: int) -> str | None:
+        """Return the name of the codec that writes `header`, if its descriptor is found; no plugin code runs."""
+        return next((info.name for info in self._search().codecs if header in info.headers), None)
+
+
+def build_codec(found: Discovery, name: str, options: Mapping[str, Any]) -> Codec:
+    """Return the codec called `name` among the plugins `found`, made with `options`.
+
+    Raises ConfigError for an unknown name or option, PluginConflictError if another codec has its name or one of its
+    header bytes, PluginLoadError if it cannot be loaded.
+    """
+    info = found.find_codec(name)
+    found.refuse_clash(info, info.headers)
+    cls = load_codec(info)
+    _validate_headers(info, cls)
+    found.refuse_clash(info, cls.headers)
+    return _construct(info, cls, read_options(options, cls.OPTIONS or {}, info.name, "codec"))
+
+
+def _validate_headers(info: PluginInfo, cls: type[Codec]) -> None:
+    headers = cls.headers
+    if not isinstance(headers, bytes) or not headers:
+        raise load_error(info, f"{cls.__name__}.headers must be the header bytes it writes, such as b'\\x80'")
+    if info.headers and set(info.headers) != set(headers):
+        raise load_error(
+            info, f"{cls.__name__}.headers is {headers!r}, but [Codec] Headers names {info.headers!r}; they must agree"
+        )
+    for header in headers:
+        if is_reserved(header):
+            raise load_error(
+                info, f"header byte 0x{header:02x} is reserved for hutch; choose one outside 0x40 to 0x5f, and not 0x92"
+            )
+
+
+def _construct(info: PluginInfo, cls: type[Codec], options: dict[str, Any]) -> Codec:
+    try:
+        return cls(**options)
+    except StoreError:
+        raise
+    except (KeyError, ValueError) as error:
+        if passes_through(error):
+            raise
+        raise ConfigError(f"CODEC: {info.name} did not accept its options: {error_text(error, options)}") from error
+    except Exception as error:
+        if passes_through(error):
+            raise
+        raise load_error(info, f"making it raised {error_text(error, options)}") from error
