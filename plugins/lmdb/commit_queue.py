@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from hutch import StoreError
+from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
 
 #: A function run in a write transaction, with the transaction's `Slot` as first argument. It may be called again in
@@ -98,7 +99,7 @@ class CommitQueue:
         self._transact = committer.transact
         self.requests: deque[Request] = deque()
         # Held while requests join a group or are withdrawn. Reentrant, for nested calls.
-        self._claims = threading.RLock()
+        self._claims = ForkSafeLock()
         self._last_group = 1
         # The number of requests in the queue when the last group was committed.
         self._last_queue_length = 1
@@ -159,7 +160,6 @@ class CommitQueue:
         left = [request for request in self.requests if request.thread == thread]
         self.requests.clear()
         self.requests.extend(left)
-        self._claims = threading.RLock()
         self._last_group = 1
 
     # --- waiting ---
@@ -207,7 +207,7 @@ class CommitQueue:
 
     def _withdraw(self, request: Request) -> bool:
         """Withdraw the request and return True, or return False if a leader is committing it."""
-        with self._claims:
+        with self._claims.current:
             if request.group is not None and not request.group.is_over:
                 return False
             request.is_withdrawn = True
@@ -278,7 +278,7 @@ class CommitQueue:
         """Make `group` of the request and those behind it."""
         group.requests = [own]
         if not own.is_alone:
-            with self._claims:
+            with self._claims.current:
                 self._add_others(own, group)
 
     def _add_others(self, own: Request, group: Group) -> None:

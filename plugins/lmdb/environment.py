@@ -7,8 +7,8 @@ from collections.abc import Callable
 from itertools import compress
 from operator import methodcaller
 from pathlib import Path
-from threading import RLock, get_ident
 from threading import enumerate as all_threads
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import ref
 
@@ -66,7 +66,7 @@ class Environment(OpenFiles):
         self._queue.run_exclusively(self._close)
 
     def _close(self) -> None:
-        with self.lock:
+        with self.lock.current:
             if self.is_wanted():
                 return
             try:
@@ -139,7 +139,7 @@ class Environment(OpenFiles):
         else:
             # While a map grows, py-lmdb refuses new transactions and invalidates open ones, with errors that have no
             # class of their own. The map grows under this lock: once it is free, a retry works.
-            with self.lock:
+            with self.lock.current:
                 if is_last:
                     self._raise(error, "reading")
 
@@ -203,7 +203,7 @@ class Environment(OpenFiles):
 
     def _wait_for_pause(self) -> None:
         self._busy = None
-        with self.lock:
+        with self.lock.current:
             self._is_paused = False
 
     def _is_writing(self) -> bool:
@@ -244,7 +244,7 @@ class Environment(OpenFiles):
 
     def is_exclusive(self) -> bool:
         """Return whether the calling thread holds `lock`: then this is a nested call, and no other thread writes."""
-        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
+        return bool(self.lock.current._is_owned())  # type: ignore[attr-defined]
 
     def deadline(self) -> float:
         return time.monotonic() + self.wait_s
@@ -297,7 +297,7 @@ class Environment(OpenFiles):
             except StorageTimeoutError as error:  # the writer waits for another process and has nothing open
                 if raised_by_handler(error):
                     raise
-        hold_lock(self._fork_lock, self.lock, self.wait_s)
+        hold_lock(self._fork_lock, self.lock.current, self.wait_s)
         self.pause_writer()
         self._shut()
 
@@ -309,7 +309,7 @@ class Environment(OpenFiles):
 
     def after_fork_in_child(self) -> None:
         self._fork_lock.clear()
-        self.lock, self._is_paused, self._busy = RLock(), False, None
+        self._is_paused, self._busy = False, None
         ticket, self._fork_ticket = self._fork_ticket, None
         self._queue.after_fork_in_child()
         if ticket is not None:

@@ -13,7 +13,6 @@ import errno
 import math
 import mmap
 import os
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +25,7 @@ import lmdb
 
 from hutch import CorruptValueError, StorageFullError, StorageUnavailableError, StoreError, StoreNotOpenError
 from hutch.filesystem import open_existing, validate_regular_file
+from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
 
 from .files import (
@@ -88,7 +88,7 @@ class OpenFiles:
         self.files: Files | None = None
         #: Held while the files are opened or closed or their map is moved. Its holder then calls `pause_writer`, unless
         #: it is itself the current writer.
-        self.lock = threading.RLock()
+        self.lock = ForkSafeLock()
         # `_is_paused` forbids new write transactions; `_busy` is the request whose transaction may be open. Each side
         # sets its own first and then reads the other's. A lock would cost a thirtieth of a write.
         self._is_paused = False
@@ -153,7 +153,7 @@ class OpenFiles:
         env = self._env
         if env is not None and self.gate is not None:
             return env
-        with self.lock:
+        with self.lock.current:
             if not self.is_wanted():
                 raise StoreNotOpenError(f"lmdb {self.path} is closed")
             return self._opened_env()
@@ -330,7 +330,7 @@ class OpenFiles:
     # --- the map ---
 
     def _grow_map(self) -> None:
-        with self.lock:
+        with self.lock.current:
             self._grow_map_in_steps()
 
     def _grow_map_in_steps(self) -> None:
@@ -353,7 +353,7 @@ class OpenFiles:
 
     def _adopt_map(self) -> None:
         """Adopt the map size after another process grew the map."""
-        with self.lock:
+        with self.lock.current:
             self.pause_writer()
             try:
                 self.open_now().set_mapsize(0)
@@ -396,7 +396,7 @@ class OpenFiles:
 
     def _open_anew(self, env: lmdb.Environment | None) -> None:
         """Reopen the files after LMDB failed to write a header and refuses all work; `env` is the old environment."""
-        with self.lock:
+        with self.lock.current:
             self.pause_writer()
             if env is not None and env is self._env:
                 self._shut()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from pathlib import Path
 from typing import Any
 
 from hutch import ConfigError
+from hutch.fork import ForkSafeLock
 
 from .environment import Environment, hold_lock, release_lock
 from .files import identities
@@ -17,7 +17,7 @@ _environments: dict[str, Environment] = {}
 # Not a WeakSet: a signal handler can break its iteration.
 _all: list[weakref.ref[Environment]] = []
 # Held only for a few lookups and never during a wait: a finalizer may run anywhere, and close a store.
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _FORK_ATTEMPTS = 3
 _FORK_WAIT_S = 60.0
 _fork_lock: list[Any] = []
@@ -33,7 +33,7 @@ def shared_environment(
     # An existing folder is identified by its real path; a missing one has no other name yet.
     place = os.path.realpath(path)
     while True:
-        with _lock:
+        with _lock.current:
             environment = _find(place)
             if environment is None:
                 environment = _environments[place] = Environment(Path(place), durability, map_size_bytes, wait_s)
@@ -86,7 +86,7 @@ def _close_unused(environment: Environment) -> None:
         if environment.is_open():
             environment.close()
     finally:
-        with _lock:
+        with _lock.current:
             _forget_closed(environment)
 
 
@@ -107,7 +107,7 @@ def _before_fork() -> None:
     for _ in range(_FORK_ATTEMPTS):
         # Python forks even if a signal handler raises here, and the child must not inherit open files.
         try:
-            hold_lock(_fork_lock, _lock, _FORK_WAIT_S)
+            hold_lock(_fork_lock, _lock.current, _FORK_WAIT_S)
             pending = _alive() if pending is None else pending
             _prepare_fork(pending)
             break
@@ -137,8 +137,6 @@ def _end_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
     _fork_lock.clear()
     for environment in _alive():
         environment.after_fork_in_child()

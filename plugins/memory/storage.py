@@ -10,14 +10,13 @@ the dict and its change. The lock excludes other threads; its holder may take it
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain, compress, islice, repeat
 from operator import is_not
 from typing import Any, ClassVar
 
 from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
+from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key
 
@@ -67,16 +66,7 @@ _CHUNK_ITEMS = 128
 # The roots of memory://NAME live as long as the process.
 _named: dict[str, _Root] = {}
 # One lock for all writers: each holds it for less time than a thread switch takes.
-_write_lock = threading.RLock()
-
-
-def _fresh_lock_after_fork() -> None:
-    global _write_lock  # noqa: PLW0603
-    _write_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
+_write_lock = ForkSafeLock()
 
 
 class MemoryPlugin(StoragePluginBase):
@@ -102,7 +92,7 @@ class MemoryPlugin(StoragePluginBase):
         data = self._root.get(namespace)
         if data is not None:
             # Clear in place: another store may hold a handle on it.
-            with _write_lock:
+            with _write_lock.current:
                 data.frames.clear()
 
 
@@ -140,19 +130,19 @@ class MemoryStorage(EncodedStorage):
         return self.decode_value(key, data)  # its error names the key
 
     def write(self, key: str, data: bytes) -> None:
-        with _write_lock:
+        with _write_lock.current:
             self._data[key] = data
 
     def delete(self, key: str) -> bool:
-        with _write_lock:
+        with _write_lock.current:
             return self._data.pop(key, None) is not None
 
     def len(self) -> int:
-        with _write_lock:
+        with _write_lock.current:
             return self._all.count()
 
     def keys(self) -> Iterable[str]:
-        with _write_lock:
+        with _write_lock.current:
             return self._all.keys()
 
     def close(self) -> None:
@@ -167,11 +157,11 @@ class MemoryStorage(EncodedStorage):
         return {key: data for key, data in found.items() if data is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        with _write_lock:
+        with _write_lock.current:
             self._data.update(items)
 
     def delete_many(self, keys: list[str]) -> int:
-        with _write_lock:
+        with _write_lock.current:
             there = compress(keys, map(is_not, map(self._data.get, keys), repeat(None)))
             removed: list[str] = []
             self._removed[id(removed)] = removed
@@ -191,11 +181,11 @@ class MemoryStorage(EncodedStorage):
             yield from self.decode_items(chunk, chunk.values())
 
     def clear(self) -> None:
-        with _write_lock:
+        with _write_lock.current:
             self._data.clear()
 
     def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
-        with _write_lock:
+        with _write_lock.current:
             frames = self._data
             # Atomic: no call, so no signal handler, comes between the read and the change.
             current = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
@@ -213,5 +203,5 @@ class MemoryStorage(EncodedStorage):
 
 
 def _count(data: _Data) -> int:
-    with _write_lock:
+    with _write_lock.current:
         return data.count()

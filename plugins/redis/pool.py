@@ -6,7 +6,6 @@ because a signal handler may raise after any other operation.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any, Final, TypeVar
 from redis import exceptions as driver
 
 from hutch import StorageTimeoutError
+from hutch.fork import run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket
 
@@ -289,5 +289,4 @@ def _after_fork_in_child() -> None:
         pool._after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

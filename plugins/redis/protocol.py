@@ -8,7 +8,6 @@ exception came from the socket or from a signal handler.
 from __future__ import annotations
 
 import importlib
-import os
 import select
 import socket
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from redis import exceptions as driver
 from redis.utils import HIREDIS_AVAILABLE
 
+from hutch.fork import run_in_child
 from hutch.handlers import raised_by_handler
 
 Argument = str | bytes | int
@@ -309,5 +309,4 @@ def _after_fork_in_child() -> None:
     _forks += 1
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

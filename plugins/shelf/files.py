@@ -9,7 +9,6 @@ import importlib
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from hutch import (
     StoreError,
 )
 from hutch.filesystem import create_file, flush_folder, open_existing, refuse_link, validate_regular_file
+from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler, suppress_own
 from hutch.limits import validate_namespace
 
@@ -61,16 +61,7 @@ _WINDOWS_DEVICES: Final = frozenset(
 )
 
 # Held while choosing a place: two namespaces may have the same name to the file system.
-creating = threading.RLock()
-
-
-def _fresh_lock_after_fork() -> None:
-    global creating  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
-    creating = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
+creating = ForkSafeLock()
 
 
 def storage_error(error: OSError, file: Path | str) -> StoreError:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from hutch import ConflictError, StorageUnavailableError, StoreError
 from hutch.filesystem import validate_regular_file
+from hutch.fork import ForkSafeLock, run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock
 
@@ -224,7 +225,7 @@ class SharedShelf:
     def _open(self, place: Place | None) -> Database:
         scratch = self._folder.scratch(self._namespace)
         if place is None:
-            with creating, storage_errors(self._folder.path):
+            with creating.current, storage_errors(self._folder.path):
                 place = self._folder.new_place(self._namespace, default_dialect())
                 create_database(place, scratch)
         with storage_errors(place.base):
@@ -275,14 +276,14 @@ def _do_nothing(*_: Any) -> None:
 
 
 # Held only briefly, by `with`; reentrant, for a handler of the same thread.
-_registry = threading.RLock()
+_registry = ForkSafeLock()
 _shelves: dict[tuple[str, str], list[weakref.ref[SharedShelf]]] = {}
 
 
 def share(folder: Folder, namespace: str) -> SharedShelf:
     """Return this process's shared shelf of `namespace`; create it if it is missing."""
     place = (str(folder.path), namespace)
-    with _registry:
+    with _registry.current:
         shelf = open_shelf(place)
         if shelf is None:
             new = SharedShelf(folder, namespace)
@@ -305,8 +306,6 @@ def open_shelf(place: tuple[str, str]) -> SharedShelf | None:
 
 
 def _after_fork() -> None:
-    global _registry  # noqa: PLW0603 - a lock that another thread held at the fork is held forever
-    _registry = threading.RLock()
     for refs in list(_shelves.values()):
         for ref in refs:
             shelf = ref()
@@ -314,5 +313,4 @@ def _after_fork() -> None:
                 shelf.abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+run_in_child(_after_fork)

@@ -1,10 +1,17 @@
-"""ForkSafeLock: a lock that is free in a forked child, even if it was held in the parent."""
+"""Forked children: functions that run in each, and `ForkSafeLock`, which is free there even if the parent held it."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
+from collections.abc import Callable
+
+
+def run_in_child(fn: Callable[[], None]) -> None:
+    """Call `fn` in every process that this one forks, after the functions registered before it."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=fn)
 
 
 class ForkSafeLock:
@@ -31,5 +38,4 @@ def _after_fork_in_child() -> None:
         lock.current = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

@@ -9,7 +9,6 @@ refused at once: for a key that the caller holds already, and for a circle of ca
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator
@@ -17,7 +16,7 @@ from contextvars import ContextVar
 from typing import Final, TypeVar
 
 from .errors import ConflictError, StorageTimeoutError
-from .fork import ForkSafeLock
+from .fork import ForkSafeLock, run_in_child
 
 T = TypeVar("T")
 
@@ -280,5 +279,4 @@ def _after_fork_in_child() -> None:
             del queue[ticket]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -12,6 +11,7 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from .errors import StorageTimeoutError
+from .fork import run_in_child
 
 T = TypeVar("T")
 
@@ -153,5 +153,4 @@ def _after_fork_in_child() -> None:
         lock._after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import hutch
+from hutch.fork import ForkSafeLock
 
 if TYPE_CHECKING:
     from ..workers import Calls, WorkerPool
@@ -24,7 +24,7 @@ _THREADS = 8
 # The prefix of a URL where a framework selects its storage by scheme: ``hutch://sqlite:///x.db``.
 _SCHEME = "hutch://"
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()  # the engines handle forks of their connections themselves
 # Holds the config too, so that its id is not reused.
 _stores: dict[tuple[str | int | None, ...], tuple[object, hutch.Store]] = {}
 _handles: dict[tuple[hutch.Store, str], hutch.Namespace] = {}
@@ -41,7 +41,7 @@ def shared_store(url: str | object | None = None) -> hutch.Store:
     `hutch.connect`; the same object always gives the same store. Raises what `hutch.connect` raises.
     """
     config = (url or "").removeprefix(_SCHEME) or None if url is None or isinstance(url, str) else url
-    with _lock:
+    with _lock.current:
         key = _key(config)
         if key not in _stores:
             # Variables are expanded in a URL inside a mapping, but not in a URL on its own.
@@ -58,7 +58,7 @@ def shared_namespace(url: str | object | None, namespace: str) -> hutch.Namespac
 
     Raises what `hutch.connect` and `hutch.Store.open` raise.
     """
-    with _lock:
+    with _lock.current:
         store = shared_store(url)
         handle = _handles.get((store, namespace))
         if handle is None or not handle.is_open_storage():
@@ -75,7 +75,7 @@ def shared_calls(handle: hutch.Namespace, store: hutch.Store) -> Calls:
     from ..workers import Calls, WorkerPool, patience_s
 
     global _pool  # noqa: PLW0603
-    with _lock:
+    with _lock.current:
         if _pool is None:
             _pool = WorkerPool(_THREADS, "hutch.bridges")
         namespace = str(handle.namespace)
@@ -89,7 +89,7 @@ def close_shared() -> None:
     Waits at most a second for calls whose callers gave up; what they use is closed when they finish.
     """
     global _pool
-    with _lock:
+    with _lock.current:
         pool, _pool = _pool, None
         stores, handles = [store for _, store in _stores.values()], list(_handles.values())
         _stores.clear()
@@ -138,12 +138,4 @@ def _working_folder() -> str | None:
         return None  # removed; resolving a relative path will fail later
 
 
-def _fresh_lock_after_fork() -> None:
-    # A thread that held it does not exist in the child. The engines handle forks of their connections themselves.
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock_after_fork)
 atexit.register(close_shared)

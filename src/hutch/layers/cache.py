@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections import OrderedDict
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..contract import MISSING
 from ..encoded import EncodedStorage
-from ..fork import ForkSafeLock
+from ..fork import ForkSafeLock, run_in_child
 from ..limits import explain_failure, validate_key
 from ..options import Option
 from .layer import Layer
@@ -231,5 +230,4 @@ def _after_fork_in_child() -> None:
         values.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from ..contract import StorageBase
 from ..errors import StoreError
-from ..fork import ForkSafeLock
+from ..fork import ForkSafeLock, run_in_child
 from ..options import Option
 from .layer import Layer
 
@@ -149,5 +148,4 @@ def _after_fork_in_child() -> None:
         counts.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+run_in_child(_after_fork_in_child)

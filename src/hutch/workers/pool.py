@@ -7,7 +7,6 @@ keeps its thread until the storage answers, and the pool starts another thread i
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from ..errors import StorageUnavailableError
+from ..fork import ForkSafeLock, run_in_child
 from .call import DONE, HELD, RUNNING, WAITING, Call, CallGroup
 
 #: How many seconds `close` and the end of the process wait for abandoned calls.
@@ -39,12 +39,12 @@ class WorkerPool:
         self._most = threads
         self._is_shut = False
         self._groups: weakref.WeakSet[CallGroup] = weakref.WeakSet()
+        # Reentrant, because a finalizer that runs while it is held may shut the pool down.
+        self._lock = ForkSafeLock()
         self._reset()
         _pools.add(self)
 
     def _reset(self) -> None:
-        # Reentrant, because a finalizer that runs while it is held may shut the pool down.
-        self._lock = threading.RLock()
         self._started = 0
         self._waiting: OrderedDict[Call[Any], None] = OrderedDict()
         self._running: dict[Call[Any], None] = {}
@@ -55,7 +55,7 @@ class WorkerPool:
     def group(self, parent: CallGroup | None = None) -> CallGroup:
         """Return a new group of calls of this pool."""
         group = CallGroup(parent)
-        with self._lock:
+        with self._lock.current:
             self._groups.add(group)
         return group
 
@@ -67,14 +67,14 @@ class WorkerPool:
         Raises StoreNotOpenError if its group is closed, and StorageUnavailableError if there is no thread and none can
         be started; then `call` does not run.
         """
-        with self._lock:
+        with self._lock.current:
             # Under one lock with adding it, so that no other event loop's call begins after the closing call.
             call.group.check_open()
             self._add(call)
 
     def withdraw(self, call: Call[Any]) -> bool:
         """Take `call` out of the queue, so that it never begins. Returns whether it was still there."""
-        with self._lock:
+        with self._lock.current:
             if call not in self._waiting:
                 return False
             del self._waiting[call]
@@ -89,7 +89,7 @@ class WorkerPool:
         """
         if call is not call.group.closing and self.withdraw(call):
             return
-        with self._lock:
+        with self._lock.current:
             if call.state != DONE and not call.is_abandoned:
                 if call.keys != ():
                     call.blocked_group().abandoned[call] = None
@@ -105,7 +105,7 @@ class WorkerPool:
 
     def watch(self, call: Call[Any], callback: Callable[[], object]) -> bool:
         """Register `callback` to be called once `call` is done or abandoned. Returns False if it is already done."""
-        with self._lock:
+        with self._lock.current:
             if call.state == DONE:
                 return False
             call.callbacks.append(callback)
@@ -117,7 +117,7 @@ class WorkerPool:
         Returns False and does nothing if the group already has a closing call.
         """
         group = call.group
-        with self._lock:
+        with self._lock.current:
             if group.closing is not None:
                 return False
             group.refusal = refusal
@@ -131,7 +131,7 @@ class WorkerPool:
 
     def shut_down(self, join: bool = True) -> None:
         """End the threads as soon as no call waits. With `join`, wait for the threads to end if all are idle."""
-        with self._lock:
+        with self._lock.current:
             self._is_shut = True
             for wake in self._idle:
                 wake.put(None)
@@ -179,7 +179,7 @@ class WorkerPool:
     def _next(self, wake: SimpleQueue[None]) -> Call[Any] | None:
         """Sleep until there is a call for this thread and return it; return None to end the thread."""
         while True:
-            with self._lock:
+            with self._lock.current:
                 if wake in self._idle:
                     self._idle.remove(wake)
                 is_surplus = len(self._workers) > self._limit()
@@ -216,7 +216,7 @@ class WorkerPool:
 
     def _undo_or_end(self, call: Call[Any], error: BaseException | None) -> Callable[[Any], object] | None:
         """Return the function that undoes an abandoned call that succeeded; otherwise mark the call as done."""
-        with self._lock:
+        with self._lock.current:
             if call.is_abandoned and call.undo is not None and error is None:
                 undo, call.undo = call.undo, None
                 return undo
@@ -256,7 +256,7 @@ class WorkerPool:
     # --- inside ---
 
     def _add(self, call: Call[Any]) -> None:
-        with self._lock:
+        with self._lock.current:
             # In this order, because a signal handler that raises in between must not leave a call that never runs.
             self._enqueue(call)
             call.group.add(call)
@@ -271,7 +271,7 @@ class WorkerPool:
 
     def _grow(self) -> RuntimeError | None:
         """Start a thread if a call needs one. Returns the error if none can be started and there is no other thread."""
-        with self._lock:
+        with self._lock.current:
             if not self._waiting or self._idle or len(self._workers) >= self._limit():
                 return None
             worker = threading.Thread(target=self._work, name=f"{self.name}_{self._started}", daemon=True)
@@ -337,6 +337,5 @@ def _reset_after_fork() -> None:
             group.abandoned.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+run_in_child(_reset_after_fork)
 atexit.register(_drain_all)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import hutch
+from hutch.fork import run_in_child
 
 from ..builtin_types import to_builtin_types
 from ..connections import shared_namespace
@@ -52,8 +53,7 @@ def _fresh_salt_after_fork() -> None:
     _salt = os.urandom(4).hex()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_salt_after_fork)
+run_in_child(_fresh_salt_after_fork)
 
 
 class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for mypy

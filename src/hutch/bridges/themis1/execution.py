@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -16,6 +15,8 @@ from typing import Any, TypeVar
 
 from themis.backends.execution import ExecutionBackend, SequentialExecutionBackend
 from themis.exceptions import ConfigurationError
+
+from hutch.fork import ForkSafeLock
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         self._executor = executor
         self._owned = owned
         self._is_shut_down = False
-        self._lock = threading.RLock()  # reentrant: an executor may run a call at once, which may use this backend
+        self._lock = ForkSafeLock()  # reentrant: an executor may run a call at once, which may use this backend
         self._submitted: set[Future[Any]] = set()
         # Dask would merge calls with equal arguments, and ask a model once instead of twice.
         self._options = {"pure": False} if type(executor).__module__.partition(".")[0] == "distributed" else {}
@@ -89,7 +90,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
 
         Any iteration over results still in progress raises CancelledError.
         """
-        with self._lock:
+        with self._lock.current:
             self._is_shut_down = True
             submitted = list(self._submitted)
         for future in submitted:
@@ -138,7 +139,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
 
     def _submit(self, func: Callable[[T], R], item: T) -> Future[R]:
         try:
-            with self._lock:  # so that `shutdown` sees every submitted call
+            with self._lock.current:  # so that `shutdown` sees every submitted call
                 if self._is_shut_down:
                     raise RuntimeError("this ExecutorBackend was shut down")
                 future: Future[R] = self._executor.submit(func, item, **self._options)
