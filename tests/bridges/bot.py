@@ -58,10 +58,10 @@ class Bench(BotPlugin):
     def do(self, msg, args):
         number, expression = args.split(" ", 1)
         try:
-            told = repr(eval(expression, {**globals(), "self": self, "msg": msg}))
+            answer = repr(eval(expression, {**globals(), "self": self, "msg": msg}))
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-        print(f"<<{number}|{message}>>", flush=True)
+            answer = f"{type(error).__name__}: {error}"
+        print(f"<<{number}|{answer}>>", flush=True)
 """
 
 

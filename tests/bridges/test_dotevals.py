@@ -378,8 +378,8 @@ def harmless(scores: list[bool]) -> float:
 @pytest.fixture
 def forgotten() -> Iterator[Any]:
     """Make this process like one that added no results."""
-    yield metrics._seen.clear
-    metrics._seen.clear()
+    yield metrics._used.clear
+    metrics._used.clear()
 
 
 def scored(*metrics: Any, value: Any = 3) -> Record:
@@ -887,7 +887,7 @@ def test_the_command_shows_what_a_metric_of_another_module_made(url: str) -> Non
         vars(module),
     )
     storage.add_results("x", "e", [scored(module.best())])
-    metrics._seen.clear()
+    metrics._used.clear()
     with pytest.warns(RuntimeWarning, match="import elsewhere, or set"):
         assert "nan" in told_by("show", "x", "--storage", f"hutch://{url}")
     sys.modules["elsewhere"] = module

@@ -271,7 +271,7 @@ def test_a_file_that_is_there_and_differs_is_not_touched(tmp_path: Path) -> None
     shutil.copytree(SAMPLE, tmp_path / "out")
     with hutch.connect("memory://") as store:
         stored(store, experiment="nightly", evaluations=(SMALL,))
-        with pytest.raises(hutch.ConfigError, match="is there already, and differs"):
+        with pytest.raises(hutch.ConfigError, match="exists and differs"):
             write(store, tmp_path / "out")
     assert list(read(tmp_path / "out")) == list(read(SAMPLE))
 

@@ -263,7 +263,7 @@ def test_a_damaged_pickle_is_an_error_with_its_key_and_what_came_before_it_is_im
         file["good"] = {1}
         file.dict[b"bad"] = pickle.dumps(OrderedDict(a="secret" * 9), 2)[:-20]  # type: ignore[attr-defined]
     with pytest.raises(
-        hutch.CorruptValueError, match="value of key 'bad' in the shelf 'n' is no whole pickle"
+        hutch.CorruptValueError, match="value of key 'bad' in the shelf 'n' is not a complete pickle"
     ) as error:
         list(read(tmp_path))
     assert "secret" not in str(error.value)
@@ -302,7 +302,7 @@ def test_a_folder_that_is_none_or_holds_nothing_is_told(tmp_path: Path) -> None:
     url = f"lmdb://{tmp_path / 'state'}"
     assert "does not exist" in failed("import", "errbot-shelf", str(tmp_path / "none"), "-s", url)
     assert "nothing was found" in failed("import", "errbot-shelf", str(tmp_path / "empty"), "-s", url)
-    assert "is no folder" in failed("import", "errbot-shelf", str(tmp_path / "file"), "-s", url)
+    assert "is not a folder" in failed("import", "errbot-shelf", str(tmp_path / "file"), "-s", url)
 
 
 # --- out ---
@@ -370,7 +370,7 @@ def test_a_shelf_that_is_there_is_never_replaced(tmp_path: Path, store: hutch.St
     for name in ("a", "core"):
         with store.open(name) as namespace:
             namespace["k"] = 1
-    with pytest.raises(hutch.ConfigError, match=r"core\.db.* is there already, and is never replaced"):
+    with pytest.raises(hutch.ConfigError, match=r"core\.db.* exists and is not replaced"):
         write(store, tmp_path)
     assert contents(tmp_path) == before
     assert {file.name for file in tmp_path.iterdir()} == set(before)

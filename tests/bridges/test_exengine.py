@@ -185,7 +185,7 @@ def test_an_acquisition_of_the_engine_is_stored(url: str, engine: Any) -> None:
 
 def test_a_second_dataset_of_one_name_is_refused_before_anything_is_put(url: str) -> None:
     HutchStorage(url, "cells").put({"time": 1}, _FRAME, {})
-    with pytest.raises(FileExistsError, match="'cells' already; mode='a'"):
+    with pytest.raises(FileExistsError, match="'cells' exists already; mode='a'"):
         HutchStorage(url, "cells")
     assert {"time": 1} in HutchStorage(url, "cells", mode="r")
 

@@ -146,7 +146,7 @@ def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, 
 
 
 def test_a_folder_that_is_none_of_ragas_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(hutch.ConfigError, match="holds no folder 'datasets'"):
+    with pytest.raises(hutch.ConfigError, match="has neither a folder 'datasets'"):
         list(jsonl_files.read(tmp_path))
 
 
@@ -244,7 +244,7 @@ def test_two_tables_that_would_be_one_file_are_refused(
         "stat",
         lambda self, **more: stat(self.with_name(self.name.lower()) if "datasets" in self.parts else self, **more),
     )
-    with pytest.raises(hutch.ConfigError, match="one name for this file system"):
+    with pytest.raises(hutch.ConfigError, match="this file system takes it for the name of another table"):
         jsonl_files.write(store, tmp_path)
 
 
@@ -316,14 +316,14 @@ def test_rows_that_are_missing_are_an_error(store: hutch.Store) -> None:
         rows_of(store, layout.DATASETS, "t")
     with store.open(layout.DATASETS) as tables:
         del tables[layout.chunk_key("t", "0-0", 0)]
-    with pytest.raises(hutch.CorruptValueError, match="lacks its rows at 'rows:t:0-0:00000000'"):
+    with pytest.raises(hutch.CorruptValueError, match="has lost its rows at 'rows:t:0-0:00000000'"):
         rows_of(store, layout.DATASETS, "t")
 
 
 def test_what_is_no_table_is_an_error(store: hutch.Store) -> None:
     with store.open(layout.DATASETS) as tables:
         tables["table:t"] = "mine"
-    with pytest.raises(hutch.CorruptValueError, match="no table of ragas"):
+    with pytest.raises(hutch.CorruptValueError, match="not a table of ragas"):
         rows_of(store, layout.DATASETS, "t")
 
 

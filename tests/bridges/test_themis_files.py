@@ -170,7 +170,7 @@ def test_a_row_that_cannot_be_read_is_an_error_that_names_file_table_and_row(
 
 
 def test_what_is_no_such_file_is_an_error_that_names_it(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(hutch.ConfigError, match="is no file; what is wanted"):
+    with pytest.raises(hutch.ConfigError, match="is not a file; expected"):
         next(read(tmp_path))
     text = tmp_path / "text"
     text.write_text("no database at all, however long it may be " * 9)
@@ -202,7 +202,7 @@ def test_rows_whose_numbers_are_out_of_order_are_an_error_and_not_read_for_ever(
     damaged = bytearray(SAMPLE.read_bytes())
     damaged[61459] = 36  # the number of a row
     file.write_bytes(damaged)
-    with pytest.raises(hutch.CorruptValueError, match=r"table \w+, row -?\d+ cannot be read: it lies behind a row"):
+    with pytest.raises(hutch.CorruptValueError, match=r"table \w+, row -?\d+ cannot be read: it follows a row"):
         list(read(file))
 
 
@@ -274,7 +274,7 @@ def test_nothing_to_write_writes_nothing_and_a_file_that_is_there_stays(store: h
 
 def test_where_the_file_cannot_be_written_nothing_of_it_is_left(store: hutch.Store, small_disk: Path) -> None:
     transfer.copy_items(read(SAMPLE), store)
-    with pytest.raises(hutch.ConfigError, match="no_folder' is no folder; make it first"):
+    with pytest.raises(hutch.ConfigError, match="no_folder' is not a folder; create it first"):
         write(store, small_disk / "no_folder" / "out.sqlite3")
     put(store, BLOBS, "sha256:0", {"media_type": "m", "payload": bytes(3 << 20)})
     with pytest.raises(hutch.StorageFullError, match=r"out\.sqlite3' cannot be written: .*full"):
@@ -290,17 +290,17 @@ STAGE = {"stage": "s", "key": "k", "payload": 1}
     ("namespace", "key", "value", "error", "message"),
     [
         (RUNS, "mine", 1, hutch.ValueTypeError, "it is not a dict with the text 'run_id'"),
-        (RUNS, "mine", EVENT, hutch.ConfigError, "is not a key that the bridge to Themis writes"),
-        (RUNS, "r/events/one", EVENT, hutch.ConfigError, "is not a key that the bridge to Themis writes"),
-        (RUNS, event_key("q", 1), EVENT, hutch.ConfigError, "is not a key that the bridge to Themis writes"),
-        (RUNS, event_key("r", 1), {"run_id": "r"}, hutch.ValueTypeError, "a dict with the text 'event_type'"),
+        (RUNS, "mine", EVENT, hutch.ConfigError, "was not written by the bridge to Themis"),
+        (RUNS, "r/events/one", EVENT, hutch.ConfigError, "was not written by the bridge to Themis"),
+        (RUNS, event_key("q", 1), EVENT, hutch.ConfigError, "was not written by the bridge to Themis"),
+        (RUNS, event_key("r", 1), {"run_id": "r"}, hutch.ValueTypeError, "not a dict with the text 'event_type'"),
         (RUNS, event_key("r", 1), EVENT | {"x": {"y": [(1,)]}}, hutch.ValueTypeError, "a value of type tuple"),
         (RUNS, event_key("r", 1), EVENT | {"x": {1: 2}}, hutch.ValueTypeError, "a key of type int"),
-        (RUNS, snapshot_key("\ud800"), {"run_id": "\ud800"}, hutch.ValueTypeError, "'run_id' is no Unicode text"),
+        (RUNS, snapshot_key("\ud800"), {"run_id": "\ud800"}, hutch.ValueTypeError, "'run_id' is not Unicode text"),
         (BLOBS, "sha256:0", {"media_type": "m", "payload": "text"}, hutch.ValueTypeError, "its payload is not bytes"),
-        (BLOBS, "sha256:0", b"x", hutch.ValueTypeError, "a dict with the text 'media_type'"),
-        (STAGE_CACHE, "s/other", STAGE, hutch.ConfigError, "is not a key that the bridge to Themis writes"),
-        (STAGE_CACHE, "s/k", {"stage": "s", "key": "k"}, hutch.ConfigError, "is not a key that the bridge"),
+        (BLOBS, "sha256:0", b"x", hutch.ValueTypeError, "not a dict with the text 'media_type'"),
+        (STAGE_CACHE, "s/other", STAGE, hutch.ConfigError, "was not written by the bridge to Themis"),
+        (STAGE_CACHE, "s/k", {"stage": "s", "key": "k"}, hutch.ConfigError, "was not written by the bridge"),
         (STAGE_CACHE, "s/k", STAGE | {"payload": 10**5000}, hutch.ValueTypeError, "a number of more than 4,300 digits"),
         (STAGE_CACHE, "s/k", STAGE | {"payload": {"s3cret"}}, hutch.ValueTypeError, "a value of type set"),
     ],

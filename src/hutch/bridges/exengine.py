@@ -45,10 +45,10 @@ _PART_BYTES = 1 << 28
 _LONGEST_COORDINATES = 900
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 # Give up reading a frame that other writers replace this many times.
-_READS = 100
-_PASSING = (hutch.StorageUnavailableError, hutch.StorageTimeoutError, hutch.StorageFullError)
+_MAX_READS = 100
+_TEMPORARY = (hutch.StorageUnavailableError, hutch.StorageTimeoutError, hutch.StorageFullError)
 # What reading raises for foreign data.
-_NOT_A_FRAME = (LookupError, TypeError, ValueError, SyntaxError)
+_FOREIGN_ERRORS = (LookupError, TypeError, ValueError, SyntaxError)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -80,7 +80,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         patience_s: float = 60.0,
     ) -> None:
         if mode not in ("x", "a", "r"):
-            raise ValueError(f"mode must be 'x' (make), 'a' (make or go on) or 'r' (read), not {mode!r}")
+            raise ValueError(f"mode must be 'x' (create), 'a' (create or continue) or 'r' (read), not {mode!r}")
         if not isinstance(name, str) or not name:
             raise ValueError("a dataset needs a name of at least one character")
         self.name = name
@@ -89,9 +89,9 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         self._is_writable = mode != "r"
         if mode == "r":
             self._dataset()
-        elif not self._make(summary_metadata):
+        elif not self._create(summary_metadata):
             if mode == "x":
-                raise FileExistsError(f"there is a dataset {name!r} already; mode='a' goes on with it, 'r' reads it")
+                raise FileExistsError(f"dataset {name!r} exists already; mode='a' continues it, 'r' reads it")
             self._change(lambda dataset: {**dataset, "finished": None}, summary_metadata)
 
     @staticmethod
@@ -104,7 +104,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
 
     def __contains__(self, data_coordinates: object) -> bool:
         """Return whether a frame with these coordinates is stored. Reads no value."""
-        return isinstance(data_coordinates, Mapping) and _FRAME + _named(data_coordinates) in self._items
+        return isinstance(data_coordinates, Mapping) and _FRAME + _encode_coordinates(data_coordinates) in self._items
 
     def __getitem__(self, data_coordinates: Coordinates) -> np.ndarray[Any, Any]:
         """Return `get_data(data_coordinates)`."""
@@ -115,17 +115,17 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
 
         Raises KeyError if there is no such frame, hutch.CorruptValueError if it is damaged.
         """
-        named = _named(data_coordinates)
-        keys = [_FRAME + named, _PIXELS + named]
-        for _ in range(_READS):
+        encoded = _encode_coordinates(data_coordinates)
+        keys = [_FRAME + encoded, _PIXELS + encoded]
+        for _ in range(_MAX_READS):
             found = self._items.get_many(keys)
             if keys[0] not in found:
-                raise self._missing(data_coordinates)
+                raise self._missing_frame(data_coordinates)
             try:
-                dtype, shape, size_bytes = _form(found[keys[0]])
-            except _NOT_A_FRAME as error:
-                raise self._foreign(data_coordinates) from error
-            wanted = [keys[0], *_pixel_keys(named, size_bytes)]
+                dtype, shape, size_bytes = _array_layout(found[keys[0]])
+            except _FOREIGN_ERRORS as error:
+                raise self._foreign_frame(data_coordinates) from error
+            wanted = [keys[0], *_pixel_keys(encoded, size_bytes)]
             if wanted == keys and len(found) == len(keys):
                 parts = [found[key] for key in keys[1:]]
                 if all(type(part) is bytes for part in parts):
@@ -141,13 +141,13 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
     def get_metadata(self, data_coordinates: Coordinates) -> Any:
         """Return a frame's metadata, fresh. Reads no pixels. Raises KeyError if there is no such frame."""
         try:
-            frame = self._items[_FRAME + _named(data_coordinates)]
+            frame = self._items[_FRAME + _encode_coordinates(data_coordinates)]
         except KeyError:
-            raise self._missing(data_coordinates) from None
+            raise self._missing_frame(data_coordinates) from None
         try:
             return frame["metadata"]
-        except _NOT_A_FRAME as error:
-            raise self._foreign(data_coordinates) from error
+        except _FOREIGN_ERRORS as error:
+            raise self._foreign_frame(data_coordinates) from error
 
     def put(self, data_coordinates: Coordinates, data: np.ndarray[Any, Any], metadata: Any) -> None:
         """Store a frame completely, or nothing if this raises. It replaces a frame with the same coordinates.
@@ -163,29 +163,29 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
                 f"open it again with mode='a' to store the frame {_shown(data_coordinates)}"
             )
         axes = _axes(data_coordinates)
-        named = _text(axes)
+        encoded = _encode_axes(axes)
         array = np.asarray(data)
         if isinstance(data, np.ma.MaskedArray):
             raise hutch.ValueTypeError("a masked array would lose its mask; store .filled(), or the mask as a frame")
         pixels = array.tobytes()
-        items: dict[str, Any] = {_PIXELS + named: pixels}
+        items: dict[str, Any] = {_PIXELS + encoded: pixels}
         if len(pixels) > _PART_BYTES:
             starts = range(0, len(pixels), _PART_BYTES)
             parts = [pixels[start : start + _PART_BYTES] for start in starts]
-            items = dict(zip(_pixel_keys(named, len(pixels)), parts, strict=True))
+            items = dict(zip(_pixel_keys(encoded, len(pixels)), parts, strict=True))
         # Last, for engines without atomic batches: a frame that is present has its pixels.
-        items[_FRAME + named] = {
+        items[_FRAME + encoded] = {
             "coordinates": axes,
-            "dtype": _described(array.dtype),
+            "dtype": _describe_dtype(array.dtype),
             "shape": array.shape,
-            "metadata": _plain_or_refused(metadata),
+            "metadata": _plain_or_raise(metadata),
         }
-        self._patiently(lambda: self._items.set_many(self._emptied(named, len(pixels)) | items))
+        self._retry(lambda: self._items.set_many(self._empty_unneeded_parts(encoded, len(pixels)) | items))
 
     def finish(self) -> None:
         """Mark the dataset as complete, and refuse any later `put` through this object."""
         if self._is_writable:
-            self._patiently(lambda: self._change(lambda dataset: {**dataset, "finished": datetime.now(UTC)}))
+            self._retry(lambda: self._change(lambda dataset: {**dataset, "finished": datetime.now(UTC)}))
             self._is_writable = False
 
     def close(self) -> None:
@@ -225,48 +225,48 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
     def _no_dataset(self) -> FileNotFoundError:
         return FileNotFoundError(f"there is no dataset {self.name!r} in this store")
 
-    def _missing(self, coordinates: Coordinates) -> KeyError:
+    def _missing_frame(self, coordinates: Coordinates) -> KeyError:
         return KeyError(f"dataset {self.name!r} has no frame {_shown(coordinates)}")
 
-    def _foreign(self, coordinates: Coordinates) -> hutch.CorruptValueError:
+    def _foreign_frame(self, coordinates: Coordinates) -> hutch.CorruptValueError:
         return hutch.CorruptValueError(
             f"what is stored for the frame {_shown(coordinates)} of dataset {self.name!r} is not a frame of this bridge"
         )
 
-    def _emptied(self, named: str, size_bytes: int) -> dict[str, bytes]:
+    def _empty_unneeded_parts(self, encoded: str, size_bytes: int) -> dict[str, bytes]:
         """Return empty values for the parts that a frame of `size_bytes` does not need but its predecessor has.
 
         Removing the parts instead could not be atomic with writing the frame: another process that puts a large frame
         at that moment would lose its parts.
         """
         try:
-            *_, old_bytes = _form(self._items[_FRAME + named])
-        except (hutch.CorruptValueError, *_NOT_A_FRAME):  # or missing
+            *_, old_bytes = _array_layout(self._items[_FRAME + encoded])
+        except (hutch.CorruptValueError, *_FOREIGN_ERRORS):  # or missing
             return {}
-        return dict.fromkeys(_pixel_keys(named, old_bytes)[len(_pixel_keys(named, size_bytes)) :], b"")
+        return dict.fromkeys(_pixel_keys(encoded, old_bytes)[len(_pixel_keys(encoded, size_bytes)) :], b"")
 
-    def _make(self, summary_metadata: Any) -> bool:
+    def _create(self, summary_metadata: Any) -> bool:
         """Return whether this call created the dataset. Of several processes that try, one creates it."""
         dataset = {"format": 1, "created": datetime.now(UTC), "finished": None}
         return self._items.compare_and_set(
-            _DATASET, hutch.MISSING, {**dataset, "summary_metadata": _plain_or_refused(summary_metadata)}
+            _DATASET, hutch.MISSING, {**dataset, "summary_metadata": _plain_or_raise(summary_metadata)}
         )
 
     def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]], summary_metadata: Any = None) -> None:
-        more = {} if summary_metadata is None else {"summary_metadata": _plain_or_refused(summary_metadata)}
+        more = {} if summary_metadata is None else {"summary_metadata": _plain_or_raise(summary_metadata)}
         try:
             self._items.modify(_DATASET, lambda dataset: change(dataset) | more)
         except KeyError:  # removed meanwhile
             raise self._no_dataset() from None
 
-    def _patiently(self, write: Callable[[], None]) -> None:
+    def _retry(self, write: Callable[[], None]) -> None:
         """Call `write`, retrying while the failure may be temporary. Writing twice does no harm."""
         until_s = time.monotonic() + self._patience_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return write()
-            except _PASSING as error:
+            except _TEMPORARY as error:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     raise
@@ -276,9 +276,9 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def _named(coordinates: Coordinates) -> str:
+def _encode_coordinates(coordinates: Coordinates) -> str:
     """Return a text that is the same for equal coordinates in any order, and different for different ones."""
-    return _text(_axes(coordinates))
+    return _encode_axes(_axes(coordinates))
 
 
 def _axes(coordinates: Coordinates) -> dict[str, int | float | str]:
@@ -289,7 +289,7 @@ def _axes(coordinates: Coordinates) -> dict[str, int | float | str]:
     return {str(axis): _position(coordinates[axis]) for axis in sorted(coordinates)}
 
 
-def _text(axes: dict[str, int | float | str]) -> str:
+def _encode_axes(axes: dict[str, int | float | str]) -> str:
     text = _as_json(axes)
     if len(text) * 4 > _LONGEST_COORDINATES and len(encoded := text.encode()) > _LONGEST_COORDINATES:
         return hashlib.sha256(encoded).hexdigest()
@@ -313,13 +313,13 @@ def _rank(position: float | str) -> tuple[bool, float | str]:
     return isinstance(position, str), position
 
 
-def _pixel_keys(named: str, size_bytes: int) -> list[str]:
+def _pixel_keys(encoded: str, size_bytes: int) -> list[str]:
     more = range(1, -(-size_bytes // _PART_BYTES))
-    return [_PIXELS + named, *(f"{_PIXELS}{named} {part}" for part in more)]
+    return [_PIXELS + encoded, *(f"{_PIXELS}{encoded} {part}" for part in more)]
 
 
 @functools.lru_cache
-def _described(dtype: np.dtype[Any]) -> Any:
+def _describe_dtype(dtype: np.dtype[Any]) -> Any:
     """Return the description of `dtype` as in numpy's own files. Raises ValueTypeError if it would be incomplete."""
     if not dtype.hasobject:
         descr = np.lib.format.dtype_to_descr(dtype)
@@ -328,8 +328,8 @@ def _described(dtype: np.dtype[Any]) -> Any:
     raise hutch.ValueTypeError(f"an array of dtype {dtype} has no bytes of its own that could be read back; convert it")
 
 
-def _form(frame: Any) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Return the dtype, shape and size in bytes of a stored frame. Raises _NOT_A_FRAME for anything else."""
+def _array_layout(frame: Any) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Return the dtype, shape and size in bytes of a stored frame. Raises _FOREIGN_ERRORS for anything else."""
     dtype = np.lib.format.descr_to_dtype(frame["dtype"])
     shape = tuple(map(operator.index, frame["shape"]))
     # numpy would treat the bytes as addresses of objects, and crash or worse.
@@ -338,7 +338,7 @@ def _form(frame: Any) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     return dtype, shape, dtype.itemsize * math.prod(shape)
 
 
-def _plain_or_refused(metadata: Any) -> Any:
+def _plain_or_raise(metadata: Any) -> Any:
     try:
         return _plain(metadata)
     except RecursionError:

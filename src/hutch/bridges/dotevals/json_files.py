@@ -21,14 +21,14 @@ from .layout import (
     EXPERIMENT_FIELDS,
     EXPERIMENTS,
     NAMESPACE,
-    checked,
     evaluation_key,
     evaluations_prefix,
     experiment_key,
-    foreign,
+    foreign_error,
     metric_name,
     result_suffix,
     results_prefix,
+    validate_record,
 )
 
 _NOT_IN_A_FILE_NAME = re.compile('[\x00-\x1f\\\\:*?"<>|\ud800-\udfff]' if os.name == "nt" else "[\x00\ud800-\udfff]")
@@ -44,7 +44,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     names file and line, for a line that dotevals did not write or that is truncated.
     """
     for name, folder in _experiments(path):
-        record = _imported(name)
+        record = _imported_record(name)
         yield NAMESPACE, experiment_key(name), record
         seen: dict[str, Path] = {}
         for file in sorted(folder.glob("*.jsonl")):
@@ -56,7 +56,7 @@ def validate_names(store: hutch.Store, path: Path) -> None:
     with store.open(NAMESPACE) as data:
         names = {record["id"]: record["name"] for record in _records(data)}
         for name, _ in _experiments(path):
-            new, old = _imported(name), data.get(experiment_key(name))
+            new, old = _imported_record(name), data.get(experiment_key(name))
             if old is None and new["id"] not in names:
                 continue
             if old is None:
@@ -74,7 +74,7 @@ def validate_names(store: hutch.Store, path: Path) -> None:
 def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
     """Yield each folder that is an experiment: it has evaluations, or is empty. "a/b" is a folder in "a"."""
     if not path.is_dir():
-        raise hutch.ConfigError(f"{path} is not a folder; expected the one of dotevals' JSON storage, .dotevals")
+        raise hutch.ConfigError(f"{path} is not a folder; expected the folder of dotevals' JSON storage, .dotevals")
     for folder in sorted([path, *(found for found in path.rglob("*") if found.is_dir())]):
         empty = folder != path and not any(folder.iterdir())
         if empty or next(folder.glob("*.jsonl"), None) is not None:
@@ -82,10 +82,10 @@ def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _records(data: hutch.Namespace) -> Iterator[dict[str, Any]]:
-    return (checked(key, record, EXPERIMENT_FIELDS) for key, record in data.scan(EXPERIMENTS))
+    return (validate_record(key, record, EXPERIMENT_FIELDS) for key, record in data.scan(EXPERIMENTS))
 
 
-def _imported(name: str) -> dict[str, Any]:
+def _imported_record(name: str) -> dict[str, Any]:
     # An id derived from the name makes the import repeatable; the bridge's own ids are random.
     experiment_id = "json-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return {"id": experiment_id, "name": name, "moves": 0}
@@ -120,10 +120,10 @@ def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterat
 
 
 def _read_evaluation(found: Any) -> tuple[str, dict[str, Any]]:
-    name: str = _typed(found["evaluation_name"], str, "evaluation_name")
+    name: str = _require_type(found["evaluation_name"], str, "evaluation_name")
     return name, {
         "name": name,
-        "status": _typed(found["status"], str, "status"),
+        "status": _require_type(found["status"], str, "status"),
         "started_at": found["started_at"],
         "completed_at": found.get("completed_at"),
         "metadata": found["metadata"],
@@ -132,7 +132,7 @@ def _read_evaluation(found: Any) -> tuple[str, dict[str, Any]]:
 
 def _read_result(found: Any) -> dict[str, Any]:
     return {
-        "item_id": _typed(found["item_id"], int, "item_id"),
+        "item_id": _require_type(found["item_id"], int, "item_id"),
         "dataset_row": found.get("dataset_row", {}),
         "prompt": found.get("prompt"),
         "model_response": found.get("model_response"),
@@ -141,7 +141,7 @@ def _read_result(found: Any) -> dict[str, Any]:
                 "name": score["name"],
                 "value": score["value"],
                 # The file does not say which module a metric is from.
-                "metrics": [f":{_typed(name, str, 'metrics')}" for name in score["metrics"]],
+                "metrics": [f":{_require_type(name, str, 'metrics')}" for name in score["metrics"]],
                 "metadata": score.get("metadata", {}),
             }
             for score in found.get("scores", [])
@@ -153,7 +153,7 @@ def _read_result(found: Any) -> dict[str, Any]:
     }
 
 
-def _typed(value: Any, kind: type, name: str) -> Any:
+def _require_type(value: Any, kind: type, name: str) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
     return value
@@ -181,7 +181,7 @@ def write(store: hutch.Store, path: Path) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             files: dict[str, str] = {}
             for key, found in data.scan(evaluations_prefix(experiment_id)):
-                evaluation = checked(key, found, EVALUATION_FIELDS)
+                evaluation = validate_record(key, found, EVALUATION_FIELDS)
                 file = _file_name(evaluation["name"])
                 other = files.setdefault(file.casefold(), evaluation["name"])
                 if other != evaluation["name"]:
@@ -219,14 +219,14 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
                     for score in result["scores"]
                 ]
             except (KeyError, TypeError, AttributeError) as error:
-                raise foreign(key) from error
+                raise foreign_error(key) from error
             out.write("\n" + _json({**result, "scores": scores}, key))
             count += 1
         close_flushed(out)
         try:
             if validate_regular_file(file) is not None:
                 if not filecmp.cmp(out.name, file, shallow=False):
-                    raise hutch.ConfigError(f"{file} is there already, and differs; export to an empty folder")
+                    raise hutch.ConfigError(f"{file} exists and differs; export to an empty folder")
             else:
                 os.replace(out.name, file)  # noqa: PTH105
         except OSError as error:
@@ -237,21 +237,21 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
 
 
 def _json(value: dict[str, Any], key: str) -> str:
-    _must_be_json(value, key, "")
+    _validate_json(value, key, "")
     return json.dumps(value)
 
 
-def _must_be_json(value: Any, key: str, where: str) -> None:
+def _validate_json(value: Any, key: str, where: str) -> None:
     if type(value) is dict:
         for name, item in value.items():
             if type(name) is not str:
                 raise hutch.ValueTypeError(
                     f"the value of key {key!r} cannot be JSON: a name{where} is of type {type(name).__name__}, not str"
                 )
-            _must_be_json(item, key, f"{where}[{name!r}]")
+            _validate_json(item, key, f"{where}[{name!r}]")
     elif type(value) is list:
         for number, item in enumerate(value):
-            _must_be_json(item, key, f"{where}[{number}]")
+            _validate_json(item, key, f"{where}[{number}]")
     elif value is not None and type(value) not in (bool, int, float, str):
         raise hutch.ValueTypeError(
             f"the value of key {key!r} cannot be JSON: {where.lstrip()} is of type {type(value).__name__}, which JSON "

@@ -54,17 +54,17 @@ def item_of(key: str) -> tuple[int, bool]:
         _, item, state = key.rsplit("/", 2)
         return int(item), state == "ok"
     except ValueError as error:
-        raise foreign(key) from error
+        raise foreign_error(key) from error
 
 
-def checked(key: str, value: Any, fields: Set[str]) -> dict[str, Any]:
+def validate_record(key: str, value: Any, fields: Set[str]) -> dict[str, Any]:
     """Return `value`, stored at `key`, if it is a dict with these `fields`; raise CorruptValueError otherwise."""
     if type(value) is not dict or not fields <= value.keys():
-        raise foreign(key)
+        raise foreign_error(key)
     return value
 
 
-def foreign(key: str) -> hutch.CorruptValueError:
+def foreign_error(key: str) -> hutch.CorruptValueError:
     """Return the error for a value at `key` that was not written by this bridge."""
     return hutch.CorruptValueError(
         f"key {key!r} of {NAMESPACE!r} is not what hutch writes for dotevals; remove it with hutch rm"

@@ -18,28 +18,28 @@ from .layout import metric_name
 _Metric = Callable[[list[Any]], float]
 
 # The metric of each score in this process and its description, by evaluation, score and name; a few per evaluation.
-_seen: dict[tuple[str, str, str], tuple[_Metric, str]] = {}
+_used: dict[tuple[str, str, str], tuple[_Metric, str]] = {}
 
 
-def _described(metric: _Metric, evaluation: str, score: str) -> str:
+def describe_metric(metric: _Metric, evaluation: str, score: str) -> str:
     """Return what is stored for a metric: ``module:name``, with "(...)" appended if it was made with arguments."""
-    if isinstance(metric, _Unknown):
+    if isinstance(metric, UnknownMetric):
         return metric.described
     name: str = metric.__name__
-    seen = _seen.get((evaluation, score, name))
+    seen = _used.get((evaluation, score, name))
     if seen is not None and seen[0] is metric:
         return seen[1]
     parts = ("__closure__", "__defaults__", "__kwdefaults__")
     made_with = "(...)" if any(getattr(metric, part, None) for part in parts) else ""
     described = f"{getattr(metric, '__module__', None) or ''}:{name}{made_with}"
-    _seen[evaluation, score, name] = metric, described
+    _used[evaluation, score, name] = metric, described
     return described
 
 
-def _find_metric(evaluation: str, score: str, described: str) -> _Metric | None:
+def find_metric(evaluation: str, score: str, described: str) -> _Metric | None:
     """Return the metric if this process has it. Calls only what dotevals' `metric` made, and imports nothing."""
     module, name = described.partition(":")[0], metric_name(described)
-    if (seen := _seen.get((evaluation, score, name))) is not None:
+    if (seen := _used.get((evaluation, score, name))) is not None:
         return seen[0]
     known: _Metric | None = known_metrics.get(name)
     if known is not None and module in ("", known.__module__):
@@ -57,7 +57,7 @@ def _find_metric(evaluation: str, score: str, described: str) -> _Metric | None:
     return None
 
 
-class _Unknown:
+class UnknownMetric:
     """Placeholder for a metric that was unknown when results were read; looked up again when its value is asked for."""
 
     def __init__(self, evaluation: str, score: str, described: str) -> None:
@@ -65,7 +65,7 @@ class _Unknown:
         self.__name__ = metric_name(described)
 
     def __call__(self, scores: list[Any]) -> float:
-        metric = _find_metric(self._evaluation, self._score, self.described)
+        metric = find_metric(self._evaluation, self._score, self.described)
         if metric is not None:
             return metric(scores)
         module = self.described.partition(":")[0]
@@ -80,7 +80,7 @@ class _Unknown:
         return math.nan
 
 
-class _Metrics(dict[tuple[str, str], _Metric]):
+class MetricsByDescription(dict[tuple[str, str], _Metric]):
     """The metrics of one evaluation, by score and description, each looked up once."""
 
     def __init__(self, evaluation: str) -> None:
@@ -89,6 +89,6 @@ class _Metrics(dict[tuple[str, str], _Metric]):
 
     def __missing__(self, key: tuple[str, str]) -> _Metric:
         score, described = key
-        metric = _find_metric(self._evaluation, score, described) or _Unknown(self._evaluation, score, described)
+        metric = find_metric(self._evaluation, score, described) or UnknownMetric(self._evaluation, score, described)
         self[key] = metric
         return metric

@@ -20,14 +20,14 @@ from .layout import (
     EXPERIMENT_FIELDS,
     EXPERIMENTS,
     NAMESPACE,
-    checked,
     evaluation_key,
     evaluations_prefix,
     experiment_key,
-    foreign,
+    foreign_error,
     item_of,
     result_suffix,
     results_prefix,
+    validate_record,
 )
 
 try:
@@ -35,7 +35,7 @@ try:
     from dotevals.results import EvaluationMetadata, EvaluationStatus, Record, Score
     from dotevals.storage import Storage
 
-    from .metrics import _described, _Metrics
+    from .metrics import MetricsByDescription, describe_metric
 except ImportError as error:
     raise ImportError(
         "hutch's storage for dotevals needs dotevals 0.28; install it with: pip install 'dotevals>=0.28,<0.29'"
@@ -71,13 +71,13 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def create_experiment(self, experiment_name: str) -> None:
         """Create an experiment; do nothing if one has that name."""
-        self._created(experiment_name)
+        self._create(experiment_name)
 
     def list_experiments(self) -> list[str]:
         """Return the names of all experiments."""
         names = []
         for key, found in self._data.scan(EXPERIMENTS):
-            record = checked(key, found, EXPERIMENT_FIELDS)
+            record = validate_record(key, found, EXPERIMENT_FIELDS)
             # Finish what a killed rename or deletion left behind.
             if len(record) == 3 or self._experiment(record["name"]) is not None:
                 names.append(record["name"])
@@ -91,7 +91,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         """
         key = experiment_key(experiment_name)
         while True:
-            record = self._existing(experiment_name)
+            record = self._require(experiment_name)
             if self._data.compare_and_set(key, record, record | {"deleted": True}):
                 break
         self._experiment(experiment_name)
@@ -102,7 +102,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         Raises ExperimentNotFoundError, and ExperimentExistsError if the new name is taken. After an interruption, the
         next call that lists the experiments or uses the new name finishes the rename.
         """
-        record = self._existing(old_name)
+        record = self._require(old_name)
         claim = record | {"name": new_name, "from": old_name}
         if self._experiment(new_name) is not None or not self._data.compare_and_set(
             experiment_key(new_name), hutch.MISSING, claim
@@ -112,13 +112,13 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         if renamed is None or renamed["id"] != record["id"]:
             raise ExperimentNotFoundError(old_name)  # renamed or deleted by a concurrent call
 
-    def _existing(self, name: str) -> dict[str, Any]:
+    def _require(self, name: str) -> dict[str, Any]:
         record = self._experiment(name)
         if record is None:
             raise ExperimentNotFoundError(name) from KeyError(experiment_key(name))
         return record
 
-    def _created(self, name: str) -> dict[str, Any]:
+    def _create(self, name: str) -> dict[str, Any]:
         while True:
             record = self._experiment(name)
             if record is not None:
@@ -131,7 +131,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         """Finish any change under way, and return the record of an experiment, or None."""
         key, data = experiment_key(name), self._data
         while (found := data.get(key, hutch.MISSING)) is not hutch.MISSING:
-            record = checked(key, found, EXPERIMENT_FIELDS)
+            record = validate_record(key, found, EXPERIMENT_FIELDS)
             if len(record) == 3:  # no change under way
                 return record
             if "deleted" in record:
@@ -144,7 +144,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
                 self._experiment(record["to"])
                 data.compare_and_set(key, record, hutch.MISSING)
             else:
-                raise foreign(key)
+                raise foreign_error(key)
         return None
 
     def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def create_evaluation(self, experiment_name: str, evaluation: EvaluationMetadata) -> None:
         """Add an evaluation, creating the experiment if needed; do nothing if the evaluation exists."""
-        experiment = self._created(experiment_name)
+        experiment = self._create(experiment_name)
         name = evaluation.evaluation_name
         value = {
             "name": name,
@@ -189,7 +189,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         if experiment is None:
             return []
         found = self._data.scan(evaluations_prefix(experiment["id"]))
-        return [checked(key, value, EVALUATION_FIELDS)["name"] for key, value in found]
+        return [validate_record(key, value, EVALUATION_FIELDS)["name"] for key, value in found]
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
         """Return the metadata of an evaluation; None if it is missing."""
@@ -200,7 +200,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         found = self._data.get(key, hutch.MISSING)
         if found is hutch.MISSING:
             return None
-        value = checked(key, found, EVALUATION_FIELDS)
+        value = validate_record(key, found, EVALUATION_FIELDS)
         return EvaluationMetadata(
             evaluation_name=value["name"],
             status=EvaluationStatus(value["status"]),
@@ -214,7 +214,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         key = evaluation_key(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
         change = {"status": status.value, "completed_at": time.time() if status == EvaluationStatus.COMPLETED else None}
         try:
-            self._data.modify(key, lambda value: checked(key, value, EVALUATION_FIELDS) | change)
+            self._data.modify(key, lambda value: validate_record(key, value, EVALUATION_FIELDS) | change)
         except KeyError as error:  # deleted meanwhile
             raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
 
@@ -241,7 +241,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         items = {}
         for record in results:
             now_ns = time.monotonic_ns() + _CLOCK_OFFSET_NS
-            value = _value_of(record, evaluation_name)
+            value = _to_plain(record, evaluation_name)
             items[prefix + result_suffix(now_ns, next(_counter), _salt, value["item_id"], record.error)] = value
         try:
             self._set(items)
@@ -264,7 +264,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         experiment = self._experiment(experiment_name)
         if experiment is None:
             return []
-        metrics = _Metrics(evaluation_name)
+        metrics = MetricsByDescription(evaluation_name)
         records = []
         for key, value in self._data.scan(results_prefix(experiment["id"], evaluation_name)):
             try:
@@ -290,7 +290,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
                     value["dataset_class"],
                 )
             except (KeyError, TypeError, AttributeError) as error:
-                raise foreign(key) from error
+                raise foreign_error(key) from error
             records.append(record)
         return records
 
@@ -315,7 +315,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 # --- values ---
 
 
-def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
+def _to_plain(record: Record, evaluation: str) -> dict[str, Any]:
     return {
         "item_id": int(operator.index(record.item_id)),
         "dataset_row": record.dataset_row,
@@ -325,7 +325,7 @@ def _value_of(record: Record, evaluation: str) -> dict[str, Any]:
             {
                 "name": score.name,
                 "value": score.value,
-                "metrics": [_described(metric, evaluation, score.name) for metric in score.metrics],
+                "metrics": [describe_metric(metric, evaluation, score.name) for metric in score.metrics],
                 "metadata": score.metadata,
             }
             for score in record.scores

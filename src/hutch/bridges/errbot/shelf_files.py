@@ -24,7 +24,7 @@ from ...handlers import passes_through
 from .plain_pickle import read_plain
 
 _BATCH_ITEMS: Final = 1000
-# What a shelf's file name has after the namespace's name: one or two of these, depending on the kind of database.
+# The suffixes of a shelf's files, of which each kind of database uses one or two.
 _SUFFIXES: Final = (".db", ".db.dat", ".db.dir", ".db.bak", ".db.pag", ".db.db")
 
 
@@ -39,7 +39,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     another process uses a shelf, StorageUnavailableError for a kind of database that this Python lacks.
     """
     if not path.is_dir():
-        raise ConfigError(f"{str(path)!r} is no folder; what is wanted is that of the bot's shelves, its BOT_DATA_DIR")
+        raise ConfigError(f"{str(path)!r} is not a folder; expected the folder of the bot's shelves, its BOT_DATA_DIR")
     with _shelves(path) as shelves:
         for namespace, key, pickled in shelves.pickles():
             yield namespace, key, _value(path, namespace, key, pickled)
@@ -61,12 +61,12 @@ def write(store: Store, path: Path) -> int:
         new = Path(folder)
         with _shelves(new) as shelves:
             for namespace in store.namespaces():
-                _refuse_name(namespace, path)
+                _refuse_existing(namespace, path)
                 with store.open(namespace) as handle, shelves.open(namespace) as shelf:
                     count += _fill(shelf, handle.items())
                 if not any(os.path.lexists(new / (namespace + suffix)) for suffix in _SUFFIXES):
                     raise NamespaceError(
-                        f"namespace {namespace!r} cannot be a shelf of Errbot: its name cannot be that of a file here"
+                        f"namespace {namespace!r} cannot be a shelf of Errbot: no file here can have that name"
                     )
         for file in sorted(new.iterdir()):
             if file.is_file():
@@ -78,23 +78,22 @@ def _shelves(path: Path) -> Any:
     return hutch.load_plugin("shelf", {"basedir": str(path.absolute())})
 
 
-def _refuse_name(namespace: str, path: Path) -> None:
+def _refuse_existing(namespace: str, path: Path) -> None:
     for suffix in _SUFFIXES:
         if os.path.lexists(path / (namespace + suffix)):
             raise ConfigError(
-                f"{path / (namespace + suffix)} is there already, and is never replaced: move it away, or export to an "
-                "empty folder"
+                f"{path / (namespace + suffix)} exists and is not replaced; move it away, or export to an empty folder"
             )
 
 
 def _fill(shelf: Any, items: Iterable[tuple[str, Any]]) -> int:
     count, rest = 0, iter(items)
     while batch := dict(islice(rest, _BATCH_ITEMS)):
-        carried = {key: value.body for key, value in batch.items() if type(value) is Pickled}
-        if carried:
-            shelf.set_pickles(carried)
-        if len(carried) < len(batch):
-            shelf.set_many({key: value for key, value in batch.items() if key not in carried})
+        pickles = {key: value.body for key, value in batch.items() if type(value) is Pickled}
+        if pickles:
+            shelf.set_pickles(pickles)
+        if len(pickles) < len(batch):
+            shelf.set_many({key: value for key, value in batch.items() if key not in pickles})
         count += len(batch)
     return count
 
@@ -121,7 +120,7 @@ def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:
         if passes_through(error):
             raise
         raise CorruptValueError(
-            f"{path}: the value of key {key!r} in the shelf {namespace!r} is no whole pickle ({type(error).__name__}); "
-            "the file was damaged, restore it from a backup"
+            f"{path}: the value of key {key!r} in the shelf {namespace!r} is not a complete pickle "
+            f"({type(error).__name__}); the file was damaged, restore it from a backup"
         ) from error
     return Pickled(pickled)

@@ -49,8 +49,8 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     folders = [name for name in _FOLDERS if (path / name).is_dir()]
     if not folders:
         raise hutch.ConfigError(
-            f"{str(path)!r} holds no folder 'datasets' and none 'experiments'; name the root_dir of the local/jsonl "
-            "backend"
+            f"{str(path)!r} has neither a folder 'datasets' nor a folder 'experiments'; name the root_dir of the "
+            "local/jsonl backend"
         )
     for folder in folders:
         for file in sorted((path / folder).glob("*.jsonl")):
@@ -125,29 +125,29 @@ def write(store: hutch.Store, path: Path) -> int:
             for name in table_names(tables):
                 target = path / folder / f"{name}.jsonl"
                 where = f"table {name!r} of {namespace!r}"
-                _check_name(target, name, where, made)
-                _write_whole_table(tables, name, target, where)
+                _validate_file_name(target, name, where, made)
+                _write_table_of_one_save(tables, name, target, where)
                 made.add(_identity(target))
                 written += 1
     return written
 
 
-def _write_whole_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> None:
+def _write_table_of_one_save(tables: hutch.Namespace, name: str, target: Path, where: str) -> None:
     while not _write_table(tables, name, target, where):
         pass
 
 
-def _check_name(target: Path, name: str, where: str, made: set[tuple[int, int]]) -> None:
+def _validate_file_name(target: Path, name: str, where: str, made: set[tuple[int, int]]) -> None:
     """Raise for a name that ragas would not list, or that leads outside the folder, before writing anything for it."""
     reason = None
     if not name or not name.isprintable() or set(name) & set("/\\" + ('<>:"|?*' if os.name == "nt" else "")):
-        reason = "no file can be called so"
+        reason = "no file can have that name"
     elif len(os.fsencode(target.name)) > _LONGEST_FILE_NAME_BYTES:
         reason = f"its file would have a name of more than {_LONGEST_FILE_NAME_BYTES} bytes"
     elif os.path.lexists(target) and _identity(target) in made:
-        reason = "it and one that was written already are one name for this file system"
+        reason = "this file system takes it for the name of another table that was written already"
     if reason is not None:
-        raise hutch.ConfigError(f"{where} cannot become a file: {reason}. Save it in ragas by another name")
+        raise hutch.ConfigError(f"{where} cannot become a file: {reason}. Save it in ragas under another name")
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -
         try:
             for rows in read_rows(tables, read_table(tables, name)):
                 for row in rows:
-                    out.write(_line(row, f"{where}, row {number}") + "\n")
+                    out.write(_json_line(row, f"{where}, row {number}") + "\n")
                     number += 1
         except TableReplacedError:
             return False
@@ -173,7 +173,7 @@ def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -
     return True
 
 
-def _line(row: Row, where: str) -> str:
+def _json_line(row: Row, where: str) -> str:
     if type(row) is not dict:
         raise _not_json(where, f"a row of type {type(row).__name__}")
     plain = {_json_key(key, where): _json_value(value, f"{where}, column {key!r}") for key, value in row.items()}

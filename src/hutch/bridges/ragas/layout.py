@@ -92,15 +92,15 @@ def table_of(name: str, version: str, rows: int, chunks: int) -> Table:
 
 def read_table(namespace: hutch.Namespace, name: str) -> Table:
     """Return the record of the table called `name`. Raises KeyError if it is missing, CorruptValueError."""
-    return checked_table(namespace, name, namespace[table_key(name)])
+    return validate_table(namespace, name, namespace[table_key(name)])
 
 
-def checked_table(namespace: hutch.Namespace, name: str, found: Any) -> Table:
+def validate_table(namespace: hutch.Namespace, name: str, found: Any) -> Table:
     """Return `found`, stored as the table called `name`, if it is a table; raise CorruptValueError otherwise."""
     if not _is_table(found, name):
         raise hutch.CorruptValueError(
-            f"key {table_key(name)!r} of {namespace.namespace!r} is no table of ragas, or that of another name; remove "
-            "it with hutch rm"
+            f"key {table_key(name)!r} of {namespace.namespace!r} is not a table of ragas, or has another name; "
+            "remove it with hutch rm"
         )
     table: Table = found
     return table
@@ -127,11 +127,11 @@ def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
                 raise TableReplacedError(name)
             missing = next(key for key in wanted if key not in found)
             raise hutch.CorruptValueError(
-                f"{table_key(name)!r} of {namespace.namespace!r} lacks its rows at {missing!r}"
+                f"{table_key(name)!r} of {namespace.namespace!r} has lost its rows at {missing!r}"
             )
         for key, rows in found.items():
             if type(rows) is not list:
-                raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} holds no rows of ragas")
+                raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} does not hold rows of ragas")
             count += len(rows)
             yield rows
     if count != table["rows"]:
@@ -146,7 +146,7 @@ def table_names(namespace: hutch.Namespace) -> list[str]:
     hashed = namespace.get_many(_TABLE + label for label in labels if label.startswith(HASHED))
     for key, table in hashed.items():
         if type(table) is not dict or type(table.get("name")) is not str or table_key(table["name"]) != key:
-            raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} is no table of ragas")
+            raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} is not a table of ragas")
     names = [named(label) for label in labels if not label.startswith(HASHED)]
     return sorted(names + [table["name"] for table in hashed.values()])
 

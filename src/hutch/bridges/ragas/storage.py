@@ -24,7 +24,6 @@ from .layout import (
     Row,
     Table,
     TableReplacedError,
-    checked_table,
     chunk_key,
     label,
     new_version,
@@ -36,6 +35,7 @@ from .layout import (
     table_key,
     table_names,
     table_of,
+    validate_table,
 )
 
 _NEEDED = (
@@ -101,7 +101,7 @@ class HutchBackend:
             try:
                 table = read_table(tables, name)
             except KeyError as error:
-                raise FileNotFoundError(f"{_shown(kind, name)} not found: hutch has none of that name") from error
+                raise FileNotFoundError(f"{_shown(kind, name)} not found in hutch") from error
             with suppress(TableReplacedError):
                 return [row for rows in read_rows(tables, table) for row in rows]
 
@@ -112,7 +112,7 @@ class HutchBackend:
         replaced: list[str] = []
 
         def replace(old: Table | None) -> Table:
-            replaced[:] = [] if old is None else [checked_table(tables, name, old)["version"]]
+            replaced[:] = [] if old is None else [validate_table(tables, name, old)["version"]]
             return table
 
         try:
@@ -301,10 +301,10 @@ def _find_class(reference: str, base: Any) -> Any:
     raise _UnknownClassError
 
 
-# --- what ragas has to know, and hutch of ragas ---
+# --- registration with ragas, and of its result type with hutch ---
 
 
-def _join(package: str) -> None:
+def _register_with(package: str) -> None:
     """Register the classes above with `package`, and its result type with the codec."""
     import_module(f"{package}.backends.base").BaseBackend.register(HutchBackend)
     result = import_module(f"{package}.metrics.result").MetricResult
@@ -313,8 +313,8 @@ def _join(package: str) -> None:
         import_module("ragas.cache").CacheInterface.register(HutchCache)
 
 
-def _join_all() -> None:
-    """Join every installed package, though the user may need only one: each reads the entry points of both.
+def _register_with_all() -> None:
+    """Register with every installed package, though the user may need only one: each reads the entry points of both.
 
     ragas 0.4 cannot be imported beside every version of LangChain; then the other package must still work.
     """
@@ -322,14 +322,14 @@ def _join_all() -> None:
     packages = ("ragas_experimental", "ragas")
     for package in packages:
         try:
-            _join(package)
+            _register_with(package)
         except ImportError as error:
             missing.append(error)
     if len(missing) == len(packages):
         raise ImportError(f"{_NEEDED} ({missing[-1]})") from missing[-1]
 
 
-_join_all()
+_register_with_all()
 # Types that metrics compute with, and leave in the rows.
 for _type in (numpy.ndarray, numpy.float64, numpy.float32, numpy.int64, numpy.int32):
     hutch.register_type(_type)

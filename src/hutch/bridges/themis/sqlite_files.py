@@ -32,7 +32,7 @@ CREATE TABLE stage_cache (
 """
 
 
-# --- in ---
+# --- from the file ---
 
 
 def read(path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -43,18 +43,18 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     that cannot be read, with file, table and row.
     """
     if not path.is_file():
-        raise hutch.ConfigError(f"{str(path)!r} is no file; what is wanted is the file of Themis's SQLite store")
+        raise hutch.ConfigError(f"{str(path)!r} is not a file; expected the file of Themis's SQLite store")
     try:
         # A path can have any character; `as_uri` quotes it. Read-only, so the source stays as it is.
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
-            file.text_factory = _decoded
+            file.text_factory = _decode_or_none
             yield from _runs(file, path)
             for row, ref, media_type, payload in _rows(file, path, "run_blobs", "blob_ref", "media_type", "payload"):
                 if not isinstance(payload, bytes):
                     _refuse(path, "run_blobs", row, "its payload is not bytes")
                 yield BLOBS, ref, {"media_type": media_type, "payload": payload}
             for row, stage, key, payload in _rows(file, path, "stage_cache", "stage_name", "cache_key", "payload_json"):
-                value = {"stage": stage, "key": key, "payload": _parsed(payload, path, "stage_cache", row)}
+                value = {"stage": stage, "key": key, "payload": _parse_json(payload, path, "stage_cache", row)}
                 yield STAGE_CACHE, stage_key(stage, key), value
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for damaged names of tables
         message = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
@@ -66,11 +66,11 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]]:
     for row, run_id, text in _rows(file, path, "run_snapshots", "run_id", "snapshot_json"):
-        yield RUNS, snapshot_key(run_id), _of_run(run_id, text, path, "run_snapshots", row)
+        yield RUNS, snapshot_key(run_id), _parse_run_row(run_id, text, path, "run_snapshots", row)
     events: dict[str, int] = {}
     for row, run_id, text in _rows(file, path, "run_events", "run_id", "event_json"):
         events[run_id] = events.get(run_id, 0) + 1
-        yield RUNS, event_key(run_id, events[run_id]), _of_run(run_id, text, path, "run_events", row)
+        yield RUNS, event_key(run_id, events[run_id]), _parse_run_row(run_id, text, path, "run_events", row)
 
 
 def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
@@ -82,7 +82,7 @@ def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> It
     last = -(2**63)
     while row := file.execute(query, (last,)).fetchone():
         if row[0] <= last:  # a damaged file: the same rows would repeat forever
-            _refuse(path, table, row[0], "it lies behind a row with a greater number")
+            _refuse(path, table, row[0], "it follows a row with a greater number")
         last, *names, _ = row
         for column, name in zip(columns, names, strict=False):
             if not isinstance(name, str):
@@ -90,7 +90,7 @@ def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> It
         yield row
 
 
-def _decoded(text: bytes) -> str | None:
+def _decode_or_none(text: bytes) -> str | None:
     # The error of sqlite3 would show the text but not the row.
     try:
         return text.decode()
@@ -98,14 +98,14 @@ def _decoded(text: bytes) -> str | None:
         return None
 
 
-def _of_run(run_id: str, text: Any, path: Path, table: str, row: int) -> dict[str, Any]:
-    value = _parsed(text, path, table, row)
+def _parse_run_row(run_id: str, text: Any, path: Path, table: str, row: int) -> dict[str, Any]:
+    value = _parse_json(text, path, table, row)
     if not isinstance(value, dict) or value.get("run_id") != run_id:
-        _refuse(path, table, row, "it is not JSON object with the run_id of its row")
+        _refuse(path, table, row, "it is not a JSON object with the run_id of its row")
     return value
 
 
-def _parsed(text: Any, path: Path, table: str, row: int) -> Any:
+def _parse_json(text: Any, path: Path, table: str, row: int) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
@@ -117,7 +117,7 @@ def _refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
     raise hutch.CorruptValueError(f"{str(path)!r}, table {table}, row {row} cannot be read: {reason}")
 
 
-# --- out ---
+# --- to the file ---
 
 
 def write(store: hutch.Store, path: Path) -> int:
@@ -131,15 +131,15 @@ def write(store: hutch.Store, path: Path) -> int:
     if os.path.lexists(path):
         raise hutch.ConfigError(f"{str(path)!r} exists; it is not replaced: name a new file")
     if not path.parent.is_dir():
-        raise hutch.ConfigError(f"{str(path.parent)!r} is no folder; make it first, or name a file elsewhere")
+        raise hutch.ConfigError(f"{str(path.parent)!r} is not a folder; create it first, or name a file elsewhere")
     try:
-        return _written(store, path)
+        return _write_file(store, path)
     except sqlite3.Error as error:
         kind = hutch.StorageFullError if "full" in str(error) else hutch.StorageUnavailableError
-        raise kind(f"{str(path)!r} cannot be written: {error}. Nothing of it is left") from error
+        raise kind(f"{str(path)!r} cannot be written: {error}. No part of it is left") from error
 
 
-def _written(store: hutch.Store, path: Path) -> int:
+def _write_file(store: hutch.Store, path: Path) -> int:
     count = 0
     # In a folder of its own, so that nothing is left if this fails.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as folder:
@@ -196,12 +196,12 @@ def _text_of(namespace: str, key: str, value: Any, field: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        _refuse_value(namespace, key, f"its {field!r} is no Unicode text")
+        _refuse_value(namespace, key, f"its {field!r} is not Unicode text")
     return text
 
 
 def _json(namespace: str, key: str, value: Any) -> str:
-    if reason := _unlike_json(value):
+    if reason := _reason_not_json(value):
         _refuse_value(namespace, key, reason)
     try:
         return json.dumps(value)  # in the value's order: Themis sorts the names, and reads any order
@@ -209,17 +209,17 @@ def _json(namespace: str, key: str, value: Any) -> str:
         _refuse_value(namespace, key, f"it holds a number of more than {sys.get_int_max_str_digits():,} digits")
 
 
-def _unlike_json(value: Any) -> str | None:
+def _reason_not_json(value: Any) -> str | None:
     """Return what in `value` JSON would change; None if nothing."""
     if type(value) is dict:
         for key, item in value.items():
             if type(key) is not str:
                 return f"it has a key of type {type(key).__name__}"
-            if reason := _unlike_json(item):
+            if reason := _reason_not_json(item):
                 return reason
     elif type(value) is list:
         for item in value:
-            if reason := _unlike_json(item):
+            if reason := _reason_not_json(item):
                 return reason
     elif value is not None and type(value) not in (bool, int, float, str):
         return f"it holds a value of type {type(value).__name__}"
@@ -228,7 +228,7 @@ def _unlike_json(value: Any) -> str | None:
 
 def _refuse_key(namespace: str, key: str) -> NoReturn:
     raise hutch.ConfigError(
-        f"key {key!r} of namespace {namespace!r} is not a key that the bridge to Themis writes; remove it, or move it "
+        f"key {key!r} of namespace {namespace!r} was not written by the bridge to Themis; remove it, or move it "
         "elsewhere, to export the rest"
     )
 

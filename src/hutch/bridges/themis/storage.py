@@ -60,9 +60,9 @@ class HutchRunStore:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self._url = _resolved(url)
+        self._url = _resolve_url(url)
         self._handles: dict[str, hutch.Namespace] = {}
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _KnownEvents] = {}
         self._built: tuple[object, StoredRun, ExecutionState] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -85,7 +85,7 @@ class HutchRunStore:
         identity, runs = _identity(value), self._open(RUNS)
         known = self._known.get(run_id)
         if known is None:
-            known = self._known[run_id] = _Known()
+            known = self._known[run_id] = _KnownEvents()
             known.catch_up(runs, run_id)
         while True:
             last = known.last  # first, so that `sequences` then contains all events up to it, in any thread
@@ -98,7 +98,7 @@ class HutchRunStore:
                 if not cleared:
                     break
             if cleared:  # by another process: the numbers of the run may restart
-                known = self._known[run_id] = _Known()
+                known = self._known[run_id] = _KnownEvents()
                 known.catch_up(runs, run_id)
             elif runs.compare_and_set(event_key(run_id, last + 1), hutch.MISSING, value):
                 known.add(identity, last + 1)
@@ -182,7 +182,7 @@ class HutchRunStore:
         return handle
 
 
-class _Known:
+class _KnownEvents:
     """The events of a run that this process knows: all up to the sequence number `last`.
 
     When another process appends, this falls behind: the next key is taken, and `catch_up` reads the new events. An
@@ -273,7 +273,7 @@ def _from_config(config: StorageConfig) -> HutchRunStore:
     return HutchRunStore(url)
 
 
-def _resolved(url: str | None) -> str | None:
+def _resolve_url(url: str | None) -> str | None:
     if url is None:
         return None
     if _REDACTED in url:

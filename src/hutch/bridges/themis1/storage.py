@@ -149,16 +149,16 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self, run_id: str, record: entities.GenerationRecord, *, cache_key: str | None = None
     ) -> None:
         """Append `record` with all its attempts; on resuming, the last record of a cache key counts."""
-        key, cached_as = _next_key("gen", run_id), cache_key or task_cache_key(record.task)
-        self._store(lambda raw: {key: {"cache_key": cached_as, "record": record_to_plain(record, raw)}})
+        key, cache_key = _next_key("gen", run_id), cache_key or task_cache_key(record.task)
+        self._store(lambda raw: {key: {"cache_key": cache_key, "record": record_to_plain(record, raw)}})
 
     def load_generation_records(self, run_id: str) -> list[entities.GenerationRecord]:
         """Return every record of `run_id` in the order they were appended; an empty list if there is no such run."""
-        return [record for _, record in self._cached("gen", run_id, "record", record_from_plain)]
+        return [record for _, record in self._load_records("gen", run_id, "record", record_from_plain)]
 
     def load_cached_records(self, run_id: str) -> dict[str, entities.GenerationRecord]:
         """Return the last record of each cache key; an empty dict if there is no such run."""
-        return dict(self._cached("gen", run_id, "record", record_from_plain))
+        return dict(self._load_records("gen", run_id, "record", record_from_plain))
 
     def save_evaluation_record(
         self, run_id: str, generation_record: entities.GenerationRecord, record: entities.EvaluationRecord
@@ -175,12 +175,12 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         evaluation_config: dict[str, Any] | None = None,
     ) -> None:
         """Append the evaluation of `generation_record` under `evaluation_config`; the last one of its key counts."""
-        key, cached_as = _next_key("eval", run_id), evaluation_cache_key(generation_record.task, evaluation_config)
-        self._store(lambda raw: {key: {"cache_key": cached_as, "evaluation": evaluation_to_plain(evaluation_record)}})
+        key, cache_key = _next_key("eval", run_id), evaluation_cache_key(generation_record.task, evaluation_config)
+        self._store(lambda raw: {key: {"cache_key": cache_key, "evaluation": evaluation_to_plain(evaluation_record)}})
 
     def load_evaluation_records(self, run_id: str) -> dict[str, entities.EvaluationRecord]:
         """Return the last evaluation of each cache key."""
-        return dict(self._cached("eval", run_id, "evaluation", evaluation_from_plain))
+        return dict(self._load_records("eval", run_id, "evaluation", evaluation_from_plain))
 
     def load_cached_evaluations(
         self, run_id: str, evaluation_config: dict[str, Any] | None = None
@@ -208,7 +208,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
     def load_report(self, run_id: str) -> entities.ExperimentReport | None:
         """Return the report of `run_id`; None if none was stored."""
         found = self._load_rows("report", run_id)
-        return found and self._built(f"report/{_name_of(run_id)}", lambda: report_from_plain(*found))
+        return found and self._build(f"report/{_name_of(run_id)}", lambda: report_from_plain(*found))
 
     # --- inside ---
 
@@ -232,11 +232,11 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             if not self._save_raw:
                 raise
             self._data.set_many(to_builtin_types(items(False), dataclasses=True))
-            log.warning("A raw response was left out, for it cannot be stored: %s", error)
+            log.warning("A raw response was left out because it cannot be stored: %s", error)
 
-    def _cached(self, kind: str, run_id: str, name: str, build: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+    def _load_records(self, kind: str, run_id: str, name: str, build: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
         for key, value in self._data.scan(prefix=f"{kind}/{_name_of(run_id)}/"):
-            yield self._built(key, lambda: (value["cache_key"], build(value[name])))  # noqa: B023 - called at once
+            yield self._build(key, lambda: (value["cache_key"], build(value[name])))  # noqa: B023 - called at once
 
     def _copy_in(
         self, kind: str, run_id: str, name: str, entries: dict[str, T], out: Callable[[T, bool], dict[str, Any]]
@@ -247,12 +247,12 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
             batch = them[start : start + _CHUNK_ROWS]
             self._store(
                 lambda raw: {
-                    f"{place}/{at:016x}": {"cache_key": cached_as, name: out(entry, raw)}
-                    for at, (cached_as, entry) in batch  # noqa: B023 - called at once
+                    f"{place}/{at:016x}": {"cache_key": cache_key, name: out(entry, raw)}
+                    for at, (cache_key, entry) in batch  # noqa: B023 - called at once
                 }
             )
 
-    def _built(self, key: str, build: Callable[[], T]) -> T:
+    def _build(self, key: str, build: Callable[[], T]) -> T:
         try:
             return build()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -282,7 +282,7 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         place = f"{kind}/{_name_of(run_id)}"
         head = self._data.get(place)
         while head is not None:
-            keys = self._built(place, partial(_chunk_keys, place, head))
+            keys = self._build(place, partial(_chunk_keys, place, head))
             found = self._data.get_many(keys)
             if len(found) == len(keys):
                 return head, [row for chunk in found.values() for row in chunk]
