@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from hutch import StoreError
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
+from hutch.locks import wake_up
 
 #: A function run in a write transaction, with the transaction's `Slot` as first argument. It may be called again in
 #: another transaction; only the last call's result counts.
@@ -234,7 +235,7 @@ class CommitQueue:
             wake = self.requests[0].wake
         except IndexError:
             return
-        _wake(wake)
+        wake_up(wake)
 
     # --- leading ---
 
@@ -264,7 +265,7 @@ class CommitQueue:
             for one in group.requests:
                 if one is not own:
                     _remove(self.requests, one)
-                    _wake(one.wake)
+                    wake_up(one.wake)
             return group.results[0]
 
     def _do_group(self, slot: Any, own: Request, group: Group) -> None:
@@ -309,15 +310,6 @@ def _remove(requests: deque[Request], request: Request) -> None:
     except ValueError as error:  # its thread has removed it
         if raised_by_handler(error):
             raise
-
-
-def _wake(wake: threading.Lock | None) -> None:
-    if wake is not None and wake.locked():
-        try:
-            wake.release()
-        except RuntimeError as error:  # another thread has woken it
-            if raised_by_handler(error):
-                raise
 
 
 def _result(request: Request) -> Any:

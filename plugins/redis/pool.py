@@ -18,7 +18,7 @@ from redis import exceptions as driver
 from hutch import StorageTimeoutError
 from hutch.fork import run_in_child
 from hutch.handlers import raised_by_handler
-from hutch.locks import FairLock, Ticket
+from hutch.locks import FairLock, Ticket, wake_up
 
 from .protocol import PING, CallFailedError, Connection, close_socket, connection_of
 
@@ -255,13 +255,7 @@ class _Limit:
 
     def _wake_next(self) -> None:
         for ticket in list(self._queue)[self._most - 1 : self._most]:
-            wake = ticket.wake
-            if wake is not None and wake.locked():
-                try:
-                    wake.release()
-                except RuntimeError as error:  # another thread has woken it
-                    if raised_by_handler(error):
-                        raise
+            wake_up(ticket.wake)
 
 
 def _raise_handlers(error: BaseException) -> None:

@@ -175,20 +175,16 @@ class StorageBase(ABC):
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yield each live key once, with its value. Concurrent changes may or may not appear, as in `keys`."""
-        for key in self.keys():
-            try:
-                value = self.get(key)
-            except KeyError as error:
-                if not is_missing(error, key):
-                    raise
-            else:
-                yield key, value
+        return self._read_each(self.keys)
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
         """Yield items in key order (by code point) whose key has `prefix` and lies in ``start <= key < stop``."""
-        for key in self.scan_keys(prefix, start, stop, reverse):
+        return self._read_each(self.scan_keys, prefix, start, stop, reverse)
+
+    def _read_each(self, list_keys: Callable[..., Iterable[str]], *args: object) -> Iterator[tuple[str, Any]]:
+        for key in list_keys(*args):
             try:
                 value = self.get(key)
             except KeyError as error:

@@ -7,11 +7,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, TypeVar
 
 from .errors import StorageTimeoutError
 from .fork import run_in_child
+from .handlers import raised_by_handler
 
 T = TypeVar("T")
 
@@ -126,9 +126,7 @@ class FairLock:
             wake = self._tickets[0].wake
         except IndexError:
             return
-        if wake is not None and wake.locked():
-            with suppress(RuntimeError):  # another thread woke it meanwhile
-                wake.release()
+        wake_up(wake)
 
     def _after_fork_in_child(self) -> None:
         """Remove the tickets of threads that do not exist in the child."""
@@ -136,6 +134,16 @@ class FairLock:
         left = [ticket for ticket in self._tickets if ticket.thread == thread]
         self._tickets.clear()
         self._tickets.extend(left)
+
+
+def wake_up(wake: threading.Lock | None) -> None:
+    """Wake the thread that sleeps on `wake`, if any: release the lock."""
+    if wake is not None and wake.locked():
+        try:
+            wake.release()
+        except RuntimeError as error:  # another thread has woken it
+            if raised_by_handler(error):
+                raise
 
 
 def _name_of(thread: int) -> str:

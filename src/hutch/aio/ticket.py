@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Hashable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from ..keylocks import Ticket
 from ..workers import WorkerPool
 from ..workers.call import DONE, HELD, Call
+from ..workers.calls import wake_task
 
 # The longest wait for a wake-up from the previous holder, which may have ended without sending one.
 _LONGEST_NAP_S: Final = 1.0
@@ -44,7 +44,7 @@ class TaskTicket(Ticket):
             while True:
                 waiter: asyncio.Future[None] = self._loop.create_future()
                 # Set before checking, so that no release is missed.
-                self.wake = partial(_wake, self._loop, waiter)
+                self.wake = partial(wake_task, self._loop, waiter)
                 if self.is_first():
                     return
                 holder = self.holder()
@@ -71,13 +71,3 @@ class TaskTicket(Ticket):
         """Return whether nothing is left to release the key, as when a signal handler raised before `release`."""
         has_ended = self._loop.is_closed() or (self._task is not None and self._task.done())
         return has_ended and (self.call is None or self.call.state in (HELD, DONE))
-
-
-def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    with suppress(RuntimeError):  # the event loop is closed, so no task waits
-        loop.call_soon_threadsafe(_set, waiter)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -60,13 +60,7 @@ class Calls:
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:
         """Call ``fn(*args)`` in a thread and return its result."""
-        call = self.prepare(fn, *args)
-        self.pool.submit(call)
-        try:
-            return await call.future
-        except (asyncio.CancelledError, GeneratorExit):
-            self.pool.abandon(call)
-            raise
+        return await self.run(self.prepare(fn, *args))
 
     async def write(self, keys: Keys, fn: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None) -> T:
         """Call ``fn(*args)``, which writes `keys`, in a thread and return its result.
@@ -75,13 +69,7 @@ class Calls:
         """
         if self._group.abandoned:
             await self.until_answered(keys)
-        call = self.prepare(fn, *args, keys=keys, undo=undo)
-        self.pool.submit(call)
-        try:
-            return await call.future
-        except (asyncio.CancelledError, GeneratorExit):
-            self.pool.abandon(call)
-            raise
+        return await self.run(self.prepare(fn, *args, keys=keys, undo=undo))
 
     def prepare(
         self, fn: Callable[..., T], *args: Any, keys: Keys = (), undo: Callable[[T], object] | None = None
@@ -217,7 +205,7 @@ class Calls:
         """Wait until `call` is done or abandoned, or the timeout; the caller must look again which it was."""
         loop = self.loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        wake = partial(_wake, loop, waiter)
+        wake = partial(wake_task, loop, waiter)
         if self.pool.watch(call, wake):
             try:
                 await asyncio.wait([waiter], timeout=min(timeout_s, _LONGEST_NAP_S))
@@ -226,7 +214,8 @@ class Calls:
                     call.callbacks.remove(wake)
 
 
-def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+def wake_task(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    """Wake the task that waits for `waiter`, from any thread."""
     with suppress(RuntimeError):  # the event loop is closed, so no task waits
         loop.call_soon_threadsafe(_set, waiter)
 
