@@ -135,7 +135,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
             # The frame has more parts, or was replaced while being read on an engine without snapshots.
             keys = wanted
         raise hutch.CorruptValueError(
-            f"the pixels of the frame {_shown(data_coordinates)} of dataset {self.name!r} do not fit its shape"
+            f"the pixels of the frame {_describe(data_coordinates)} of dataset {self.name!r} do not fit its shape"
         )
 
     def get_metadata(self, data_coordinates: Coordinates) -> Any:
@@ -160,7 +160,7 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         if not self._is_writable:
             raise hutch.StoreNotOpenError(
                 f"dataset {self.name!r} is finished, or was opened for reading; "
-                f"open it again with mode='a' to store the frame {_shown(data_coordinates)}"
+                f"open it again with mode='a' to store the frame {_describe(data_coordinates)}"
             )
         axes = _axes(data_coordinates)
         encoded = _encode_axes(axes)
@@ -226,11 +226,11 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         return FileNotFoundError(f"there is no dataset {self.name!r} in this store")
 
     def _missing_frame(self, coordinates: Coordinates) -> KeyError:
-        return KeyError(f"dataset {self.name!r} has no frame {_shown(coordinates)}")
+        return KeyError(f"dataset {self.name!r} has no frame {_describe(coordinates)}")
 
     def _foreign_frame(self, coordinates: Coordinates) -> hutch.CorruptValueError:
         return hutch.CorruptValueError(
-            f"what is stored for the frame {_shown(coordinates)} of dataset {self.name!r} is not a frame of this bridge"
+            f"the frame {_describe(coordinates)} of dataset {self.name!r} was not written by this bridge"
         )
 
     def _empty_unneeded_parts(self, encoded: str, size_bytes: int) -> dict[str, bytes]:
@@ -358,5 +358,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(coordinates: Coordinates) -> str:
+def _describe(coordinates: Coordinates) -> str:
     return str(dict(coordinates))

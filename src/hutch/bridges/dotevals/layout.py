@@ -26,26 +26,29 @@ def _in_key(name: str) -> str:
 
 
 def experiment_key(name: str) -> str:
+    """Return the key of an experiment's record."""
     return EXPERIMENTS + _in_key(name)
 
 
 def evaluations_prefix(experiment_id: str) -> str:
+    """Return the prefix of the keys of an experiment's evaluations."""
     return f"evaluation/{experiment_id}/"
 
 
 def evaluation_key(experiment_id: str, name: str) -> str:
+    """Return the key of an evaluation's metadata."""
     return f"evaluation/{experiment_id}/{_in_key(name)}"
 
 
 def results_prefix(experiment_id: str, evaluation: str | None = None) -> str:
-    """Return the key prefix of an evaluation's results; without `evaluation`, that of all results of the experiment."""
+    """Return the key prefix of an evaluation's results; without `evaluation`, of all the experiment's results."""
     of_experiment = f"result/{experiment_id}/"
     return of_experiment if evaluation is None else f"{of_experiment}{_in_key(evaluation)}/"
 
 
-def result_suffix(sequence: int, turn: int, salt: str, item_id: int, error: str | None) -> str:
-    """Return what follows the prefix: the order, a part unique to the process, and what resuming needs."""
-    return f"{sequence:016x}-{turn & 0xFFFF:04x}{salt}/{item_id}/{'ok' if error is None else 'error'}"
+def result_suffix(sequence: int, count: int, salt: str, item_id: int, error: str | None) -> str:
+    """Return the rest of a result's key: its order, a part unique to the process, the item and whether it failed."""
+    return f"{sequence:016x}-{count & 0xFFFF:04x}{salt}/{item_id}/{'ok' if error is None else 'error'}"
 
 
 def item_of(key: str) -> tuple[int, bool]:

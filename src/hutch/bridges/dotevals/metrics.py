@@ -17,7 +17,7 @@ from .layout import metric_name
 
 _Metric = Callable[[list[Any]], float]
 
-# The metric of each score in this process and its description, by evaluation, score and name; a few per evaluation.
+# The metrics that this process used and their descriptions, by evaluation, score and name; a few per evaluation.
 _used: dict[tuple[str, str, str], tuple[_Metric, str]] = {}
 
 
@@ -58,7 +58,7 @@ def find_metric(evaluation: str, score: str, described: str) -> _Metric | None:
 
 
 class UnknownMetric:
-    """Placeholder for a metric that was unknown when results were read; looked up again when its value is asked for."""
+    """Placeholder for a metric that was unknown when results were read; a call looks it up again."""
 
     def __init__(self, evaluation: str, score: str, described: str) -> None:
         self._evaluation, self._score, self.described = evaluation, score, described

@@ -48,12 +48,12 @@ _counter = itertools.count()
 _salt = os.urandom(4).hex()
 
 
-def _fresh_salt_after_fork() -> None:
+def _renew_salt_after_fork() -> None:
     global _salt  # noqa: PLW0603
     _salt = os.urandom(4).hex()
 
 
-run_in_child(_fresh_salt_after_fork)
+run_in_child(_renew_salt_after_fork)
 
 
 class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for mypy
@@ -79,7 +79,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         for key, found in self._data.scan(EXPERIMENTS):
             record = validate_record(key, found, EXPERIMENT_FIELDS)
             # Finish what a killed rename or deletion left behind.
-            if len(record) == 3 or self._experiment(record["name"]) is not None:
+            if len(record) == 3 or self._load_experiment(record["name"]) is not None:
                 names.append(record["name"])
         return names
 
@@ -94,7 +94,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
             record = self._require(experiment_name)
             if self._data.compare_and_set(key, record, record | {"deleted": True}):
                 break
-        self._experiment(experiment_name)
+        self._load_experiment(experiment_name)
 
     def rename_experiment(self, old_name: str, new_name: str) -> None:
         """Rename an experiment atomically; its results stay where they are.
@@ -104,30 +104,30 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         """
         record = self._require(old_name)
         claim = record | {"name": new_name, "from": old_name}
-        if self._experiment(new_name) is not None or not self._data.compare_and_set(
+        if self._load_experiment(new_name) is not None or not self._data.compare_and_set(
             experiment_key(new_name), hutch.MISSING, claim
         ):
             raise ExperimentExistsError(new_name)
-        renamed = self._experiment(new_name)
+        renamed = self._load_experiment(new_name)
         if renamed is None or renamed["id"] != record["id"]:
             raise ExperimentNotFoundError(old_name)  # renamed or deleted by a concurrent call
 
     def _require(self, name: str) -> dict[str, Any]:
-        record = self._experiment(name)
+        record = self._load_experiment(name)
         if record is None:
             raise ExperimentNotFoundError(name) from KeyError(experiment_key(name))
         return record
 
     def _create(self, name: str) -> dict[str, Any]:
         while True:
-            record = self._experiment(name)
+            record = self._load_experiment(name)
             if record is not None:
                 return record
             record = {"id": secrets.token_hex(8), "name": name, "moves": 0}
             if self._data.compare_and_set(experiment_key(name), hutch.MISSING, record):
                 return record
 
-    def _experiment(self, name: str) -> dict[str, Any] | None:
+    def _load_experiment(self, name: str) -> dict[str, Any] | None:
         """Finish any change under way, and return the record of an experiment, or None."""
         key, data = experiment_key(name), self._data
         while (found := data.get(key, hutch.MISSING)) is not hutch.MISSING:
@@ -139,15 +139,15 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
                     data.remove_many(list(data.scan_keys(prefix)))
                 data.compare_and_set(key, record, hutch.MISSING)
             elif "from" in record:
-                self._end_rename(key, record)
+                self._finish_rename(key, record)
             elif "to" in record:
-                self._experiment(record["to"])
+                self._load_experiment(record["to"])
                 data.compare_and_set(key, record, hutch.MISSING)
             else:
                 raise foreign_error(key)
         return None
 
-    def _end_rename(self, key: str, claim: dict[str, Any]) -> None:
+    def _finish_rename(self, key: str, claim: dict[str, Any]) -> None:
         """Finish the rename that `claim`, the record at `key`, announces. Safe to run concurrently and after a crash.
 
         The first change decides: it makes the old record say where it went. `moves` grows with each rename, so no
@@ -185,7 +185,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def list_evaluations(self, experiment_name: str) -> list[str]:
         """Return the names of an experiment's evaluations, as given; an empty list if there is no such experiment."""
-        experiment = self._experiment(experiment_name)
+        experiment = self._load_experiment(experiment_name)
         if experiment is None:
             return []
         found = self._data.scan(evaluations_prefix(experiment["id"]))
@@ -193,7 +193,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
         """Return the metadata of an evaluation; None if it is missing."""
-        experiment = self._experiment(experiment_name)
+        experiment = self._load_experiment(experiment_name)
         if experiment is None:
             return None
         key = evaluation_key(experiment["id"], evaluation_name)
@@ -211,16 +211,16 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
 
     def update_evaluation_status(self, experiment_name: str, evaluation_name: str, status: EvaluationStatus) -> None:
         """Set the status and the time of completion, atomically. Raises EvaluationNotFoundError."""
-        key = evaluation_key(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
+        key = evaluation_key(self._experiment_id_of(experiment_name, evaluation_name), evaluation_name)
         change = {"status": status.value, "completed_at": time.time() if status == EvaluationStatus.COMPLETED else None}
         try:
             self._data.modify(key, lambda value: validate_record(key, value, EVALUATION_FIELDS) | change)
         except KeyError as error:  # deleted meanwhile
             raise EvaluationNotFoundError(experiment_name, evaluation_name) from error
 
-    def _experiment_of(self, experiment_name: str, evaluation_name: str) -> str:
+    def _experiment_id_of(self, experiment_name: str, evaluation_name: str) -> str:
         """Return the id of the experiment that has this evaluation. Raises EvaluationNotFoundError."""
-        experiment = self._experiment(experiment_name)
+        experiment = self._load_experiment(experiment_name)
         missing = experiment_key(experiment_name)
         if experiment is not None:
             missing = evaluation_key(experiment["id"], evaluation_name)
@@ -237,7 +237,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         Values keep their types. A subclass of str, int, float, list, tuple or dict is stored as its base type. Raises
         hutch.ValueTypeError, which says where the value is, for a type that hutch does not store.
         """
-        prefix = results_prefix(self._experiment_of(experiment_name, evaluation_name), evaluation_name)
+        prefix = results_prefix(self._experiment_id_of(experiment_name, evaluation_name), evaluation_name)
         items = {}
         for record in results:
             now_ns = time.monotonic_ns() + _CLOCK_OFFSET_NS
@@ -261,7 +261,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         Each score gets the metrics that the evaluation gave it, where this process knows them. The value of an unknown
         metric is NaN, with a warning that says how to make it known.
         """
-        experiment = self._experiment(experiment_name)
+        experiment = self._load_experiment(experiment_name)
         if experiment is None:
             return []
         metrics = MetricsByDescription(evaluation_name)
@@ -308,7 +308,7 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         self._data.remove_many([key for key in self._keys(experiment_name, evaluation_name) if item_of(key) in failed])
 
     def _keys(self, experiment_name: str, evaluation_name: str) -> Iterable[str]:
-        experiment = self._experiment(experiment_name)
+        experiment = self._load_experiment(experiment_name)
         return () if experiment is None else self._data.scan_keys(results_prefix(experiment["id"], evaluation_name))
 
 

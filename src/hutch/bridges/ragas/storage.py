@@ -101,7 +101,7 @@ class HutchBackend:
             try:
                 table = read_table(tables, name)
             except KeyError as error:
-                raise FileNotFoundError(f"{_shown(kind, name)} not found in hutch") from error
+                raise FileNotFoundError(f"{_describe(kind, name)} not found in hutch") from error
             with suppress(TableReplacedError):
                 return [row for rows in read_rows(tables, table) for row in rows]
 
@@ -123,7 +123,7 @@ class HutchBackend:
             with suppress(hutch.StoreError):
                 remove_stale(tables, name, version)
             if isinstance(error, hutch.ValueTypeError | hutch.ValueLimitError):
-                _explain(error, _shown(kind, name), data)
+                _explain(error, _describe(kind, name), data)
             raise
         remove_stale(tables, name, version, *replaced)
 
@@ -153,7 +153,7 @@ def _chunks(name: str, version: str, data: Sequence[Row], chunk_rows: int) -> It
         yield chunk_key(name, version, number), list(data[start : start + chunk_rows])
 
 
-def _shown(kind: str, name: str) -> str:
+def _describe(kind: str, name: str) -> str:
     return f"{'Dataset' if kind == DATASETS else 'Experiment'} {name!r}"
 
 

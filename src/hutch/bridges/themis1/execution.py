@@ -22,7 +22,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 # The number of calls submitted at once to an executor of unknown size.
-_AHEAD = 64
+_DEFAULT_SUBMIT_COUNT = 64
 
 
 class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
@@ -83,7 +83,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
                 pickle.dumps(func)
             except Exception as error:
                 raise _not_shippable(func, pickle.dumps) from error
-        return self._results(func, iter(items), self._ahead(max_workers, timeout), timeout)
+        return self._results(func, iter(items), self._submit_count(max_workers, timeout), timeout)
 
     def shutdown(self) -> None:
         """Cancel the calls that have not started, and wait for the others; shut the executor down too if `owned`.
@@ -99,11 +99,11 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         if self._owned:
             self._executor.shutdown(wait=True)
 
-    def _ahead(self, max_workers: int | None, timeout: float | None) -> int:
+    def _submit_count(self, max_workers: int | None, timeout: float | None) -> int:
         """Return the number of calls to submit at once."""
         size = getattr(self._executor, "_max_workers", None)
         if not isinstance(size, int):
-            return max_workers or _AHEAD
+            return max_workers or _DEFAULT_SUBMIT_COUNT
         if timeout is not None or (max_workers is not None and max_workers < size):
             return min(size, max_workers or size)
         return 2 * size  # the executor queues the extra calls, so that no worker waits for the next item
@@ -130,7 +130,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
                     break
                 future = _next_done(done, running, timeout)
                 item, _ = running.pop(future)
-                yield self._result_of(future, item)
+                yield self._wait_for_result(future, item)
         finally:
             for future in running:
                 future.cancel()
@@ -154,7 +154,7 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
         future.add_done_callback(self._submitted.discard)
         return future
 
-    def _result_of(self, future: Future[R], item: T) -> R:
+    def _wait_for_result(self, future: Future[R], item: T) -> R:
         try:
             return future.result()
         except (AttributeError, TypeError, pickle.PicklingError) as error:
@@ -189,11 +189,11 @@ def _is_shippable(thing: object, dumps: _Dumps) -> bool:
 
 def _not_shippable(thing: object, dumps: _Dumps) -> ConfigurationError:
     """Return the error that says where in `thing` the unpicklable part is, by names and types, never values."""
-    parts = [_shown(thing)]
+    parts = [_describe(thing)]
     while len(parts) < 20:
         for label, part in _parts(thing, dumps):
             if not _is_shippable(part, dumps):
-                parts.append(f"{label}: {_shown(part)}")
+                parts.append(f"{label}: {_describe(part)}")
                 thing = part
                 break
         else:
@@ -226,7 +226,7 @@ def _parts(thing: Any, dumps: _Dumps) -> Iterator[tuple[str, Any]]:
         yield from ((f"attribute {name}", value) for name, value in getattr(thing, "__dict__", {}).items())
 
 
-def _shown(thing: Any) -> str:
+def _describe(thing: Any) -> str:
     if isinstance(thing, (FunctionType, MethodType, type)):
         return f"{thing.__module__}.{thing.__qualname__}"
     return f"a {type(thing).__module__}.{type(thing).__qualname__}".replace("a builtins.", "a ")

@@ -38,6 +38,10 @@ def _differing_fields(entity: Any, kind: type, parent: Any) -> dict[str, Any]:
 
 
 def record_to_plain(record: entities.GenerationRecord, raw: bool, parent: Any = None) -> dict[str, Any]:
+    """Return a record as a dict, without the provider's raw response unless `raw`.
+
+    An attempt, which has a `parent`, contains only the fields that differ from it.
+    """
     out = _differing_fields(record, entities.GenerationRecord, parent)
     if "task" in out:
         out["task"] = _task_to_plain(record.task, parent and parent.task)
@@ -52,6 +56,7 @@ def record_to_plain(record: entities.GenerationRecord, raw: bool, parent: Any = 
 
 
 def record_from_plain(stored: dict[str, Any], parent: Any = None) -> entities.GenerationRecord:
+    """Return the record from which `record_to_plain` made `stored`."""
     known = dict(stored) if parent is None else {**_fields_of(parent, entities.GenerationRecord), **stored}
     if "task" in stored:
         known["task"] = _task_from_plain(stored["task"], parent and parent.task)
@@ -105,11 +110,13 @@ def _task_from_plain(stored: dict[str, Any], parent: Any) -> entities.Generation
 
 
 def evaluation_to_plain(evaluation: entities.EvaluationRecord, raw: bool = True) -> dict[str, Any]:
+    """Return an evaluation as a dict. `raw` makes no difference; it is there for the signature of `record_to_plain`."""
     out = _fields_of(evaluation, entities.EvaluationRecord)
     return {**out, "scores": [_fields_of(score, entities.MetricScore) for score in evaluation.scores]}
 
 
 def evaluation_from_plain(stored: dict[str, Any]) -> entities.EvaluationRecord:
+    """Return the evaluation from which `evaluation_to_plain` made `stored`."""
     scores = [entities.MetricScore(**score) for score in stored["scores"]]
     return entities.EvaluationRecord(**{**stored, "scores": scores})
 
@@ -118,9 +125,9 @@ def report_to_plain(report: entities.ExperimentReport) -> tuple[dict[str, Any], 
     """Return the report's head, and its rows: generations, evaluations, and the scores of each aggregate in turn."""
     evaluation, scores = report.evaluation_report, []
 
-    def aggregates(them: dict[str, MetricAggregate]) -> dict[str, Any]:
+    def aggregates(metrics: dict[str, MetricAggregate]) -> dict[str, Any]:
         out = {}
-        for name, aggregate in them.items():
+        for name, aggregate in metrics.items():
             scores.extend(aggregate.per_sample)
             out[name] = {**_fields_of(aggregate, MetricAggregate), "per_sample": len(aggregate.per_sample)}
         return out
@@ -134,7 +141,7 @@ def report_to_plain(report: entities.ExperimentReport) -> tuple[dict[str, Any], 
             "metrics": aggregates(evaluation.metrics),
             "failures": [_fields_of(failure, EvaluationFailure) for failure in evaluation.failures],
             "records": len(evaluation.records),
-            "slices": {name: aggregates(them) for name, them in evaluation.slices.items()},
+            "slices": {name: aggregates(metrics) for name, metrics in evaluation.slices.items()},
             "metadata": evaluation.metadata,
         },
     }
@@ -146,23 +153,27 @@ def report_to_plain(report: entities.ExperimentReport) -> tuple[dict[str, Any], 
 
 
 def report_from_plain(head: dict[str, Any], rows: list[Any]) -> entities.ExperimentReport:
-    left = iter(rows)
+    """Return the report from which `report_to_plain` made `head` and `rows`."""
+    remaining = iter(rows)
 
-    def aggregates(them: dict[str, Any]) -> dict[str, MetricAggregate]:
-        return {name: MetricAggregate(**{**one, "per_sample": scores(one["per_sample"])}) for name, one in them.items()}
+    def aggregates(metrics: dict[str, Any]) -> dict[str, MetricAggregate]:
+        return {
+            name: MetricAggregate(**{**stored, "per_sample": scores(stored["per_sample"])})
+            for name, stored in metrics.items()
+        }
 
     def scores(count: int) -> list[entities.MetricScore]:
-        return [entities.MetricScore(**next(left)) for _ in range(count)]
+        return [entities.MetricScore(**next(remaining)) for _ in range(count)]
 
-    generations = [record_from_plain(next(left)) for _ in range(head["generations"])]
+    generations = [record_from_plain(next(remaining)) for _ in range(head["generations"])]
     evaluation = head["evaluation"]
     if evaluation is not None:
-        records = [evaluation_from_plain(next(left)) for _ in range(evaluation["records"])]
+        records = [evaluation_from_plain(next(remaining)) for _ in range(evaluation["records"])]
         evaluation = EvaluationReport(
             metrics=aggregates(evaluation["metrics"]),
             failures=[EvaluationFailure(**failure) for failure in evaluation["failures"]],
             records=records,
-            slices={name: aggregates(them) for name, them in evaluation["slices"].items()},
+            slices={name: aggregates(metrics) for name, metrics in evaluation["slices"].items()},
             metadata=evaluation["metadata"],
         )
     return entities.ExperimentReport(
@@ -174,6 +185,7 @@ def report_from_plain(head: dict[str, Any], rows: list[Any]) -> entities.Experim
 
 
 def run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Return `known` completed by the defaults of Themis's RunMetadata, without secrets."""
     moment = now()
     fresh = RunMetadata(
         run_id=run_id, experiment_id="default", status=RunStatus.IN_PROGRESS, created_at=moment, updated_at=moment
@@ -185,6 +197,7 @@ def run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def now() -> str:
+    """Return the current time in UTC as ISO 8601."""
     return datetime.now(UTC).isoformat()
 
 

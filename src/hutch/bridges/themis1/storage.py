@@ -242,9 +242,9 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self, kind: str, run_id: str, name: str, entries: dict[str, T], out: Callable[[T, bool], dict[str, Any]]
     ) -> None:
         """Store `entries` before everything appended, under keys that are the same each time."""
-        place, them = f"{kind}/{_name_of(run_id)}", list(enumerate(entries.items()))
-        for start in range(0, len(them), _CHUNK_ROWS):
-            batch = them[start : start + _CHUNK_ROWS]
+        place, numbered = f"{kind}/{_name_of(run_id)}", list(enumerate(entries.items()))
+        for start in range(0, len(numbered), _CHUNK_ROWS):
+            batch = numbered[start : start + _CHUNK_ROWS]
             self._store(
                 lambda raw: {
                     f"{place}/{at:016x}": {"cache_key": cache_key, name: out(entry, raw)}
@@ -266,10 +266,10 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         part = os.urandom(8).hex()
 
         def chunks(raw: bool) -> dict[str, Any]:
-            them = rows(raw)
-            starts = range(0, len(them), _CHUNK_ROWS)
-            return {f"{place}/{part}/{at:012}": them[at : at + _CHUNK_ROWS] for at in starts} | {
-                place: {**head, "part": part, "rows": len(them)}
+            stored = rows(raw)
+            starts = range(0, len(stored), _CHUNK_ROWS)
+            return {f"{place}/{part}/{at:012}": stored[at : at + _CHUNK_ROWS] for at in starts} | {
+                place: {**head, "part": part, "rows": len(stored)}
             }
 
         self._store(chunks)
