@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,9 +13,8 @@ from typing import Any
 
 import hutch
 
-from ...filesystem import validate_regular_file
+from ...filesystem import atomic_file, open_existing, validate_regular_file
 from ...handlers import raised_by_handler
-from ..files import close_flushed, unfinished
 from .layout import (
     EVALUATION_FIELDS,
     EXPERIMENT_FIELDS,
@@ -208,32 +207,45 @@ def _file_name(evaluation: str) -> str:
 
 
 def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dict[str, Any], file: Path) -> int:
-    head = {"evaluation_name": evaluation["name"], **{key: evaluation[key] for key in evaluation if key != "name"}}
-    count = 1
-    with unfinished(file.parent) as out:
-        out.write(_json(head, evaluation_key(experiment_id, evaluation["name"])))
-        for key, result in data.scan(results_prefix(experiment_id, evaluation["name"])):
-            try:
-                scores = [
-                    {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]}
-                    for score in result["scores"]
-                ]
-            except (KeyError, TypeError, AttributeError) as error:
-                raise foreign_error(key) from error
-            out.write("\n" + _json({**result, "scores": scores}, key))
-            count += 1
-        close_flushed(out)
-        try:
-            if validate_regular_file(file) is not None:
-                if not filecmp.cmp(out.name, file, shallow=False):
-                    raise hutch.ConfigError(f"{file} exists and differs; export to an empty folder")
-            else:
-                os.replace(out.name, file)  # noqa: PTH105
-        except OSError as error:
-            if isinstance(error, hutch.StoreError) or raised_by_handler(error):
-                raise
-            raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
+    try:
+        exists = validate_regular_file(file) is not None
+    except OSError as error:
+        if isinstance(error, hutch.StoreError) or raised_by_handler(error):
+            raise
+        raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
+    count = 0
+    if exists:
+        with io.BufferedReader(open_existing(file)) as found:
+            for line in _lines(data, experiment_id, evaluation):
+                if found.read(len(line)) != line:
+                    raise _differs(file)
+                count += 1
+            if found.read(1):
+                raise _differs(file)
+    else:
+        with atomic_file(file, 0o600) as out:
+            for line in _lines(data, experiment_id, evaluation):
+                out.write(line)
+                count += 1
     return count
+
+
+def _differs(file: Path) -> hutch.ConfigError:
+    return hutch.ConfigError(f"{file} exists and differs; export to an empty folder")
+
+
+def _lines(data: hutch.Namespace, experiment_id: str, evaluation: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the lines of an evaluation's file: the evaluation, then each result, after a line feed."""
+    head = {"evaluation_name": evaluation["name"], **{key: evaluation[key] for key in evaluation if key != "name"}}
+    yield _json(head, evaluation_key(experiment_id, evaluation["name"])).encode()
+    for key, result in data.scan(results_prefix(experiment_id, evaluation["name"])):
+        try:
+            scores = [
+                {**score, "metrics": [metric_name(metric) for metric in score["metrics"]]} for score in result["scores"]
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise foreign_error(key) from error
+        yield ("\n" + _json({**result, "scores": scores}, key)).encode()
 
 
 def _json(value: dict[str, Any], key: str) -> str:

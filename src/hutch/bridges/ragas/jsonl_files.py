@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 
 import hutch
 
-from ...filesystem import validate_regular_file
-from ..files import close_flushed, unfinished
+from ...filesystem import atomic_file
 from .layout import (
     CHUNK_ROWS,
     DATASETS,
@@ -158,18 +157,15 @@ def _identity(file: Path) -> tuple[int, int]:
 def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> bool:
     """Return whether the table was written; False if it was replaced meanwhile."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    validate_regular_file(target)
-    with unfinished(target.parent) as out:
-        number = 0
-        try:
+    number = 0
+    try:
+        with atomic_file(target, 0o600) as out:
             for rows in read_rows(tables, read_table(tables, name)):
                 for row in rows:
-                    out.write(_json_line(row, f"{where}, row {number}") + "\n")
+                    out.write(f"{_json_line(row, f'{where}, row {number}')}\n".encode())
                     number += 1
-        except TableReplacedError:
-            return False
-        close_flushed(out)
-        Path(out.name).replace(target)
+    except TableReplacedError:
+        return False
     return True
 
 
