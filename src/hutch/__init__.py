@@ -10,11 +10,12 @@ TYPE_CHECKING = False  # type checkers assume True; importing `typing` would be 
 if TYPE_CHECKING:
     from typing import Any
 
+    from .codec.codec import Codec
     from .codec.registry import register_type
     from .config import StoreConfig
-    from .contract import MISSING, Codec, Finding, StorageBase, StoragePluginBase
+    from .contract import MISSING, Finding, StorageBase, StoragePluginBase
+    from .discovery.discovery import Discovery
     from .discovery.factory import find_plugins, load_plugin
-    from .discovery.search import Discovery
     from .encoded import EncodedStorage
     from .errors import (
         CapabilityError,
@@ -92,11 +93,12 @@ __all__ = [
 
 # Modules imported on first use of a name, so that `import hutch` is fast. Names not listed here are in `errors`.
 _HOME = {
-    "contract": ("MISSING", "Codec", "Finding", "StorageBase", "StoragePluginBase"),
+    "contract": ("MISSING", "Finding", "StorageBase", "StoragePluginBase"),
+    "codec.codec": ("Codec",),
     "codec.registry": ("register_type",),
     "config": ("StoreConfig",),
     "discovery.factory": ("find_plugins", "load_plugin"),
-    "discovery.search": ("Discovery",),
+    "discovery.discovery": ("Discovery",),
     "encoded": ("EncodedStorage",),
     "hooks": ("hookimpl", "register_hooks", "unregister_hooks"),
     "integrity": ("verify",),

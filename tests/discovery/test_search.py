@@ -561,6 +561,7 @@ def test_a_search_imports_no_plugin_and_no_driver_and_leaves_sys_path_alone(tmp_
         "hutch",
         "hutch.discovery",
         "hutch.discovery.descriptor",
+        "hutch.discovery.discovery",
         "hutch.discovery.entry_points",
         "hutch.discovery.search",
         "hutch.errors",

@@ -15,8 +15,8 @@ from struct import Struct
 from typing import Any
 from zlib import crc32
 
-from ..contract import Codec
 from ..errors import CorruptValueError, PluginError
+from .codec import Codec
 
 #: The CRC-32 of any bytes followed by their own CRC-32, little endian: the "residue" of the polynomial.
 RESIDUE = 0x2144DF1C

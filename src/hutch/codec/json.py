@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..contract import Codec
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import raised_by_handler
+from .codec import Codec
 from .frame import JSON
 
 _MAX_DEPTH = 200

@@ -12,10 +12,10 @@ from zlib import crc32
 
 import ormsgpack
 
-from ..contract import Codec
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through, raised_by_handler
 from . import frame
+from .codec import Codec
 from .ext_types import OPTIONS, decode_ext, encode_ext, pack, per_thread
 from .walk import tag_exactly
 

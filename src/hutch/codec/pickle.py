@@ -10,9 +10,9 @@ import hmac
 import pickle
 from typing import Any
 
-from ..contract import Codec
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import passes_through
+from .codec import Codec
 from .frame import NOT_SIGNED, PICKLE, SIGNED_PICKLE, FrameCodec
 from .msgpack import MsgpackFrameCodec
 from .registry import raised_where

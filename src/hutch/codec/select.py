@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..contract import Codec
 from ..errors import ConfigError, nearest
+from .codec import Codec
 from .frame import JSON, MSGPACK, FrameCodec
 from .msgpack import MsgpackCodec
 

@@ -1,44 +1,18 @@
-"""Find the codec that a config names, and make it. A built-in codec is made without a search."""
+"""Make a codec that is not built in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from ..codec.codec import Codec
 from ..codec.frame import is_reserved
-from ..codec.select import is_built_in, make_codec
-from ..config import CodecConfig
-from ..contract import Codec
 from ..errors import ConfigError, StoreError
 from ..handlers import passes_through
 from ..options import read_options
 from .descriptor import PluginInfo
+from .discovery import Discovery
 from .load import error_text, load_codec, load_error
-from .search import Discovery
-
-
-class Codecs:
-    """The codecs of one store, each made once. `search` finds the plugins when a codec is not built in."""
-
-    def __init__(self, search: Callable[[], Discovery]) -> None:
-        self._search = search
-        # By the identity of the part of the config, which lives as long as this: options may not be hashable.
-        self._made: dict[int, Codec] = {}
-
-    def make(self, wanted: CodecConfig) -> Codec:
-        """Return the codec that `wanted` names. Raises ConfigError, PluginConflictError or PluginLoadError."""
-        made = self._made.get(id(wanted))
-        if made is None:
-            if is_built_in(wanted.name):
-                made = make_codec(wanted.name, wanted.options)
-            else:
-                made = build_codec(self._search(), wanted.name, wanted.options)
-            self._made[id(wanted)] = made
-        return made
-
-    def name_of(self, header: int) -> str | None:
-        """Return the name of the codec that writes `header`, if its descriptor is found; no plugin code runs."""
-        return next((info.name for info in self._search().codecs if header in info.headers), None)
 
 
 def build_codec(found: Discovery, name: str, options: Mapping[str, Any]) -> Codec:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import StoreConfig, read_config, url_path
-from ..contract import Codec
+from ..codec.codec import Codec
+from ..codec.select import is_built_in, make_codec
+from ..config import CodecConfig, StoreConfig, read_config, url_path
 from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
 from ..handlers import passes_through, raised_by_handler
-from .codecs import Codecs
 from .descriptor import PluginInfo
+from .discovery import Discovery
 from .entry_points import CODECS_GROUP, HOOKS_GROUP, PLUGINS_GROUP, may_have_entry_points
 from .load import build_factory
-from .search import Discovery, discover
+from .search import discover
 
 
 def load_plugin(name: str, config: Any = None) -> Any:
@@ -127,6 +128,32 @@ class PluginConfig:
         if host is not None and host.host_config is not None:
             return getattr(host.host_config, name)
         raise AttributeError(name)
+
+
+class Codecs:
+    """The codecs of one store, each made once. `search` finds the plugins when a codec is not built in."""
+
+    def __init__(self, search: Callable[[], Discovery]) -> None:
+        self._search = search
+        # By the identity of the part of the config, which lives as long as this: options may not be hashable.
+        self._made: dict[int, Codec] = {}
+
+    def make(self, wanted: CodecConfig) -> Codec:
+        """Return the codec that `wanted` names. Raises ConfigError, PluginConflictError or PluginLoadError."""
+        made = self._made.get(id(wanted))
+        if made is None:
+            if is_built_in(wanted.name):
+                made = make_codec(wanted.name, wanted.options)
+            else:
+                from .codecs import build_codec
+
+                made = build_codec(self._search(), wanted.name, wanted.options)
+            self._made[id(wanted)] = made
+        return made
+
+    def name_of(self, header: int) -> str | None:
+        """Return the name of the codec that writes `header`, if its descriptor is found; no plugin code runs."""
+        return next((info.name for info in self._search().codecs if header in info.headers), None)
 
 
 _CONFIG_KEYS = frozenset({"storage", "storage_config", "extra_plugin_dirs", "codec", "layers", "namespaces"})

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeGuard
 
-from ..contract import Codec, StoragePluginBase
+from ..codec.codec import Codec
+from ..contract import StoragePluginBase
 from ..errors import ConfigError, PluginLoadError, StoreError, nearest, redact
 from ..fork import ForkSafeLock
 from ..handlers import passes_through, raised_by_handler

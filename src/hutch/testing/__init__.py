@@ -19,9 +19,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 # Before the promises are imported, so that a failed assertion shows the compared values.
-pytest.register_assert_rewrite("hutch.testing.conformance")
+pytest.register_assert_rewrite("hutch.testing.conformance", "hutch.testing.codec_suite")
 del hypothesis, pytest
 
+from .codec_suite import CodecSuite  # noqa: E402
 from .suite import StorageSuite  # noqa: E402
 
-__all__ = ["StorageSuite"]
+__all__ = ["CodecSuite", "StorageSuite"]
