@@ -307,7 +307,9 @@ def test_keys_that_vanish_while_they_are_listed_are_left_out() -> None:
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @each_kind
-def test_a_child_forked_while_a_thread_held_the_lock_does_not_hang(make: Callable[[], hutch.StorageBase]) -> None:
+def test_a_child_forked_while_a_thread_held_the_lock_does_not_hang(
+    make: Callable[[], hutch.StorageBase], unmeasured: None
+) -> None:
     storage = make()
     storage.set("k", 0)
     inside, leave = threading.Event(), threading.Event()

@@ -55,6 +55,7 @@ class Environment(OpenFiles):
         #: ``write(work, *arguments)``: see `CommitQueue.write`.
         self.write: Callable[..., Any] = self._queue.write
         self._fork_ticket: Request | None = None
+        self._is_closing = False
         # Holds `lock` while a fork has it.
         self._fork_lock: list[Any] = []
 
@@ -67,9 +68,11 @@ class Environment(OpenFiles):
 
     def _close(self) -> None:
         with self.lock.current:
-            if self.is_wanted():
+            # A finalizer of another store may run within this method, and closes every environment without users.
+            if self.is_wanted() or self._is_closing:
                 return
             try:
+                self._is_closing = True
                 if self._is_unflushed and not self._opened:
                     self._open_after_fork()
                 if self._env is not None and self._place in in_doubt:
@@ -82,6 +85,7 @@ class Environment(OpenFiles):
                 in_doubt.add(self._place)
                 self._raise(error, "closing")
             finally:
+                self._is_closing = False
                 self._shut()
 
     def _open_after_fork(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -149,3 +150,23 @@ def test_opening_the_first_write_and_closing_with_a_handler_at_any_point(tmp_pat
             assert space["k"] == point
     kept.clear()
     sys.last_value = None
+
+
+def test_a_finalizer_of_another_store_within_close_leaves_the_files_to_that_close(tmp_path: Path) -> None:
+    """The finalizer closes every environment without users, of which this one is just being closed."""
+    visited: list[str] = []
+    for point in range(1, 100):
+        plugin: Any = hutch.load_plugin("lmdb", {"path": str(tmp_path / "state")})
+        with plugin.open("core") as space:
+            space.set("k", point)
+        # As after a write that failed: closing begins a transaction and flushes.
+        plugin._shared._settle.__func__.__globals__["in_doubt"].add(str(tmp_path / "state"))
+        others: list[Any] = [hutch.load_plugin("lmdb", {"path": str(tmp_path / "other")})]
+        gc.collect()
+        visit = Visit(point, others.clear)
+        visit.run(plugin.close, loops=False)
+        visited += [visit.where] if visit.where else []
+        others.clear()
+        with hutch.connect(f"lmdb://{tmp_path}/state") as store, store.open("core") as core:
+            assert core["k"] == point
+    assert any("_settle" in where for where in visited), "\n".join(visited)

@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -236,7 +236,7 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
         plan = VERBS[verb]
         # What a notebook and a log keep: the frames of an exception live as long as its traceback.
         retained: deque[BaseException] = deque(maxlen=20)
-        for point in points(lambda: work.run(plan(work)), limit, seed):
+        for point in _points_to_visit(lambda: work.run(plan(work)), limit, seed, figures):
             where = _interrupt_at(point, work, plan(work), dropped, retained if verb != "open" else None, figures)
             gc.collect(0)  # a handle that nobody has is closed with its last frame
             figures["points"] += where is not None
@@ -250,6 +250,16 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
         retained.clear()
         figures["acknowledged and read back"] = work.read_back
     return dict(figures)
+
+
+def _points_to_visit(
+    work: Callable[[], object], limit: int | None, seed: int, figures: Mapping[str, int]
+) -> Iterator[int]:
+    """Yield points of `work`; others if none of them was visited, because later calls of `work` were shorter."""
+    for attempt in range(5):
+        yield from points(work, limit, seed + attempt)
+        if figures["points"]:
+            return
 
 
 def _interrupt_at(
