@@ -159,9 +159,6 @@ def test_no_import_closes_a_circle_not_even_one_inside_a_function() -> None:
 TO_BE_SPLIT = {
     "src/hutch/contract.py",
     "src/hutch/discovery/search.py",
-    "plugins/lmdb/storage.py",
-    "plugins/lmdb/open_files.py",
-    "plugins/sqlite/storage.py",
     "plugins/shelf/files.py",
 }
 

@@ -18,11 +18,12 @@ from hutch import StorageTimeoutError, StoreError
 from hutch.handlers import raised_by_handler
 
 from .commit_queue import CommitQueue, Request, new_ticket
-from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, Slot, end_transaction, in_doubt
+from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, in_doubt
+from .slot import Slot, end_transaction
 from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
 
 if TYPE_CHECKING:
-    from .open_files import Txn
+    from .slot import Txn
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import cast
 
 import lmdb
 
-from hutch import StorageUnavailableError
+from hutch import CorruptValueError, StorageUnavailableError
 from hutch.filesystem import create_file, flush_folder, open_existing, validate_regular_file
 
 #: (device, inode) of data.mdb and of lock.mdb.
@@ -22,6 +22,7 @@ Files = tuple[tuple[int, int], tuple[int, int]]
 
 # lock.mdb is a header, which begins with a magic number, and one slot per reader.
 _LOCK_HEADER_BYTES, _READER_BYTES = 192, 64
+_LONGEST_KEY_BYTES = 1024 + 4
 _MAGIC = Struct("=I").pack(0xBEEFC0DE)
 
 
@@ -134,7 +135,22 @@ def identities(place: str) -> Files | None:
     return found[0], found[1]
 
 
-def is_cut_off(env: lmdb.Environment, data: Path) -> bool:
+def validate_files(folder: Path, env: lmdb.Environment) -> None:
+    """Raise StoreError for a file that would cause a crash (reading past its end is a SIGBUS) or refuse keys."""
+    validate_regular_file(folder / "lock.mdb")
+    data = folder / "data.mdb"
+    if env.max_key_size() < _LONGEST_KEY_BYTES:
+        raise CorruptValueError(f"{data} is in LMDB's old format (0.9): it was not written by hutch")
+    expected_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    size = data.stat().st_size
+    if size < expected_bytes and _is_truncated(env, data):
+        raise CorruptValueError(
+            f"{data} was truncated: it has {size:,} bytes, its own header says {expected_bytes:,}. "
+            "Restore it from a copy"
+        )
+
+
+def _is_truncated(env: lmdb.Environment, data: Path) -> bool:
     """Return whether pages in use lie beyond the end of the file.
 
     Free pages may: a page taken and freed within one transaction, as in a large `remove_many`, is never written.
@@ -144,6 +160,6 @@ def is_cut_off(env: lmdb.Environment, data: Path) -> bool:
     try:
         # The transaction keeps LMDB from overwriting the pages of this state.
         with env.begin() as txn, DataFile(data, txn.id()) as file:
-            return file.is_cut_off()
+            return file.is_truncated()
     except UnreadableFileError:
         return True

@@ -7,23 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch import Finding, NamespaceError, StorageUnavailableError
+from hutch import CorruptValueError, Finding, NamespaceError, StorageUnavailableError
 from hutch.filesystem import validate_regular_file
 from hutch.limits import legible, validate_namespace
 
 from .environment import Environment
-from .open_files import add_cursor
+from .layout import FORMAT_KEY, ID_BYTES, LAST_ID_KEY, NAME
 from .pages import Damage, DataFile, UnreadableFileError
+from .slot import add_cursor
 
 if TYPE_CHECKING:
-    from .open_files import Slot, Txn
+    from .slot import Slot, Txn
 
-# The layout of storage.py.
-_ID_BYTES = 4
-_META = bytes(_ID_BYTES)
-_FORMAT_KEY = _META + b"v"
-_LAST_ID_KEY = _META + b"i"
-_NAME = _META + b"n"
+_META = bytes(ID_BYTES)
 _LONGEST_KEY_BYTES = 1024
 _KEYS_AT_ONCE = 1024
 # Every second transaction rewrites a header; one read during the write makes no sense, so try again.
@@ -78,6 +74,19 @@ def contents(environment: Environment, repair: bool) -> list[Finding]:
     return found
 
 
+def refuse_unreadable(folder: Path) -> None:
+    """Raise CorruptValueError if data.mdb is unreadable and LMDB must not open it."""
+    finding = unreadable(folder / "data.mdb")
+    if finding is not None:
+        raise CorruptValueError(finding.message)
+
+
+def refuse_damaged(environment: Environment) -> None:
+    """Raise CorruptValueError for the first damaged page."""
+    for finding in structure(environment):
+        raise CorruptValueError(f"{environment.path}: {finding.message}; run hutch check for all findings")
+
+
 class _Contents:
     """The names, ids, counts and keys of a store, read in one pass."""
 
@@ -92,19 +101,19 @@ class _Contents:
             self._see(key)
 
     def _see(self, key: bytes) -> None:
-        id_ = key[:_ID_BYTES]
+        id_ = key[:ID_BYTES]
         if id_ == _META:
-            if key.startswith(_NAME):
-                self._names[key[len(_NAME) :]] = self._slot[0].get(key) or b""
-            elif key not in (_FORMAT_KEY, _LAST_ID_KEY):
+            if key.startswith(NAME):
+                self._names[key[len(NAME) :]] = self._slot[0].get(key) or b""
+            elif key not in (FORMAT_KEY, LAST_ID_KEY):
                 self._foreign.append(key)
-        elif len(key) < _ID_BYTES:
+        elif len(key) < ID_BYTES:
             self._foreign.append(key)
-        elif len(key) == _ID_BYTES:
+        elif len(key) == ID_BYTES:
             self._stored_counts[key] = self._slot[0].get(key) or b""
         else:
             self._counts[id_] = self._counts.get(id_, 0) + 1
-            if len(key) > _ID_BYTES + _LONGEST_KEY_BYTES or not _is_text(key[_ID_BYTES:]):
+            if len(key) > ID_BYTES + _LONGEST_KEY_BYTES or not _is_text(key[ID_BYTES:]):
                 self._bad_keys.append(key)
 
     def findings(self, repair: bool) -> Iterator[Finding]:
@@ -115,19 +124,19 @@ class _Contents:
         owner = {id_: name.decode() for name, id_ in self._names.items()}
         yield from self._verify_orphans(repair, owner)
         last = max([0, *(_number(id_) for id_ in {*owner, *self._counts, *self._stored_counts})])
-        if _number(slot[0].get(_LAST_ID_KEY) or b"") < last:
+        if _number(slot[0].get(LAST_ID_KEY) or b"") < last:
             if repair:
-                slot[0].put(_LAST_ID_KEY, last.to_bytes(_ID_BYTES, "big"))
-            yield Finding("count", "the last id given out is lower than one in use", repaired=repair)
+                slot[0].put(LAST_ID_KEY, last.to_bytes(ID_BYTES, "big"))
+            yield Finding("count", "the last assigned id is lower than one in use", repaired=repair)
         for id_, name in sorted(owner.items()):
             stored, count = self._stored_counts.get(id_), self._counts.get(id_, 0)
             if stored != count.to_bytes(8, "big"):
                 if repair:
                     slot[0].put(id_, count.to_bytes(8, "big"))
                 message = "is missing" if stored is None else f"is {_number(stored):,}"
-                yield Finding("count", f"the count of its keys {message}, there are {count:,}", name, repaired=repair)
+                yield Finding("count", f"its stored number of keys {message}, it has {count:,}", name, repaired=repair)
         for key in self._bad_keys:
-            yield self._bad_key(key, owner.get(key[:_ID_BYTES]), repair)
+            yield self._bad_key(key, owner.get(key[:ID_BYTES]), repair)
 
     def _verify_names(self, repair: bool) -> Iterator[Finding]:
         """Yield invalid names, and ids that are invalid or shared by two names. Their keys become orphans."""
@@ -135,16 +144,16 @@ class _Contents:
         for name, id_ in sorted(self._names.items()):
             shown = name.decode(errors="backslashreplace")
             if not _is_name(name):
-                message, repairable = f"{name!a} is no name of a namespace", True
-            elif len(id_) != _ID_BYTES or id_ == _META:
-                message, repairable = "it has no id, so whatever it held cannot be found by its name", True
+                message, repairable = f"{name!a} is not a valid namespace name", True
+            elif len(id_) != ID_BYTES or id_ == _META:
+                message, repairable = "it has no valid id, so its keys are unreachable by its name", True
             elif id_ in seen:
-                message, repairable = f"it has the same id as {seen[id_].decode()!r}: both show the same data", False
+                message, repairable = f"it has the same id as {seen[id_].decode()!r}: both hold the same keys", False
             else:
                 seen[id_] = name
                 continue
             if repair and repairable:
-                self._slot[0].delete(_NAME + name)
+                self._slot[0].delete(NAME + name)
             yield Finding("orphan", message, shown, repaired=repair and repairable)
             del self._names[name]
 
@@ -164,7 +173,7 @@ class _Contents:
                 number += 1
             name = f"recovered-{number}"
             if repair:
-                self._slot[0].put(_NAME + name.encode(), id_)
+                self._slot[0].put(NAME + name.encode(), id_)
                 owner[id_] = name
             message = f"{count:,} keys under id {_number(id_)}, which no namespace has"
             yield Finding(
@@ -176,17 +185,17 @@ class _Contents:
             )
 
     def _bad_key(self, key: bytes, name: str | None, repair: bool) -> Finding:
-        shown = legible(key[_ID_BYTES:])
+        shown = legible(key[ID_BYTES:])
         message = "a key that is not UTF-8, or too long: damaged, or written by another program"
         if not repair:
             return Finding("key", message, name, shown)
         # The original key is unknown. Nothing is lost: the value moves to a key that spells the damaged one in hex.
-        new = key[:_ID_BYTES] + b"recovered-" + key[_ID_BYTES:].hex().encode()[: _LONGEST_KEY_BYTES - 20]
+        new = key[:ID_BYTES] + b"recovered-" + key[ID_BYTES:].hex().encode()[: _LONGEST_KEY_BYTES - 20]
         value = self._slot[0].get(key)
         if value is None or not self._slot[0].put(new, value, True, False):
             return Finding("key", message, name, shown)
         self._slot[0].delete(key)
-        return Finding("key", f"{message}; it is {new[_ID_BYTES:].decode()!r} now", name, shown, True)
+        return Finding("key", f"{message}; it is {new[ID_BYTES:].decode()!r} now", name, shown, True)
 
 
 def _all_keys(slot: Slot) -> Iterator[bytes]:
@@ -218,10 +227,10 @@ def _next_keys(slot: Slot, low: bytes) -> list[bytes]:
 def _names(file: DataFile) -> Iterator[tuple[bytes, str]]:
     """Yield the id and name of each namespace whose entry is readable."""
     for key, value in file.items():
-        if key > _NAME and not key.startswith(_NAME):
+        if key > NAME and not key.startswith(NAME):
             return
-        if key.startswith(_NAME):
-            yield file.value(value), key[len(_NAME) :].decode(errors="backslashreplace")
+        if key.startswith(NAME):
+            yield file.value(value), key[len(NAME) :].decode(errors="backslashreplace")
 
 
 def _finding(path: Path, damage: Damage, names: dict[bytes, str]) -> Finding:
@@ -232,12 +241,12 @@ def _finding(path: Path, damage: Damage, names: dict[bytes, str]) -> Finding:
     def shown(bound: bytes | None) -> str:
         if bound is None:
             return "the end"
-        where = names.get(bound[:_ID_BYTES], f"id {_number(bound[:_ID_BYTES])}")
-        return f"{bound[_ID_BYTES:].decode(errors='backslashreplace')!r} of {where!r}"
+        where = names.get(bound[:ID_BYTES], f"id {_number(bound[:ID_BYTES])}")
+        return f"{bound[ID_BYTES:].decode(errors='backslashreplace')!r} of {where!r}"
 
     message = f"{path}: {damage.text}. Lost with it: keys from {shown(first or b'')} to before {shown(after)}"
-    namespace = names.get(first[:_ID_BYTES]) if first else None
-    key = first[_ID_BYTES:].decode(errors="backslashreplace") if first and namespace else None
+    namespace = names.get(first[:ID_BYTES]) if first else None
+    key = first[ID_BYTES:].decode(errors="backslashreplace") if first and namespace else None
     return Finding("structure", f"{message}. Restore it from a copy", namespace, key)
 
 

@@ -16,10 +16,8 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
-from weakref import ref
 
 import lmdb
 
@@ -32,23 +30,18 @@ from .files import (
     Files,
     create_lock_file,
     identities,
-    is_cut_off,
     lmdb_name,
     make_store,
     map_lock_file,
     refuse_foreign_lock_file,
+    validate_files,
 )
 from .opening import Opening
+from .slot import Slot, end_transaction
 from .writer_gate import WriterGate
 
 if TYPE_CHECKING:
-    Txn = lmdb.Transaction[bytes]
-
-#: Holds the open write transaction and, second, its current cursor. Code that writes calls ``slot[0].put(...)`` and
-#: keeps neither in a variable: a traceback keeps local variables alive, and a live transaction blocks all writers.
-#: ``slot.clear()`` ends the transaction (py-lmdb's ``Transaction.abort()`` would first wait for all readers). A signal
-#: handler that writes also clears the slot; then ``slot[0]`` raises IndexError and the work starts again.
-Slot = list[Any]
+    from .slot import Txn
 
 #: The flags of lmdb.open per durability: a commit makes 2, 1 or 0 flushes.
 DURABILITY: dict[str, dict[str, bool]] = {
@@ -58,7 +51,6 @@ DURABILITY: dict[str, dict[str, bool]] = {
 }
 # The format of LMDB 1.0, with keys of up to 1,978 bytes (0.9: 511). Existing folders keep their format.
 _FORMAT = 1
-_LONGEST_KEY_BYTES = 1024 + 4
 # Each thread that is reading, in any process, takes one slot of 64 bytes in the lock file.
 MAX_READERS = 1024
 # A header, and 64 bytes per reader. LMDB accepts an existing file of another size.
@@ -74,8 +66,6 @@ _FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "MDB_SHOR
 #: Folders where a disk write has failed and the state was not settled since (see `_settle`).
 in_doubt: set[str] = set()
 NO = (False,)
-
-_open_cursor = lmdb.Transaction.cursor
 
 
 class OpenFiles:
@@ -197,7 +187,7 @@ class OpenFiles:
             self._opened.clear()  # a handler raised just after it was closed
             return
         try:
-            self._validate(env)
+            validate_files(self.path, env)
             if self.gate is None:
                 self.gate = WriterGate(self.path, self._maps)
             self.files = identities(self._place)
@@ -280,23 +270,6 @@ class OpenFiles:
                 f"lmdb {self.path}: data.mdb or lock.mdb was replaced while it was opened; nothing was read or written"
             )
         return env
-
-    def _validate(self, env: lmdb.Environment) -> None:
-        """Raise StoreError for a file that would cause a crash (reading past its end is a SIGBUS) or refuse keys."""
-        validate_regular_file(self.path / "lock.mdb")
-        if env.max_key_size() < _LONGEST_KEY_BYTES:
-            raise CorruptValueError(
-                f"{self.path / 'data.mdb'} is in LMDB's old format (0.9), which hutch does not write: it is not hutch's"
-            )
-        page_bytes = env.stat()["psize"]
-        pages = env.info()["last_pgno"] + 1
-        data = self.path / "data.mdb"
-        size = data.stat().st_size
-        if size < pages * page_bytes and is_cut_off(env, data):
-            raise CorruptValueError(
-                f"{data} was truncated: it has {size:,} bytes, its own header says {pages * page_bytes:,}. "
-                "Restore it from a copy"
-            )
 
     def _shut(self) -> None:
         """Close the files. Call it while no thread writes, or while holding `lock`."""
@@ -417,27 +390,6 @@ class OpenFiles:
         if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
             raise CorruptValueError(f"lmdb {self.path / 'data.mdb'} is damaged: {text}") from error
         raise StorageUnavailableError(f"lmdb {self.path}: {doing} failed: {text}") from error
-
-
-def end_transaction(slot: Slot) -> None:
-    """Abort the transaction in `slot`; the code that uses it gets an IndexError at its next use."""
-    if not slot:
-        return
-    try:
-        transaction = ref(slot[0])
-    except IndexError as error:  # a handler's write has ended it
-        if raised_by_handler(error):
-            raise
-        return
-    slot.clear()
-    if (left := transaction()) is not None:
-        # A call of C code that the garbage collector interrupted still holds it.
-        left.abort()
-
-
-def add_cursor(slot: Slot) -> None:
-    """Open a cursor of the transaction as ``slot[1]``; ``del slot[1]`` closes it."""
-    slot += map(_open_cursor, islice(slot, 1))
 
 
 def _begin_nothing(_: bool) -> NoReturn:

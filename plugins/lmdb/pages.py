@@ -105,7 +105,7 @@ class DataFile:
     ) -> None:
         self._file.close()
 
-    def is_cut_off(self) -> bool:
+    def is_truncated(self) -> bool:
         """Return whether a page in use may lie beyond the end of the file.
 
         A page taken and freed within one transaction is never written, so a file that ends before its last page is

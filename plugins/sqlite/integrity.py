@@ -73,11 +73,13 @@ def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
     for number, raw in unnamed:
         shown = raw.decode(errors="backslashreplace")
         if not repair:
-            yield Finding("orphan", f"{raw!a} is no name of a namespace", shown)
+            yield Finding("orphan", f"{raw!a} is not a valid namespace name", shown)
             continue
         names[number] = next(new)
         connection.execute("UPDATE namespaces SET name = ? WHERE id = ?", (names[number], number))
-        yield Finding("orphan", f"{raw!a} is no name of a namespace; it is {names[number]!r} now", shown, repaired=True)
+        yield Finding(
+            "orphan", f"{raw!a} is not a valid namespace name; it is {names[number]!r} now", shown, repaired=True
+        )
     for number in sorted(set(counts) - set(stored)):
         message = f"{counts[number]:,} keys under id {number}, which no namespace has"
         if not repair:
@@ -93,7 +95,7 @@ def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
         if entries != count:
             if repair:
                 connection.execute("UPDATE namespaces SET entries = ? WHERE id = ?", (count, number))
-            message = f"the count of its keys is {entries!r}, there are {count:,}"
+            message = f"its stored number of keys is {entries!r}, it has {count:,}"
             yield Finding("count", message, names.get(number), repaired=repair)
     yield from _keys(connection, names, repair)
 

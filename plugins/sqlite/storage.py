@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
-from sqlite3 import Connection
 from typing import Any, NoReturn
 
 from hutch import (
@@ -28,31 +27,20 @@ from .database import Database, change, leave_all
 from .errors import is_from_sqlite
 from .file import SYNCHRONOUS, NoDataError
 from .integrity import verify as verify_store
-
-# A key is bound as text and cast to a blob by SQLite: for bytes, Python 3.11 first searches an adapter that does not
-# exist, which costs a tenth of a read. (Values are bound as bytearrays, which skip the search.)
-_GET = "SELECT value FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
-_GET_SOME = "SELECT key, value FROM entries WHERE ns = ? AND key IN ({})"
-_EXISTS = "SELECT 1 FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
-_INSERT = "INSERT INTO entries (ns, key, value) "
-_ROW = "VALUES (?, CAST(? AS BLOB), ?) "
-_OR_REPLACE = "ON CONFLICT (ns, key) DO UPDATE SET value = excluded.value"
-_SET = _INSERT + _ROW + _OR_REPLACE
-_ADD = _INSERT + _ROW + "ON CONFLICT (ns, key) DO NOTHING"
-_REPLACE = "UPDATE entries SET value = ? WHERE ns = ? AND key = CAST(? AS BLOB) AND value = ?"
-_REMOVE = "DELETE FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
-_REMOVE_EQUAL = _REMOVE + " AND value = ?"
-_REMOVE_ALL = "DELETE FROM entries WHERE ns = ?"
-_RANGE = "SELECT {} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
-
-# Keys per statement of a batch: running a statement costs as much as writing half a row.
-_TOGETHER = 64
-# `WHERE true` keeps SQLite from parsing the `ON` after it as part of a join.
-_ROWS = "SELECT ?, CAST(column1 AS BLOB), column2 FROM (VALUES {}) WHERE true "
-_SET_TOGETHER = _INSERT + _ROWS.format(", ".join(["(?, ?)"] * _TOGETHER)) + _OR_REPLACE
-
-# Copying a value shorter than this takes less time than the search for an adapter.
-_COPIED_BYTES = 4096
+from .statements import (
+    ADD,
+    COPIED_BYTES,
+    EXISTS,
+    GET,
+    RANGE,
+    REMOVE,
+    REMOVE_ALL,
+    REMOVE_EQUAL,
+    REPLACE,
+    SET,
+    read_all,
+    write_all,
+)
 
 # The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
@@ -136,7 +124,7 @@ class SqlitePlugin(StoragePluginBase):
         database = self._shared()
         number = database.number_of(namespace)
         if number is not None:
-            database.change(_REMOVE_ALL, (number,))
+            database.change(REMOVE_ALL, (number,))
 
     def verify(self, repair: bool = False) -> list[Finding]:
         return verify_store(self._shared(), repair)
@@ -182,16 +170,16 @@ class SqliteStorage(EncodedStorage):
     # --- the six verbs ---
 
     def read(self, key: str) -> bytes | None:
-        row = self._row(_GET, key)
+        row = self._row(GET, key)
         return None if row is None else row[0]
 
     def write(self, key: str, data: bytes) -> None:
         number = self._number or self._find_or_make()
-        self._run_write(change, _SET, (number, key, bytearray(data) if len(data) < _COPIED_BYTES else data))
+        self._run_write(change, SET, (number, key, bytearray(data) if len(data) < COPIED_BYTES else data))
 
     def delete(self, key: str) -> bool:
         number = self._find()
-        return number is not None and self._shared.change(_REMOVE, (number, key)) > 0
+        return number is not None and self._shared.change(REMOVE, (number, key)) > 0
 
     def len(self) -> int:
         number = self._find()
@@ -223,42 +211,42 @@ class SqliteStorage(EncodedStorage):
     # --- overrides of the defaults, faster in SQLite ---
 
     def exists(self, key: str) -> bool:
-        return self._row(_EXISTS, key) is not None
+        return self._row(EXISTS, key) is not None
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         number = self._find()
         if number is None:
             return {}
 
-        found = self._shared.read(_read_all, number, keys)
+        found = self._shared.read(read_all, number, keys)
         return {key: found[name] for key in keys if (name := key.encode()) in found}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        self._shared.write(_write_all, self._find_or_make(), items)
+        self._shared.write(write_all, self._find_or_make(), items)
 
     def delete_many(self, keys: list[str]) -> int:
         number = self._find()
         if number is None:
             return 0
-        return self._shared.change_many(_REMOVE, [(number, key) for key in keys])
+        return self._shared.change_many(REMOVE, [(number, key) for key in keys])
 
     def clear(self) -> None:
         number = self._find()
         if number is not None:
-            self._shared.change(_REMOVE_ALL, (number,))
+            self._shared.change(REMOVE_ALL, (number,))
 
     def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         # Each branch is one statement, which takes the write lock before it reads the old value.
         if old is None:
             if new is None:
                 return not self.exists(key)
-            return self._shared.change(_ADD, (self._find_or_make(), key, new)) > 0
+            return self._shared.change(ADD, (self._find_or_make(), key, new)) > 0
         number = self._find()
         if number is None:
             return False
         if new is None:
-            return self._shared.change(_REMOVE_EQUAL, (number, key, old)) > 0
-        return self._shared.change(_REPLACE, (new, number, key, old)) > 0
+            return self._shared.change(REMOVE_EQUAL, (number, key, old)) > 0
+        return self._shared.change(REPLACE, (new, number, key, old)) > 0
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         for keys, frames in self.read_chunks(start, stop, reverse):
@@ -325,7 +313,7 @@ class SqliteStorage(EncodedStorage):
         number = self._find()
         if number is None:
             return
-        sql = _RANGE.format(columns, "DESC" if reverse else "ASC")
+        sql = RANGE.format(columns, "DESC" if reverse else "ASC")
         # A bound need not be a valid key: lone surrogates too have their place in code point order.
         low = b"" if start is None else start.encode("utf-8", "surrogatepass")
         high = _AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
@@ -379,28 +367,3 @@ class SqliteStorage(EncodedStorage):
 
 def _refuse(namespace: str, *_: object) -> NoReturn:
     raise StoreNotOpenError(f"namespace {namespace!r} is closed; open it again to use it")
-
-
-def _read_all(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
-    connection.execute("BEGIN")  # one snapshot
-    found: dict[bytes, bytes] = {}
-    for at in range(0, len(keys), _TOGETHER):
-        some = keys[at : at + _TOGETHER]
-        sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
-        found.update(connection.execute(sql, (number, *some)))
-    connection.execute("COMMIT")
-    return found
-
-
-def _write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:
-    # Sorted, so that pages fill one after the other. (Python sorts text as SQLite sorts its UTF-8.)
-    keys = sorted(items)
-    together = len(keys) // _TOGETHER * _TOGETHER
-    bindable = bytearray if max(map(len, items.values()), default=0) < _COPIED_BYTES else bytes
-    # Only C iterators: no Python code, and so no signal handler, runs while SQLite reads them.
-    frames = map(bindable, map(items.__getitem__, keys))
-    fields = chain.from_iterable(zip(keys[:together], frames, strict=False))
-    connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER), strict=False))
-    connection.executemany(_SET, zip(repeat(number), keys[together:], frames, strict=False))
-    connection.execute("COMMIT")

@@ -1,0 +1,147 @@
+"""The lmdb engine: all namespaces of a store in one LMDB environment (https://www.symas.com/lmdb).
+
+layout.py describes the stored data; open_files.py, commit_queue.py and writer_gate.py the rules of access.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hutch import Finding, Option, StoragePluginBase, StoreError
+
+from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
+from .open_files import DURABILITY
+from .registry import release, shared_environment
+from .storage import LmdbStorage
+
+if TYPE_CHECKING:
+    from .environment import Environment
+    from .slot import Txn
+
+# On Windows the file has the size of its map from the start; elsewhere it grows with its data.
+_MAP_SIZE_BYTES = 16 << 20 if sys.platform == "win32" else 1 << 30
+
+
+class LmdbPlugin(StoragePluginBase):
+    """The lmdb engine: `lmdb://PATH` is a folder, created if missing. Readers never wait for a writer.
+
+    Any number of processes may use a store. A write commits before it returns. After that, by durability:
+
+    - `strict` (2 flushes per write): nothing is lost, neither by a killed process nor by a power cut.
+    - `normal` (1 flush): a killed process loses nothing; a power cut may lose the last write, never the integrity.
+    - `relaxed` (no flush): a killed process loses nothing; a power cut may lose the last seconds, or the whole store
+      if the file system reorders writes.
+    """
+
+    OPTIONS: ClassVar = {
+        "path": Option(Path, required=True, help="the folder that holds the store"),
+        "durability": Option(str, default="normal", choices=tuple(DURABILITY), help="what a power cut can cost"),
+        "wait_s": Option(
+            float, default=60.0, minimum=0, help="seconds that a write waits for other writers, threads and processes"
+        ),
+        "map_size_bytes": Option(
+            int, default=_MAP_SIZE_BYTES, minimum=1 << 20, help="how much is mapped at first; it grows by itself"
+        ),
+        "cache_bytes": Option(
+            int,
+            default=8 << 20,
+            minimum=0,
+            help="how much one open namespace keeps in memory of what is read while nobody writes; it is never stale, "
+            "whichever process writes; 0 keeps nothing",
+        ),
+        "verify": Option(
+            bool,
+            default=False,
+            help="read all pages before LMDB does, and refuse a damaged file, which can crash LMDB; 0.1 s for each "
+            "100,000 keys at every connect",
+        ),
+    }
+    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        options = self._storage_config
+        if options["verify"]:
+            from .integrity import refuse_unreadable
+
+            refuse_unreadable(options["path"])
+        self.cache_bytes: int = options["cache_bytes"]
+        self._environment: Environment | None = None
+        try:
+            self._environment = shared_environment(
+                self, options["path"], options["durability"], options["map_size_bytes"], options["wait_s"]
+            )
+            self._environment.read(validate_format, None)
+            if options["verify"]:
+                from .integrity import refuse_damaged
+
+                refuse_damaged(self._environment)
+        except BaseException:
+            release(self)
+            self._environment = None
+            raise
+
+    def open(self, namespace: str) -> LmdbStorage:
+        return LmdbStorage(self, namespace, self._shared)
+
+    def namespaces(self) -> list[str]:
+        def listing(txn: Txn) -> list[str]:
+            names = []
+            cursor = txn.cursor()
+            has_entry = cursor.set_range(NAME)
+            while has_entry and cursor.key() < AFTER_NAMES:
+                if read_count(txn, cursor.value()):
+                    names.append(decode_text(cursor.key(), len(NAME), "the name of a namespace"))
+                has_entry = cursor.next()
+            return names
+
+        return self._shared.read(listing, [])
+
+    def drop(self, namespace: str) -> None:
+        # The name keeps its id: other handles continue to work, on an empty namespace.
+        LmdbStorage(self, namespace, self._shared).clear()
+
+    def stats(self) -> Mapping[str, object]:
+        return self._shared.figures()
+
+    @classmethod
+    def verify_files(cls, options: Mapping[str, Any]) -> list[Finding]:
+        from .integrity import structure, unreadable
+
+        if found := unreadable(options["path"] / "data.mdb"):
+            return [found]
+        user = cls.__new__(cls)
+        try:
+            user._environment = shared_environment(
+                user, options["path"], options["durability"], options["map_size_bytes"], options["wait_s"]
+            )
+            return structure(user._environment)
+        finally:
+            release(user)
+            user._environment = None
+
+    def verify(self, repair: bool = False) -> list[Finding]:
+        from .integrity import contents
+
+        return contents(self._shared, repair)
+
+    def close(self) -> None:
+        try:
+            if self._environment is not None:
+                release(self)
+        except StoreError:
+            self._environment = None
+            raise
+        # Skipped if a handler raised; then the last reference to go closes it.
+        self._environment = None
+
+    def __del__(self) -> None:
+        release(self)
+
+    @property
+    def _shared(self) -> Environment:
+        assert self._environment is not None, "a closed factory"
+        return self._environment
