@@ -133,8 +133,9 @@ class _Contents:
             if stored != count.to_bytes(8, "big"):
                 if repair:
                     slot[0].put(id_, count.to_bytes(8, "big"))
-                message = "is missing" if stored is None else f"is {_number(stored):,}"
-                yield Finding("count", f"its stored number of keys {message}, it has {count:,}", name, repaired=repair)
+                shown = "is missing" if stored is None else f"is {_number(stored):,}"
+                message = f"its stored number of keys {shown}, but it has {count:,}"
+                yield Finding("count", message, name, repaired=repair)
         for key in self._bad_keys:
             yield self._bad_key(key, owner.get(key[:ID_BYTES]), repair)
 

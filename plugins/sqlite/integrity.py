@@ -95,7 +95,7 @@ def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
         if entries != count:
             if repair:
                 connection.execute("UPDATE namespaces SET entries = ? WHERE id = ?", (count, number))
-            message = f"its stored number of keys is {entries!r}, it has {count:,}"
+            message = f"its stored number of keys is {entries!r}, but it has {count:,}"
             yield Finding("count", message, names.get(number), repaired=repair)
     yield from _keys(connection, names, repair)
 
