@@ -385,7 +385,8 @@ def test_the_command_says_one_line_a_finding_and_ends_with_1_while_something_is_
     assert (code, err) == (1, "")
     lines = out.splitlines()
     assert lines[-1].endswith("found, 0 of them repaired")
-    assert any(line.startswith("count: namespace 'core': its stored number of keys is 3, but it has 10") for line in lines)
+    counts = "count: namespace 'core': its stored number of keys is 3, but it has 10"
+    assert any(line.startswith(counts) for line in lines)
     assert any(line.startswith(r"value: namespace 'a:b', key 'x\x1b[31m': ") for line in lines)
     assert "nobody" not in out
     assert "\x1b" not in out
