@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +14,31 @@ from hutch.handlers import raised_by_handler
 from .copied import CopiedDatabase, copy_and_change, driver
 from .database import Database
 from .dumb import DumbDatabase
-from .files import Dialect, Place, has_dialect, storage_errors
+from .files import Dialect, Place, storage_errors
 
+_MODULES: Final[dict[Dialect, str]] = {"gnu": "_gdbm", "ndbm": "_dbm", "dumb": "dbm.dumb", "sqlite3": "sqlite3"}
 _PACKAGES: Final[dict[Dialect, str]] = {
     "gnu": "the _gdbm module (on Debian the package python3-gdbm; a Python built from source needs libgdbm-dev first)",
     "ndbm": "the _dbm module (Debian's own python3 has it; a Python built from source needs libdb-dev first)",
     "dumb": "the dbm.dumb module of the standard library",
     "sqlite3": "the sqlite3 module (a Python built from source needs libsqlite3-dev first)",
 }
+
+
+def has_dialect(dialect: Dialect) -> bool:
+    """Return whether this Python has the module for `dialect`."""
+    try:
+        importlib.import_module(_MODULES[dialect])
+    except ImportError:
+        return False
+    return True
+
+
+def default_dialect() -> Dialect:
+    """Return the dialect that `shelve` uses for a new file in this Python."""
+    if sys.version_info >= (3, 13) and has_dialect("sqlite3"):
+        return "sqlite3"
+    return next(dialect for dialect in _MODULES if has_dialect(dialect))
 
 
 def open_database(place: Place, scratch: Path) -> Database:

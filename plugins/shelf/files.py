@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +29,6 @@ Dialect = Literal["gnu", "ndbm", "dumb", "sqlite3"]
 #: hutch's own folder inside `basedir`: locks, and the namespaces whose names are not valid file names.
 OWN_FOLDER: Final = ".hutch-shelf"
 
-_DIALECTS: Final[tuple[Dialect, ...]] = ("gnu", "ndbm", "dumb")
-_MODULES: Final[dict[Dialect, str]] = {"gnu": "_gdbm", "ndbm": "_dbm", "dumb": "dbm.dumb", "sqlite3": "sqlite3"}
 # The suffixes of a dialect's files. These names must be free for a new namespace; the longest suffix limits the length
 # of its name, including what Errbot may add.
 _SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
@@ -54,7 +50,6 @@ _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 
 #: The errno values for a lack of space.
 FULL: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
-_TRIAL_BYTES: Final = 64 * 1024
 _WINDOWS_FORBIDDEN: Final = frozenset('<>:"\\|?*') | {chr(code) for code in range(32)}
 _WINDOWS_DEVICES: Final = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³")}
@@ -83,32 +78,6 @@ def storage_errors(file: Path | str) -> Iterator[None]:
         if raised_by_handler(error):
             raise
         raise storage_error(error, error.filename or file) from error
-
-
-def refusal(folder: Path) -> OSError | None:
-    """Return the system's error for a new file in `folder`, or None: SQLite hides why it could not write."""
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as trial:
-            trial.write(bytes(_TRIAL_BYTES))
-    except OSError as error:
-        return error
-    return None
-
-
-def has_dialect(dialect: Dialect) -> bool:
-    """Return whether this Python has the module for `dialect`."""
-    try:
-        importlib.import_module(_MODULES[dialect])
-    except ImportError:
-        return False
-    return True
-
-
-def default_dialect() -> Dialect:
-    """Return the dialect that `shelve` uses for a new file in this Python."""
-    if sys.version_info >= (3, 13) and has_dialect("sqlite3"):
-        return "sqlite3"
-    return next(dialect for dialect in _DIALECTS if has_dialect(dialect))
 
 
 @dataclass(frozen=True, slots=True)

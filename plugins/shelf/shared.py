@@ -25,8 +25,8 @@ from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock
 
 from .database import Database
-from .dialects import create_database, open_database
-from .files import Folder, Place, creating, default_dialect, storage_errors
+from .dialects import create_database, default_dialect, open_database
+from .files import Folder, Place, creating, storage_errors
 from .lock import ProcessLock
 
 log = logging.getLogger("hutch.shelf")
@@ -64,9 +64,9 @@ class SharedShelf:
         if not self._users and self._busy != threading.get_ident():
             self._lock.run(wait_s, self._run, _do_nothing)
 
-    def read(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
-        """Return ``fn(database, *args)``, with None as `database` if there is no data. No thread writes meanwhile."""
-        result: T = self._lock.run(wait_s, self._read, fn, args)
+    def read(self, wait_s: float, fn: Callable[[Database], T]) -> T | None:
+        """Return ``fn(database)``, or None if there is no data. No thread writes meanwhile."""
+        result: T | None = self._lock.run(wait_s, self._read, fn)
         return result
 
     def write(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
@@ -135,17 +135,17 @@ class SharedShelf:
             "to it when the other call has returned, or use another namespace"
         )
 
-    def _read(self, fn: Callable[..., T], args: tuple[object, ...]) -> T:
+    def _read(self, fn: Callable[[Database], T]) -> T | None:
         if self._busy is None:
-            result: T = self._run(self._read_now, fn, args)
-            return result
+            return self._run(self._read_now, fn)
         # The memory holds the state before the interrupted write, until that write is done.
         if self._opened is None:
             raise self._nested()
-        return fn(self._opened, *args)
+        return fn(self._opened)
 
-    def _read_now(self, fn: Callable[..., T], args: tuple[object, ...]) -> T:
-        return fn(self._database(), *args)
+    def _read_now(self, fn: Callable[[Database], T]) -> T | None:
+        database = self._database()
+        return None if database is None else fn(database)
 
     def _write(self, create: bool, fn: Callable[..., T], args: tuple[object, ...]) -> T | None:
         database = self._database(create)
@@ -275,7 +275,6 @@ def _do_nothing(*_: Any) -> None:
     pass
 
 
-# Held only briefly, by `with`; reentrant, for a handler of the same thread.
 _registry = ForkSafeLock()
 _shelves: dict[tuple[str, str], list[weakref.ref[SharedShelf]]] = {}
 

@@ -15,11 +15,12 @@ from hutch.filesystem import flush_folder, open_existing, validate_regular_file
 from hutch.handlers import raised_by_handler
 
 from .database import Database, copy_file, remove
-from .files import Place, refusal, storage_error, storage_errors
+from .files import Place, storage_error, storage_errors
 
 # How long a call waits for programs other than hutch; the process lock excludes hutch's own processes.
 _BUSY_PATIENCE_S: Final = 5.0
 _BUSY_NAP_S: Final = 0.005
+_TRIAL_BYTES: Final = 64 * 1024
 
 
 class SqliteDatabase(Database):
@@ -165,6 +166,16 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def _write_error(folder: Path) -> OSError | None:
+    """Return the system's error for a new file in `folder`, or None: SQLite hides why it could not write."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as trial:
+            trial.write(bytes(_TRIAL_BYTES))
+    except OSError as error:
+        return error
+    return None
+
+
 @contextlib.contextmanager
 def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
@@ -182,7 +193,7 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
                 f"{file} stayed busy for {_BUSY_PATIENCE_S:.0f} s; another process, which may be Errbot itself, writes "
                 "to it. Stop that first"
             ) from error
-        if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := refusal(file.parent)):
+        if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := _write_error(file.parent)):
             raise storage_error(reason, file) from error
         if code & 0xFF == sqlite3.SQLITE_FULL or code in (
             # Quotas and file size limits end in these.

@@ -137,7 +137,7 @@ class ShelfPlugin(StoragePluginBase):
     def _holds(self, namespace: str, place: Place) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
         if shelf is not None and shelf.is_open():
-            return shelf.read(self.wait_s, _len) > 0
+            return bool(shelf.read(self.wait_s, len))
         return holds_data(place)
 
 
@@ -165,24 +165,18 @@ class ShelfStorage(StorageBase):
             raise KeyError(key)
 
     def len(self) -> int:
-        return self._shelf.read(self._wait_s, _len)
+        return self._shelf.read(self._wait_s, len) or 0
 
     def keys(self) -> Iterable[str]:
-        return [_decoded_key(key, self._where) for key in self._shelf.read(self._wait_s, _keys)]
+        keys = self._shelf.read(self._wait_s, lambda database: database.keys())
+        return [_decoded_key(key, self._where) for key in keys or ()]
 
     def close(self) -> None:
         self._shelf.leave(self, self._wait_s)
 
     def contains(self, key: str) -> bool:
-        return self._shelf.read(self._wait_s, _contains, validate_key(key).encode())
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        found = {}
-        for key in keys:
-            data = self._read(key)
-            if data is not None:
-                found[key] = self._loaded(key, data)
-        return found
+        encoded = validate_key(key).encode()
+        return bool(self._shelf.read(self._wait_s, lambda database: database.contains(encoded)))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         # Pickle everything before writing anything: a bad value refuses the whole batch.
@@ -205,8 +199,9 @@ class ShelfStorage(StorageBase):
     def _items(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
         rest = iter(keys)
         while chunk := list(islice(rest, _CHUNK_KEYS)):
-            found = self._shelf.read(self._wait_s, _get_all, [key.encode() for key in chunk])
-            for key, data in zip(chunk, found, strict=True):
+            encoded = [key.encode() for key in chunk]
+            values = self._shelf.read(self._wait_s, lambda database, keys=encoded: list(map(database.get, keys)))
+            for key, data in zip(chunk, values or (), strict=False):
                 if data is not None:
                     yield key, self._loaded(key, data)
 
@@ -249,7 +244,8 @@ class ShelfStorage(StorageBase):
         # Errbot may have stored a key beyond hutch's limits, so the limits are validated only for a missing key.
         data = None
         if isinstance(key, str):
-            data = self._shelf.read(self._wait_s, _get, key.encode(errors="replace"))
+            encoded = key.encode(errors="replace")
+            data = self._shelf.read(self._wait_s, lambda database: database.get(encoded))
         if data is None:
             validate_key(key)
         return data
@@ -303,27 +299,7 @@ def _decoded_key(key: bytes, where: str) -> str:
         ) from None
 
 
-# --- operations on the open database, which is None if there is no data ---
-
-
-def _get(database: Database | None, key: bytes) -> bytes | None:
-    return None if database is None else database.get(key)
-
-
-def _get_all(database: Database | None, keys: list[bytes]) -> list[bytes | None]:
-    return [None] * len(keys) if database is None else [database.get(key) for key in keys]
-
-
-def _contains(database: Database | None, key: bytes) -> bool:
-    return database is not None and database.contains(key)
-
-
-def _len(database: Database | None) -> int:
-    return 0 if database is None else len(database)
-
-
-def _keys(database: Database | None) -> list[bytes]:
-    return [] if database is None else database.keys()
+# --- operations of `SharedShelf.write` ---
 
 
 def _write(database: Database, changes: Mapping[bytes, bytes | None]) -> None:
