@@ -11,7 +11,7 @@ from typing import Any
 from hutch import CorruptValueError, StorageFullError, StoreError, StoreLockedError
 from hutch.handlers import raised_by_handler, suppress_own
 
-from .database import Database, copy_file, remove, take_place
+from .database import Database, copy_file, remove, replace_file
 from .files import FULL, Place, storage_error, storage_errors
 
 
@@ -96,8 +96,8 @@ def _driver_error(error: OSError, place: Place) -> StoreError:
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EROFS, errno.EPERM, errno.ENOENT):
         return storage_error(error, place.base)
     return CorruptValueError(
-        f"{place.base} is no {place.dialect} dbm file that can be read ({error}); it was cut short or damaged, restore "
-        "it from a backup"
+        f"{place.base} is not a readable {place.dialect} dbm file ({error}); it is truncated or damaged, restore it "
+        "from a backup"
     )
 
 
@@ -111,7 +111,7 @@ def copy_and_change(
     try:
         if not fresh:
             for suffix, copy in copies.items():
-                if _is_of(place, suffix):
+                if _is_data_file(place, suffix):
                     copy_file(place.file(suffix), copy)
         db = driver(place).open(str(scratch), "n" if fresh else "w")
         for key, value in changes.items():
@@ -126,13 +126,13 @@ def copy_and_change(
         # The drivers do not report a failed close.
         if len(db) != count or any(db.get(key) != value for key, value in changes.items()):
             raise StorageFullError(
-                f"{place.base} could not be written in full, most likely for want of space; what was stored before is "
-                "intact"
+                f"{place.base} could not be written in full, most likely because the disk is full; what was stored "
+                "before is intact"
             )
         # .dir before .pag: it is the same in both versions, otherwise the values would not be found.
         for suffix in (".dir", ".pag", ".db", ""):
             if copies[suffix].exists():
-                take_place(copies[suffix], place.file(suffix))
+                replace_file(copies[suffix], place.file(suffix))
         return db
     except BaseException as error:
         if db is not None:
@@ -151,5 +151,5 @@ def copy_and_change(
         ) from error
 
 
-def _is_of(place: Place, suffix: str) -> bool:
+def _is_data_file(place: Place, suffix: str) -> bool:
     return (suffix == "") == (place.dialect == "gnu") and place.file(suffix).is_file()

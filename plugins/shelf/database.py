@@ -62,7 +62,7 @@ class Database(ABC):
 _abandoned: list[Database] = []
 
 
-def take_place(new: Path, target: Path) -> None:
+def replace_file(new: Path, target: Path) -> None:
     """Flush `new`, give it the owner and mode of `target`, and rename it to `target`."""
     status = validate_regular_file(target)
     if status is not None:

@@ -17,12 +17,12 @@ from hutch import CorruptValueError, StorageFullError, StoreError
 from hutch.filesystem import create_file, open_existing, write_all
 from hutch.handlers import raised_by_handler, suppress_own
 
-from .database import Database, take_place
+from .database import Database, replace_file
 from .files import Place, storage_errors
 
 _BLOCK_BYTES: Final = 512
 # The index grows by one line per write; it is rewritten once it has this many more lines than keys.
-_SPARE_LINES: Final = 1000
+_MAX_STALE_LINES: Final = 1000
 # A line of the index: a string literal and two numbers.
 _ENTRY: Final = re.compile(
     r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,\s*\(\s*([0-9]{1,18})\s*,\s*([0-9]{1,18})\s*\)\s*""", re.DOTALL
@@ -61,7 +61,7 @@ class DumbDatabase(Database):
         with storage_errors(self._dat):
             data = self._read_all_at(position, size)
         if len(data) != size:
-            raise self._cut_short(position + size)
+            raise self._truncated(position + size)
         return data
 
     def contains(self, key: bytes) -> bool:
@@ -78,7 +78,7 @@ class DumbDatabase(Database):
         try:
             placed = self._put_all(changes)
             removed = {key for key, value in changes.items() if value is None and key in index}
-            if len(placed) == 1 and not removed and self._lines < 2 * len(index) + _SPARE_LINES:
+            if len(placed) == 1 and not removed and self._lines < 2 * len(index) + _MAX_STALE_LINES:
                 self._add_line(*next(iter(placed.items())))
             elif placed or removed:
                 index = {key: at for key, at in {**index, **placed}.items() if key not in removed}
@@ -86,7 +86,7 @@ class DumbDatabase(Database):
         except StoreError:  # the old index is still in place
             self._find_free()
             raise
-        if self._is_tidy:
+        if self._is_disjoint:
             freed = (self._index[key] for key in changes if key in self._index)
             self._free += [(position, _blocks(size)) for position, size in freed]
         index.update(placed)
@@ -134,17 +134,17 @@ class DumbDatabase(Database):
                 self._ends_with_newline = line.endswith("\n")
         needed = max((position + size for position, size in self._index.values()), default=0)
         if os.fstat(self._file.fileno()).st_size < needed:
-            raise self._cut_short(needed)
+            raise self._truncated(needed)
 
     def _no_entry(self, number: int) -> CorruptValueError:
         return CorruptValueError(
-            f"line {number} of {self._dir} is no entry of an index of dbm.dumb; it was cut short or damaged. Restore "
-            "it, or remove that line and with it one key"
+            f"line {number} of {self._dir} is not an entry of a dbm.dumb index; the file is truncated or damaged. "
+            "Restore it, or remove that line and with it one key"
         )
 
-    def _cut_short(self, needed: int) -> CorruptValueError:
+    def _truncated(self, needed: int) -> CorruptValueError:
         return CorruptValueError(
-            f"{self._dat} was cut short: by its index {self._dir.name} it has at least {needed:,} bytes, and it has "
+            f"{self._dat} is truncated: its index {self._dir.name} requires at least {needed:,} bytes, and it has "
             f"{os.fstat(self._file.fileno()).st_size:,}; restore it from a backup"
         )
 
@@ -152,14 +152,14 @@ class DumbDatabase(Database):
         """Compute the runs of free blocks from the index."""
         self._free: list[tuple[int, int]] = []
         # dbm.dumb never lets two keys share blocks; if they do, blocks that one key frees may be in use by another.
-        self._is_tidy = True
+        self._is_disjoint = True
         end = 0
         for position, size in sorted(self._index.values()):
             start = position - position % _BLOCK_BYTES
             if start > end:
                 self._free.append((end, (start - end) // _BLOCK_BYTES))
             if start < end or start != position:
-                self._is_tidy = False
+                self._is_disjoint = False
             end = max(end, start + _blocks(position - start + size) * _BLOCK_BYTES)
         self._end = end
 
@@ -211,7 +211,7 @@ class DumbDatabase(Database):
             try:
                 with io.BufferedRandom(create_file(self._scratch)) as file:
                     file.writelines(_line(key, place).encode("latin-1") for key, place in index.items())
-                take_place(self._scratch, self._dir)
+                replace_file(self._scratch, self._dir)
             except BaseException:
                 with suppress_own(OSError):
                     self._scratch.unlink(missing_ok=True)

@@ -40,8 +40,8 @@ _SUFFIXES: Final[dict[Dialect, tuple[str, ...]]] = {
 _ALL_SUFFIXES: Final = sorted({suffix for suffixes in _SUFFIXES.values() for suffix in suffixes})
 #: The suffixes of files that hold data.
 _DATA_SUFFIXES: Final = ("", ".db", ".pag", ".dat", ".dir")
-_LONGEST_FILE_NAME: Final = 255
-_LONGEST_NAME_BYTES: Final = 1024
+_MAX_FILE_NAME_BYTES: Final = 255
+_MAX_NAMESPACE_BYTES: Final = 1024
 _ON_WINDOWS: Final = os.name == "nt"
 
 _GNU_MAGIC: Final = frozenset(magic.to_bytes(4, sys.byteorder) for magic in (0x13579ACE, 0x13579ACD, 0x13579ACF))
@@ -154,15 +154,15 @@ class Folder:
             own_folder = self.own / _digest(namespace)
             own = _find_place(own_folder, "data.db", _names_in(own_folder))
             if own is not None:
-                self._check_own(own_folder, namespace)
+                self._validate_own(own_folder, namespace)
         if plain is not None and own is not None:
             raise CorruptValueError(
-                f"namespace {namespace!r} is there twice, as {plain.base} and as {own.base}: stop all users, keep the "
+                f"namespace {namespace!r} exists twice, as {plain.base} and as {own.base}: stop all users, keep the "
                 "one with your data and move the other away"
             )
         return plain or own
 
-    def old_spot(self, namespace: str) -> Place | None:
+    def errbot3_place(self, namespace: str) -> Place | None:
         """Return the place where Errbot 3 stored `namespace`, if the files are still there, else None."""
         if not _can_be_file(namespace):
             return None
@@ -176,7 +176,7 @@ class Folder:
         """Return a place for the new `namespace`. The caller holds `creating` until it has created the files."""
         name = f"{namespace}.db"
         longest = max(len(suffix) for suffix in _SUFFIXES[dialect])
-        if _can_be_file(namespace) and len(os.fsencode(name)) + longest <= _LONGEST_FILE_NAME:
+        if _can_be_file(namespace) and len(os.fsencode(name)) + longest <= _MAX_FILE_NAME_BYTES:
             place = Place(self.path / name, dialect)
             names = _names_in(self.path)
             # `find` has already judged files of exactly this name: empty remains of a creation that was killed. A file
@@ -218,7 +218,7 @@ class Folder:
                 if _namespace_of(old, name, {name}) is not None:
                     _refuse_links(old, name, {name})
                 with suppress_own(StoreError):
-                    place = self.old_spot(namespace)
+                    place = self.errbot3_place(namespace)
                     if place is not None:
                         seen.add(namespace)
                         yield namespace, place
@@ -229,7 +229,7 @@ class Folder:
                     refuse_link(folder / file)
             with suppress_own(OSError, UnicodeDecodeError, StoreError):
                 with open_existing(folder / "name") as opened:
-                    namespace = opened.read(_LONGEST_NAME_BYTES).decode()
+                    namespace = opened.read(_MAX_NAMESPACE_BYTES).decode()
                 place = self.find(namespace)
                 if place is not None and place.base.parent == folder and namespace not in seen:
                     yield namespace, place
@@ -248,11 +248,11 @@ class Folder:
         return iter(sorted(found))
 
     @staticmethod
-    def _check_own(folder: Path, namespace: str) -> None:
+    def _validate_own(folder: Path, namespace: str) -> None:
         file = folder / "name"
         try:
             with open_existing(file) as opened:
-                found = opened.read(_LONGEST_NAME_BYTES)
+                found = opened.read(_MAX_NAMESPACE_BYTES)
         except FileNotFoundError:
             found = b""
         if found != namespace.encode():
@@ -348,23 +348,23 @@ def _find_place(folder: Path, name: str, names: set[str]) -> Place | None:
             return None  # NAME.db.db is the ndbm file of namespace NAME, but NAME.db was requested
         if dialect is None:
             raise CorruptValueError(
-                f"{base} is no database that dbm knows: its first bytes are those of neither gnu nor sqlite3 dbm. "
-                "It was cut short, or is the file of another program; restore it, or move it away"
+                f"{base} is not a database that dbm knows: its first bytes are neither gnu nor sqlite3 dbm. It is "
+                "truncated, or was not written by dbm; restore it, or move it away"
             )
         return Place(base, dialect)
     for have, lack in ((".dat", ".dir"), (".dir", ".dat"), (".pag", ".dir")):
         if has(have) and not has(lack) and file(have).stat().st_size:
             bak = f", or copy {name}.bak to it, which may be older" if lack == ".dir" and has(".bak") else ""
             raise CorruptValueError(
-                f"{file(have)} is there without {name}{lack}, half of its database; restore it{bak}"
+                f"{file(have)} exists without {name}{lack}, the other half of its database; restore that{bak}"
             )
     if has(".dat") and has(".dir"):
-        raise CorruptValueError(f"{file('.dir')} is no index of dbm.dumb, though {name}.dat is beside it; restore it")
+        raise CorruptValueError(f"{file('.dir')} is not an index of dbm.dumb, but {name}.dat is beside it; restore it")
     # NAME.db.db may also be the namespace NAME.db in another dialect.
     if has(".db") and _single_file_dialect(_head(file(".db"))) is None:
         raise CorruptValueError(
-            f"{file('.db')} is no database that dbm knows: it was cut short, or is the file of another program; "
-            "restore it, or move it away"
+            f"{file('.db')} is not a database that dbm knows: it is truncated, or was not written by dbm; restore it, "
+            "or move it away"
         )
     return None
 

@@ -21,7 +21,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_LONGEST_PID = 20
+_MAX_PID_DIGITS = 20
 
 
 class ProcessLock:
@@ -58,7 +58,7 @@ class ProcessLock:
 
 
 @contextlib.contextmanager
-def exclusive_access(path: Path, namespace: str) -> Iterator[None]:
+def exclude_writers(path: Path, namespace: str) -> Iterator[None]:
     """Hold a shared lock on `path` during the block, which excludes writers. A missing lock file is not created.
 
     Raises StoreLockedError, as `ProcessLock` does. Several processes may read at a time.
@@ -88,11 +88,11 @@ def _lock_now(file: io.FileIO, path: Path, namespace: str, *, to_read: bool) -> 
 
 
 def _holder(file: io.FileIO) -> str:
-    message = b""
+    digits = b""
     with suppress_own(OSError):
         file.seek(0)
-        message = file.read(_LONGEST_PID)
-    return f", pid {int(message)}" if message.isdigit() else ""
+        digits = file.read(_MAX_PID_DIGITS)
+    return f", pid {int(digits)}" if digits.isdigit() else ""
 
 
 if sys.platform == "win32":

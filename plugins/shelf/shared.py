@@ -42,7 +42,7 @@ class SharedShelf:
         self._folder, self._namespace = folder, namespace
         self._lock = FairLock(f"namespace {namespace!r} in {folder.path}")
         # The id of the thread that is in a call.
-        self._busy: int | None = None
+        self._calling_thread: int | None = None
         # The users that must leave before the files are closed. A collected user has left.
         self._users: set[weakref.ref[object]] = set()
         self._opened: Database | None = None
@@ -61,7 +61,7 @@ class SharedShelf:
         """Remove `user`; if it was the last, close the files and admit other processes."""
         self._users.discard(weakref.ref(user))
         # Inside another call of this thread, that call closes them when it ends.
-        if not self._users and self._busy != threading.get_ident():
+        if not self._users and self._calling_thread != threading.get_ident():
             self._lock.run(wait_s, self._run, _do_nothing)
 
     def read(self, wait_s: float, fn: Callable[[Database], T]) -> T | None:
@@ -103,8 +103,8 @@ class SharedShelf:
 
     def abandon(self) -> None:
         """Abandon the parent's files and lock in a forked child, which opens its own when they are used."""
-        if self._busy != threading.get_ident():
-            self._busy = None
+        if self._calling_thread != threading.get_ident():
+            self._calling_thread = None
         database, self._opened = self._opened, None
         process_lock, self._process_lock = self._process_lock, None
         if database is not None:
@@ -116,17 +116,17 @@ class SharedShelf:
 
     def _run(self, fn: Callable[..., T], *args: object) -> T:
         """Return ``fn(*args)``, during which no nested call of this thread may write."""
-        if self._busy is not None:
+        if self._calling_thread is not None:
             raise self._nested()
         try:
-            self._busy = threading.get_ident()
+            self._calling_thread = threading.get_ident()
             try:
                 return fn(*args)
             finally:
                 if not self._users:
                     self._close()
         finally:
-            self._busy = None
+            self._calling_thread = None
 
     def _nested(self) -> ConflictError:
         return ConflictError(
@@ -136,7 +136,7 @@ class SharedShelf:
         )
 
     def _read(self, fn: Callable[[Database], T]) -> T | None:
-        if self._busy is None:
+        if self._calling_thread is None:
             return self._run(self._read_now, fn)
         # The memory holds the state before the interrupted write, until that write is done.
         if self._opened is None:
@@ -170,7 +170,7 @@ class SharedShelf:
             self._is_current = True
 
     def _validate(self) -> None:
-        if self._busy is None:
+        if self._calling_thread is None:
             self._run(self._validate_now)
 
     def _validate_now(self) -> None:
@@ -198,8 +198,8 @@ class SharedShelf:
             return
         raise StorageUnavailableError(
             f"the files of namespace {self._namespace!r} in {self._folder.path} were removed, moved, replaced or "
-            "closed to this process while they were open; nothing was written. Put that right, or close the "
-            "namespace and open it again to use what is there now"
+            "made inaccessible while they were open; nothing was written. Restore them, or close the namespace and "
+            "open it again to use the files as they are now"
         )
 
     def _database(self, create: bool = False) -> Database | None:
@@ -211,13 +211,13 @@ class SharedShelf:
             self._opened = None
             database.release()
         place = self._folder.find(self._namespace)
-        old = self._folder.old_spot(self._namespace)
+        old = self._folder.errbot3_place(self._namespace)
         if place is None and old is None and not create:
             return None
         if self._process_lock is None:
             self._process_lock = ProcessLock(self._folder.lock_path(self._namespace), self._namespace)
         # Search again, now that no other process can create or move it.
-        place = self._from_old_spot() or self._folder.find(self._namespace)
+        place = self._move_from_errbot3() or self._folder.find(self._namespace)
         if place is None and not create:
             return None
         return self._open(place)
@@ -238,13 +238,17 @@ class SharedShelf:
         place.validate()
         return database
 
-    def _from_old_spot(self) -> Place | None:
-        old = self._folder.old_spot(self._namespace)
+    def _move_from_errbot3(self) -> Place | None:
+        old = self._folder.errbot3_place(self._namespace)
         if old is None:
             return None
         new = self._folder.find(self._namespace)
         if new is not None:
-            log.warning("%s is in the way of an older %s, which is left alone: remove one of them", new.base, old.base)
+            log.warning(
+                "%s and the older %s both exist; the older one is not used or moved: remove one of them",
+                new.base,
+                old.base,
+            )
             return None
         moved = Place(self._folder.path / old.base.name, old.dialect)
         log.info("moving %s to %s, as Errbot does", old.base, moved.base)

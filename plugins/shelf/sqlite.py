@@ -18,17 +18,17 @@ from .database import Database, copy_file, remove
 from .files import Place, storage_error, storage_errors
 
 # How long a call waits for programs other than hutch; the process lock excludes hutch's own processes.
-_BUSY_PATIENCE_S: Final = 5.0
-_BUSY_NAP_S: Final = 0.005
-_TRIAL_BYTES: Final = 64 * 1024
+_BUSY_WAIT_S: Final = 5.0
+_BUSY_RETRY_S: Final = 0.005
+_PROBE_BYTES: Final = 64 * 1024
 
 
 class SqliteDatabase(Database):
     """A file of Python 3.13's `dbm.sqlite3`, accessed through sqlite3, so that older Pythons read and write it too."""
 
-    def __init__(self, place: Place, called: Path | None = None) -> None:
-        """Open the file at `place`; errors name `called` instead, if given."""
-        self._file, self._base = place.base, called or place.base
+    def __init__(self, place: Place, shown_path: Path | None = None) -> None:
+        """Open the file at `place`; errors name `shown_path` instead, if given."""
+        self._file, self._base = place.base, shown_path or place.base
         with storage_errors(self._base), open_existing(place.base, "r+b"):
             pass  # its OSError says what is wrong; sqlite3 would not
         with self._errors():
@@ -103,10 +103,10 @@ class SqliteDatabase(Database):
                 if raised_by_handler(error) or not _is_busy(error):
                     raise
                 now_s = time.monotonic()
-                deadline_s = deadline_s or now_s + _BUSY_PATIENCE_S
+                deadline_s = deadline_s or now_s + _BUSY_WAIT_S
                 if now_s >= deadline_s:
                     raise
-            time.sleep(_BUSY_NAP_S)
+            time.sleep(_BUSY_RETRY_S)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -153,12 +153,12 @@ def open_copy(place: Place) -> SqliteCopy | None:
     try:
         return SqliteCopy(place)
     except CorruptValueError as error:
-        if _is_of_another(error.__cause__):
+        if _is_foreign(error.__cause__):
             return None
         raise
 
 
-def _is_of_another(error: BaseException | None) -> bool:
+def _is_foreign(error: BaseException | None) -> bool:
     return "no such table" in str(error)
 
 
@@ -169,8 +169,8 @@ def _is_busy(error: sqlite3.Error) -> bool:
 def _write_error(folder: Path) -> OSError | None:
     """Return the system's error for a new file in `folder`, or None: SQLite hides why it could not write."""
     try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as trial:
-            trial.write(bytes(_TRIAL_BYTES))
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(bytes(_PROBE_BYTES))
     except OSError as error:
         return error
     return None
@@ -190,7 +190,7 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0)
         if _is_busy(error):
             raise StorageTimeoutError(
-                f"{file} stayed busy for {_BUSY_PATIENCE_S:.0f} s; another process, which may be Errbot itself, writes "
+                f"{file} stayed busy for {_BUSY_WAIT_S:.0f} s; another process, which may be Errbot itself, writes "
                 "to it. Stop that first"
             ) from error
         if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := _write_error(file.parent)):
@@ -204,8 +204,8 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
             raise StorageFullError(f"no room to write {file}: {error}; what was stored before is intact") from error
         if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
             raise CorruptValueError(
-                f"{file} is no sqlite3 dbm file that can be read ({error}): expected a table Dict of key and value. It "
-                "was cut short, damaged, or is another program's; restore it, or move it away"
+                f"{file} is not a readable sqlite3 dbm file ({error}): expected a table Dict with the columns key and "
+                "value. It is truncated, damaged, or was not written by dbm; restore it, or move it away"
             ) from error
         raise StorageUnavailableError(f"cannot use {file}: {error}") from error
 
@@ -229,4 +229,4 @@ def holds_data(place: Place) -> bool:
     except sqlite3.Error as error:
         if raised_by_handler(error):
             raise
-        return not _is_of_another(error)
+        return not _is_foreign(error)

@@ -41,7 +41,7 @@ from hutch.limits import validate_key, validate_namespace, validate_value_size
 from .database import Database
 from .dialects import holds_data, open_to_read
 from .files import Folder, Place, storage_errors
-from .lock import exclusive_access
+from .lock import exclude_writers
 from .shared import SharedShelf, open_shelf, share
 
 # Errbot's protocol, which a bot on any Python 3 can read.
@@ -123,8 +123,8 @@ class ShelfPlugin(StoragePluginBase):
         with storage_errors(self._folder.path):
             namespaces = sorted({*(name for name, _ in self._folder.places()), *self._folder.damaged_places()})
         for namespace in namespaces:
-            with exclusive_access(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
-                place = self._folder.find(namespace) or self._folder.old_spot(namespace)
+            with exclude_writers(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
+                place = self._folder.find(namespace) or self._folder.errbot3_place(namespace)
                 database = None if place is None else open_to_read(place)
                 if database is None:
                     continue
@@ -132,7 +132,7 @@ class ShelfPlugin(StoragePluginBase):
                     for key in database.keys():  # noqa: SIM118 - not a dict
                         data = database.get(key)
                         if data is not None:
-                            yield namespace, _decoded_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
+                            yield namespace, _decode_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
 
     def _holds(self, namespace: str, place: Place) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
@@ -152,13 +152,13 @@ class ShelfStorage(StorageBase):
         self._wait_s = plugin.wait_s
 
     def set(self, key: str, value: Any) -> None:
-        self._shelf.write(self._wait_s, _write, {validate_key(key).encode(): self._dumped(key, value)})
+        self._shelf.write(self._wait_s, _write, {validate_key(key).encode(): self._pickle(key, value)})
 
     def get(self, key: str) -> Any:
         data = self._read(key)
         if data is None:
             raise KeyError(key)
-        return self._loaded(key, data)
+        return self._unpickle(key, data)
 
     def remove(self, key: str) -> None:
         if not self.remove_many([key]):
@@ -169,7 +169,7 @@ class ShelfStorage(StorageBase):
 
     def keys(self) -> Iterable[str]:
         keys = self._shelf.read(self._wait_s, lambda database: database.keys())
-        return [_decoded_key(key, self._where) for key in keys or ()]
+        return [_decode_key(key, self._where) for key in keys or ()]
 
     def close(self) -> None:
         self._shelf.leave(self, self._wait_s)
@@ -180,13 +180,13 @@ class ShelfStorage(StorageBase):
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         # Pickle everything before writing anything: a bad value refuses the whole batch.
-        pickled = {validate_key(key).encode(): self._dumped(key, value) for key, value in items.items()}
+        pickled = {validate_key(key).encode(): self._pickle(key, value) for key, value in items.items()}
         if pickled:
             self._shelf.write(self._wait_s, _write, pickled)
 
     def remove_many(self, keys: Iterable[str]) -> int:
-        checked = [validate_key(key).encode() for key in dict.fromkeys(keys)]
-        return self._shelf.write_if_there(self._wait_s, _remove, checked) or 0
+        encoded = [validate_key(key).encode() for key in dict.fromkeys(keys)]
+        return self._shelf.write_if_there(self._wait_s, _remove, encoded) or 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
         return self._items(self.keys())
@@ -199,22 +199,23 @@ class ShelfStorage(StorageBase):
     def _items(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
         rest = iter(keys)
         while chunk := list(islice(rest, _CHUNK_KEYS)):
-            encoded = [key.encode() for key in chunk]
-            values = self._shelf.read(self._wait_s, lambda database, keys=encoded: list(map(database.get, keys)))
-            for key, data in zip(chunk, values or (), strict=False):
+            for key, data in self._read_all(chunk).items():
                 if data is not None:
-                    yield key, self._loaded(key, data)
+                    yield key, self._unpickle(key, data)
+
+    def _read_all(self, keys: list[str]) -> dict[str, bytes | None]:
+        return self._shelf.read(self._wait_s, lambda database: {key: database.get(key.encode()) for key in keys}) or {}
 
     def clear(self) -> None:
         self._shelf.write_if_there(self._wait_s, _clear)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self._read(key)
-        return (MISSING, None) if data is None else (self._loaded(key, data), data)
+        return (MISSING, None) if data is None else (self._unpickle(key, data), data)
 
     def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         if value is not MISSING:
-            change = {validate_key(key).encode(): self._dumped(key, value)}
+            change = {validate_key(key).encode(): self._pickle(key, value)}
             return self._shelf.write(self._wait_s, _compare_and_write, key, token, change)
         if token is None:
             return self._read(key) is None
@@ -250,7 +251,7 @@ class ShelfStorage(StorageBase):
             validate_key(key)
         return data
 
-    def _dumped(self, key: str, value: object) -> bytes:
+    def _pickle(self, key: str, value: object) -> bytes:
         """Return the pickle of `value` as Errbot would write it. Raises ValueTypeError."""
         buffer = io.BytesIO()
         try:
@@ -268,7 +269,7 @@ class ShelfStorage(StorageBase):
         validate_value_size(key, len(data))
         return data
 
-    def _loaded(self, key: str, data: bytes) -> Any:
+    def _unpickle(self, key: str, data: bytes) -> Any:
         # Without the lock: unpickling runs code, which may use this storage.
         try:
             return pickle.loads(data)
@@ -289,7 +290,7 @@ class ShelfStorage(StorageBase):
             ) from error
 
 
-def _decoded_key(key: bytes, where: str) -> str:
+def _decode_key(key: bytes, where: str) -> str:
     try:
         return key.decode()
     except UnicodeDecodeError:
@@ -307,10 +308,10 @@ def _write(database: Database, changes: Mapping[bytes, bytes | None]) -> None:
 
 
 def _remove(database: Database, keys: Iterable[bytes]) -> int:
-    found = [key for key in keys if database.contains(key)]
-    if found:
-        database.write(dict.fromkeys(found))
-    return len(found)
+    existing = [key for key in keys if database.contains(key)]
+    if existing:
+        database.write(dict.fromkeys(existing))
+    return len(existing)
 
 
 def _clear(database: Database) -> None:

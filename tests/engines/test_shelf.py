@@ -743,10 +743,10 @@ def test_a_file_cut_short_is_an_error_that_names_it_and_other_namespaces_work(
         (lambda text: text.replace("512", "-512"), "line 2 of"),
         (lambda text: "'k', __import__('os').abort()\n" + text, "line 1 of"),
         (lambda text: "'k'," + "(" * 5000 + "\n" + text, "line 1 of"),
-        (lambda text: "hello" + text, "no index"),
-        (None, "core.db.dir, half of its database"),
+        (lambda text: "hello" + text, "not an index"),
+        (None, "core.db.dir, the other half of its database"),
     ],
-    ids=["cut short", "negative", "code", "deep", "foreign", "missing"],
+    ids=["truncated", "negative", "code", "deep", "foreign", "missing"],
 )
 def test_a_damaged_index_of_dumb_is_an_error_that_says_which_line(tmp_path: Path, damage: Any, message: str) -> None:
     errbot_writes(tmp_path, "dumb", a=1, b=2, c=3)
