@@ -1,4 +1,10 @@
-"""The interface of every dbm dialect to the engine: a small database of bytes that is never half written."""
+"""The interface of every dbm dialect to the engine: a small database of bytes that is never half written.
+
+The libraries cannot write safely by themselves: gnu and ndbm can be unreadable after a kill, `dbm.dumb` overwrites
+values in place and consists of two files, which no single rename replaces, and Python below 3.13 lacks `dbm.sqlite3`.
+Replacing the file by a changed copy is safe, but a write takes 8 to 34 ms (gnu, ndbm; 100 to 10,000 keys) instead of
+0.1 to 0.4 ms (sqlite3, dumb). So only gnu and ndbm do it.
+"""
 
 from __future__ import annotations
 

@@ -244,11 +244,7 @@ class SharedShelf:
             return None
         new = self._folder.find(self._namespace)
         if new is not None:
-            log.warning(
-                "%s and the older %s both exist; the older one is not used or moved: remove one of them",
-                new.base,
-                old.base,
-            )
+            log.warning("both %s and the older %s exist; the older one is neither read nor moved", new.base, old.base)
             return None
         moved = Place(self._folder.path / old.base.name, old.dialect)
         log.info("moving %s to %s, as Errbot does", old.base, moved.base)
