@@ -19,7 +19,6 @@ import redis
 import hutch
 from hutch.config import LayerConfig
 from hutch.layers.cache import CacheLayer
-from hutch.layers.layer import Layer
 from hutch.layers.metrics import Figures, snapshot
 from hutch.layers.select import add_layers, validate_layers
 from hutch.testing import StorageSuite
@@ -127,15 +126,6 @@ def layered(engine: hutch.StorageBase, *layers: str | LayerConfig) -> hutch.Stor
 
 def cached(engine: Engine, **options: Any) -> hutch.StorageBase:
     return layered(engine, LayerConfig("cache", {"ttl_s": HOUR_S, **options}))
-
-
-def test_a_layer_hands_on_every_verb_there_is() -> None:
-    verbs = {name for name in vars(hutch.StorageBase) if not name.startswith("_")} - {
-        "capabilities",
-        "validates_keys",
-        "wait_s",
-    }
-    assert verbs <= set(vars(Layer))
 
 
 # --- config ---

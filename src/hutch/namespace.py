@@ -24,24 +24,25 @@ from .handlers import is_missing, passes_through
 from .keylocks import refuse_nested_write, run_locked, swapping
 from .limits import explain_failure, validate_function, validate_key, validate_keys, validate_namespace
 from .mutable import Mutable
+from .verbs import GeneratedStorage
 
 T = TypeVar("T")
 
 
-class _Closed(StorageBase):
+class _Closed(GeneratedStorage):
     """The storage of a closed mapping: every verb raises StoreNotOpenError, so that calls on open ones need no test."""
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
 
+    @classmethod
+    def generate(cls, name: str, verb: object, kind: object) -> Callable[..., NoReturn]:
+        return cls.refuse
+
     def refuse(self, *_: object, **__: object) -> NoReturn:
         if self._namespace is None:
             raise StoreNotOpenError("this storage is not open yet; call open_storage() or Store.open() first")
         raise StoreNotOpenError(f"namespace {self._namespace!r} is closed; open it again to use it")
-
-    set = get = remove = len = keys = close = refuse
-    contains = get_many = set_many = remove_many = items = scan = scan_keys = clear = refuse
-    get_for_update = compare_and_swap = compare_and_set = modify = refuse
 
 
 _NEVER_OPENED = _Closed()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-from ..contract import MISSING
 from ..encoded import EncodedStorage
 from ..fork import ForkSafeLock, run_in_child
 from ..limits import explain_failure, validate_key
 from ..options import Option
-from .layer import Layer
+from ..verbs import Kind
+from .layer import Layer, compile_verb, parameters_of
 
 T = TypeVar("T")
 
@@ -30,6 +30,12 @@ OPTIONS = {
 }
 # The approximate size of an entry besides its value and the characters of its key.
 _ENTRY_BYTES = 300
+# By the first parameter of a verb: how the keys that it writes are validated, and what they are. Others may write any.
+_WRITTEN_KEYS = {
+    "key": ("key = validate_key(key)\n", "[key]"),
+    "keys": ("keys = [validate_key(key) for key in keys]\n", "keys"),
+    "items": ("items = {{validate_key(key): value for key, value in items.items()}}\n", "items"),
+}
 
 
 class CacheLayer(Layer):
@@ -71,44 +77,15 @@ class CacheLayer(Layer):
         key = validate_key(key)
         return self._cached.get(key) is not None or self._engine.contains(key)
 
-    def set(self, key: str, value: Any) -> None:
-        key = validate_key(key)
-        self._cached.write([key], self._engine.set, key, value)
-
-    def remove(self, key: str) -> None:
-        key = validate_key(key)
-        self._cached.write([key], self._engine.remove, key)
-
-    def set_many(self, items: Mapping[str, Any]) -> None:
-        checked = {validate_key(key): value for key, value in items.items()}
-        self._cached.write(checked, self._engine.set_many, checked)
-
-    def remove_many(self, keys: Iterable[str]) -> int:
-        checked = [validate_key(key) for key in keys]
-        return self._cached.write(checked, self._engine.remove_many, checked)
-
-    def clear(self) -> None:
-        self._cached.write(None, self._engine.clear)
-
-    def get_for_update(self, key: str) -> tuple[Any, object]:
-        key = validate_key(key)
-        # It may read a newer value than the cached one, and no later read may return the older one.
-        return self._cached.write([key], self._engine.get_for_update, key)
-
-    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
-        key = validate_key(key)
-        return self._cached.write([key], self._engine.compare_and_swap, key, token, value)
-
-    def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        key = validate_key(key)
-        return self._cached.write([key], self._engine.compare_and_set, key, expected, value)
-
-    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
-        key = validate_key(key)
-        return self._cached.write([key], self._engine.modify, key, fn, default)
-
-    def close(self) -> None:
-        self._cached.write(None, super().close)
+    @classmethod
+    def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+        if kind in (Kind.READS, Kind.ITERATES):
+            return super().generate(name, verb, kind)
+        # `get_for_update` too: it may read a newer value than the cached one, and no later read may return the older.
+        parameters = parameters_of(verb)
+        validation, keys = _WRITTEN_KEYS.get(parameters[0].name if parameters else "", ("", "None"))
+        body = f"{validation}return self._cached.write({keys}, self._inner.{{name}}, {{arguments}})"
+        return compile_verb(name, verb, body, globals())
 
 
 class _Reading:
@@ -184,8 +161,8 @@ class _CachedValues:
         while self._bytes > self._max_bytes and self._entries:
             self._drop(next(iter(self._entries)))
 
-    def write(self, keys: Iterable[str] | None, fn: Callable[..., T], *args: Any) -> T:
-        """Return ``fn(*args)``, which writes `keys` (None: any). While it runs, none of them is cached.
+    def write(self, keys: Iterable[str] | None, fn: Callable[..., T], /, *args: Any, **options: Any) -> T:
+        """Return ``fn(*args, **options)``, which writes `keys` (None: any). While it runs, none of them is cached.
 
         They are evicted before it starts: a reader that got one new value of a batch from the engine must not find
         the old value of another key here. They stay uncached until it ends, because a concurrent read may still
@@ -197,7 +174,7 @@ class _CachedValues:
             self._writes[token] = names
             with self._lock.current:
                 self._forget(names)
-            return fn(*args)
+            return fn(*args, **options)
         finally:
             self._writes.pop(token, None)
 

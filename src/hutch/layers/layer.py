@@ -1,14 +1,53 @@
-"""Layer: the base class of all layers. It forwards every verb; a subclass overrides the verbs that it changes."""
+"""Layer: the base class of all layers. It forwards every verb; a subclass generates some verbs differently."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import inspect
+import textwrap
+from collections.abc import Callable, Hashable
+from inspect import Parameter
 from typing import Any
 
-from ..contract import MISSING, StorageBase
+from ..contract import StorageBase
+from ..verbs import GeneratedStorage, Kind
+
+# How a parameter of each kind is passed on.
+_ARGUMENTS = {
+    Parameter.POSITIONAL_ONLY: "{0}",
+    Parameter.POSITIONAL_OR_KEYWORD: "{0}",
+    Parameter.VAR_POSITIONAL: "*{0}",
+    Parameter.KEYWORD_ONLY: "{0}={0}",
+    Parameter.VAR_KEYWORD: "**{0}",
+}
 
 
-class Layer(StorageBase):
+def compile_verb(name: str, verb: Callable[..., Any], body: str, names: dict[str, Any]) -> Callable[..., Any]:
+    """Return a method with the parameters and defaults of `verb`, so that a call costs what a handwritten one does.
+
+    `body` is its source, in which {name} and {arguments} are replaced; it may use `names`.
+    """
+    parameters = parameters_of(verb)
+    arguments = ", ".join(_ARGUMENTS[one.kind].format(one.name) for one in parameters)
+    bare = [one.replace(default=Parameter.empty, annotation=Parameter.empty) for one in parameters]
+    header = inspect.Signature([Parameter("self", Parameter.POSITIONAL_ONLY), *bare])
+    source = f"def {name}{header}:\n{textwrap.indent(body.format(name=name, arguments=arguments), '    ')}"
+    made: dict[str, Any] = {}
+    exec(source, names, made)  # noqa: S102 - of the source of hutch alone, as namedtuple and dataclass do
+    method = made[name]
+    defaults = [one for one in parameters if one.default is not Parameter.empty]
+    method.__defaults__ = tuple(one.default for one in defaults if one.kind is not Parameter.KEYWORD_ONLY)
+    method.__kwdefaults__ = {one.name: one.default for one in defaults if one.kind is Parameter.KEYWORD_ONLY}
+    method.__doc__ = verb.__doc__
+    compiled: Callable[..., Any] = method
+    return compiled
+
+
+def parameters_of(verb: Callable[..., Any]) -> list[Parameter]:
+    """Return the parameters of `verb` without `self`."""
+    return list(inspect.signature(verb).parameters.values())[1:]
+
+
+class Layer(GeneratedStorage):
     """A storage around `inner` that forwards every verb, not only the six, so the engine's own overrides are used."""
 
     def __init__(self, inner: StorageBase) -> None:
@@ -17,64 +56,10 @@ class Layer(StorageBase):
         self.validates_keys = inner.validates_keys
         self.wait_s = inner.wait_s
 
-    def set(self, key: str, value: Any) -> None:
-        self._inner.set(key, value)
-
-    def get(self, key: str) -> Any:
-        return self._inner.get(key)
-
-    def remove(self, key: str) -> None:
-        self._inner.remove(key)
-
-    def len(self) -> int:
-        return self._inner.len()
-
-    def keys(self) -> Iterable[str]:
-        return self._inner.keys()
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def contains(self, key: str) -> bool:
-        return self._inner.contains(key)
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        return self._inner.get_many(keys)
-
-    def set_many(self, items: Mapping[str, Any]) -> None:
-        self._inner.set_many(items)
-
-    def remove_many(self, keys: Iterable[str]) -> int:
-        return self._inner.remove_many(keys)
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        return self._inner.items()
-
-    def scan(
-        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
-    ) -> Iterator[tuple[str, Any]]:
-        return self._inner.scan(prefix, start, stop, reverse)
-
-    def scan_keys(
-        self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
-    ) -> Iterator[str]:
-        return self._inner.scan_keys(prefix, start, stop, reverse)
-
-    def clear(self) -> None:
-        self._inner.clear()
-
-    def get_for_update(self, key: str) -> tuple[Any, object]:
-        return self._inner.get_for_update(key)
-
-    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
-        return self._inner.compare_and_swap(key, token, value)
-
-    def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        return self._inner.compare_and_set(key, expected, value)
-
-    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
-        return self._inner.modify(key, fn, default)
-
     @property
     def lock_scope(self) -> Hashable:
         return self._inner.lock_scope
+
+    @classmethod
+    def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+        return compile_verb(name, verb, "return self._inner.{name}({arguments})", {})

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
 
 from ..contract import StorageBase
 from ..errors import StoreError
 from ..fork import ForkSafeLock, run_in_child
 from ..options import Option
-from .layer import Layer
+from ..verbs import Kind
+from .layer import Layer, compile_verb
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 OPTIONS = {
@@ -51,46 +50,32 @@ def snapshot() -> dict[tuple[str, str], dict[str, Figures]]:
         }
 
 
-def _timed(verb: Callable[Concatenate[Layer, P], T]) -> Callable[Concatenate[MetricsLayer, P], T]:
-    name = verb.__name__
-
-    @functools.wraps(verb)
-    def timed(self: MetricsLayer, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        began_s, errors = time.perf_counter(), 0
-        try:
-            return verb(self, *args, **kwargs)
-        except StoreError:
-            errors = 1
-            raise
-        finally:
-            _count(self._counts, name, errors, time.perf_counter() - began_s)
-
-    return timed
-
-
-def _timed_iteration(
-    verb: Callable[Concatenate[Layer, P], Iterable[T]],
-) -> Callable[Concatenate[MetricsLayer, P], Iterator[T]]:
-    name = verb.__name__
-
-    @functools.wraps(verb)
-    def timed(self: MetricsLayer, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        began_s = time.perf_counter()
-        try:
-            iterator = iter(verb(self, *args, **kwargs))
-        except StoreError:
-            _count(self._counts, name, 1, time.perf_counter() - began_s)
-            raise
-        return _iterate(self._counts, name, iterator, time.perf_counter() - began_s)
-
-    return timed
+_TIMED = """\
+began_s, errors = perf_counter(), 0
+try:
+    return self._inner.{name}({arguments})
+except StoreError:
+    errors = 1
+    raise
+finally:
+    _count(self._counts, "{name}", errors, perf_counter() - began_s)
+"""
+_TIMED_ITERATION = """\
+began_s = perf_counter()
+try:
+    iterator = iter(self._inner.{name}({arguments}))
+except StoreError:
+    _count(self._counts, "{name}", 1, perf_counter() - began_s)
+    raise
+return _iterate(self._counts, "{name}", iterator, perf_counter() - began_s)
+"""
 
 
 def _iterate(counts: _Counts, name: str, iterator: Iterator[T], seconds: float) -> Iterator[T]:
     errors = 0
     try:
         while True:
-            began_s = time.perf_counter()
+            began_s = perf_counter()
             try:
                 item = next(iterator)
             except StopIteration:
@@ -99,7 +84,7 @@ def _iterate(counts: _Counts, name: str, iterator: Iterator[T], seconds: float) 
                 errors = 1
                 raise
             finally:
-                seconds += time.perf_counter() - began_s
+                seconds += perf_counter() - began_s
             yield item
     finally:
         _count(counts, name, errors, seconds)
@@ -122,24 +107,9 @@ class MetricsLayer(Layer):
         with _lock.current:
             self._counts = _stores.setdefault((label, namespace), {})
 
-    set = _timed(Layer.set)
-    get = _timed(Layer.get)
-    remove = _timed(Layer.remove)
-    len = _timed(Layer.len)
-    keys = _timed_iteration(Layer.keys)
-    close = _timed(Layer.close)
-    contains = _timed(Layer.contains)
-    get_many = _timed(Layer.get_many)
-    set_many = _timed(Layer.set_many)
-    remove_many = _timed(Layer.remove_many)
-    items = _timed_iteration(Layer.items)
-    scan = _timed_iteration(Layer.scan)
-    scan_keys = _timed_iteration(Layer.scan_keys)
-    clear = _timed(Layer.clear)
-    get_for_update = _timed(Layer.get_for_update)
-    compare_and_swap = _timed(Layer.compare_and_swap)
-    compare_and_set = _timed(Layer.compare_and_set)
-    modify = _timed(Layer.modify)
+    @classmethod
+    def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+        return compile_verb(name, verb, _TIMED_ITERATION if kind is Kind.ITERATES else _TIMED, globals())
 
 
 def _after_fork_in_child() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from ..contract import StorageBase
 from ..errors import CapabilityError
-from .layer import Layer
+from ..verbs import Kind
+from .layer import Layer, compile_verb
 
 
 def refusal(namespace: str) -> CapabilityError:
@@ -17,9 +19,10 @@ def refusal(namespace: str) -> CapabilityError:
 
 
 class ReadOnlyLayer(Layer):
-    """A layer in which every writing verb raises CapabilityError, even if there is nothing to write.
+    """A layer in which every verb raises CapabilityError, except those that the table calls reads.
 
-    `get_for_update` is refused too, so that `mutable`, `pop` and `setdefault` fail before they start.
+    Even a write that would change nothing is refused. So is `get_for_update`, so that `mutable`, `pop` and `setdefault`
+    fail before they start.
     """
 
     def __init__(self, inner: StorageBase, namespace: str) -> None:
@@ -27,8 +30,8 @@ class ReadOnlyLayer(Layer):
         self.capabilities = frozenset(name for name in inner.capabilities if not name.startswith("atomic-"))
         self._namespace = namespace
 
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise refusal(self._namespace)
-
-    set = remove = set_many = remove_many = clear = _refuse
-    get_for_update = compare_and_swap = compare_and_set = modify = _refuse
+    @classmethod
+    def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
+        if kind in (Kind.READS, Kind.ITERATES, Kind.CLOSES):
+            return super().generate(name, verb, kind)
+        return compile_verb(name, verb, "raise refusal(self._namespace)", globals())
