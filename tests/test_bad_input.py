@@ -185,7 +185,7 @@ def test_a_factory_that_raises_when_it_is_built(machine: Machine) -> None:
     ("returned", "message"),
     [
         ("None", "None"),
-        ("5", "a int without set, get, remove, len, keys, close"),
+        ("5", "an int without set, get, remove, len, keys, close"),
         ("object", "the class object"),
         ("type('Half', (), dict.fromkeys(('set', 'get', 'remove', 'len', 'close'), print))()", "a Half without keys"),
     ],

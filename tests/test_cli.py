@@ -115,11 +115,14 @@ def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
     fill(url, core={"a": 1})
     for arguments, message in [
         (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'\n"),
-        (["get", "cor", "a"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
-        (["keys", "cor"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
+        (["get", "cor", "a"], "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n"),
+        (["keys", "cor"], "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n"),
         (["rm", "core", "b", "a", "c"], "hutch: namespace 'core' has no key 'b', 'c'\n"),
-        (["rm", "cor", "--all", "--yes"], "hutch: namespace 'cor' holds nothing; `hutch ls` lists those that do\n"),
-        (["dump", "-n", "nobody*", "-o", "dump"], "hutch: no namespace fits 'nobody*'\n"),
+        (
+            ["rm", "cor", "--all", "--yes"],
+            "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n",
+        ),
+        (["dump", "-n", "nobody*", "-o", "dump"], "hutch: no namespace matches 'nobody*'\n"),
     ]:
         assert hutch_("-s", url, *arguments) == Result(1, "", message)
     assert held(url, "core") == {}
@@ -175,7 +178,7 @@ def test_a_text_can_be_printed_without_quotes(url: str) -> None:
     refused = hutch_("-s", url, "get", "core", "n", "--text")
     assert (refused.code, refused.err) == (
         2,
-        "hutch: the value is a int, no text; leave out --text. See hutch get --help\n",
+        "hutch: the value is an int, not text; leave out --text. See hutch get --help\n",
     )
 
 
@@ -797,7 +800,7 @@ def test_ctrl_c_in_the_middle_of_a_copy_ends_with_130_and_the_copy_goes_on_when_
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=_TIMEOUT_S)
     assert (process.returncode, out) == (130, "")
-    assert err == ("hutch: what was written so far stays; run the same command again to go on\nhutch: interrupted\n")
+    assert err == ("hutch: what was written so far stays; run the same command again to continue\nhutch: interrupted\n")
     copied = len(held("lmdb://copy", "core"))
     assert 2000 <= copied < count
     assert copied % 1000 == 0, "whole batches"

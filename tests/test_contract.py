@@ -250,7 +250,7 @@ def test_modify_gives_up_after_its_patience_and_says_so(
         return value
 
     began = time.monotonic()
-    with pytest.raises(hutch.ConflictError, match="key 'k' was changed by others for 0 s on end"):
+    with pytest.raises(hutch.ConflictError, match="key 'k' was changed by others for 0 s"):
         storage.modify("k", lose)
     assert 0.2 <= time.monotonic() - began < 5
     assert storage.get("k") % 100 == 0

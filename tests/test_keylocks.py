@@ -448,7 +448,7 @@ def test_a_write_by_a_handler_in_a_compare_and_set_is_refused_or_seen(factory: C
                 result = NESTED[verb](ns)
                 done.append("done" if result is not False else "unequal")
             except hutch.ConflictError as error:
-                done.append("refused" if "key 'a' is just being replaced" in str(error) else "conflict")
+                done.append("refused" if "key 'a' is being replaced" in str(error) else "conflict")
             except KeyError:
                 done.append("unequal")
 

@@ -34,7 +34,9 @@ class Text(str):
 def test_a_key_may_have_1024_bytes_and_no_more(char: str) -> None:
     fits = MAX_KEY_BYTES // len(char.encode())
     assert validate_key(char * fits) == char * fits
-    with pytest.raises(hutch.KeyLimitError, match=r"at most 1,024 bytes of UTF-8; the one that starts .* has 1,02"):
+    with pytest.raises(
+        hutch.KeyLimitError, match=r"at most 1,024 bytes of UTF-8; the key that starts with .* has 1,02"
+    ):
         validate_key(char * (fits + 1))
     assert validate_namespace("é" * 127 + "x") == "é" * 127 + "x"
     with pytest.raises(hutch.NamespaceError, match=r"at most 255 bytes of UTF-8; .* has 256"):

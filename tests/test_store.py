@@ -121,7 +121,7 @@ FAULTS = {
     "exits": ("raise SystemExit(3)", "open('core') raised SystemExit"),
     "key error": ("raise KeyError('x')", "open('core') raised KeyError"),
     "nothing": ("pass", "returned None; does it lack a return?"),
-    "number": ("return 5", "returned a int without set, get, remove, len, keys, close"),
+    "number": ("return 5", "returned an int without set, get, remove, len, keys, close"),
     "class": ("return Storage", "returned the class Storage, not an instance of it"),
     "dict": ("return {}", "returned a dict without set, remove, len, close"),
 }

@@ -193,8 +193,8 @@ def test_what_json_keeps_is_plain_json(value: Any) -> None:
     ("text", "message"),
     [
         ("hello", "not JSON: Expecting value at character 1"),
-        ('{"$ref": 1}', "'$ref' is no tag"),
-        ('{"a": 1, "$set": []}', "is no tag, or not alone"),
+        ('{"$ref": 1}', "'$ref' is not a tag"),
+        ('{"a": 1, "$set": []}', "is not a tag, or not alone"),
         ('{"$set": [], "a": 1}', "not alone in its object"),
         ('{"$set": "abc"}', "what stands in '$set' is not what that tag holds"),
         ('{"$set": [[1]]}', "not what that tag holds"),
@@ -498,9 +498,9 @@ ITEM = b'{"namespace":"core","key":"%d","value":1}\n'
     ("text", "message", "kept"),
     [
         (b"", "it is empty", 0),
-        (b"\n", r"no dump of hutch: expected \{\"hutch_dump\": 1\}", 0),
-        (b"SQLite format 3\x00\xff", "line 1 of the dump: this is no dump of hutch", 0),
-        (b"[1]\n", "no dump of hutch", 0),
+        (b"\n", r"not a dump of hutch: expected \{\"hutch_dump\": 1\}", 0),
+        (b"SQLite format 3\x00\xff", "line 1 of the dump: this is not a dump of hutch", 0),
+        (b"[1]\n", "not a dump of hutch", 0),
         (b'{"hutch_dump":2}\n', "a newer one wrote it", 0),
         (HEAD, "ends after line 1 without its last line: it was truncated", 0),
         (HEAD + ITEM % 1 + ITEM % 2, "truncated. The 2 items before it were read and are loaded", 2),
@@ -511,7 +511,7 @@ ITEM = b'{"namespace":"core","key":"%d","value":1}\n'
         (HEAD + ITEM % 1 + b"[]\n", "line 3 .* expected an object", 1),
         (HEAD + b'{"namespace":"co\\u0000re","key":"2","value":1}\n', "line 2 .* may not hold NUL", 0),
         (HEAD + b'{"namespace":"core","key":5,"value":1}\n', "line 2 .* a key must be a str", 0),
-        (HEAD + ITEM % 1 + b'{"count":1}\n' + ITEM % 2, "line 4 .* no dump of hutch", 1),
+        (HEAD + ITEM % 1 + b'{"count":1}\n' + ITEM % 2, "line 4 .* not a dump of hutch", 1),
     ],
 )
 def test_a_damaged_dump_is_named_by_its_line_and_what_comes_before_is_loaded(

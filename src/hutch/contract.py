@@ -243,9 +243,7 @@ class StorageBase(ABC):
             if self.compare_and_swap(key, token, value):
                 return value
             if time.monotonic() > deadline:
-                raise ConflictError(
-                    f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s on end; try again"
-                )
+                raise ConflictError(f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s; try again")
             # Random jitter keeps two writers from retrying in step.
             time.sleep(backoff_s * os.urandom(1)[0] / 255)
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)

@@ -239,7 +239,7 @@ def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | Non
 
 
 def _after_prefix(prefix: str) -> str | None:
-    """Return the smallest text greater than every text that starts with `prefix`; or None if no text is."""
+    """Return the smallest text greater than every text that starts with `prefix`, or None if no text is."""
     for end in range(len(prefix), 0, -1):
         following = ord(prefix[end - 1]) + 1
         if following in _SURROGATES:

@@ -115,6 +115,11 @@ class CapabilityError(StoreError, NotImplementedError):
     """The engine does not support this call; its `capabilities` list what it supports."""
 
 
+def a_or_an(name: str) -> str:
+    """Return `name` after "an" or "a", for messages: "an int", "a set"."""
+    return f"an {name}" if name[:1].lower() in {*"aeio"} else f"a {name}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name closest to `name`, or the empty string."""
     try:

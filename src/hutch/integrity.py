@@ -95,7 +95,7 @@ def _verify_files(config: StoreConfig) -> Iterator[Finding]:
     plugin = load_factory(info)
     if not issubclass(plugin, StoragePluginBase):
         return
-    # Without an own `verify_files`, do not read the options: the engine may read them in its own way.
+    # If the factory has no own `verify_files`, do not read the options: the engine may read them in its own way.
     if plugin.verify_files.__func__ is StoragePluginBase.verify_files.__func__:  # type: ignore[attr-defined]
         return
     options = read_options(PluginConfig(config, info), plugin.OPTIONS, info.name, hints=plugin.OPTION_HINTS)
@@ -148,7 +148,7 @@ def _read_bytes(storage: EncodedStorage, namespace: str, save: _Save | None) -> 
     try:
         for key, data in storage.read_range(None, None, False):
             if last is not None and key <= last:
-                yield Finding("index", f"the keys are not in order: {key!r} is behind {last!r}", namespace, key)
+                yield Finding("index", f"the keys are not in order: {key!r} comes after {last!r}", namespace, key)
             last = key
             yield from _judge(storage, namespace, key, data, save)
         return

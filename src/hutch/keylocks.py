@@ -3,7 +3,7 @@
 Callers get a key in the order in which they requested it. A lock is an entry in a queue (a dict, which preserves the
 order): the first entry for a key holds the key. One dict operation acquires the lock and one releases it, so neither a
 signal handler that raises nor a finalizer can leave a lock half acquired. A request that can never be granted is
-refused at once: for a key that the caller holds already, and for a circle of callers that wait for each other.
+refused at once: for a key that the caller holds already, and for a cycle of callers that wait for each other.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ticket:
     def is_first(self) -> bool:
         """Return whether the ticket holds its key.
 
-        Raises ConflictError if it never can: its owner holds the key already, or waits in a circle.
+        Raises ConflictError if it never can: its owner holds the key already, or waits in a cycle.
         """
         ahead = list(self._ahead())
         if not ahead:
@@ -74,14 +74,14 @@ class Ticket:
         if any(ticket.owner == self.owner for ticket in ahead):
             raise ConflictError(
                 f"key {self.key!r} is held by a modify() or mutable() of the same {_kind(self.owner)} already, which "
-                "would wait for itself for ever; nothing was written by this call. Change the value in the outer one"
+                "would wait for itself for ever; nothing was written by this call. Change the value in the outer call"
             )
-        circle = self._circle()
-        # The last ticket to join the circle gives up, so that the others can proceed.
-        if circle and max(circle, key=_serial) is self:
+        cycle = self._cycle()
+        # The last ticket to join the cycle gives up, so that the others can proceed.
+        if cycle and max(cycle, key=_serial) is self:
             raise ConflictError(
                 f"key {self.key!r} is held by {_name_of(ahead[0])}, and waiting for it would never end: "
-                f"{', '.join(map(_wait, circle[1:]))}. Nothing was written by this call; take several keys in the same "
+                f"{', '.join(map(_wait, cycle[1:]))}. Nothing was written by this call; take several keys in the same "
                 "order everywhere, sorted for example"
             )
         return False
@@ -93,7 +93,7 @@ class Ticket:
         self.wake_next()
 
     def begin_wait(self) -> None:
-        """Record that the owner waits, so that `is_first` can find circles."""
+        """Record that the owner waits, so that `is_first` can find cycles."""
         self.serial = next(_serials)
         self.outer = _waiting.get(self.owner)
         _waiting[self.owner] = self
@@ -170,8 +170,8 @@ class Ticket:
             if ticket.place == self.place:
                 yield ticket
 
-    def _circle(self) -> list[Ticket]:
-        """Return this owner's circle of waits, or []: each waits for a key that the owner of the next one holds."""
+    def _cycle(self) -> list[Ticket]:
+        """Return this owner's cycle of waits, or []: each waits for a key that the owner of the next one holds."""
         reached: dict[Hashable, Ticket] = {}
         pending = [self.owner]
         while pending:
@@ -179,10 +179,10 @@ class Ticket:
             while wait is not None:
                 holder = wait.holder()
                 if holder is not None and holder.owner == self.owner:
-                    circle = [wait]
-                    while circle[-1].owner != self.owner:
-                        circle.append(reached[circle[-1].owner])
-                    return circle[::-1]
+                    cycle = [wait]
+                    while cycle[-1].owner != self.owner:
+                        cycle.append(reached[cycle[-1].owner])
+                    return cycle[::-1]
                 if holder is not None and holder.owner not in reached:
                     reached[holder.owner] = wait
                     pending.append(holder.owner)
@@ -193,7 +193,7 @@ class Ticket:
 def run_locked(scope: Hashable, key: str, wait_s: float, fn: Callable[..., T], *args: object) -> T:
     """Return ``fn(*args)``, called while the caller holds `key` within `scope`.
 
-    Raises ConflictError at once if the caller holds the key already or would wait in a circle, StorageTimeoutError if
+    Raises ConflictError at once if the caller holds the key already or would wait in a cycle, StorageTimeoutError if
     the key is not free within `wait_s` seconds, and what `fn` raises.
     """
     ticket = Ticket(scope, key)
@@ -235,7 +235,7 @@ def refuse_nested_write(scope: Hashable, keys: Collection[str] | None, token: ob
     for other, (swapper, place, key) in list(swapping.items()):
         if swapper == thread and place == scope and other is not token and (keys is None or key in keys):
             raise ConflictError(
-                f"key {key!r} is just being replaced by a call that this one interrupts, and which would overwrite it; "
+                f"key {key!r} is being replaced by the interrupted call, which would overwrite this write; "
                 "nothing was written by this call. Write it after that call, or another key"
             )
 

@@ -50,7 +50,7 @@ def validate_key(key: object) -> str:
         ) from None
     if len(encoded) > MAX_KEY_BYTES:
         raise KeyLimitError(
-            f"a key may have at most {MAX_KEY_BYTES:,} bytes of UTF-8; the one that starts {key[:40]!r} has "
+            f"a key may have at most {MAX_KEY_BYTES:,} bytes of UTF-8; the key that starts with {key[:40]!r} has "
             f"{len(encoded):,}. Hash the tail of long keys"
         )
     return encoded.decode()
@@ -111,7 +111,7 @@ def validate_namespace(namespace: object) -> str:
         ) from None
     if len(encoded) > MAX_NAMESPACE_BYTES:
         raise NamespaceError(
-            f"a namespace may have at most {MAX_NAMESPACE_BYTES} bytes of UTF-8; the one that starts "
+            f"a namespace may have at most {MAX_NAMESPACE_BYTES} bytes of UTF-8; the namespace that starts with "
             f"{namespace[:40]!r} has {len(encoded):,}"
         )
     return encoded.decode()

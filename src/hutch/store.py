@@ -286,7 +286,7 @@ class Store:
                 claims[name] = claim
                 return
         raise StoreAlreadyOpenError(
-            f"namespace {name!r} has a live handle in this store; share that one between threads, or close it"
+            f"namespace {name!r} has a live handle in this store; share it between threads, or close it"
         )
 
     def _forget(self, name: str, claim: _Claim) -> None:

@@ -309,14 +309,14 @@ OTHERS: list[Any] = [
     bytearray(b"a"),
 ]
 PLACES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "alone": (lambda v: v, "the value is a "),
-    "in a list": (lambda v: [1, v], "the value[1] is a "),
-    "in a tuple": (lambda v: (1, 2, v), "the value[2] is a "),
-    "in a dict": (lambda v: {"a": 1, "b": v}, "the value['b'] is a "),
-    "under a number": (lambda v: {7: v}, "the value[7] is a "),
-    "under another key": (lambda v: {(1, 2): v}, "the value is a "),
-    "deep": (lambda v: {"a": [{"b": (v,)}]}, "the value['a'][0]['b'][0] is a "),
-    "beside bytes": (lambda v: [b"x", {"a": b"y", "z": v}], "the value[1]['z'] is a "),
+    "alone": (lambda v: v, "the value is a"),
+    "in a list": (lambda v: [1, v], "the value[1] is a"),
+    "in a tuple": (lambda v: (1, 2, v), "the value[2] is a"),
+    "in a dict": (lambda v: {"a": 1, "b": v}, "the value['b'] is a"),
+    "under a number": (lambda v: {7: v}, "the value[7] is a"),
+    "under another key": (lambda v: {(1, 2): v}, "the value is a"),
+    "deep": (lambda v: {"a": [{"b": (v,)}]}, "the value['a'][0]['b'][0] is a"),
+    "beside bytes": (lambda v: [b"x", {"a": b"y", "z": v}], "the value[1]['z'] is a"),
 }
 
 
@@ -394,7 +394,7 @@ def test_json_names_the_place_and_the_way_out() -> None:
     cases: dict[str, Any] = {
         "the value is a tuple": (1,),
         "the value['a'][1] is a set": {"a": [0, set()]},
-        "a key of the value['a'] is a int": {"a": {1: 2}},
+        "a key of the value['a'] is an int": {"a": {1: 2}},
         "the value[0] is nan": [math.nan],
         "the value is -inf": -math.inf,
         "the value['a'] holds a lone surrogate": {"a": "\ud800"},
@@ -746,7 +746,7 @@ def test_an_own_class_goes_by_its_own_functions_wherever_it_is() -> None:
 
 def test_state_that_cannot_be_stored_is_refused_with_its_place() -> None:
     hutch.register_type(Own, encode=lambda own: own.state, decode=Own)
-    assert refusal([Own({"a": object()})]).startswith("the value[0] (a Own)['a'] is a object")
+    assert refusal([Own({"a": object()})]).startswith("the value[0] (an Own)['a'] is an object")
     assert "bytearray" in refusal([Own([bytearray()])])
     looped = Own(None)
     looped.state = [looped]
@@ -866,7 +866,7 @@ def test_both_functions_are_given_or_none() -> None:
 @pytest.mark.parametrize("kind", [bytearray, memoryview, bytes, int, str, dict, list, set, tuple, Decimal, datetime])
 def test_a_type_that_the_codec_knows_cannot_be_registered(kind: type) -> None:
     """It would be ignored, or worse: a bytearray is packed as bytes before its type is looked up."""
-    with pytest.raises(hutch.ValueTypeError, match="the codec deals with this type itself"):
+    with pytest.raises(hutch.ValueTypeError, match="the codec encodes this type itself"):
         hutch.register_type(kind, encode=bytes, decode=kind)
 
 
@@ -1195,7 +1195,7 @@ def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried()
     assert all("CODEC: passthrough" in refusal(Pickled(b"hush-hush"), codec) for codec in (TYPED, PICKLE, SIGNED))
     for refusing in (carry, TYPED):
         message = refusal([1, Pickled(b"hush-hush")], refusing)
-        assert message.startswith("the value[1] is an object that is carried as its pickle")
+        assert message.startswith("the value[1] is a pickle that was not loaded")
         assert "hush" not in message
     assert repr(Pickled(b"hush-hush")) == "<a pickle of 9 bytes>"
     assert repr(carry.codec) == "PassthroughCodec(unsigned)"

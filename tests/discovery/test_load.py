@@ -227,7 +227,7 @@ def test_a_plugin_that_was_mended_loads(tmp_path: Path) -> None:
 def test_a_sibling_imported_in_errbot_s_way_is_told_the_other_way(tmp_path: Path) -> None:
     (tmp_path / "my_helper.py").write_text("", "utf-8")
     message = refusal(plugin(tmp_path, "import my_helper\n"), ModuleNotFoundError)
-    assert "my_helper.py lies beside it: write `from . import my_helper`" in message
+    assert "my_helper.py is beside it: write `from . import my_helper`" in message
 
 
 def test_a_missing_driver_is_told_with_the_extra_that_brings_it(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_six_verbs_make_a_storage() -> None:
     ("storage", "message"),
     [
         (None, "returned None; does it lack a return?"),
-        (42, "returned a int without set, get, remove, len, keys, close."),
+        (42, "returned an int without set, get, remove, len, keys, close."),
         ({}, "returned a dict without set, remove, len, close."),
         (WithoutTwo(), "returned a WithoutTwo without remove."),
         (SixVerbs, "returned the class SixVerbs, not an instance of it"),

@@ -278,8 +278,8 @@ def test_a_hook_that_gives_nonsense_is_reported() -> None:
     nonsense: Any = [42, None]
     discovery = discover(environ=NO_VARIABLES, hooked=nonsense)
     assert [one.reason for one in broken(discovery)] == [
-        "gave a int; expected a folder (a Path) or a factory class",
-        "gave a NoneType; expected a folder (a Path) or a factory class",
+        "returned an int; expected a folder (a Path) or a factory class",
+        "returned a NoneType; expected a folder (a Path) or a factory class",
     ]
 
 

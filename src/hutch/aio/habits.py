@@ -73,7 +73,7 @@ class SyncHabits(Opened):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
-            "an aio namespace cannot be pickled: its threads and tasks are those of this process; send the config and "
+            "an aio namespace cannot be pickled: its threads and tasks belong to this process; send the config and "
             "the name, and open it there with hutch.aio.connect(config) and store.open(name)"
         )
 
@@ -112,7 +112,7 @@ class StoreHabits(Opened):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
-            "an aio store cannot be pickled: its threads and tasks are those of this process; send the config, and "
+            "an aio store cannot be pickled: its threads and tasks belong to this process; send the config, and "
             "connect there with hutch.aio.connect(config)"
         )
 

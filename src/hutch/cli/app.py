@@ -55,7 +55,7 @@ class Call:
         form = self.config_form()
         self.import_modules()
         if form is None:
-            _tell_of_unread_config()
+            _warn_of_unread_config()
         return connect(form)
 
     def import_modules(self) -> None:
@@ -70,7 +70,7 @@ class Call:
                 ) from error
 
 
-def _tell_of_unread_config() -> None:
+def _warn_of_unread_config() -> None:
     """Print that a config in the working folder is not used: older versions used it when no config was named."""
     if os.environ.get("HUTCH_STORAGE") or os.environ.get("HUTCH_CONFIG"):
         return
@@ -131,7 +131,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
     "modules",
     metavar="MODULE",
     multiple=True,
-    help="Import MODULE first: the one that registers the types of the application. Repeatable.",
+    help="Import MODULE first, to register the application's types. Repeatable.",
 )
 @click.option("--debug", is_flag=True, help="Show where an error came from (also: HUTCH_DEBUG=1).")
 @click.version_option(__version__, prog_name="hutch", message="%(prog)s %(version)s")

@@ -80,7 +80,7 @@ def export_files(call: Call, format_name: str, path: Path) -> int:
     with call.connect() as store, _with_a_name(path):
         written = _module(format_name).write(store, path)
     if not written:
-        return not_there(f"the store holds nothing that {format_name} could hold")
+        return not_there(f"the store has no data that {format_name} can hold")
     click.echo(printable(f"exported {written:,} items to {str(path)!r}"))
     return 0
 

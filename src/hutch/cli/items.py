@@ -8,6 +8,7 @@ import sys
 import click
 
 from .. import CorruptValueError, ValueTypeError
+from ..errors import a_or_an
 from ..transfer import from_json
 from .app import Call, hutch, json_option, not_there, pass_call, storage_options
 from .output import print_json, print_line, print_table, print_value, printable
@@ -34,7 +35,7 @@ def ls(call: Call, as_json: bool) -> None:
 @hutch.command()
 @click.argument("namespace")
 @click.option("--prefix", default="", metavar="TEXT", help="Only keys that start with TEXT.")
-@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="No more than N keys.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Print at most N keys.")
 @storage_options
 @json_option
 @pass_call
@@ -74,11 +75,13 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
         try:
             print_json(value)
         except ValueTypeError as error:
-            raise ValueTypeError(f"the value of key {key!r} in namespace {namespace!r} has no JSON: {error}") from error
+            raise ValueTypeError(
+                f"the value of key {key!r} in namespace {namespace!r} cannot be written as JSON: {error}"
+            ) from error
     elif not text:
         print_value(value)
     elif type(value) is not str:
-        raise click.UsageError(f"the value is a {type(value).__name__}, no text; leave out --text")
+        raise click.UsageError(f"the value is {a_or_an(type(value).__name__)}, not text; leave out --text")
     elif sys.stdout.isatty():
         for line in value.split("\n"):
             print_line(line)
@@ -123,7 +126,7 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
 @click.argument("namespace")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--all", "everything", is_flag=True, help="Remove the namespace with all its keys.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @storage_options
 @pass_call
 def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes: bool) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import ValueTypeError
+from ..errors import a_or_an
 from ..transfer import json_text, to_json, to_tagged
 
 _PIPE_COLUMNS = 100
@@ -84,7 +85,7 @@ def _described(value: Any, columns: int) -> str:
     try:
         text = pprint.pformat(value, width=columns)
     except Exception as error:  # the class's __repr__ may raise anything
-        text = f"<a {type(value).__qualname__} whose repr raised {type(error).__name__}>"
+        text = f"<{a_or_an(type(value).__qualname__)} whose repr raised {type(error).__name__}>"
     return "\n".join(map(printable, text.split("\n")))
 
 

@@ -86,8 +86,8 @@ def _end(error: BaseException, call: Call) -> int:
     except OSError:
         _abandon_output()
     if call.debug and not isinstance(error, click.ClickException):
-        _tell(_traceback(error))
-    _tell(f"hutch: {printable(redact(message))}")
+        _print_error(_traceback(error))
+    _print_error(f"hutch: {printable(redact(message))}")
     return code
 
 
@@ -125,7 +125,7 @@ def _judge(error: BaseException) -> tuple[int, str]:
         return _USAGE, message
     if isinstance(error, CorruptValueError | ValueTypeError):
         hint = (
-            ". On the command line: hutch --import MODULE, the one that registers it"
+            ". On the command line: hutch --import MODULE, where MODULE registers it"
             if "register_type" in message
             else ""
         )
@@ -137,7 +137,7 @@ def _judge(error: BaseException) -> tuple[int, str]:
     return _STORAGE, f"unexpected {type(error).__name__}. HUTCH_DEBUG=1 shows where; please report it"
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     # If standard error is closed too, there is nowhere to print.
     with contextlib.suppress(OSError):
         click.echo(text, err=True)

@@ -19,13 +19,13 @@ from .app import Call, hutch, not_there, pass_call, storage_options
 from .output import printable
 
 _namespaces = click.option(
-    "-n", "--namespace", "globs", metavar="GLOB", multiple=True, help="Only namespaces that fit GLOB. Repeatable."
+    "-n", "--namespace", "globs", metavar="GLOB", multiple=True, help="Only namespaces that match GLOB. Repeatable."
 )
 _OnProgress = Callable[[transfer.Progress], None]
 
 
 @hutch.command()
-@click.option("-o", "--output", metavar="FILE", help="Write to FILE, which appears when the dump is whole.")
+@click.option("-o", "--output", metavar="FILE", help="Write to FILE, which appears when the dump is complete.")
 @_namespaces
 @storage_options
 @pass_call
@@ -41,7 +41,7 @@ def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
         else:
             with _whole_file(output) as out:
                 done = transfer.dump(store, out, globs or None, progress=progress)
-    return _nothing_fits(globs) if globs and not done.namespaces else 0
+    return _no_namespace_matches(globs) if globs and not done.namespaces else 0
 
 
 @hutch.command()
@@ -58,7 +58,7 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     with _opened(file) as lines, call.connect() as store, hint_to_run_again(), show_progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
     report("loaded", done)
-    return _nothing_fits(globs) if globs and not done.namespaces else 0
+    return _no_namespace_matches(globs) if globs and not done.namespaces else 0
 
 
 @hutch.command()
@@ -81,7 +81,7 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
             done = transfer.copy(origin, store, globs or None, progress=progress)
         report("copied", done)
         if globs and not done.namespaces:
-            return _nothing_fits(globs)
+            return _no_namespace_matches(globs)
         if not verify:
             return 0
         with show_progress() as progress:
@@ -109,8 +109,8 @@ def show_verified(found: transfer.Verified, target: str, cause: str) -> int:
     )
 
 
-def _nothing_fits(globs: tuple[str, ...]) -> int:
-    return not_there(f"no namespace fits {' or '.join(map(repr, globs))}")
+def _no_namespace_matches(globs: tuple[str, ...]) -> int:
+    return not_there(f"no namespace matches {' or '.join(map(repr, globs))}")
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def hint_to_run_again() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("hutch: what was written so far stays; run the same command again to go on", err=True)
+        click.echo("hutch: what was written so far stays; run the same command again to continue", err=True)
         raise
 
 

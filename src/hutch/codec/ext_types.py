@@ -151,7 +151,7 @@ def _hashed(data: bytes) -> list[Any]:
 
 
 def _not_as_written(expected: str) -> CorruptValueError:
-    return CorruptValueError(f"its checksum fits, but a part of it is not what hutch writes there, {expected}")
+    return CorruptValueError(f"its checksum matches, but a part of it is not what hutch writes there, {expected}")
 
 
 # --- times ---

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Any
 from zlib import crc32
 
-from ..errors import CorruptValueError, PluginError
+from ..errors import CorruptValueError, PluginError, a_or_an
 from .codec import Codec
 
 #: The CRC-32 of any bytes followed by their own CRC-32, little endian: the "residue" of the polynomial.
@@ -53,7 +53,9 @@ def verify(frame: bytes, key_crc: int = 0) -> int:
     The checksum must match `key_crc`, or cover no key at all, because hutch 0.1.0 wrote only such frames.
     """
     if not isinstance(frame, BYTES):  # one flipped bit in a SQLite file turns bytes into text
-        raise CorruptValueError(f"a {type(frame).__name__} is stored, not bytes; damaged or not written by hutch")
+        raise CorruptValueError(
+            f"{a_or_an(type(frame).__name__)} is stored, not bytes; damaged or not written by hutch"
+        )
     if len(frame) < _SHORTEST:
         raise CorruptValueError(
             f"only {len(frame)} bytes are stored, fewer than any value has; it is truncated or was not written by hutch"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import CorruptValueError, ValueTypeError
+from ..errors import CorruptValueError, ValueTypeError, a_or_an
 from ..handlers import raised_by_handler
 from .codec import Codec
 from .frame import JSON
@@ -48,7 +48,7 @@ class JsonCodec(Codec):
         except (ValueError, RecursionError) as error:
             if raised_by_handler(error):
                 raise
-            raise CorruptValueError("its checksum fits, but it is not JSON") from None
+            raise CorruptValueError("its checksum matches, but it is not JSON") from None
 
 
 def parse_int() -> Callable[[str], int] | None:
@@ -90,13 +90,13 @@ def _validate(value: Any, where: str, depth: int) -> None:
             if kind is dict:
                 if type(key) is not str:
                     raise ValueTypeError(
-                        f"a key of {where} is a {type(key).__name__}, which JSON would turn into text; convert it "
-                        "with str(), or use the default codec (msgpack)"
+                        f"a key of {where} is {a_or_an(type(key).__name__)}, which JSON would turn into text; convert "
+                        "it with str(), or use the default codec (msgpack)"
                     )
                 _validate(key, f"a key of {where}", depth)
             _validate(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
     elif value is not None and kind is not bool:
         raise ValueTypeError(
-            f"{where} is a {kind.__name__}, which JSON would change or cannot express; convert it, or use the "
+            f"{where} is {a_or_an(kind.__name__)}, which JSON would change or cannot express; convert it, or use the "
             "default codec (msgpack), which keeps it"
         )

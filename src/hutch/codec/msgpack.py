@@ -182,7 +182,7 @@ class MsgpackCodec(Codec):
     def decode(self, header: int, body: bytes, /) -> Any:
         """Return the value of a packed value. Raises CorruptValueError if `body` does not decode."""
         if body[-1:] != b"\xce":
-            raise CorruptValueError("its checksum fits, but it does not decode: the checksum is not the second item")
+            raise CorruptValueError("its checksum matches, but it does not decode: the checksum is not the second item")
         return _frames.decode_body(body[:-1])
 
 
@@ -281,4 +281,4 @@ def _undecodable(failure: BaseException) -> BaseException:
         # A hook records every other error; only an exhausted stack can prevent that.
         return CorruptValueError("it is nested too deep for what the caller left of Python's stack")
     # The error text of a type may quote the value.
-    return CorruptValueError(f"its checksum fits, but it does not decode ({type(failure).__name__})")
+    return CorruptValueError(f"its checksum matches, but it does not decode ({type(failure).__name__})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..errors import ValueTypeError
+from ..errors import ValueTypeError, a_or_an
 from .frame import FrameCodec
 from .msgpack import MsgpackFrameCodec
 from .pickle import PickleCodec
@@ -55,7 +55,7 @@ class PassthroughCodec(PickleCodec):
     def encode(self, value: object, /) -> tuple[int, bytes]:
         """Return the pickle that `value` holds. Raises ValueTypeError unless `value` is a `Pickled`."""
         if type(value) is not Pickled:
-            raise ValueTypeError(f"the value is a {type(value).__name__}, not a pickle")
+            raise ValueTypeError(f"the value is {a_or_an(type(value).__name__)}, not a pickle")
         return self._signed(value.body)
 
     def _load(self, body: bytes) -> Any:

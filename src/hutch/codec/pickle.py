@@ -10,7 +10,7 @@ import hmac
 import pickle
 from typing import Any
 
-from ..errors import CorruptValueError, ValueTypeError
+from ..errors import CorruptValueError, ValueTypeError, a_or_an
 from ..handlers import passes_through
 from .codec import Codec
 from .frame import NOT_SIGNED, PICKLE, SIGNED_PICKLE, FrameCodec
@@ -63,7 +63,7 @@ class PickleCodec(Codec):
             # Python's own errors name types only; an error raised by a class's methods may quote the value.
             message = str(error) if isinstance(error, pickle.PicklingError | TypeError | AttributeError) else ""
             message = message or type(error).__name__
-            raise ValueTypeError(f"a {type(value).__name__} that cannot be pickled: {message}") from error
+            raise ValueTypeError(f"{a_or_an(type(value).__name__)} that cannot be pickled: {message}") from error
         return self._signed(body)
 
     def _signed(self, body: bytes) -> tuple[int, bytes]:

@@ -60,7 +60,7 @@ def register_type(
     if (encode is None) != (decode is None):
         raise ValueTypeError(f"register_type({cls.__qualname__}): give both encode= and decode=, or neither")
     if cls in _BUILT_IN or (cls.__module__, cls.__qualname__) in _BUILT_IN_NAMES or cls.__module__ == "ormsgpack":
-        raise ValueTypeError(f"register_type({cls.__qualname__}): the codec deals with this type itself")
+        raise ValueTypeError(f"register_type({cls.__qualname__}): the codec encodes this type itself")
     name = name or f"{cls.__module__}.{cls.__qualname__}"
     taken = _by_name.get(name)
     if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):

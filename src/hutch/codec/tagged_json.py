@@ -18,7 +18,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
 
-from ..errors import CorruptValueError, ValueTypeError
+from ..errors import CorruptValueError, ValueTypeError, a_or_an
 from ..handlers import passes_through, raised_by_handler
 from . import registry
 from .bounds import EQUAL_HASHES, LONG_FRACTION, has_equal_hashes, is_short
@@ -114,14 +114,14 @@ def _tag(value: Any, depth: int) -> Any:
     if kind in (set, frozenset):
         # Sorted, so that equal sets give equal text.
         if has_equal_hashes(value):
-            raise ValueTypeError(f"it is or holds a {kind.__name__}: {EQUAL_HASHES}")
+            raise ValueTypeError(f"it is or holds {a_or_an(kind.__name__)}: {EQUAL_HASHES}")
         return {f"${kind.__name__}": sorted((_tag(item, depth + 1) for item in value), key=json.dumps)}
     known = registry.find(kind)
     if known is not None:
         return {"$type": known.name, "value": _tag(_state(known, value), depth + 1)}
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     raise ValueTypeError(
-        f"it is or holds a {name}, which JSON with type tags cannot store; register it with "
+        f"it is or holds {a_or_an(name)}, which JSON with type tags cannot store; register it with "
         f"hutch.register_type({kind.__qualname__}), or convert it"
     )
 
@@ -132,7 +132,7 @@ def _state(known: registry.Registration, value: Any) -> Any:
     except Exception as error:
         if isinstance(error, ValueTypeError) or passes_through(error):
             raise
-        message = f"it is or holds a {known.name} whose registered encode raised {registry.raised_where(error)}"
+        message = f"it is or holds {a_or_an(known.name)} whose registered encode raised {registry.raised_where(error)}"
         raise ValueTypeError(message) from None
 
 
@@ -181,7 +181,7 @@ def _zone_of(value: datetime | time) -> object:
         return encode_zone(value.tzinfo)
     except ZoneError as error:
         raise ValueTypeError(
-            f"it is or holds a {type(value).__name__} with a {error}, which hutch cannot write"
+            f"it is or holds {a_or_an(type(value).__name__)} with a {error}, which hutch cannot write"
         ) from None
 
 
@@ -231,7 +231,7 @@ def _read_object(pairs: list[tuple[str, Any]]) -> Any:
     read = _READERS.get(tag)
     if read is None or len(pairs) != 1:
         raise CorruptValueError(
-            f"{ascii(tag)[:40]} is no tag, or not alone in its object; a dict with a key that starts with '$' is "
+            f"{ascii(tag)[:40]} is not a tag, or not alone in its object; a dict with a key that starts with '$' is "
             'written {"$dict": [[key, value], ...]}'
         )
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import ormsgpack
 from ormsgpack import Ext
 
-from ..errors import ValueTypeError
+from ..errors import ValueTypeError, a_or_an
 from ..handlers import passes_through
 from . import registry
 from .bounds import EQUAL_HASHES, SHORT, has_equal_hashes
@@ -67,11 +67,13 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
         except ValueTypeError as error:
             raise ValueTypeError(f"{where} is {error}") from None
         except ZoneError as error:
-            raise ValueTypeError(f"{where} is a {kind.__name__} with a {error}, which hutch cannot store") from None
+            raise ValueTypeError(
+                f"{where} is {a_or_an(kind.__name__)} with a {error}, which hutch cannot store"
+            ) from None
     known = registry.find(kind)
     if known is None:
         raise _refusal(kind, where)
-    payload = tag_exactly(_state(known, value, where), f"{where} (a {kind.__name__})", depth + 1)
+    payload = tag_exactly(_state(known, value, where), f"{where} ({a_or_an(kind.__name__)})", depth + 1)
     return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))
 
 
@@ -79,13 +81,13 @@ def _state(known: registry.Registration, value: Any, where: str) -> Any:
     try:
         return known.encode(value)
     except ValueTypeError as error:
-        raise ValueTypeError(f"{where} is a {known.name} that cannot be stored: {error}") from error.__cause__
+        raise ValueTypeError(f"{where} is {a_or_an(known.name)} that cannot be stored: {error}") from error.__cause__
     except Exception as error:
         if passes_through(error):
             raise
         # The text of the error may quote the value; it stays in the cause.
         raise ValueTypeError(
-            f"{where} is a {known.name} whose registered encode raised {type(error).__name__}"
+            f"{where} is {a_or_an(known.name)} whose registered encode raised {type(error).__name__}"
         ) from error
 
 
@@ -129,8 +131,8 @@ def _refusal(kind: type, where: str) -> ValueTypeError:
 
     if kind is Pickled:
         return ValueTypeError(
-            f"{where} is an object that is carried as its pickle, which this codec does not take. Choose CODEC: "
-            "passthrough, or put ?codec=passthrough (&codec=passthrough after other options) behind the store's URL"
+            f"{where} is a pickle that was not loaded, which this codec does not store. Choose CODEC: "
+            "passthrough, or add ?codec=passthrough (&codec=passthrough after other options) to the store's URL"
         )
     if kind in (bytearray, memoryview):
         way_out = "Convert it with bytes()."
@@ -138,4 +140,4 @@ def _refusal(kind: type, where: str) -> ValueTypeError:
         convert = f"Convert it with {bases[0]}(), " if bases else ""
         register = f"{'r' if bases else 'R'}egister it with hutch.register_type({kind.__qualname__})"
         way_out = f"{convert}{register}, or choose CODEC: pickle."
-    return ValueTypeError(f"{where} is a {name}, which would not come back as one. {way_out}")
+    return ValueTypeError(f"{where} is {a_or_an(name)}, which would not come back as one. {way_out}")

@@ -35,7 +35,7 @@ def read_file(path: Path, shown: str) -> Mapping[Any, Any]:
     if suffix == ".py":
         module = path.stem if path.stem.isidentifier() else "config"
         raise ConfigError(
-            f"{shown} is Python, and hutch runs no config file; import it and pass the module: "
+            f"{shown} is Python, and hutch does not run config files; import it and pass the module: "
             f"import {module}; hutch.connect({module})"
         )
     if suffix not in SUFFIXES:
@@ -105,7 +105,7 @@ def _read_toml(text: str, shown: str) -> dict[str, Any]:
 
     for number, line in enumerate(text.split("\n"), 1):
         if line.count(".") > _MOST_DOTS and not line.lstrip().startswith("#"):
-            raise ConfigError(f"{shown}, line {number}: a line with more than {_MOST_DOTS:,} dots; it is no config")
+            raise ConfigError(f"{shown}, line {number}: a line with more than {_MOST_DOTS:,} dots; it is not a config")
     try:
         return tomllib.loads(text)
     except RecursionError as error:

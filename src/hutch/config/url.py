@@ -37,7 +37,7 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
     if "@" in query:
         # Most likely the "?" is part of a password, and the text after it is the rest of a secret.
         raise ConfigError(
-            f"{where}: a storage URL may not hold a bare '@' behind the first '?'; write a '?' in a password or a path "
+            f"{where}: a storage URL may not hold a bare '@' after the first '?'; write a '?' in a password or a path "
             "as %3F, and an '@' in an option as %40"
         )
     options: dict[str, str] = {}
@@ -69,7 +69,7 @@ def url_path(url: str) -> str:
     """
     _, separator, rest = url.partition("://")
     if not separator:
-        raise ConfigError("a storage URL has '://' behind its scheme, as in lmdb:///srv/state; this one has not")
+        raise ConfigError("a storage URL has '://' after its scheme, as in lmdb:///srv/state; this URL has none")
     path = _unquoted(rest, "surrogateescape")
     if "\0" in path:
         raise ConfigError("the path of a storage URL may not hold NUL (%00)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, a_or_an, nearest
 from .bounds import MAX_DEPTH, MAX_NODES
 from .model import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
 from .url import shown_name, split_url
@@ -224,4 +224,4 @@ def _kind(value: object) -> str:
         return "a number"
     if isinstance(value, Mapping):
         return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+    return "a list" if isinstance(value, list | tuple) else a_or_an(type(value).__name__)

@@ -32,7 +32,7 @@ def load_plugin(name: str, config: Any = None) -> Any:
     if checked.layers or any(rule.layers for rule in checked.namespaces):
         raise ConfigError(
             f"{checked.source}: LAYERS take effect on the namespaces of hutch.connect(), not on a plugin loaded alone; "
-            "use hutch.connect(), or take them out"
+            "use hutch.connect(), or remove them"
         )
     return build(checked)[1]
 
@@ -78,7 +78,7 @@ def make_private(config: StoreConfig) -> None:
     except OSError as error:
         if raised_by_handler(error):
             raise
-        raise StorageUnavailableError(f"the folder {folder!r} cannot be made: {error.strerror or error}") from error
+        raise StorageUnavailableError(f"the folder {folder!r} cannot be created: {error.strerror or error}") from error
 
 
 def _check_layers(config: StoreConfig) -> None:
@@ -104,7 +104,7 @@ class PluginConfig:
             if value and info.url_option in options:
                 raise ConfigError(
                     f"{config.source}: the option {info.url_option!r} of the {info.name} engine is given twice, "
-                    "in the URL and beside it; drop one"
+                    "in the URL and beside it; remove one"
                 )
             if value:
                 options[info.url_option] = value

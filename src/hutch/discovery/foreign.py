@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 from ..contract import StorageBase
-from ..errors import PluginError, StoreError, redact
+from ..errors import PluginError, StoreError, a_or_an, redact
 from ..handlers import passes_through, raised_by_handler
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
         if callable(close := getattr(storage, "close", None)):
             close()  # an unclosed coroutine would warn that it was never awaited
     else:
-        found = f"a {type(storage).__qualname__} without {', '.join(missing)}"
+        found = f"{a_or_an(type(storage).__qualname__)} without {', '.join(missing)}"
     raise PluginError(
         f"the {plugin} plugin's open({namespace!r}) returned {found}. Expected a storage with the six verbs "
         f"{', '.join(_VERBS)}"

@@ -102,9 +102,7 @@ def _load_module(info: PluginInfo) -> ModuleType:
         if name in sys.modules and name not in _unfinished:
             return sys.modules[name]
         if name in _importing:
-            raise load_error(
-                info, f"its module {shown(file)} is just being imported by the call that this one interrupts"
-            )
+            raise load_error(info, f"its module {shown(file)} is being imported by the call that was interrupted")
         before = set(sys.modules)
         try:
             _importing.add(name)
@@ -178,9 +176,7 @@ def _import_failure(info: PluginInfo, file: Path, error: BaseException) -> str:
         return f"its module {shown(file)} called sys.exit{_line(file, error)}; a plugin must not"
     message = f"its module {shown(file)} raised {error_text(error)}{_line(file, error)}"
     if isinstance(error, ModuleNotFoundError) and error.name and (file.parent / f"{error.name}.py").is_file():
-        message += (
-            f". {error.name}.py lies beside it: write `from . import {error.name}`, for sys.path is left as it is"
-        )
+        message += f". {error.name}.py is beside it: write `from . import {error.name}`; sys.path is not changed"
     return message
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import a_or_an
 from ..handlers import passes_through
 from .descriptor import BrokenPlugin, PluginInfo, is_name, parse_if_wanted, shown
 from .discovery import Discovery
@@ -36,7 +37,7 @@ def discover(
     wanted: str = "",
     groups: tuple[str, ...] = (PLUGINS_GROUP, CODECS_GROUP),
 ) -> Discovery:
-    """Search all places for plugins, in order, and return the result; nothing found there makes it raise.
+    """Search all places for plugins, in order, and return the result; it never raises because of what it finds.
 
     The places are the built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (from `environ`, default
     `os.environ`), entry points of `groups`, and `hooked`: folders, descriptors or factory classes that
@@ -125,7 +126,7 @@ class _Search:
             else:
                 self.folder("hook hutch_plugins", path)
         else:
-            reason = f"gave a {type(item).__name__}; expected a folder (a Path) or a factory class"
+            reason = f"returned {a_or_an(type(item).__name__)}; expected a folder (a Path) or a factory class"
             self.broken.append(BrokenPlugin(Path("hook hutch_plugins"), None, reason))
 
     def _descriptors(self, top: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from .layer import Layer, compile_verb
 def refusal(namespace: str) -> CapabilityError:
     """Return the error for a write to `namespace`."""
     return CapabilityError(
-        f"namespace {namespace!r} is configured read-only (LAYERS); to write to it, take read-only out of the config"
+        f"namespace {namespace!r} is configured read-only (LAYERS); to write to it, remove read-only from the config"
     )
 
 

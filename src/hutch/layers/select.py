@@ -32,7 +32,7 @@ def validate_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> N
         if names.count(name) > 1:
             raise ConfigError(f"{place}: {name} is listed {names.count(name)} times; once is enough")
     if "cache" in names[:-1]:
-        raise ConfigError(f"{place}: cache must be the last of the list, next to the engine, whose bytes it keeps")
+        raise ConfigError(f"{place}: cache must be the last of the list, next to the engine, whose bytes it caches")
     for layer in layers:
         try:
             _options(layer)
@@ -71,7 +71,7 @@ def _add(storage: StorageBase, layer: LayerConfig, plugin: str, namespace: str) 
     if not isinstance(storage, EncodedStorage):
         raise CapabilityError(
             f"the layer cache needs an engine that holds bytes (a hutch.EncodedStorage), and {plugin} holds objects; "
-            f"take cache out of the LAYERS of namespace {namespace!r}"
+            f"remove cache from the LAYERS of namespace {namespace!r}"
         )
     if not options["max_bytes"] or not options["ttl_s"]:
         return storage

@@ -99,9 +99,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """End the session if the config leads to another plugin or to existing data."""
     job = session.config.stash[_job]
     try:
-        _refuse_what_is_not_ours(job)
+        _refuse_other_plugin_or_data(job)
     except hutch.StoreError as error:
-        _tell(session.config, error=_public_class(error), message=str(error))
+        _send(session.config, error=_public_class(error), message=str(error))
         pytest.exit("refused", returncode=2)
 
 
@@ -123,7 +123,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
         _finish(item.config)
         doc = (getattr(getattr(item, "function", None), "__doc__", None) or _function(item)).strip()
         stash[_current] = _Promise(_function(item), doc.splitlines()[0], [])
-        _tell(item.config, name=_function(item), promise=stash[_current].promise, outcome="begun")
+        _send(item.config, name=_function(item), promise=stash[_current].promise, outcome="begun")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -149,7 +149,7 @@ def _finish(config: pytest.Config) -> None:
     for outcome in ("failed", "passed", "skipped"):
         details = [detail for ended, detail in done.outcomes if ended == outcome]
         if details:
-            _tell(config, name=done.name, promise=done.promise, outcome=outcome, detail=details[0])
+            _send(config, name=done.name, promise=done.promise, outcome=outcome, detail=details[0])
             return
 
 
@@ -163,7 +163,7 @@ def _detail(report: pytest.TestReport) -> str:
     return "\n".join(lines[-_MAX_DETAIL_LINES:])
 
 
-def _tell(config: pytest.Config, **message: str) -> None:
+def _send(config: pytest.Config, **message: str) -> None:
     answers = config.stash[_answers]
     answers.write(json.dumps(message).encode() + b"\n")
     answers.flush()
@@ -173,7 +173,7 @@ def _function(item: pytest.Item) -> str:
     return str(getattr(item, "originalname", item.name))
 
 
-def _refuse_what_is_not_ours(job: Job) -> None:
+def _refuse_other_plugin_or_data(job: Job) -> None:
     config = with_name(job.config, f"check{uuid.uuid4().hex}")
     with hutch.connect(config) as store:
         if store.name.casefold() != job.name.casefold():

@@ -94,7 +94,7 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
                 item = validate_namespace(record["namespace"]), validate_key(record["key"]), record["value"]
             elif record.keys() == {"count"}:
                 if record["count"] != count:
-                    raise CorruptValueError("its count of items does not fit; lines are missing, or were added")
+                    raise CorruptValueError("its count of items does not match; lines are missing, or were added")
                 count = None
                 continue
             else:
@@ -109,7 +109,7 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
             f"the dump ends after line {number:,} without its last line: it was truncated. {_loaded(before)}"
         )
     if number == 0:
-        raise CorruptValueError("this is no dump of hutch: it is empty")
+        raise CorruptValueError("this is not a dump of hutch: it is empty")
 
 
 def _check_header(line: bytes) -> None:
@@ -117,7 +117,7 @@ def _check_header(line: bytes) -> None:
         header = from_json(line[:_LONGEST_HEADER])
         version = header["hutch_dump"]
     except (CorruptValueError, TypeError, KeyError) as error:
-        raise CorruptValueError('this is no dump of hutch: expected {"hutch_dump": 1}') from error
+        raise CorruptValueError('this is not a dump of hutch: expected {"hutch_dump": 1}') from error
     if version != DUMP_VERSION:
         raise CorruptValueError("the dump has a format that this hutch does not know; a newer one wrote it")
 

@@ -22,7 +22,7 @@ class Durability(Promises):
         kill_at_random(config, KillPlan(random.randrange(2**32), KILLS))
 
     def test_writers_go_on_when_others_are_killed(self, config: Any, store: hutch.Store) -> None:
-        """Where durable and shared: of three writing processes and a reader, those that are not killed go on."""
+        """If durable and shared: when some of three writers and a reader are killed, the others continue."""
         needs(store, "durable", "shared")
         store.close()
         kill_at_random(config, KillPlan(random.randrange(2**32), KILLS, writers=3, threads=2, readers=1))

@@ -121,7 +121,7 @@ def interrupt_at_random(_: hutch.Store, config: Any, verb: str, count: int, seed
             if caught is not None and verb != "open":
                 retained.append(caught)
             del caught
-            gc.collect(0)  # a handle that nobody has is closed with its last frame
+            gc.collect(0)  # an unreferenced handle is closed with its last frame
             work.settle()
         signal.signal(signal.SIGALRM, signal.SIG_IGN)  # the handler refers to the last exceptions
         work.finish()
@@ -238,7 +238,7 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
         retained: deque[BaseException] = deque(maxlen=20)
         for point in _points_to_visit(lambda: work.run(plan(work)), limit, seed, figures):
             where = _interrupt_at(point, work, plan(work), dropped, retained if verb != "open" else None, figures)
-            gc.collect(0)  # a handle that nobody has is closed with its last frame
+            gc.collect(0)  # an unreferenced handle is closed with its last frame
             figures["points"] += where is not None
             try:
                 work.settle()

@@ -55,7 +55,7 @@ class Iteration(Promises):
             if number % 111 == 0:
                 ns[key] = key
         assert [key for key, times in Counter(seen).items() if times > 1] == []
-        assert set(keys) - touched <= set(seen), "keys that nobody touched did not appear"
+        assert set(keys) - touched <= set(seen), "keys that no thread changed did not appear"
         assert set(seen) <= set(keys) | touched
 
     @every_way
@@ -105,7 +105,7 @@ class Iteration(Promises):
         thread = threading.Thread(target=write, daemon=True)
         thread.start()
         thread.join(10)
-        assert not thread.is_alive(), "a writer waits for an iteration that nobody is stepping through"
+        assert not thread.is_alive(), "a writer waits for an iteration that has stopped"
         assert not failed
         list(steps)
         assert dict(ns) == {"last": "last"}

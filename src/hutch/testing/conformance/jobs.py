@@ -64,7 +64,7 @@ def count(store: hutch.Store, namespace: str, seconds: float) -> int:
 
 
 def race(store: hutch.Store, namespace: str, rounds: int, me: int, start: float) -> list[int]:
-    """The rounds in which this process was the one that created the key, took the token, and set the default.
+    """Return the rounds in which this process created the key, took the token, and set the default.
 
     All begin the first round at the time `start`, and each later one together if they are in time for it.
     """

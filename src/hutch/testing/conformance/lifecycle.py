@@ -48,7 +48,7 @@ USES: dict[str, Callable[[hutch.StoreMixin], Any]] = {
 
 
 class _CloseFails:
-    """A factory whose storages are those of `store`, but raise when they have been closed."""
+    """A factory that returns the storages of `store`, which raise once they are closed."""
 
     def __init__(self, store: hutch.Store) -> None:
         self._store = store

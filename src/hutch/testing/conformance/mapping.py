@@ -41,7 +41,7 @@ class MappingProtocol(Promises):
         assert result.wasSuccessful(), "\n".join(f"{test}: {text}" for test, text in result.errors + result.failures)
 
     def test_it_is_a_mutable_mapping(self, ns: hutch.Namespace) -> None:
-        """A handle is a MutableMapping, and its views are those of collections.abc."""
+        """A handle is a MutableMapping, and its views are of the classes in collections.abc."""
         assert isinstance(ns, MutableMapping)
         assert isinstance(ns.keys(), KeysView)
         assert isinstance(ns.items(), ItemsView)
