@@ -292,7 +292,7 @@ class StoragePluginBase(ABC):
         return choose(namespace) if callable(choose) else None
 
     def codec_of_header(self, header: int) -> str | None:
-        """Return the name of the installed codec that writes `header`, for an error; None if there is none."""
+        """Return the name of the installed codec that writes `header`, for an error; None if no codec does."""
         name_of: Callable[[int], str | None] | None = getattr(self._config, "codec_of_header", None)
         return name_of(header) if callable(name_of) else None
 

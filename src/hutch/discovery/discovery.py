@@ -55,7 +55,7 @@ class Discovery:
     def find_codec(self, name: str) -> PluginInfo:
         """Return the codec called `name`, which is not built in; case does not matter.
 
-        Raises ConfigError if there is none, PluginConflictError if several match, PluginLoadError if the only match
+        Raises ConfigError if none matches, PluginConflictError if several match, PluginLoadError if the only match
         is broken.
         """
         matching = [codec for codec in self.codecs if codec.name.casefold() == name.casefold()]
