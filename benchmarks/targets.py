@@ -68,7 +68,7 @@ _ROWS = [
         floor=1.27,
         why="0.10 is the encoding with types and checksum, 0.05 the second search that keeps "
         "the count of keys exact, the rest "
-        "the turns of threads, the look whether the files are in their place, and the steps from `ns[key]`",
+        "queueing the threads, verifying that the files are in place, and the steps from `ns[key]`",
     ),
     Target(
         "update",

@@ -134,15 +134,15 @@ def _mount(*arguments: str | Path) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Show what a test counted, even if it passed: ``record_property("counted", text)``."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "nodeid")]
-    message = [
+    lines = [
         f"{report.nodeid}: {value}"
         for report in reports
         for name, value in getattr(report, "user_properties", ())
         if name == "counted" and report.when == "call"
     ]
-    if message:
+    if lines:
         terminalreporter.section("what was counted")
-        for line in message:
+        for line in lines:
             terminalreporter.write_line(line)
 
 

@@ -255,7 +255,7 @@ def test_a_truncated_or_foreign_database_file(machine: Machine, engine: str, dam
     file.write_bytes(content)
     with refused(hutch.CorruptValueError, file):
         use(f"{engine}://{place}")
-    assert file.read_bytes() == content, "left as it was, for whoever can mend it"
+    assert file.read_bytes() == content, "unchanged, so that it can be repaired"
 
 
 def test_a_foreign_shelf(machine: Machine) -> None:
@@ -281,8 +281,8 @@ def test_a_value_with_one_byte_flipped(machine: Machine, engine: str) -> None:
             with refused(hutch.CorruptValueError, "'bad'", "'core'", engine):
                 space["bad"]
             assert (space["good"], sorted(space)) == ([2], ["bad", "good"])
-            space["bad"] = "mended"
-            assert dict(space) == {"bad": "mended", "good": [2]}
+            space["bad"] = "repaired"
+            assert dict(space) == {"bad": "repaired", "good": [2]}
 
 
 FILE_ENGINES = ["lmdb", "sqlite", "shelf"]
@@ -338,7 +338,7 @@ except hutch.StoreError as error:
 @needs_posix
 @pytest.mark.parametrize("engine", FILE_ENGINES)
 def test_no_permission(machine: Machine, engine: str) -> None:
-    # Not within the folders of pytest, which nobody else can reach.
+    # Not within pytest's folders, which other users cannot reach.
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
         place, warm = Path(name) / "place", Path(name) / "warm"
@@ -348,7 +348,7 @@ def test_no_permission(machine: Machine, engine: str) -> None:
         done = subprocess.run(
             [sys.executable, "-c", _AS_NOBODY, engine, warm, place],
             capture_output=True, text=True, timeout=60, check=False,
-            # Coverage would have to write where nobody may.
+            # Coverage would have to write where it may not.
             env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")},
         )  # fmt: skip
         assert time.monotonic() - began < PROMPT_S
@@ -362,7 +362,7 @@ def test_no_permission(machine: Machine, engine: str) -> None:
 
 def test_a_server_that_is_not_there(machine: Machine) -> None:
     with closing(socket.socket()) as taken:
-        # Bound and not listening: nobody else gets the port, and nobody answers.
+        # Bound but not listening: no other process gets the port, and none answers.
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with refused(hutch.StorageUnavailableError, f"127.0.0.1:{port}") as _:

@@ -393,7 +393,7 @@ def test_files_that_cannot_be_opened_are_wrong_usage(url: str, tmp_path: Path) -
         assert result.err.startswith("hutch: cannot ")
 
 
-def test_a_dump_that_was_cut_off_is_noticed(url: str) -> None:
+def test_a_truncated_dump_is_an_error(url: str) -> None:
     fill(url, core={"a": 1, "b": 2})
     lines = hutch_("-s", url, "dump").out.splitlines(keepends=True)
     result = hutch_("-s", "lmdb://other", "load", stdin="".join(lines[:-1]).encode())
@@ -783,7 +783,7 @@ def test_output_that_cannot_be_written_is_an_error(arguments: list[str], url: st
 
 @_POSIX_ONLY
 @pytest.mark.usefixtures("unmeasured")
-def test_ctrl_c_in_the_middle_of_a_copy_ends_with_130_and_the_copy_goes_on_when_run_again(tmp_path: Path) -> None:
+def test_ctrl_c_during_a_copy_exits_with_130_and_a_second_run_continues(tmp_path: Path) -> None:
     count = 150_000
     fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(count)})
     with (

@@ -193,7 +193,7 @@ def test_compare_and_set_compares_types_too(make: Callable[[], hutch.StorageBase
 @pytest.mark.parametrize(
     "value", [math.nan, [math.nan], {"a": {"b": (float("nan"), 1)}}, {math.nan: 1}, frozenset({math.nan})], ids=repr
 )
-def test_a_nan_within_a_value_is_no_lost_race(make: Callable[[], hutch.StorageBase], value: Any) -> None:
+def test_a_nan_within_a_value_is_not_taken_for_a_conflict(make: Callable[[], hutch.StorageBase], value: Any) -> None:
     """A NaN is not equal to itself after it was read again: nothing must wait for equality."""
     storage = make()
     storage.set("k", value)
@@ -237,7 +237,7 @@ def test_modify_starts_from_a_copy_of_its_default_and_removes_on_missing(make: C
 
 
 @each_kind
-def test_modify_gives_up_after_its_patience_and_says_so(
+def test_modify_raises_conflict_error_after_60_s_of_lost_races(
     make: Callable[[], hutch.StorageBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contract, "_MODIFY_PATIENCE_S", 0.2)

@@ -52,11 +52,11 @@ def test_what_the_plugin_host_stored_is_open_to_others_with_its_types(tmp_path: 
             assert greeter["users"] == {"ada": 1}
 
 
-def test_the_thirty_lines_are_thirty_and_go_on_counting(tmp_path: Path) -> None:
+def test_the_thirty_lines_are_thirty_and_continue_counting(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "thirty_lines.py", tmp_path)
     code = (EXAMPLES / "thirty_lines.py").read_text(encoding="utf-8")
     assert len(code.splitlines()) <= 30
-    message = [run_host(tmp_path, "thirty_lines.py") for _ in range(2)]
-    assert message[0] == ["Greeter: hello ada, message 1", "Words: 2 words so far"]
-    assert message[1] == ["Greeter: hello ada, message 2", "Words: 2 words so far"]
+    outputs = [run_host(tmp_path, "thirty_lines.py") for _ in range(2)]
+    assert outputs[0] == ["Greeter: hello ada, message 1", "Words: 2 words so far"]
+    assert outputs[1] == ["Greeter: hello ada, message 2", "Words: 2 words so far"]
     assert f"```python\n{code}```" in (EXAMPLES.parent / "docs" / "howto" / "host.md").read_text(encoding="utf-8")

@@ -22,19 +22,19 @@ class Listener:
     """Records what it observes."""
 
     def __init__(self) -> None:
-        self.message: list[tuple[object, ...]] = []
+        self.events: list[tuple[object, ...]] = []
 
     @hookimpl
     def hutch_namespace_opened(self, store: str, namespace: str) -> None:
-        self.message.append(("opened", store, namespace))
+        self.events.append(("opened", store, namespace))
 
     @hookimpl
     def hutch_namespace_closed(self, namespace: str) -> None:
-        self.message.append(("closed", namespace))
+        self.events.append(("closed", namespace))
 
     @hookimpl
     def hutch_namespace_failed(self, store: str, namespace: str, error: BaseException) -> None:
-        self.message.append(("failed", store, namespace, error))
+        self.events.append(("failed", store, namespace, error))
 
 
 class Raiser:
@@ -55,26 +55,26 @@ def _registered_hooks_are_unregistered() -> Iterator[None]:
         unregister_hooks(one)
 
 
-def test_registered_hooks_are_told_what_happens_with_the_arguments_they_ask_for() -> None:
+def test_registered_hooks_get_the_arguments_that_they_name() -> None:
     listener, error = Listener(), OSError("full")
     register_hooks(listener)
     notify("hutch_namespace_opened", store="lmdb", namespace="core")
     notify("hutch_namespace_closed", store="lmdb", namespace="core")
     notify("hutch_namespace_failed", store="lmdb", namespace="core", error=error)
-    assert listener.message == [("opened", "lmdb", "core"), ("closed", "core"), ("failed", "lmdb", "core", error)]
+    assert listener.events == [("opened", "lmdb", "core"), ("closed", "core"), ("failed", "lmdb", "core", error)]
     unregister_hooks(listener)
     notify("hutch_namespace_closed", store="lmdb", namespace="more")
-    assert len(listener.message) == 3
+    assert len(listener.events) == 3
 
 
-def test_a_store_tells_its_hooks() -> None:
+def test_a_store_calls_its_hooks() -> None:
     import hutch
 
     listener = Listener()
     register_hooks(listener)
     with hutch.connect("memory://") as store, store.open("core"):
         pass
-    assert listener.message == [("opened", "memory", "core"), ("closed", "core")]
+    assert listener.events == [("opened", "memory", "core"), ("closed", "core")]
 
 
 def test_a_hook_that_raises_is_logged_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +82,7 @@ def test_a_hook_that_raises_is_logged_and_the_others_are_called(caplog: pytest.L
     for one in (first, Raiser(), last):
         register_hooks(one)
     notify("hutch_namespace_opened", store="lmdb", namespace="core")
-    assert first.message == last.message == [("opened", "lmdb", "core")]
+    assert first.events == last.events == [("opened", "lmdb", "core")]
     (record,) = caplog.records
     assert record.name == "hutch"
     assert record.getMessage() == "hook hutch_namespace_opened of an object of class Raiser failed"
@@ -166,7 +166,7 @@ class Wrapper:
         (Wrapper, "hutch_plugins is a wrapper; each hook is called by itself"),
     ],
 )
-def test_hooks_that_do_not_fit_are_refused_and_not_kept(wrong: type, message: str) -> None:
+def test_invalid_hooks_are_refused_and_not_registered(wrong: type, message: str) -> None:
     instance = wrong()
     with pytest.raises(PluginError, match="do not fit: ") as caught:
         register_hooks(instance)
@@ -222,10 +222,10 @@ def ran(program: str, *sites: Path) -> Any:
 
 LISTENING = """
 import hutch
-told = []
+events = []
 @hutch.hookimpl
 def hutch_namespace_opened(store, namespace):
-    told.append([store, namespace])
+    events.append([store, namespace])
 """
 
 
@@ -235,7 +235,7 @@ def test_entry_points_are_loaded_when_a_store_opens(tmp_path: Path) -> None:
 import hutch, json, sys
 with hutch.connect("memory://") as store, store.open("core"):
     pass
-print(json.dumps(sys.modules["listening"].told))
+print(json.dumps(sys.modules["listening"].events))
 """
     assert ran(program, tmp_path) == [["memory", "core"]]
 
@@ -248,7 +248,7 @@ import json
 from hutch.hooks import notify
 notify("hutch_namespace_opened", store="s", namespace="n")
 import listening
-print(json.dumps(listening.told))
+print(json.dumps(listening.events))
 """
     assert ran(program, tmp_path) == [["s", "n"]]
 
@@ -263,7 +263,7 @@ import json
 from hutch.hooks import notify
 notify("hutch_namespace_opened", store="s", namespace="n")
 import listening
-print(json.dumps(listening.told))
+print(json.dumps(listening.events))
 """
     assert ran(program, tmp_path / "a", tmp_path / "b") == [["s", "n"]]
 
@@ -283,7 +283,7 @@ with warnings.catch_warnings(record=True) as caught:
     notify("hutch_namespace_opened", store="s", namespace="n")
     notify("hutch_namespace_opened", store="s", namespace="n")
 import listening
-print(json.dumps([listening.told, [[w.category.__name__, str(w.message)] for w in caught]]))
+print(json.dumps([listening.events, [[w.category.__name__, str(w.message)] for w in caught]]))
 """
     message, warned = ran(program, tmp_path)
     assert message == [["s", "n"]] * 2

@@ -186,7 +186,7 @@ class Point:
         self.x = x
 
 
-def test_a_value_that_takes_a_class_or_a_key_to_read_is_told_and_never_removed(url: str, tmp_path: Path) -> None:
+def test_a_value_that_needs_a_class_or_a_key_is_reported_and_never_removed(url: str, tmp_path: Path) -> None:
     hutch.register_type(Point, name="test.Point.checked", encode=lambda point: point.x, decode=Point)
     with hutch.connect(url) as store, store.open("core") as core:
         core["point"] = Point(5)
@@ -207,7 +207,7 @@ def test_a_value_that_takes_a_class_or_a_key_to_read_is_told_and_never_removed(u
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_count_is_found_and_counted_anew(url: str) -> None:
+def test_a_wrong_count_is_reported_and_repaired(url: str) -> None:
     set_count(url, "core", 7)
     set_count(url, "ü", 900)
     assert found(url) == [("count", "core", None, False), ("count", "ü", None, False)]
@@ -240,7 +240,7 @@ def test_data_without_a_namespace_gets_one(url: str) -> None:
 
 
 @pytest.mark.parametrize("key", [b"k\xff\xfe", b"k\x80" * 600, b"k" * 1500])
-def test_a_key_that_hutch_does_not_write_is_found_and_its_value_gets_another(url: str, key: bytes) -> None:
+def test_an_invalid_key_is_reported_and_repair_renames_it(url: str, key: bytes) -> None:
     with changed(url) as change:
         change("core", b"k4", None)
         change("core", key, frame_codec_of(None).encode(4))  # bound to no key
@@ -273,7 +273,7 @@ def test_names_of_lmdb_that_cannot_be_are_repaired(lmdb_url: str) -> None:
     assert content(lmdb_url) == {"a:b": DATA["a:b"], "recovered-1": DATA["core"], "ü": DATA["ü"]}
 
 
-def test_two_names_of_one_id_are_told_and_not_guessed_about(lmdb_url: str) -> None:
+def test_two_names_with_one_id_are_reported_and_not_repaired(lmdb_url: str) -> None:
     with lmdb.open(lmdb_url.partition("://")[2]) as env, env.begin(write=True) as txn:
         txn.put(b"\0\0\0\0nsame", id_of(txn, "core"))
     for repair in (False, True):
@@ -318,7 +318,7 @@ with hutch.connect(sys.argv[1] + "?durability=relaxed") as store:
 """
 
 
-def test_a_store_in_use_raises_no_false_alarm(url: str) -> None:
+def test_verify_reports_no_false_finding_in_a_store_in_use(url: str) -> None:
     with subprocess.Popen([sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE) as writer:
         try:
             assert writer.stdout is not None
@@ -352,7 +352,7 @@ def test_what_layers_make_read_only_is_looked_at_and_not_changed(url: str, tmp_p
     assert found(url) == [("count", "core", None, False)]
 
 
-def test_a_plugin_without_a_check_has_its_values_keys_and_count_looked_at() -> None:
+def test_a_plugin_without_verify_has_its_values_keys_and_count_verified() -> None:
     with hutch.connect("memory://") as store, store.open("core") as core:
         core.update(good=1, bad=2)
         frames = store._factory._root["core"].frames
@@ -424,7 +424,7 @@ def test_the_command_salvages_and_then_finds_nothing(url: str, tmp_path: Path) -
     assert "salvaged" in err
 
 
-def test_the_command_tells_a_file_that_is_none_from_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_the_command_distinguishes_an_invalid_file_from_an_unreachable_store(tmp_path: Path) -> None:
     for engine, file in (("lmdb", tmp_path / "data.mdb"), ("sqlite", tmp_path / "data.mdb")):
         file.write_bytes(b"not a database, " * 1000)
         code, out, _ = command("-s", f"{engine}://{tmp_path if engine == 'lmdb' else file}", "check")
@@ -446,6 +446,6 @@ def test_a_value_that_became_a_text_is_not_quoted_by_any_error(tmp_path: Path) -
             with pytest.raises(hutch.CorruptValueError) as raised:
                 read()
             assert "nobody" not in str(raised.value)
-    message = [one.message for one in hutch.verify(url)]
-    assert message
-    assert "nobody" not in " ".join(message)
+    messages = [one.message for one in hutch.verify(url)]
+    assert messages
+    assert "nobody" not in " ".join(messages)

@@ -172,7 +172,7 @@ def test_mutable_inside_mutable_of_the_same_key_is_refused_and_the_outer_one_is_
 
 
 @pytest.mark.parametrize("many", [2, 3, 7])
-def test_of_threads_that_wait_in_a_circle_one_is_told_at_once(memory: hutch.Namespace, many: int) -> None:
+def test_one_of_several_threads_that_wait_in_a_cycle_gets_an_error_at_once(memory: hutch.Namespace, many: int) -> None:
     met = threading.Barrier(many)
 
     def take(first: str, second: str) -> str:

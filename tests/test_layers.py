@@ -277,7 +277,7 @@ def test_a_value_read_a_moment_ago_is_not_read_again_and_is_fresh_each_time(engi
     assert (storage.get("k"), storage.contains("k"), engine.reads) == ([1], True, 1)
 
 
-def test_that_a_key_is_missing_is_not_kept(engine: Engine) -> None:
+def test_a_missing_key_is_not_cached(engine: Engine) -> None:
     storage = cached(engine)
     for _ in range(2):
         with pytest.raises(KeyError):
@@ -288,7 +288,7 @@ def test_that_a_key_is_missing_is_not_kept(engine: Engine) -> None:
     assert storage.get("k") == 1
 
 
-def test_a_foreign_write_stays_unseen_for_ttl_s_and_no_longer(engine: Engine) -> None:
+def test_a_write_of_another_process_is_visible_after_ttl_s(engine: Engine) -> None:
     storage = cached(engine, ttl_s=0.2)
     engine.set("k", "old")
     began_s = time.monotonic()
@@ -367,7 +367,7 @@ class Watched(dict[str, bytes]):
 
 
 @pytest.mark.parametrize("write", OWN_WRITES)
-def test_nothing_is_kept_of_a_key_while_it_is_written(engine: Engine, write: str) -> None:
+def test_a_key_is_not_cached_while_it_is_written(engine: Engine, write: str) -> None:
     """After the engine took a batch, no reader may see one key new and another old."""
     storage = cached(engine)
     engine.set("k", "old")
@@ -410,7 +410,7 @@ def test_a_read_that_began_beside_a_write_and_outlasts_it_leaves_nothing_old_beh
 
 
 @pytest.mark.parametrize("write", OWN_WRITES)
-def test_a_key_that_was_written_is_kept_again(engine: Engine, write: str) -> None:
+def test_a_written_key_is_cached_again(engine: Engine, write: str) -> None:
     storage = cached(engine)
     storage.set("k", "old")
     OWN_WRITES[write](storage)
@@ -562,7 +562,7 @@ def test_no_thread_ever_reads_behind_a_write_that_returned(engine: Engine) -> No
     assert {key: storage.get(key) for key in keys} == dict.fromkeys(keys, 1499)
 
 
-def test_a_cache_spares_a_server_the_questions(redis_server: RedisServer) -> None:
+def test_a_cached_read_does_not_contact_the_server(redis_server: RedisServer) -> None:
     url = f"{redis_server.url}?prefix={uuid.uuid4().hex}"
     with (
         hutch.connect({"STORAGE": url, "LAYERS": [{"name": "cache", "ttl_s": 0.5}]}) as store,

@@ -162,7 +162,7 @@ def test_a_nested_call_of_the_holding_thread_runs_at_once() -> None:
     assert is_free(lock)
 
 
-def test_a_nested_call_of_a_waiting_thread_runs_when_its_turn_comes() -> None:
+def test_a_nested_call_of_a_waiting_thread_waits_for_the_lock() -> None:
     lock, held = FairLock("it"), Ticket()
     lock.enter(held, 1)
     order: list[str] = []

@@ -106,7 +106,7 @@ def test_an_impossible_name_opens_nothing(wrong: Any) -> None:
     assert recording.opened == []
 
 
-def test_a_factory_that_is_none_is_told_so() -> None:
+def test_a_factory_that_is_not_a_factory_is_refused_with_the_reason() -> None:
     greeter = Greeter("a")
     for nothing in (None, 5, object()):
         with pytest.raises(hutch.PluginError, match="open"):
@@ -207,7 +207,7 @@ def test_a_write_past_the_locks_within_mutable_is_a_conflict(plugin: Greeter) ->
     assert plugin["k"] == 1
 
 
-def test_a_block_of_mutable_that_raises_writes_nothing_and_lets_go_of_the_key(plugin: Greeter) -> None:
+def test_a_mutable_block_that_raises_writes_nothing_and_releases_the_key(plugin: Greeter) -> None:
     plugin["k"] = [1]
     with pytest.raises(LookupError), plugin.mutable("k") as value:
         value.append(2)
@@ -242,7 +242,7 @@ def test_defaults_of_mutable_modify_and_setdefault_are_copied(plugin: Greeter) -
     assert plugin["none"] is None
 
 
-def test_no_lock_is_left_of_keys_that_nobody_holds(plugin: Greeter) -> None:
+def test_keys_without_a_holder_have_no_lock(plugin: Greeter) -> None:
     before = keylocks.waiters()
     for number in range(50):
         plugin.modify(f"k{number}", lambda n: n + 1, 0)
@@ -287,7 +287,7 @@ def test_a_child_forked_while_a_thread_held_a_key_does_not_wait_for_it(plugin: G
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_child_forked_within_mutable_lets_go_like_its_parent(plugin: Greeter) -> None:
+def test_a_child_forked_within_mutable_releases_the_key_like_its_parent(plugin: Greeter) -> None:
     plugin["k"] = [1]
     pid = -1
     with plugin.mutable("k") as value:
@@ -338,7 +338,7 @@ def test_an_iteration_ends_with_the_storage_it_began_with(factory: Any, plugin: 
     assert sorted(plugin.values()) == [1, 2, 3]
 
 
-def test_popitem_goes_on_when_another_takes_its_key(plugin: Greeter) -> None:
+def test_popitem_takes_another_key_when_its_key_is_removed(plugin: Greeter) -> None:
     plugin.update(a=1, b=2)
     listed = list(plugin)
     really_keys = plugin._store.keys

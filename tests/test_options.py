@@ -95,7 +95,7 @@ def test_a_secret_is_in_no_refusal() -> None:
         assert "77," not in message
 
 
-def test_an_unknown_option_is_told_the_nearest_and_all_there_are() -> None:
+def test_the_error_for_an_unknown_option_names_the_nearest_and_lists_all() -> None:
     assert "the test engine has no option 'cuont'. Did you mean 'count'? It takes: count, flag, mode" in refusal(
         cuont=1
     )

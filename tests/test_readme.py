@@ -34,7 +34,7 @@ def shown(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=shown)
-def test_what_a_page_shows_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(page, tmp_path, monkeypatch)
 
 

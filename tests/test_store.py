@@ -145,7 +145,7 @@ def test_an_open_that_fails_names_the_plugin_and_opens_nothing(tmp_path: Path, f
         space["k"] = 1
 
 
-def test_an_async_open_is_told_so_and_leaves_no_coroutine_behind(tmp_path: Path) -> None:
+def test_an_async_open_is_refused_and_leaves_no_coroutine_unawaited(tmp_path: Path) -> None:
     config = plugin(tmp_path / "plugins", DUCK.replace("def open", "async def open"))
     with hutch.connect(config) as store, pytest.raises(hutch.PluginError, match="open must not be async"):
         store.open("core")
@@ -236,7 +236,7 @@ def test_a_store_closes_its_handles_and_its_factory_also_when_one_raises(tmp_pat
     assert [space.is_open_storage() for space in spaces] == [False, False], "closed, whatever the first one raised"
 
 
-def test_a_forgotten_store_closes_its_factory_without_a_word(tmp_path: Path) -> None:
+def test_a_collected_store_closes_its_factory_silently(tmp_path: Path) -> None:
     code = DUCK + "\n    def close(self):\n        CLOSED.append('factory')\n"
     store = hutch.connect(plugin(tmp_path / "plugins", code))
     module = sys.modules[type(store._factory).__module__]
@@ -262,7 +262,7 @@ def test_a_handle_that_is_forgotten_together_with_its_store_warns_once() -> None
     assert len(warned) == 1
 
 
-def test_a_handle_that_outlives_the_modules_at_the_end_of_the_interpreter_goes_in_silence(
+def test_a_handle_that_outlives_the_interpreter_s_modules_ends_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with hutch.connect("memory://") as store, store.open("core") as core, monkeypatch.context() as end:
@@ -448,21 +448,21 @@ def test_a_store_that_is_closed_while_a_thread_opens_closes_what_was_opened(tmp_
 # --- hooks ---
 
 
-def test_hooks_are_told_of_namespaces_and_never_of_keys() -> None:
-    message: list[tuple[Any, ...]] = []
+def test_hooks_run_per_namespace_and_never_per_key() -> None:
+    events: list[tuple[Any, ...]] = []
 
     class Listener:
         @hutch.hookimpl
         def hutch_namespace_opened(self, store: str, namespace: str) -> None:
-            message.append(("opened", store, namespace))
+            events.append(("opened", store, namespace))
 
         @hutch.hookimpl
         def hutch_namespace_closed(self, store: str, namespace: str) -> None:
-            message.append(("closed", store, namespace))
+            events.append(("closed", store, namespace))
 
         @hutch.hookimpl
         def hutch_namespace_failed(self, store: str, namespace: str, error: BaseException) -> None:
-            message.append(("failed", store, namespace, type(error)))
+            events.append(("failed", store, namespace, type(error)))
 
     listener = Listener()
     hutch.register_hooks(listener)
@@ -479,7 +479,7 @@ def test_hooks_are_told_of_namespaces_and_never_of_keys() -> None:
                 store.open("b")
     finally:
         hutch.unregister_hooks(listener)
-    assert message == [
+    assert events == [
         ("opened", "memory", "a"),
         ("closed", "memory", "a"),
         ("failed", "memory", "b", hutch.PluginError),
@@ -514,7 +514,7 @@ def test_each_namespace_has_the_codec_of_the_first_rule_that_fits() -> None:
     ],
     ids=str,
 )
-def test_a_codec_or_layer_that_cannot_be_had_is_refused_before_anything_is_opened(
+def test_an_unavailable_codec_or_layer_is_refused_before_anything_is_opened(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     path = tmp_path / "state"

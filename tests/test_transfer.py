@@ -219,7 +219,7 @@ def test_what_json_keeps_is_plain_json(value: Any) -> None:
         (b'"\xff"', "not UTF-8"),
     ],
 )
-def test_text_that_is_no_value_is_refused_with_what_was_expected(text: str | bytes, message: str) -> None:
+def test_text_that_is_not_a_value_is_refused_with_what_was_expected(text: str | bytes, message: str) -> None:
     with pytest.raises(hutch.CorruptValueError, match=message.replace("$", r"\$")):
         from_json(text)
 
@@ -333,7 +333,7 @@ class _Stopped(Exception):
     pass
 
 
-def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(target: hutch.Store) -> None:
+def test_an_interrupted_copy_continues_where_it_stopped(target: hutch.Store) -> None:
     def stop(progress: transfer.Progress) -> None:
         assert progress.namespace == "core"
         assert progress.total == 5000
@@ -358,7 +358,7 @@ def items_of(count: int, asked: list[int]) -> Iterator[tuple[str, str, Any]]:
         yield ("a" if number < count // 2 else "b"), f"{number:05}", (number, {number})
 
 
-def test_items_from_anywhere_are_copied_compared_and_gone_on_with_as_those_of_a_store(target: hutch.Store) -> None:
+def test_items_of_any_source_are_copied_verified_and_continued_like_a_store(target: hutch.Store) -> None:
     asked: list[int] = []
 
     def stop(progress: transfer.Progress) -> None:
@@ -375,7 +375,7 @@ def test_items_from_anywhere_are_copied_compared_and_gone_on_with_as_those_of_a_
     assert transfer.copy_items(items_of(5000, []), target) == transfer.Transferred(2, 1500, 3500)
     with target.open("a") as handle:
         handle["00007"] = (7, {7.0})  # equal, and of another type
-        handle["mine"] = "stays, and is nobody's fault"
+        handle["mine"] = "stays, and is not a fault"
     checked = transfer.verify_items(items_of(5000, []), target)
     assert checked == transfer.Verified(2, 4999, 0, 1, 0, (transfer.Difference("different", "a", "00007"),))
 

@@ -23,8 +23,8 @@ def compare(
     ours_s: list[float] = []
     theirs_s: list[float] = []
     for number in range(rounds):
-        turns = [(hutch, ours_s), (theirs, theirs_s)]
-        for work, seconds in turns if number % 2 else reversed(turns):
+        pair = [(hutch, ours_s), (theirs, theirs_s)]
+        for work, seconds in pair if number % 2 else reversed(pair):
             # Otherwise a collection of everything that a framework imported, 20 to 180 ms, would hit either side at
             # random.
             gc.collect()

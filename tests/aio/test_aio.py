@@ -586,7 +586,7 @@ def test_what_comes_before_a_damaged_value_is_given_out_before_the_error() -> No
 # --- cancellation ---
 
 
-def test_a_cancelled_read_returns_at_once_and_close_waits_for_what_is_left_of_it(gated: Any, gate: Gate) -> None:
+def test_a_cancelled_read_returns_at_once_and_close_waits_for_its_end(gated: Any, gate: Gate) -> None:
     async def main() -> None:
         async with hutch.aio.connect(gated) as store:
             core = await store.open("core")
@@ -605,7 +605,7 @@ def test_a_cancelled_read_returns_at_once_and_close_waits_for_what_is_left_of_it
     asyncio.run(main())
 
 
-def test_a_cancelled_write_that_had_begun_lets_go_at_once_and_a_later_one_of_the_key_comes_after_it(
+def test_a_cancelled_started_write_returns_at_once_and_a_later_write_of_the_key_comes_after_it(
     gated: Any, gate: Gate
 ) -> None:
     async def main() -> None:
@@ -646,7 +646,7 @@ def test_a_cancelled_write_that_fails_is_a_cancellation(gated: Any, gate: Gate) 
     asyncio.run(main())
 
 
-def test_a_cancelled_write_that_was_still_in_line_does_not_happen(gated: Any, gate: Gate) -> None:
+def test_a_cancelled_write_that_had_not_started_does_not_happen(gated: Any, gate: Gate) -> None:
     async def main() -> None:
         async with hutch.aio.connect(gated, threads=1) as store, store.open("core") as core:
             gate.shut.add("write first")
@@ -768,7 +768,7 @@ def test_an_open_that_is_cancelled_while_the_store_closes_leaves_nothing_open(ga
 # --- read, change, write back ---
 
 
-def test_mutable_of_many_tasks_takes_turns_and_loses_nothing(url: str) -> None:
+def test_mutable_blocks_of_many_tasks_run_one_after_another_and_lose_nothing(url: str) -> None:
     async def main() -> None:
         async with hutch.aio.connect(url, threads=4) as store, store.open("core") as core:
 
@@ -835,7 +835,7 @@ def test_mutable_reports_a_change_by_another_store_and_writes_nothing(tmp_path: 
     asyncio.run(main())
 
 
-def test_a_task_that_changes_what_it_holds_itself_is_told_so_and_does_not_wait_for_itself() -> None:
+def test_a_task_that_modifies_a_key_it_holds_gets_a_conflict_error_at_once() -> None:
     async def main() -> None:
         async with hutch.aio.connect("memory://") as store, store.open("core") as core:
             async with core.mutable("k", default=[]) as value:

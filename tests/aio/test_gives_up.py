@@ -126,7 +126,7 @@ VERBS: dict[str, Callable[[hutch.aio.Namespace], Coroutine[Any, Any, Any]]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_caller_that_gives_up_on_a_hung_server_is_let_go_at_once(hung: RedisServer, verb: str) -> None:
+def test_a_caller_cancelled_while_the_server_hangs_returns_at_once(hung: RedisServer, verb: str) -> None:
     async def main() -> None:
         async with opened(url(hung)) as core:
             hung.stall()
@@ -153,7 +153,7 @@ def test_close_waits_for_what_was_given_up_for_a_second_at_most(hung: RedisServe
     asyncio.run(main())
 
 
-def test_a_caller_that_gives_up_connecting_is_let_go_at_once(hung: RedisServer) -> None:
+def test_a_caller_cancelled_while_connecting_returns_at_once(hung: RedisServer) -> None:
     async def main() -> None:
         hung.stall()
         await timed("connect", awaited(hutch.aio.connect(url(hung))))
@@ -210,16 +210,16 @@ def test_later_writes_of_the_key_say_so_after_half_of_the_time_out(hung: RedisSe
     asyncio.run(main())
 
 
-def test_a_caller_that_gives_up_waiting_for_an_earlier_write_is_told_what_it_waited_for(hung: RedisServer) -> None:
+def test_a_timeout_while_waiting_for_an_earlier_write_names_that_write(hung: RedisServer) -> None:
     async def main() -> None:
         async with opened(url(hung)) as core:
             hung.stall()
             await timed("set", core.set("k", 1))
             with pytest.raises(TimeoutError) as caught:
                 await asyncio.wait_for(core.set("k", 2), PATIENCE_S)
-            message: BaseException | None = caught.value.__cause__
-            assert message is not None
-            assert "key 'k' of namespace 'core'" in message.__notes__[0]
+            cause: BaseException | None = caught.value.__cause__
+            assert cause is not None
+            assert "key 'k' of namespace 'core'" in cause.__notes__[0]
             hung.resume()
             await close(core)
 
@@ -533,7 +533,7 @@ def test_a_program_whose_server_hangs_ends_on_ctrl_c_and_after_a_time_out(
         assert core["acknowledged"] == 1
 
 
-def test_calls_that_nobody_gave_up_are_finished_before_the_process_ends(tmp_path: Path) -> None:
+def test_calls_that_were_not_abandoned_finish_before_the_process_ends(tmp_path: Path) -> None:
     script = """
     import asyncio, sys, hutch.aio
 

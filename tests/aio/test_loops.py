@@ -198,7 +198,7 @@ async def both_in_the_other_order(core: hutch.aio.Namespace, inner: str) -> list
 
 
 @pytest.mark.parametrize("inner", ["modify", "mutable"])
-def test_two_tasks_that_wait_for_each_others_keys_are_told_at_once(url: str, inner: str) -> None:
+def test_two_tasks_that_wait_for_each_others_keys_get_an_error_at_once(url: str, inner: str) -> None:
     store, core = begun(url)
 
     async def main() -> None:
@@ -216,7 +216,7 @@ def test_two_tasks_that_wait_for_each_others_keys_are_told_at_once(url: str, inn
     ended(store, core)
 
 
-def test_tasks_of_two_loops_that_wait_for_each_others_keys_are_told_at_once() -> None:
+def test_tasks_of_two_loops_that_wait_for_each_others_keys_get_an_error_at_once() -> None:
     store, core = begun("memory://")
     barrier = threading.Barrier(2)
     errors: list[BaseException] = []

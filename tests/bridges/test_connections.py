@@ -28,7 +28,7 @@ def test_a_url_within_hutch_s_own_scheme_is_that_url(tmp_path: Path) -> None:
     assert shared_store(f"hutch://{url}") is shared_store(url)
 
 
-def test_a_config_stands_for_itself_and_is_never_taken_for_another_that_has_its_place_in_memory(tmp_path: Path) -> None:
+def test_a_config_object_is_never_confused_with_another_at_the_same_address(tmp_path: Path) -> None:
     for number in range(20):
         config = {"STORAGE": f"lmdb://{(tmp_path / str(number)).as_posix()}"}
         assert shared_store(config) is shared_store(config)
@@ -91,7 +91,7 @@ def test_threads_that_ask_at_once_get_one_handle(url: str) -> None:
     assert len(set(map(id, found))) == 1
 
 
-def test_a_handle_that_somebody_closed_is_opened_again(url: str) -> None:
+def test_a_handle_that_was_closed_is_reopened(url: str) -> None:
     shared_namespace(url, "core")["k"] = 1
     shared_namespace(url, "core").close()
     assert shared_namespace(url, "core")["k"] == 1
@@ -125,7 +125,7 @@ for number in range(20):
 """
 
 
-def test_a_program_that_closes_nothing_ends_without_a_word_and_loses_nothing(lasting_url: str, tmp_path: Path) -> None:
+def test_a_program_that_closes_nothing_ends_silently_and_loses_nothing(lasting_url: str, tmp_path: Path) -> None:
     assert run(FORGETFUL, lasting_url, folder=tmp_path, PYTHONWARNINGS="error") == []
     parts = [dict(shared_namespace(lasting_url, f"part {number}")) for number in range(3)]
     assert {key: value for part in parts for key, value in part.items()} == {str(n): n for n in range(20)}

@@ -163,7 +163,7 @@ def test_what_is_missing_is_dotevals_own_error_with_the_key_as_its_cause(storage
     assert storage.list_evaluations("no") == []
 
 
-def test_an_evaluation_is_made_once_and_its_status_is_kept(storage: Storage) -> None:
+def test_an_evaluation_is_created_once_and_its_status_stays(storage: Storage) -> None:
     made = evaluation(metadata={"git_commit": "abc"})
     storage.create_evaluation("made with it", made)
     storage.create_evaluation("made with it", evaluation(metadata={"git_commit": "other"}))
@@ -732,7 +732,7 @@ def _add(url: str, number: int) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_goes_on_adding(lasting_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_can_add_results(lasting_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # So that only what a fork renews distinguishes their keys.
     monkeypatch.setattr("time.monotonic_ns", lambda: 10**18)
     storage = begun(get_storage(f"hutch://{lasting_url}"))
@@ -849,7 +849,7 @@ def test_workers_of_xdist_share_one_storage(url: str, evaluations: Path) -> None
         assert sorted(storage.completed_items("many", name)) == list(range(12))
 
 
-def told_by(*arguments: str) -> str:
+def output_of(*arguments: str) -> str:
     done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -857,25 +857,25 @@ def told_by(*arguments: str) -> str:
 
 def test_the_command_lists_shows_renames_and_deletes(url: str, forgotten: Any) -> None:
     named = ("--storage", f"hutch://{url}")
-    assert "No experiments found" in told_by("list", *named)
+    assert "No experiments found" in output_of("list", *named)
     storage = begun(get_storage(f"hutch://{url}"), "nightly", "eval[org/a]")
     storage.add_results("nightly", "eval[org/a]", [record(0), record(1, "ValueError: no"), scored(worst())])
     begun(storage, "20240229_120000_abcdef01")
     forgotten()
-    message = told_by("list", *named)
+    message = output_of("list", *named)
     assert "nightly" in message
     assert "20240229_120000_abcdef01" in message
-    message = told_by("show", "nightly", "--evaluation", "eval[org/a]", "--errors", *named)
+    message = output_of("show", "nightly", "--evaluation", "eval[org/a]", "--errors", *named)
     assert "accuracy" in message
     assert "worst" in message
     assert "ValueError: 1 occurrence" in message
-    full = told_by("show", "nightly", "--full", *named)
+    full = output_of("show", "nightly", "--full", *named)
     assert '"question": "what is 1?"' in full
-    assert "renamed to 'weekly'" in told_by("rename", "nightly", "weekly", *named)
-    assert "not found" in told_by("rename", "nightly", "other", *named)
-    assert "already exists" in told_by("rename", "weekly", "20240229_120000_abcdef01", *named)
-    assert "Deleted" in told_by("delete", "weekly", *named)
-    assert "not found" in told_by("delete", "weekly", *named)
+    assert "renamed to 'weekly'" in output_of("rename", "nightly", "weekly", *named)
+    assert "not found" in output_of("rename", "nightly", "other", *named)
+    assert "already exists" in output_of("rename", "weekly", "20240229_120000_abcdef01", *named)
+    assert "Deleted" in output_of("delete", "weekly", *named)
+    assert "not found" in output_of("delete", "weekly", *named)
     assert storage.list_experiments() == ["20240229_120000_abcdef01"]
 
 
@@ -889,10 +889,10 @@ def test_the_command_shows_what_a_metric_of_another_module_made(url: str) -> Non
     storage.add_results("x", "e", [scored(module.best())])
     metrics._used.clear()
     with pytest.warns(RuntimeWarning, match="import elsewhere, or set"):
-        assert "nan" in told_by("show", "x", "--storage", f"hutch://{url}")
+        assert "nan" in output_of("show", "x", "--storage", f"hutch://{url}")
     sys.modules["elsewhere"] = module
     try:
-        assert "3.00" in told_by("show", "x", "--storage", f"hutch://{url}")
+        assert "3.00" in output_of("show", "x", "--storage", f"hutch://{url}")
     finally:
         del sys.modules["elsewhere"]
 

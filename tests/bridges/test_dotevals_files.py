@@ -163,7 +163,7 @@ def test_one_evaluation_in_two_files_is_refused(tmp_path: Path) -> None:
         list(read(tmp_path))
 
 
-def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(hutch.ConfigError, match="is not a folder"):
         list(read(tmp_path / "file"))

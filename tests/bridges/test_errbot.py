@@ -64,7 +64,7 @@ def test_the_example_bot_keeps_its_state_through_kill_9_and_is_changed_from_outs
     before = datetime.now(UTC)
     with Bot(config) as bot:
         bot.say("!karma up ada", "ada has 1 karma")
-        bot.say("!note add water the ferns #garden", "Note 1 is kept")
+        bot.say("!note add water the ferns #garden", "Note 1 is stored")
         bot.kill()
     with Bot(config) as bot:
         bot.say("!note list garden", "water the ferns")
@@ -125,9 +125,7 @@ def test_a_bot_runs_on_every_engine(tmp_path: Path, url: str) -> None:
         assert bot.do("len(self), list(self)") == "(0, [])"
 
 
-def test_what_a_bot_was_told_is_stored_is_there_after_kill_9_in_the_middle_and_it_goes_on(
-    tmp_path: Path, lasting_url: str
-) -> None:
+def test_a_bot_keeps_every_acknowledged_write_after_kill_9_and_continues(tmp_path: Path, lasting_url: str) -> None:
     folder = with_hutch(tmp_path, {"url": lasting_url})
     counting = "[(self.__setitem__(f'n{i}', {'n': {i}}), print(f'[stored {i}]', flush=True)) for i in range(1000000)]"
     with Bot(folder.config) as bot:
@@ -144,7 +142,7 @@ def test_what_a_bot_was_told_is_stored_is_there_after_kill_9_in_the_middle_and_i
         assert seen[f"n{acknowledged}"] == {"n": {acknowledged}}
 
 
-def test_a_bot_s_values_are_typed_for_everybody_where_msgpack_takes_them_and_pickled_where_not(tmp_path: Path) -> None:
+def test_a_bot_s_values_are_msgpack_where_possible_and_pickles_otherwise(tmp_path: Path) -> None:
     folder = on_lmdb(tmp_path)
     with Bot(folder.config) as bot:
         bot.do("self.update(plain={'on': {'Help'}, 'since': (date(2024, 2, 29), 1)}, ordered=OrderedDict(a=1))")
@@ -324,9 +322,7 @@ def test_a_config_that_does_not_fit_stops_the_bot_with_a_reason_and_shows_no_sec
 
 
 @pytest.fixture(scope="module", params=["memory", "lmdb", "sqlite", "redis"])
-def told_by_errbot(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, str], str]:
+def kit_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], str]:
     """Return the result of each promise in Errbot's Python, with Errbot's StoreMixin, and the other output."""
     folder = tmp_path_factory.mktemp("promises")
     url = url_of(request, folder)
@@ -347,14 +343,14 @@ def told_by_errbot(
 
 
 @pytest.mark.parametrize("promise", [promise.__name__ for promise in PROMISES + BRIDGE_PROMISES])
-def test_with_errbot_s_store_mixin(promise: str, told_by_errbot: tuple[dict[str, str], str]) -> None:
-    failure = told_by_errbot[0][promise]
+def test_with_errbot_s_store_mixin(promise: str, kit_results: tuple[dict[str, str], str]) -> None:
+    failure = kit_results[0][promise]
     assert not failure, failure
 
 
-def test_a_bot_that_closes_nothing_ends_in_silence(told_by_errbot: tuple[dict[str, str], str]) -> None:
-    assert "Warning" not in told_by_errbot[1]
-    assert "Exception" not in told_by_errbot[1]
+def test_a_bot_that_closes_nothing_ends_silently(kit_results: tuple[dict[str, str], str]) -> None:
+    assert "Warning" not in kit_results[1]
+    assert "Exception" not in kit_results[1]
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)

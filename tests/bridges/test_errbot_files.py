@@ -126,14 +126,14 @@ class Trap:
 # --- in ---
 
 
-def test_a_bot_goes_on_in_the_store_with_all_that_errbot_s_shelf_held_identifiers_too(
+def test_a_bot_continues_with_all_values_of_its_shelf_including_identifiers(
     shelves: Path, url: str, tmp_path: Path
 ) -> None:
     before = contents(shelves)
-    message = hutch_command("import", "errbot-shelf", str(shelves), "-s", carrying(url)).splitlines()
-    items = int(re.findall(r"imported (\d+) items", message[0])[0])
+    lines = hutch_command("import", "errbot-shelf", str(shelves), "-s", carrying(url)).splitlines()
+    items = int(re.findall(r"imported (\d+) items", lines[0])[0])
     assert items > len(PLAIN)
-    assert message[1] == f"verified {items} items: all equal"
+    assert lines[1] == f"verified {items} items: all equal"
     assert contents(shelves) == before
 
     with hutch.connect(url) as store, store.open(BENCH) as bench:
@@ -148,9 +148,7 @@ def test_a_bot_goes_on_in_the_store_with_all_that_errbot_s_shelf_held_identifier
     assert "all equal" in again
 
 
-def test_what_the_default_codec_does_not_take_is_refused_with_its_key_and_the_option_that_carries_it(
-    shelves: Path, tmp_path: Path
-) -> None:
+def test_a_value_that_needs_passthrough_is_refused_with_its_key_and_that_option(shelves: Path, tmp_path: Path) -> None:
     message = failed("import", "errbot-shelf", str(shelves), "-s", f"lmdb://{tmp_path / 'state'}")
     assert f"in namespace '{BENCH}'" in message
     assert re.search("'(ordered|thing|who)'", message)
@@ -163,7 +161,7 @@ def test_a_store_that_unpickles_takes_no_pickle_as_it_is(shelves: Path, tmp_path
     assert "choose CODEC: passthrough" in message
 
 
-def test_an_import_that_is_killed_goes_on_where_it_stopped(tmp_path: Path, url: str) -> None:
+def test_a_killed_import_continues_where_it_stopped(tmp_path: Path, url: str) -> None:
     (tmp_path / "shelves").mkdir()
     shelf(tmp_path / "shelves", "big", {str(number): OrderedDict(n=number) for number in range(3000)})
     script = """
@@ -215,7 +213,7 @@ def test_every_type_of_the_default_codec_is_read_from_a_pickle_of_any_protocol(t
     [OrderedDict(a=1), bytearray(b"x"), [HOLDS_ITSELF], print, [timezone(timedelta(hours=1))], Path, getattr],
     ids=lambda value: type(value).__name__,
 )
-def test_all_else_is_carried_as_its_pickle(tmp_path: Path, value: Any) -> None:
+def test_every_other_value_is_copied_as_its_pickle(tmp_path: Path, value: Any) -> None:
     shelf(tmp_path, "others", {"k": value})
     assert list(read(tmp_path)) == [("others", "k", Pickled(pickle.dumps(value, 2)))]
 
@@ -271,7 +269,7 @@ def test_a_damaged_pickle_is_an_error_with_its_key_and_what_came_before_it_is_im
 
 
 @pytest.mark.parametrize("damaged", ["core.db", "core.db.dat"])
-def test_a_file_that_was_a_shelf_is_not_passed_over(tmp_path: Path, damaged: str) -> None:
+def test_a_damaged_shelf_file_is_reported(tmp_path: Path, damaged: str) -> None:
     shelf(tmp_path, "whole", {"k": 1})
     (tmp_path / damaged).write_bytes(b"\0" * 4096)
     with pytest.raises(hutch.CorruptValueError, match=r"core\.db"):
@@ -296,7 +294,7 @@ def test_keys_that_hutch_has_not_are_refused_by_name(tmp_path: Path) -> None:
             transfer.copy_items(read(folder), store)
 
 
-def test_a_folder_that_is_none_or_holds_nothing_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     url = f"lmdb://{tmp_path / 'state'}"
@@ -329,7 +327,7 @@ read_by_errbot = pytest.mark.skipif(
 
 
 @read_by_errbot
-def test_errbot_reads_what_is_exported_and_a_bot_goes_on_with_it(shelves: Path, tmp_path: Path) -> None:
+def test_errbot_reads_an_export_and_a_bot_continues_with_it(shelves: Path, tmp_path: Path) -> None:
     url = f"lmdb://{tmp_path / 'state'}?codec=passthrough"
     hutch_command("import", "errbot-shelf", str(shelves), "-s", url)
     folder = BotFolder(tmp_path / "bot")

@@ -190,7 +190,7 @@ def test_a_second_dataset_of_one_name_is_refused_before_anything_is_put(url: str
     assert {"time": 1} in HutchStorage(url, "cells", mode="r")
 
 
-def test_a_dataset_is_gone_on_with(url: str) -> None:
+def test_a_dataset_can_be_continued(url: str) -> None:
     first = HutchStorage(url, "cells", {"objective": "60x"}, mode="a")
     first.put({"time": 1}, _FRAME, {})
     first.finish()
@@ -277,7 +277,7 @@ def test_text_and_numbers_may_be_mixed_on_an_axis_and_stay_apart(url: str) -> No
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=400)), max_size=6))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_coordinates_are_found_again(several: list[dict[str, int | str]]) -> None:
+def test_any_coordinates_can_be_read_back(several: list[dict[str, int | str]]) -> None:
     shared_namespace("memory://", "exengine:any").clear()
     storage = HutchStorage("memory://", "any")
     for number, one in enumerate(several):
@@ -302,7 +302,7 @@ def test_any_coordinates_are_found_again(several: list[dict[str, int | str]]) ->
         {"a": "\ud800"},
     ],
 )
-def test_coordinates_that_cannot_be_found_again_are_refused(wrong: Any) -> None:
+def test_coordinates_that_could_not_be_read_back_are_refused(wrong: Any) -> None:
     storage = HutchStorage("memory://", "cells")
     with pytest.raises((TypeError, ValueError, OverflowError)):
         storage.put(wrong, _FRAME, {})
@@ -508,7 +508,7 @@ def test_a_frame_whose_pixels_are_gone_or_too_few_is_an_error_that_names_it(url:
         {"dtype": [("a", "|O")], "shape": (3,)},
     ],
 )
-def test_what_is_no_frame_of_the_bridge_is_never_taken_for_one(foreign: Any) -> None:
+def test_foreign_data_is_never_taken_for_a_frame_of_the_bridge(foreign: Any) -> None:
     storage = HutchStorage("memory://", "cells")
     storage.put({"time": 1}, _FRAME, {})
     shared_namespace("memory://", "exengine:cells")['frame {"time":1}'] = foreign
@@ -529,17 +529,17 @@ def test_what_are_no_pixels_is_never_taken_for_them(foreign: Any) -> None:
 
 
 @contextlib.contextmanager
-def _dying_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException | None]]:
-    message: list[BaseException | None] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: message.append(args.exc_value))
-    yield message
+def _exceptions_of_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException | None]]:
+    errors: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+    yield errors
 
 
-def test_a_frame_that_is_refused_is_told_and_the_dataset_stays_unfinished(
+def test_a_refused_frame_is_an_error_and_the_dataset_stays_unfinished(
     url: str, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = HutchStorage(url, "cells")
-    with _dying_threads_are_told(monkeypatch) as message:
+    with _exceptions_of_threads(monkeypatch) as message:
         handler = DataHandler(storage)
         handler.put(DataCoordinates({"time": 1}), _FRAME, {}, None)
         handler.put(DataCoordinates({"time": 2}), _FRAME.astype(object), {}, None)
@@ -644,7 +644,7 @@ def test_several_processes_put_into_one_dataset(lasting_url: str, tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_a_storage_goes_on_working_in_a_forked_process(lasting_url: str) -> None:
+def test_a_storage_works_in_a_forked_process(lasting_url: str) -> None:
     storage = HutchStorage(lasting_url, "cells")
     storage.put({"time": 1}, _FRAME, {})
     context: Any = multiprocessing.get_context("fork")
@@ -673,9 +673,9 @@ first = len(storage.get_image_coordinates_list())
 print(f"starting at {first}")
 
 
-def tell(told):
+def report(notification):
     print(f"stored {message.payload['time']}")  # in one piece, also when it is killed
-    if told.payload["time"] == first + int(sys.argv[2]):
+    if notification.payload["time"] == first + int(sys.argv[2]):
         print("enough")
 
 
@@ -688,7 +688,7 @@ engine.submit(ReadoutData(where, camera, handler))
 """
 
 
-def test_a_killed_acquisition_has_every_frame_that_was_stored_and_is_gone_on_with(
+def test_a_killed_acquisition_keeps_every_stored_frame_and_can_be_continued(
     lasting_url: str, tmp_path: Path, record_property: Any
 ) -> None:
     stored = -1

@@ -445,7 +445,7 @@ def test_arguments_of_wrong_types_are_type_errors(store: HutchStore) -> None:
     run(work)
 
 
-def test_a_value_that_somebody_else_put_there_is_an_error_and_no_value(url: str) -> None:
+def test_a_foreign_value_is_an_error(url: str) -> None:
     async def work() -> None:
         store = HutchStore(url)
         shared_namespace(url, "keyvalue")["default_collection:k"] = ["secret"]
@@ -476,7 +476,7 @@ def test_damaged_data_is_a_deserialization_error_and_hutchs_is_its_cause(tmp_pat
     run(read)
 
 
-@pytest.mark.parametrize("is_foreign", [False, True], ids=["damaged", "of somebody else"])
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["damaged", "foreign"])
 def test_an_entry_that_cannot_be_read_stands_in_the_way_of_no_other(
     tmp_path: Path, clock: Callable[[timedelta], None], is_foreign: bool
 ) -> None:
@@ -582,7 +582,7 @@ def test_what_has_missing_if_expired_everywhere(store: HutchStore, clock: Callab
     run(work)
 
 
-def test_a_second_passes_without_help(url: str) -> None:
+def test_a_ttl_expires_by_the_real_clock(url: str) -> None:
     async def work() -> None:
         store = HutchStore(url)
         await store.put("k", {"n": 1}, ttl=0.05)
@@ -737,18 +737,18 @@ def file_url(tmp_path: Path) -> str:
     return f"sqlite://{(tmp_path / 'file').as_posix()}"
 
 
-def test_the_loop_goes_on_while_the_storage_waits(file_url: str) -> None:
+def test_the_event_loop_runs_while_the_storage_waits(file_url: str) -> None:
     async def work() -> None:
         store = HutchStore(file_url)
         await store.put("k", {"n": 1})
         other = _hold_the_write_lock(file_url)
         try:
             calls = [asyncio.create_task(store.put("k", {"n": 2})), asyncio.create_task(store.delete("k"))]
-            turns = 0
+            steps = 0
             for _ in range(20):
                 await asyncio.sleep(0.01)
-                turns += 1
-            assert turns == 20
+                steps += 1
+            assert steps == 20
             assert not any(call.done() for call in calls)
             assert await store.get("k") == {"n": 1}
         finally:
@@ -758,7 +758,7 @@ def test_the_loop_goes_on_while_the_storage_waits(file_url: str) -> None:
     run(work)
 
 
-def test_a_cancelled_write_lets_go_at_once_and_a_later_one_of_the_key_comes_after_it(file_url: str) -> None:
+def test_a_cancelled_write_returns_at_once_and_a_later_write_of_the_key_comes_after_it(file_url: str) -> None:
     async def work() -> None:
         store = HutchStore(file_url)
         await store.put("k", {"n": 1})
@@ -915,10 +915,10 @@ def test_what_a_killed_process_put_is_there_and_its_batches_are_whole(lasting_ur
     first = 0
     for stop in (3, 6):
         lines = processes.run_until(f"stored {stop}", _WRITER, lasting_url, str(first), folder=tmp_path)
-        message = [int(line.split()[1]) for line in lines if line.startswith("stored")]
-        assert message[0] == first
+        acknowledged_numbers = [int(line.split()[1]) for line in lines if line.startswith("stored")]
+        assert acknowledged_numbers[0] == first
 
-        async def look(acknowledged: int = message[-1]) -> int:
+        async def look(acknowledged: int = acknowledged_numbers[-1]) -> int:
             store = HutchStore(lasting_url)
             keys = await store.keys("log")
             assert len(keys) % 20 == 0
@@ -1167,7 +1167,7 @@ def test_a_server_that_is_away_is_a_connection_error_which_a_retry_wrapper_retri
     run(work)
 
 
-def test_a_storage_that_cannot_be_had_is_told_when_the_store_is_made(tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_opened_is_an_error_at_connect(tmp_path: Path) -> None:
     with pytest.raises(hutch.PluginNotFoundError, match="sqlite"):
         HutchStore("sqlit:///x.db")
     with pytest.raises(hutch.ConfigError, match="durability"):

@@ -213,7 +213,7 @@ def test_what_one_of_the_two_packages_saved_the_other_one_loads(here: str) -> No
     assert ragas_experimental.Dataset.load("shared", HutchBackend(here))[0] == {"a": (1,)}
 
 
-def test_what_is_not_there_is_a_file_not_found_error_as_in_ragas(url: str) -> None:
+def test_a_missing_table_is_a_file_not_found_error_as_in_ragas(url: str) -> None:
     backend = HutchBackend(url)
     backend.save_experiment("here", [])
     for load in (backend.load_dataset, lambda name: backend.load_experiment(f"not {name}")):
@@ -253,7 +253,7 @@ def test_a_save_replaces_all_rows_and_leaves_none_of_the_old_ones(url: str) -> N
     assert len(keys_of(url)) == 5
 
 
-def test_what_is_loaded_is_nobody_else_s(url: str) -> None:
+def test_loaded_rows_are_new_objects(url: str) -> None:
     rows = numbered(1, 2)
     backend = HutchBackend(url)
     backend.save_dataset("t", rows)
@@ -267,7 +267,7 @@ class Own:
 
 
 @pytest.mark.parametrize("before", [0, 20_000])
-def test_a_value_that_cannot_be_kept_is_named_by_row_and_column_and_changes_nothing(url: str, before: int) -> None:
+def test_a_value_that_cannot_be_stored_is_named_by_row_and_column_and_changes_nothing(url: str, before: int) -> None:
     """Also where the rows before it take more than one batch."""
     backend = HutchBackend(url)
     backend.save_dataset("t", [{"a": 1}])
@@ -315,7 +315,7 @@ def test_rows_that_are_missing_are_an_error_and_no_short_table(url: str) -> None
 
 @pytest.mark.parametrize("value", [5, "abc", [1], {}, {"name": "t"}, "that of another"])
 @pytest.mark.parametrize("name", ["t", "x" * 1000])
-def test_what_is_no_table_is_an_error_and_disturbs_no_other(value: Any, name: str, url: str) -> None:
+def test_an_invalid_table_is_an_error_and_others_still_load(value: Any, name: str, url: str) -> None:
     backend = HutchBackend(url)
     tables = shared_namespace(url, layout.DATASETS)
     backend.save_dataset("other", numbered(2))
@@ -438,7 +438,7 @@ def test_a_killed_save_leaves_the_table_as_it_was_and_nothing_for_ever(
 # --- errors, and frameworks that are not there ---
 
 
-def test_a_bad_url_is_told_before_anything_is_run() -> None:
+def test_a_bad_url_is_refused_before_anything_runs() -> None:
     for make in (HutchBackend, HutchCache):
         with pytest.raises(hutch.PluginNotFoundError, match="Did you mean 'lmdb'"):
             make("lmbd://x")
@@ -662,7 +662,7 @@ def test_what_lies_in_the_cache_imports_nothing_and_makes_only_models_and_enums(
     assert "antigravity" not in sys.modules
 
 
-def test_a_model_that_has_changed_since_is_as_good_as_not_there(here: str) -> None:
+def test_a_model_that_changed_is_treated_as_missing(here: str) -> None:
     cache = HutchCache(here)
     cache.set("k", an_answer())
     stored = shared_namespace(here, "ragas.cache")

@@ -94,7 +94,7 @@ def test_a_table_appears_when_all_its_rows_are_there() -> None:
     assert not seen
 
 
-def test_an_interrupted_import_is_gone_on_with(store: hutch.Store) -> None:
+def test_an_interrupted_import_can_be_continued(store: hutch.Store) -> None:
     items = list(jsonl_files.read(FOLDER))
     transfer.copy_items(items[:3], store)
     done = transfer.copy_items(jsonl_files.read(FOLDER), store)
@@ -136,7 +136,7 @@ def test_blank_lines_and_every_kind_of_line_end_are_passed_over_as_in_ragas(tmp_
         (b'{"secret": ' + b"[" * 100_000 + b"}", "nested too deep"),
     ],
 )
-def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, line: bytes, message: str) -> None:
+def test_an_invalid_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, line: bytes, message: str) -> None:
     folder = a_folder(tmp_path, b'{"a": 1}\n\n' + line + b"\n")
     with pytest.raises(hutch.CorruptValueError, match=message) as refused:
         list(jsonl_files.read(folder))
@@ -145,7 +145,7 @@ def test_what_is_no_row_is_named_by_file_and_line_and_not_shown(tmp_path: Path, 
     assert "secret" not in str(refused.value)
 
 
-def test_a_folder_that_is_none_of_ragas_is_refused(tmp_path: Path) -> None:
+def test_a_folder_not_written_by_ragas_is_refused(tmp_path: Path) -> None:
     with pytest.raises(hutch.ConfigError, match="has neither a folder 'datasets'"):
         list(jsonl_files.read(tmp_path))
 
@@ -320,14 +320,14 @@ def test_rows_that_are_missing_are_an_error(store: hutch.Store) -> None:
         rows_of(store, layout.DATASETS, "t")
 
 
-def test_what_is_no_table_is_an_error(store: hutch.Store) -> None:
+def test_an_invalid_table_is_an_error(store: hutch.Store) -> None:
     with store.open(layout.DATASETS) as tables:
         tables["table:t"] = "mine"
     with pytest.raises(hutch.CorruptValueError, match="not a table of ragas"):
         rows_of(store, layout.DATASETS, "t")
 
 
-def test_a_row_that_is_none_is_refused_with_its_place(store: hutch.Store, tmp_path: Path) -> None:
+def test_an_invalid_row_is_refused_with_its_position(store: hutch.Store, tmp_path: Path) -> None:
     rows: Any = [{"a": 1}, "text"]
     save(store, "t", rows)
     with pytest.raises(hutch.ValueTypeError, match=r"table 't' of 'ragas.datasets', row 1: .* a row of type str"):

@@ -189,7 +189,7 @@ def test_a_run_that_is_complete_is_not_run_again_and_one_with_failures_repeats_o
     assert sorted(answers.asked) == ["a", "broken", "broken"]
 
 
-def test_a_finished_stage_is_gone_on_from_replayed_rejudged_and_rerun(url: str) -> None:
+def test_a_finished_stage_can_be_continued_replayed_rejudged_and_rerun(url: str) -> None:
     answers = Answers()
     one = experiment(url, *cases_of(3), generator=answers, judged=True)
     assert one.run(until_stage="parse").completed_through_stage == "parse"
@@ -220,7 +220,7 @@ def test_the_stage_cache_serves_other_runs_on_the_same_data(url: str) -> None:
 # --- the store's own promises ---
 
 
-def test_what_is_not_there_is_none_or_empty(url: str) -> None:
+def test_a_missing_entry_is_none_or_empty(url: str) -> None:
     store = HutchRunStore(url)
     store.initialize()
     store.initialize()
@@ -297,7 +297,7 @@ def test_events_come_back_as_they_were_in_order_and_types_of_a_later_themis_are_
     assert keys == [event_key("r", number) for number in range(1, 16)]
 
 
-def test_an_event_that_is_persisted_again_is_stored_once_whoever_does_it(url: str) -> None:
+def test_an_event_persisted_again_by_any_process_is_stored_once(url: str) -> None:
     store, other = HutchRunStore(url), HutchRunStore(url)
     events = [
         failed("r", "a"),
@@ -328,7 +328,7 @@ def test_an_event_persisted_again_after_its_run_was_cleared_elsewhere_is_stored_
     assert store.query_events("r") == events[1:]
 
 
-def test_a_run_that_was_cleared_and_begun_anew_elsewhere_goes_on_behind_what_is_there_now(url: str) -> None:
+def test_a_run_cleared_and_restarted_elsewhere_appends_to_the_current_events(url: str) -> None:
     store, other = HutchRunStore(url), HutchRunStore(url)
     for number in range(5):
         store.persist_event(failed("r", f"old-{number}"))
@@ -574,8 +574,8 @@ from themis.core.models import Case, Dataset, GenerationResult
 import hutch.bridges.themis
 
 class Answers:
-    component_id, version = "generator/told", "1"
-    def fingerprint(self): return "told"
+    component_id, version = "generator/named", "1"
+    def fingerprint(self): return "named"
     async def generate(self, case, ctx):
         print("asked", case.case_id, flush=True)
         await asyncio.sleep(0.002)
@@ -597,9 +597,7 @@ print("result", result.run_id, result.status.value, result.progress.completed_ca
 """
 
 
-def test_a_run_killed_with_9_goes_on_where_it_was_and_asks_for_no_finished_case_again(
-    lasting_url: str, tmp_path: Path
-) -> None:
+def test_a_killed_run_resumes_and_repeats_no_finished_case(lasting_url: str, tmp_path: Path) -> None:
     when = (
         random.choice(["stored reduction_completed", "stored score_completed", "asked"])
         + f" case-{random.randrange(8, 20)}"

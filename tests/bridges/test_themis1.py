@@ -233,7 +233,7 @@ print("mean", report.metric("exact_match").mean)
 """
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(lasting_url: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_where_it_stopped(lasting_url: str, tmp_path: Path) -> None:
     slow = SCRIPT.replace("import sys\n", "import sys, time\n", 1).replace(
         'print("stored"', 'time.sleep(0.2) or print("stored"'
     )
@@ -250,13 +250,13 @@ def test_a_run_that_was_killed_goes_on_where_it_was(lasting_url: str, tmp_path: 
 
 def test_processes_that_start_one_run_at_once_share_it(tmp_path: Path) -> None:
     url = f"lmdb://{(tmp_path / 'state').as_posix()}"
-    message: list[list[str]] = []
-    workers = [threading.Thread(target=lambda: message.append(run(SCRIPT, url, folder=tmp_path))) for _ in range(2)]
+    outputs: list[list[str]] = []
+    workers = [threading.Thread(target=lambda: outputs.append(run(SCRIPT, url, folder=tmp_path))) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [lines[-1] for lines in message] == ["mean 1.0"] * 2
+    assert [lines[-1] for lines in outputs] == ["mean 1.0"] * 2
     storage = HutchStorageBackend(url)
     assert storage.list_run_ids() == ["run"]
     assert len(storage.load_cached_records("run")) == len(DATA)
@@ -330,7 +330,7 @@ def test_what_json_takes_for_a_plain_value_is_stored_as_one(url: str) -> None:
     assert repr(found.scores) == repr([entities.MetricScore("M", 0.5, details=plain)])
 
 
-def test_a_raw_response_that_cannot_be_stored_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_raw_response_that_cannot_be_stored_is_omitted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Response:
         text = "very private"
 
@@ -502,7 +502,7 @@ def test_a_run_is_not_started_over_another_but_joined_where_it_is_the_same() -> 
         storage.start_run("run", config={"a": 1})
 
 
-def test_a_run_that_is_not_there_is_told_as_themis_tells_it(url: str) -> None:
+def test_a_missing_run_is_reported_as_themis_does(url: str) -> None:
     storage = HutchStorageBackend(url)
     for use in (storage.load_run_metadata, storage.complete_run, storage.delete_run):
         with pytest.raises(FileNotFoundError, match="'none'"):
@@ -519,7 +519,7 @@ def test_a_run_that_is_not_there_is_told_as_themis_tells_it(url: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 256, 257, 700])
-def test_a_dataset_is_replaced_as_a_whole_and_leaves_nothing_of_the_former(url: str, rows: int) -> None:
+def test_a_dataset_is_replaced_as_a_whole(url: str, rows: int) -> None:
     storage = HutchStorageBackend(url)
     storage.cache_dataset("run", [{"old": number} for number in range(300)])
     storage.cache_dataset("run", iter([{"id": number, "tags": {"a"}, "at": (number,)} for number in range(rows)]))
@@ -622,7 +622,7 @@ def test_no_url_is_the_default_of_hutch(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("missing", ["themis", "themis.backends.execution", "sympy"])
-def test_a_missing_framework_is_told_with_what_to_install(missing: str) -> None:
+def test_the_error_for_a_missing_framework_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; import hutch.bridges; import hutch.bridges.themis1"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     last = done.stderr.strip().splitlines()[-1]
@@ -749,7 +749,7 @@ def test_what_was_begun_is_yielded_before_the_items_error_is_raised() -> None:
             next(results)
 
 
-def test_a_call_that_takes_too_long_is_told() -> None:
+def test_a_call_that_takes_too_long_is_reported() -> None:
     release = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         results = ExecutorBackend(pool).map(lambda number: number or release.wait(30), range(4), timeout=0.3)
@@ -792,7 +792,7 @@ def test_shutdown_waits_for_what_runs_and_ends_only_what_it_owns() -> None:
         pool.submit(double, 1)
 
 
-def test_what_is_no_executor_is_refused() -> None:
+def test_an_object_that_is_not_an_executor_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="not int"):
         ExecutorBackend(4)
 
@@ -835,7 +835,7 @@ class Locked:
         return number
 
 
-def test_what_cannot_be_sent_to_a_process_is_told_with_what_to_do() -> None:
+def test_the_error_for_an_object_that_cannot_be_sent_says_what_to_do() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         backend = ExecutorBackend(pool)
         cases: list[tuple[Any, str]] = [
@@ -854,7 +854,7 @@ def test_what_cannot_be_sent_to_a_process_is_told_with_what_to_do() -> None:
 
 
 @pytest.mark.xdist_group("processes")
-def test_an_item_that_cannot_be_sent_to_a_process_is_told_too(processes: ProcessPoolExecutor) -> None:
+def test_an_item_that_cannot_be_sent_to_a_process_is_an_error(processes: ProcessPoolExecutor) -> None:
     backend = ExecutorBackend(processes)
     with pytest.raises(ConfigurationError, match=r"a dict .*an item: a _thread\.lock cannot be pickled"):
         list(backend.map(len, [{"private": threading.Lock()}]))
@@ -907,7 +907,7 @@ if __name__ == "__main__":
 """
 
 
-def test_evaluate_runs_on_a_dask_cluster_and_what_cannot_be_sent_there_is_told(tmp_path: Path) -> None:
+def test_evaluate_runs_on_a_dask_cluster_and_reports_what_cannot_be_sent(tmp_path: Path) -> None:
     message = run(DASK, f"lmdb://{(tmp_path / 'state').as_posix()}", folder=tmp_path)
     assert [line for line in message if line.startswith("mean")] == ["mean 1.0 12"] * 2
     (error,) = (line for line in message if line.startswith("message"))

@@ -100,7 +100,7 @@ def test_reading_again_gives_the_same_so_an_import_can_be_repeated_and_verified(
     assert transfer.verify_items(read(SAMPLE), store).ok
 
 
-def test_events_of_runs_that_took_turns_keep_their_order_and_numbers_of_their_own(file: Path) -> None:
+def test_events_of_interleaved_runs_keep_their_order_and_numbers(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         for number in range(6):
             event = {"run_id": f"run-{number % 2}", "event_type": "run_started", "n": number}
@@ -128,7 +128,7 @@ def test_one_row_at_a_time_is_held_however_large_the_file(file: Path) -> None:
     assert peak < 8_000_000
 
 
-def test_nobody_who_writes_the_file_has_to_wait_for_a_reader_that_pauses(file: Path) -> None:
+def test_writers_do_not_wait_for_a_paused_reader(file: Path) -> None:
     items = read(file)
     next(items)
     with closing(sqlite3.connect(file, timeout=0)) as connection, connection:
@@ -169,7 +169,7 @@ def test_a_row_that_cannot_be_read_is_an_error_that_names_file_table_and_row(
     assert "secret" not in str(message.value)
 
 
-def test_what_is_no_such_file_is_an_error_that_names_it(tmp_path: Path, file: Path) -> None:
+def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path: Path, file: Path) -> None:
     with pytest.raises(hutch.ConfigError, match="is not a file; expected"):
         next(read(tmp_path))
     text = tmp_path / "text"
@@ -206,7 +206,7 @@ def test_rows_whose_numbers_are_out_of_order_are_an_error_and_not_read_for_ever(
         list(read(file))
 
 
-def test_a_file_left_in_the_middle_of_a_write_is_not_repaired_behind_its_owner_s_back(tmp_path: Path) -> None:
+def test_a_file_left_by_an_unfinished_write_is_not_repaired_unasked(tmp_path: Path) -> None:
     live, left = Path(shutil.copy(SAMPLE, tmp_path / "live")), tmp_path / "left"
     with closing(sqlite3.connect(live, isolation_level=None)) as connection:
         connection.execute("PRAGMA cache_size = 1")  # so that the file itself is written before the commit

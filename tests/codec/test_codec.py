@@ -238,7 +238,7 @@ def test_json_refuses_an_int_that_it_could_not_read_back() -> None:
     assert "msgpack" in message
 
 
-def test_the_bits_of_a_nan_are_kept() -> None:
+def test_a_nan_keeps_its_bits() -> None:
     import struct
 
     for bits in (b"\x7f\xf8\0\0\0\0\0\0", b"\x7f\xf8\0\0\0\0\0\1", b"\xff\xf8\0\0\0\0\0\0"):
@@ -251,7 +251,7 @@ def test_two_nans_stay_two_keys() -> None:
     assert [(key != key, item) for key, item in round_trip(value).items()] == [(True, 1), (True, 2)]
 
 
-def test_a_named_zone_is_found_again_by_its_key() -> None:
+def test_a_named_zone_is_restored_by_its_key() -> None:
     if "Europe/Berlin" not in zoneinfo.available_timezones():
         pytest.skip("this machine has no time zone data; install tzdata")
     zone = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -929,7 +929,7 @@ def complaint(codec: FrameCodec, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("stored", ["", "J text", 5, None, 1.5])
-def test_what_is_no_bytes_is_a_corrupt_value(stored: Any) -> None:
+def test_a_stored_value_that_is_not_bytes_is_a_corrupt_value(stored: Any) -> None:
     """One flipped bit of an SQLite file turns bytes into such a value."""
     for codec in (*CODECS.values(), made("passthrough", {})):
         assert complaint(codec, stored)
@@ -1163,9 +1163,7 @@ def test_a_key_keeps_foreign_pickles_out_also_where_msgpack_is_preferred(canary:
 
 
 @pytest.mark.parametrize("options", [{}, {"key": KEY}])
-def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded(
-    canary: bytes, options: dict[str, Any]
-) -> None:
+def test_passthrough_copies_a_pickle_unchanged_and_never_loads_it(canary: bytes, options: dict[str, Any]) -> None:
     carry, loads = made("passthrough", options), made("pickle", {"prefer": "msgpack", **options})
     written = loads.encode(OrderedDict(a=1))
     value = carry.decode(written)
@@ -1179,7 +1177,7 @@ def test_a_carried_pickle_is_the_same_bytes_wherever_it_goes_and_is_never_loaded
     assert identical(carry.decode(JSON.encode([1])), [1])
 
 
-def test_a_key_keeps_pickles_out_that_others_signed_also_where_they_are_carried() -> None:
+def test_a_codec_key_refuses_pickles_signed_with_another_key_also_in_passthrough() -> None:
     carry = made("passthrough", {"key": KEY})
     for foreign in (PICKLE.encode({1}), frame_codec_of(PickleCodec(b"another key of its own")).encode({1})):
         with pytest.raises(hutch.CorruptValueError, match="sign"):
@@ -1188,7 +1186,7 @@ def test_a_key_keeps_pickles_out_that_others_signed_also_where_they_are_carried(
         made("passthrough", {}).decode(SIGNED.encode({1}))
 
 
-def test_carrying_makes_no_pickle_and_no_other_codec_takes_one_that_is_carried() -> None:
+def test_passthrough_creates_no_pickle_and_other_codecs_refuse_its_pickles() -> None:
     carry = made("passthrough", {})
     assert refusal(OrderedDict(), carry).startswith("the value is a collections.OrderedDict")
     assert refusal(Pickled(b"hush-hush"), JSON).startswith("the value is a Pickled")

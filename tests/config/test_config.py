@@ -423,7 +423,7 @@ def storage(): ...
     return module
 
 
-def test_an_errbot_config_without_a_word_on_storage_is_its_shelf() -> None:
+def test_an_errbot_config_without_storage_opens_its_shelves() -> None:
     module = errbot_config()
     config = read(module)
     assert (config.storage, config.options, config.url) == ("shelf", {"basedir": "/srv/bot/data"}, None)
@@ -518,7 +518,7 @@ def test_an_object_that_says_too_little_is_refused(host: object, problem: str) -
 
 
 @pytest.mark.parametrize("config", [0, 1.5, True, b"lmdb://x", [], ("lmdb://x",), {"lmdb"}, object(), int, BytesPath()])
-def test_anything_else_is_told_the_forms_there_are(config: object) -> None:
+def test_the_error_for_any_other_config_lists_the_valid_forms(config: object) -> None:
     message = error_of(config)
     for form in ("lmdb:///srv/state", ".yaml", ".toml", "mapping", "module", "None"):
         assert form in message
@@ -544,7 +544,7 @@ def test_a_config_passes_through() -> None:
         ("bot.py", "import bot; hutch.connect(bot)"),
     ],
 )
-def test_text_that_is_no_config_is_told_what_would_be(text: str, problem: str) -> None:
+def test_the_error_for_text_that_is_not_a_config_shows_valid_forms(text: str, problem: str) -> None:
     message = error_of(text)
     assert problem in message
     assert "hidden" not in message

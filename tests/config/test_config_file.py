@@ -216,9 +216,7 @@ STORAGE_CONFIG: {i: -0x1F, f: 1e3, n: ~, t: on, s: '1', d: 2024-02-29, b: !!bina
         ("x" * (MAX_FILE_BYTES + 1), "app.yaml: the file is larger than 1,048,576 bytes"),
     ],
 )
-def test_a_file_that_is_no_yaml_config_is_refused_with_its_line(
-    text: str | bytes, problem: str, tmp_path: Path
-) -> None:
+def test_an_invalid_yaml_config_is_refused_with_its_line(text: str | bytes, problem: str, tmp_path: Path) -> None:
     write(tmp_path, text)
     assert problem in error_of(tmp_path, "app.yaml")
 
@@ -249,9 +247,7 @@ def test_a_billion_laughs_are_refused(join: str, tmp_path: Path) -> None:
         (b"a = 1\nb = '\xff'", "app.toml, line 2: the file is not UTF-8"),
     ],
 )
-def test_a_file_that_is_no_toml_config_is_refused_with_its_line(
-    text: str | bytes, problem: str, tmp_path: Path
-) -> None:
+def test_an_invalid_toml_config_is_refused_with_its_line(text: str | bytes, problem: str, tmp_path: Path) -> None:
     write(tmp_path, text, "app.toml")
     assert problem in error_of(tmp_path, "app.toml")
 
@@ -285,7 +281,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no FIFO, no device files")
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.yaml")
     (tmp_path / "zero.toml").symlink_to("/dev/zero")
     for name in ("fifo.yaml", "zero.toml"):
@@ -320,7 +316,7 @@ def test_reading_leaves_no_file_open(tmp_path: Path) -> None:
     file.replace(tmp_path / "moved.yaml")  # Windows refuses this while the file is open; elsewhere a warning would
 
 
-# --- a file that nobody named ---
+# --- a file that is not named ---
 
 
 @pytest.mark.parametrize("name", ["hutch.yaml", "hutch.toml", "config.yaml"])

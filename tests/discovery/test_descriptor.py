@@ -326,7 +326,7 @@ def test_a_path_with_nul_is_refused(tmp_path: Path) -> None:
     assert broken.reason.startswith("cannot be read: ")
 
 
-def test_the_name_is_kept_where_it_could_still_be_read(tmp_path: Path) -> None:
+def test_a_broken_descriptor_keeps_its_name_if_readable(tmp_path: Path) -> None:
     readable = parse_descriptor(written(tmp_path, "[Core]\nName = Tables\nModule = ../x\n"))
     assert isinstance(readable, BrokenPlugin)
     assert readable.name == "Tables"

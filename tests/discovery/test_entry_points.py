@@ -104,7 +104,7 @@ def test_an_entry_point_is_not_missed_however_its_section_is_written(tmp_path: P
     assert may[0]
 
 
-def test_nothing_is_imported_where_nobody_has_an_entry_point_for_hutch(tmp_path: Path) -> None:
+def test_nothing_is_imported_without_an_entry_point_for_hutch(tmp_path: Path) -> None:
     # hutch itself has some, of the groups of others.
     metadata(tmp_path / "a-1.dist-info", "[console_scripts]\nhutch = hutch.cli:main\nhutch.plugins = hutch:x\n", "a")
     metadata(tmp_path / "b-1.dist-info", "[hutchlike]\na = b:c\n[hutch.plugins.more]\na = b:c\n", "b")
@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_left_to_who_can_tell_of_it(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give up its rights")
-def test_a_folder_that_this_process_may_not_read_holds_nothing_for_anybody(tmp_path: Path) -> None:
+def test_an_unreadable_folder_has_no_entry_points(tmp_path: Path) -> None:
     home = in_dist_info(tmp_path / "site", section("hutch"))
     home.chmod(0o700)
     before = """

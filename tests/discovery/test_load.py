@@ -136,7 +136,7 @@ def test_two_plugins_of_a_folder_share_a_sibling_by_relative_import(tmp_path: Pa
     assert one["shared"] is one["helper"].shared
 
 
-def test_a_sibling_is_found_that_came_after_its_folder_was_listed_in_the_same_tick(tmp_path: Path) -> None:
+def test_a_sibling_created_just_after_its_folder_was_listed_is_imported(tmp_path: Path) -> None:
     assert importlib.machinery.PathFinder.find_spec("helper", [str(tmp_path)]) is None
     listed = tmp_path.stat()
     (tmp_path / "helper.py").write_text("shared = []\n", "utf-8")
@@ -214,7 +214,7 @@ def test_an_interrupt_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert ours() == before
 
 
-def test_a_plugin_that_was_mended_loads(tmp_path: Path) -> None:
+def test_a_repaired_plugin_loads(tmp_path: Path) -> None:
     good = load_factory(plugin(tmp_path, FACTORY, module="other_storage"))
     (tmp_path / "helper.py").write_text("value = 1\n", "utf-8")
     bad = plugin(tmp_path, f"from . import helper\nassert helper.value == 2\n{FACTORY}")
@@ -224,19 +224,19 @@ def test_a_plugin_that_was_mended_loads(tmp_path: Path) -> None:
     assert load_factory(read_descriptor(tmp_path / "other_storage.plug")) is good
 
 
-def test_a_sibling_imported_in_errbot_s_way_is_told_the_other_way(tmp_path: Path) -> None:
+def test_the_error_for_a_sibling_imported_as_in_errbot_shows_the_relative_import(tmp_path: Path) -> None:
     (tmp_path / "my_helper.py").write_text("", "utf-8")
     message = refusal(plugin(tmp_path, "import my_helper\n"), ModuleNotFoundError)
     assert "my_helper.py is beside it: write `from . import my_helper`" in message
 
 
-def test_a_missing_driver_is_told_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_driver_names_its_extra(tmp_path: Path) -> None:
     info = plugin(tmp_path, "import no_such_driver\n", "Extra = redis")
     message = refusal(info, ModuleNotFoundError)
     assert 'it needs no_such_driver, which is not installed: pip install "hutch[redis]"' in message
 
 
-def test_a_python_that_is_too_old_is_told_before_the_module_runs(tmp_path: Path) -> None:
+def test_an_old_python_is_refused_before_the_module_runs(tmp_path: Path) -> None:
     code = "open(__file__ + '.ran', 'w').close()"
     info = plugin(tmp_path, code, more="[Python]\nVersion = 3.99\n")
     running = ".".join(map(str, sys.version_info[:3]))
@@ -282,7 +282,7 @@ def test_class_chooses_among_them(tmp_path: Path) -> None:
     assert load_factory(plugin(tmp_path, TWO, "Class = OtherPlugin")).__name__ == "OtherPlugin"
 
 
-def test_a_missing_class_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_class_names_the_nearest(tmp_path: Path) -> None:
     message = refusal(plugin(tmp_path, TWO, "Class = FilePlugin"))
     assert "has no class 'FilePlugin'. Did you mean 'FilesPlugin'?" in message
     assert message.count("Factories there: FilesPlugin, OtherPlugin") == 1
@@ -290,7 +290,7 @@ def test_a_missing_class_is_told_with_the_nearest(tmp_path: Path) -> None:
     assert "has no class 'FilePlugin'. Factories there: none" in message
 
 
-def test_a_class_that_is_no_factory_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_is_not_a_factory_is_refused(tmp_path: Path) -> None:
     message = refusal(plugin(tmp_path, f"{FACTORY}\nclass Other:\n    pass\n", "Class = Other"))
     assert "Other in" in message
     assert "is not a factory: a factory is a subclass of hutch.StoragePluginBase, or has open(namespace)" in message
@@ -301,7 +301,7 @@ def test_a_module_without_a_factory_is_refused(tmp_path: Path) -> None:
     assert "files_storage.py has no factory: a factory is" in refusal(plugin(tmp_path, "class Storage:\n    pass\n"))
 
 
-def test_a_factory_that_is_not_finished_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_the_error_for_an_incomplete_factory_names_what_it_lacks(tmp_path: Path) -> None:
     code = "from hutch import StoragePluginBase\nclass FilesPlugin(StoragePluginBase):\n    pass\n"
     message = refusal(plugin(tmp_path, code))
     assert "FilesPlugin lacks open" in message
@@ -309,7 +309,7 @@ def test_a_factory_that_is_not_finished_is_told_what_it_lacks(tmp_path: Path) ->
     assert "FilesPlugin lacks open" in refusal(plugin(tmp_path, code, "Class = FilesPlugin"))
 
 
-def test_an_abstract_base_beside_the_factory_is_no_second_one(tmp_path: Path) -> None:
+def test_an_abstract_base_is_not_taken_for_a_second_factory(tmp_path: Path) -> None:
     code = "from hutch import StoragePluginBase\nclass Base(StoragePluginBase):\n    pass\n"
     code += "class FilesPlugin(Base):\n    def open(self, namespace):\n        raise NotImplementedError\n"
     assert load_factory(plugin(tmp_path, code)).__name__ == "FilesPlugin"
@@ -333,7 +333,7 @@ def test_a_plugin_written_for_errbot_loads_builds_and_opens(tmp_path: Path) -> N
     assert (storage.get("key"), storage.len()) == (1, 1)
 
 
-def test_a_storage_that_has_an_open_of_its_own_is_no_factory(tmp_path: Path) -> None:
+def test_a_storage_with_a_method_open_is_not_taken_for_a_factory(tmp_path: Path) -> None:
     code = f"{ERRBOT}\nclass Reopening(Storage):\n    def open(self): pass\n"
     assert load_factory(plugin(tmp_path, code)).__name__ == "Plugin"
 
@@ -416,7 +416,7 @@ def test_an_interrupt_passes_through_an_entry_point(tmp_path: Path, monkeypatch:
         load_factory(info)
 
 
-def test_a_hooked_class_is_checked() -> None:
+def test_a_class_from_a_hook_is_validated() -> None:
     class FilesPlugin(StoragePluginBase):
         def open(self, namespace: str) -> StorageBase:
             raise NotImplementedError
@@ -478,7 +478,7 @@ def test_a_factory_that_takes_no_config_is_a_load_error(tmp_path: Path) -> None:
         build_factory(info, {})
 
 
-def test_a_driver_imported_late_is_told_with_its_extra(tmp_path: Path) -> None:
+def test_the_error_for_a_driver_imported_late_names_its_extra(tmp_path: Path) -> None:
     info = raising(tmp_path, "import no_such_driver", "Extra = redis")
     with pytest.raises(PluginLoadError, match=r'it needs no_such_driver.*pip install "hutch\[redis\]"'):
         build_factory(info, {})
@@ -496,9 +496,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize("config", [OPTIONS, {"STORAGE_CONFIG": OPTIONS}, SimpleNamespace(STORAGE_CONFIG=OPTIONS)])
 @pytest.mark.parametrize("error", ["ValueError", "RuntimeError", "KeyError"])
-def test_what_a_factory_says_is_told_without_the_values_of_its_options(
-    tmp_path: Path, config: object, error: str
-) -> None:
+def test_the_error_of_a_factory_is_shown_without_option_values(tmp_path: Path, config: object, error: str) -> None:
     text = "login adm1n with p@ssw0rd, hunter2 or 48213, {0!r} at redis://adm1n:p%40ssw0rd@host/0?x=1, t0ken s3cret"
     code = f"raise {error}({text!r}.format({OPTIONS['quoted']!r}) + ' x' * 500)"
     with pytest.raises((ConfigError, PluginLoadError)) as caught:

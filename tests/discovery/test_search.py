@@ -183,7 +183,7 @@ def test_a_bad_descriptor_stops_nothing_and_keeps_its_reason(tmp_path: Path) -> 
         discovery.find("none")
 
 
-def test_a_broken_file_takes_nothing_from_a_plugin_that_works(tmp_path: Path) -> None:
+def test_a_broken_descriptor_does_not_affect_other_plugins(tmp_path: Path) -> None:
     plugin(tmp_path / "a", "Files", "[URL]\nSchemes = file\n")
     for stem in ("files", "file"):
         (tmp_path / f"{stem}.plug").write_bytes(b"")
@@ -542,7 +542,7 @@ sys.meta_path.append(Finder)
     ]
 
 
-def test_a_path_object_on_sys_path_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_path_object_on_sys_path_does_no_harm(tmp_path: Path) -> None:
     # Errbot puts them there.
     site(tmp_path, "tables", "Tables = tables_pkg:Plugin")
     program = f"import sys, pathlib; sys.path.append(pathlib.Path({str(tmp_path)!r}))\n{REPORT}"

@@ -122,7 +122,7 @@ def test_ten_thousand_namespaces_fit_without_a_setting(path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_a_dropped_namespace_is_empty_for_those_who_have_it_open_and_its_data_is_nobodys(path: Path) -> None:
+def test_a_dropped_namespace_is_empty_in_open_handles_and_its_data_is_gone(path: Path) -> None:
     with connect(path) as store, connect(path) as other, other.open("a") as space:
         space.update({f"k{number}": number for number in range(2000)})
         store.drop("a")
@@ -210,7 +210,7 @@ def test_one_process_has_one_durability_a_folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("durability", "sync", "metasync"), [("strict", True, True), ("normal", True, False), ("relaxed", False, False)]
 )
-def test_durability_is_what_lmdb_is_told(path: Path, durability: str, sync: bool, metasync: bool) -> None:
+def test_durability_sets_the_flags_of_lmdb(path: Path, durability: str, sync: bool, metasync: bool) -> None:
     with connect(path, durability=durability) as store, store.open("core") as space:
         space["k"] = 1
         flags = store._factory._environment._env.flags()
@@ -244,7 +244,7 @@ def test_what_is_used_after_its_store_was_closed_says_so(path: Path) -> None:
     assert everything(path) == {"k": 1}
 
 
-def test_a_factory_that_is_forgotten_lets_go_of_the_folder(path: Path) -> None:
+def test_a_collected_factory_releases_the_folder(path: Path) -> None:
     factory = hutch.load_plugin("lmdb", {"path": path, "durability": "strict"})
     factory.open("core").set("k", 1)
     del factory
@@ -326,7 +326,7 @@ def test_another_process_grows_the_map_while_threads_read_and_write(path: Path) 
 
 
 @needs_posix
-def test_little_address_space_is_no_obstacle_until_it_is_used_up(path: Path) -> None:
+def test_a_small_address_space_suffices_until_it_is_used_up(path: Path) -> None:
     """The requested map (1 GiB) does not fit; a smaller one is used, and then the store is full, not broken."""
     program = (
         _HEAD
@@ -524,7 +524,7 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged_and_the_counter_is_
 
 
 @needs_posix
-def test_a_writer_killed_within_a_transaction_blocks_nobody(path: Path) -> None:
+def test_a_writer_killed_within_a_transaction_blocks_no_other(path: Path) -> None:
     put(path, k=1)
     program = """
 import sys, lmdb
@@ -614,7 +614,7 @@ def test_a_process_may_fork_in_the_middle_of_its_threads_writes(path: Path) -> N
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_child_that_only_reads_a_store_nobody_wrote_makes_nothing(path: Path) -> None:
+def test_a_child_that_only_reads_an_unwritten_store_creates_no_file(path: Path) -> None:
     with connect(path) as store, store.open("core") as space:
         pid = os.fork()
         if not pid:
@@ -679,7 +679,7 @@ def test_a_file_that_lacks_only_pages_of_values_is_refused_before_they_are_read(
     assert everything(path)["last"] == bytes(3 * MIB)
 
 
-def test_a_file_that_ends_before_its_last_free_pages_is_whole(path: Path) -> None:
+def test_a_file_that_ends_before_its_last_free_pages_is_intact(path: Path) -> None:
     """Pages that one transaction takes and frees are never written: a large removal leaves a file without its end."""
     ended_early = 0
     for seed in range(10):

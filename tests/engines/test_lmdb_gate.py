@@ -67,7 +67,7 @@ def python(program: str, *arguments: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("pause_s", [0, 0.001])
 @pytest.mark.parametrize("durability", ["strict", "normal", "relaxed"])
 @pytest.mark.parametrize(("processes", "threads"), [(1, 2), (1, 8), (1, 32), (2, 1), (4, 2), (8, 1)])
-def test_every_writer_gets_its_turn(
+def test_every_writer_is_served(
     tmp_path: Path, processes: int, threads: int, durability: str, pause_s: float, record_property: Callable[..., None]
 ) -> None:
     url = f"lmdb://{tmp_path}/state?durability={durability}"
@@ -82,9 +82,9 @@ def test_every_writer_gets_its_turn(
             assert child.stdin is not None
             child.stdin.write("\n")
             child.stdin.flush()
-        message = [child.communicate(timeout=60) for child in children]
-    results = [out.split() for out, error in message if not error]
-    assert len(results) == processes, message
+        outputs = [child.communicate(timeout=60) for child in children]
+    results = [out.split() for out, error in outputs if not error]
+    assert len(results) == processes, outputs
     fewest, writes = min(int(one[0]) for one in results), sum(int(one[1]) for one in results)
     longest_s = max(float(one[2]) for one in results)
     record_property("counted", f"{writes:,} writes, the slowest writer {fewest:,}, the longest wait {longest_s:.4f} s")
@@ -182,7 +182,7 @@ def test_ctrl_c_ends_a_wait_at_once(tmp_path: Path, place: str) -> None:
         assert time.monotonic() - began < 10
 
 
-def test_a_stopped_process_that_only_waits_holds_nobody_up(tmp_path: Path, stopped: subprocess.Popen[str]) -> None:
+def test_a_stopped_process_that_only_waits_delays_no_other(tmp_path: Path, stopped: subprocess.Popen[str]) -> None:
     url = f"lmdb://{tmp_path}/state?wait_s=20"
     program = (
         "import sys, hutch\n"
@@ -236,7 +236,7 @@ def _hard_link(path: Path, victim: Path) -> None:
 
 @pytest.mark.parametrize("put", [_link, _dangling, _fifo, _folder, _device, _hard_link])
 @pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
-def test_what_is_no_file_of_the_stores_own_is_refused_and_left_alone(tmp_path: Path, name: str, put: Any) -> None:
+def test_a_file_not_written_by_the_store_is_refused_and_unchanged(tmp_path: Path, name: str, put: Any) -> None:
     url, victim = f"lmdb://{tmp_path}/state", tmp_path / "authorized_keys"
     with hutch.connect(url) as store, store.open("core") as space:
         space["k"] = 1

@@ -29,7 +29,7 @@ def space(url: str) -> Iterator[hutch.Namespace]:
 
 
 def kept(space: hutch.Namespace) -> dict[str, bytes]:
-    """Return the cached frames; caching begins once nobody has written for some hundred reads."""
+    """Return the cached frames; caching begins after some hundred reads without a write."""
     read_cache = space._store._read_cache  # type: ignore[attr-defined]
     return {} if read_cache.current is None else read_cache.current.bodies
 
@@ -39,20 +39,20 @@ def read_often(space: hutch.Namespace, times: int = 1000) -> None:
         assert space["k1"] == [1]
 
 
-def test_what_is_read_while_nobody_writes_is_kept(space: hutch.Namespace) -> None:
+def test_frequent_reads_are_cached_while_nothing_is_written(space: hutch.Namespace) -> None:
     assert not kept(space)
     read_often(space)
     assert list(kept(space)) == ["k1"]
 
 
-def test_nothing_is_kept_where_reads_and_writes_alternate(space: hutch.Namespace) -> None:
+def test_nothing_is_cached_while_reads_and_writes_alternate(space: hutch.Namespace) -> None:
     for number in range(1000):
         space["k2"] = number
         read_often(space, 20)
         assert not kept(space)
 
 
-def test_a_value_that_is_kept_is_fresh_each_time(space: hutch.Namespace) -> None:
+def test_a_cached_value_is_a_new_object_at_each_read(space: hutch.Namespace) -> None:
     read_often(space)
     space["k1"].append("changed by who read it")
     assert space["k1"] == [1]
@@ -79,7 +79,7 @@ def test_a_change_is_seen_at_once(url: str, space: hutch.Namespace, change: str)
     assert space.get("k1") == ("new" if change in ("set", "update", "modify") else None)
 
 
-def test_a_change_in_another_namespace_or_by_another_handle_is_no_danger(url: str, space: hutch.Namespace) -> None:
+def test_a_change_by_another_namespace_or_handle_does_no_harm(url: str, space: hutch.Namespace) -> None:
     with hutch.connect(url) as store, store.open("other") as other, hutch.connect(url) as third:
         read_often(space)
         other["k1"] = "other"
@@ -138,7 +138,7 @@ def test_it_takes_no_more_memory_than_allowed(url: str) -> None:
         assert sum(sys.getsizeof(key) + sys.getsizeof(body) for key, body in held.items()) <= limit
 
 
-def test_a_value_for_which_there_is_no_room_is_not_copied(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_does_not_fit_is_not_copied(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with hutch.connect(f"{url}&cache_bytes=100000") as store, store.open("core") as space:
         space.update(k1=[1], large=b"x" * 200_000)
         read_often(space)
@@ -164,7 +164,7 @@ def test_it_ends_where_there_are_too_few_hits(url: str, cache_bytes: int, again:
         assert not kept(space), "it does not begin again at once"
 
 
-def test_it_goes_on_where_enough_is_found(url: str) -> None:
+def test_caching_continues_while_most_reads_hit(url: str) -> None:
     """Ten thousand keys, all of which fit, are read again and again."""
     with hutch.connect(url) as store, store.open("core") as space:
         space.update({f"k{number}": number for number in range(10_000)})
@@ -184,7 +184,7 @@ def test_it_can_be_switched_off(url: str, options: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["json", "pickle"])
-def test_what_other_codecs_wrote_is_not_kept(tmp_path: Path, codec: str) -> None:
+def test_values_of_other_codecs_are_not_cached(tmp_path: Path, codec: str) -> None:
     config: dict[str, Any] = {"STORAGE": f"lmdb://{tmp_path}/state", "CODEC": codec}
     with hutch.connect(config) as store, store.open("core") as space:
         space["k1"] = [1]

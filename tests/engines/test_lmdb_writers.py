@@ -133,7 +133,7 @@ def test_a_write_that_cannot_be_fails_alone(store: hutch.Store, space: hutch.Nam
         assert damaged["x"] == 1
 
 
-def test_a_group_that_outgrows_the_map_is_written_whole(store: hutch.Store, space: hutch.Namespace) -> None:
+def test_a_group_commit_larger_than_the_map_is_written_whole(store: hutch.Store, space: hutch.Namespace) -> None:
     values = {f"k{n}": os.urandom(300_000) for n in range(THREADS)}
     found = outcomes(store, *[lambda key=key: space.__setitem__(key, values[key]) for key in values])
     assert found == [None] * THREADS
@@ -195,7 +195,7 @@ def test_a_ctrl_c_while_waiting_withdraws_the_write_and_no_other(tmp_path: Path)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.usefixtures("unmeasured")
-def test_a_child_forked_while_others_wait_writes_by_itself(store: hutch.Store, space: hutch.Namespace) -> None:
+def test_a_child_forked_while_other_threads_wait_can_write(store: hutch.Store, space: hutch.Namespace) -> None:
     """The child has none of its parent's waiting threads, and their writes happen once.
 
     Nor does it take the slots of its parent's readers, which would let pages be overwritten that they read.

@@ -36,7 +36,7 @@ def test_a_name_is_shared_by_all_stores_of_the_process_for_as_long_as_it_lives()
         assert other.namespaces() == []
 
 
-def test_what_is_stored_is_nobodys_object() -> None:
+def test_a_stored_value_is_independent_of_the_caller_s_object() -> None:
     with hutch.connect("memory://") as store, store.open("core") as space:
         mine = {"a": [1]}
         space["k"] = mine

@@ -106,9 +106,7 @@ def test_an_exception_at_any_point_comes_out_and_leaves_nothing_taken(
 
 @pytest.mark.parametrize("nested", ["set", "set the same key", "remove", "remove_many", "update", "clear", "len"])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_call_at_any_point_works_and_the_two_are_as_if_one_after_the_other(
-    storage: Any, verb: str, nested: str
-) -> None:
+def test_a_nested_call_at_any_point_works_and_both_calls_are_serialised(storage: Any, verb: str, nested: str) -> None:
     inner: dict[str, Callable[[Any], object]] = {
         "set": lambda storage: storage.write("nested", b"1"),
         "set the same key": lambda storage: storage.write("k1", b"nested"),
@@ -128,11 +126,11 @@ def test_a_call_at_any_point_works_and_the_two_are_as_if_one_after_the_other(
     restore(storage)
     for point in points(lambda: call(storage)):
         restore(storage)
-        message: list[object] = []
-        visit = Visit(point, lambda: message.append(inner[nested](storage)))  # noqa: B023 - called at once
+        nested_results: list[object] = []
+        visit = Visit(point, lambda: nested_results.append(inner[nested](storage)))  # noqa: B023 - called at once
         result = visit.run(lambda: call(storage))
-        if message:
-            assert (result, message[0], held(storage)) in possible, visit.where
+        if nested_results:
+            assert (result, nested_results[0], held(storage)) in possible, visit.where
 
 
 def test_a_write_in_the_middle_of_modify_of_another_key_works() -> None:

@@ -247,7 +247,7 @@ def test_no_server_is_an_error_of_connect_at_once(own_server: RedisServer) -> No
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$hunter2\r\n", b"", None])
-def test_what_is_no_redis_server_is_an_error_that_repeats_nothing(answer: bytes | None) -> None:
+def test_a_server_that_is_not_redis_is_an_error_that_quotes_nothing(answer: bytes | None) -> None:
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
@@ -282,7 +282,7 @@ def test_a_database_shared_with_other_applications_stays_as_it_was(own_server: R
         "{a}:order",
     ]
     for name in names:
-        raw(own_server, "SET", name, "of somebody else")
+        raw(own_server, "SET", name, "foreign")
     raw(own_server, "HSET", "session:1", "a", "b")
     raw(own_server, "ZADD", "hutch:order", 1, "a")
     before = everything(own_server)
@@ -312,7 +312,7 @@ def test_a_foreign_key_under_a_name_of_hutch_is_reported_and_left_alone(
     redis_server: RedisServer, prefix: str, part: str
 ) -> None:
     key = f"{prefix}:{{core}}:{part}"
-    raw(redis_server, "SET", key, "of somebody else")
+    raw(redis_server, "SET", key, "foreign")
     with connect(redis_server.url, prefix=prefix) as store, store.open("core") as core:
         changes: list[Callable[[], Any]] = [
             lambda: core.update(a=1, b=2),
@@ -329,7 +329,7 @@ def test_a_foreign_key_under_a_name_of_hutch_is_reported_and_left_alone(
             assert key in str(caught.value)
     with connect(redis_server.url, prefix=prefix) as store, pytest.raises(hutch.CorruptValueError):
         store.drop("core")
-    assert raw(redis_server, "GET", key) == b"of somebody else"
+    assert raw(redis_server, "GET", key) == b"foreign"
     # Nothing was written on the way to the error.
     assert raw(redis_server, "KEYS", f"{prefix}*") == [key.encode()]
 
@@ -337,7 +337,7 @@ def test_a_foreign_key_under_a_name_of_hutch_is_reported_and_left_alone(
 def test_a_foreign_key_in_place_of_the_index_stops_writes_before_they_begin(
     redis_server: RedisServer, prefix: str
 ) -> None:
-    raw(redis_server, "SET", f"{prefix}:namespaces", "of somebody else")
+    raw(redis_server, "SET", f"{prefix}:namespaces", "foreign")
     with connect(redis_server.url, prefix=prefix) as store:
         with store.open("core") as core, pytest.raises(hutch.CorruptValueError, match="namespaces"):
             core["a"] = 1
@@ -632,7 +632,7 @@ def lose_the_answer(server: RedisServer, change: Callable[[], Any]) -> Any:
     return changing
 
 
-def test_a_lost_answer_is_asked_for_again_where_twice_is_the_same_as_once(own_server: RedisServer) -> None:
+def test_an_idempotent_call_is_resent_after_a_lost_answer(own_server: RedisServer) -> None:
     with connect(own_server.url, retry_s=30) as store, store.open("core") as core:
         core["key"] = 1
         assert lose_the_answer(own_server, lambda: core.__setitem__("key", 2)).result() is None
@@ -644,7 +644,7 @@ def test_a_lost_answer_is_asked_for_again_where_twice_is_the_same_as_once(own_se
         assert len(core) == 0
 
 
-def test_a_lost_answer_is_never_guessed_where_twice_is_not_once(own_server: RedisServer) -> None:
+def test_a_call_that_is_not_idempotent_is_not_resent_after_a_lost_answer(own_server: RedisServer) -> None:
     with hutch.load_plugin("redis", {"url": own_server.url, "retry_s": 30}).open("core") as core:
         core.set("key", 1)
         changes: list[Callable[[], Any]] = [
@@ -660,7 +660,7 @@ def test_a_lost_answer_is_never_guessed_where_twice_is_not_once(own_server: Redi
         assert dict(core.items()) == {"key": 1}
 
 
-def test_a_server_that_hangs_is_a_timeout_and_its_late_answer_goes_to_nobody(own_server: RedisServer) -> None:
+def test_a_hung_server_is_a_timeout_and_its_late_answer_is_dropped(own_server: RedisServer) -> None:
     with connect(own_server.url, timeout_s=0.3) as store, store.open("core") as core:
         core.update(a="a", b="b")
         own_server.stall()
@@ -750,7 +750,7 @@ def test_a_forgotten_script_is_sent_again(own_server: RedisServer) -> None:
             assert core.pop("key") == 3
 
 
-def test_a_full_server_refuses_writes_whole_and_keeps_what_it_has(own_server: RedisServer) -> None:
+def test_a_full_server_refuses_whole_writes_and_keeps_its_data(own_server: RedisServer) -> None:
     with connect(own_server.url) as store, store.open("core") as core:
         core["key"] = "old"
         raw(own_server, "CONFIG", "SET", "maxmemory", "1")

@@ -80,7 +80,7 @@ def test_a_copy_of_a_namespace_whose_listing_was_evicted_is_whole(
 
 
 @pytest.mark.parametrize("listing", LISTINGS)
-def test_a_listing_that_is_evicted_under_way_is_rebuilt_and_gone_on_with(
+def test_a_listing_evicted_during_iteration_is_rebuilt_and_continued(
     store: hutch.Store, server: redis.Redis, prefix: str, listing: str
 ) -> None:
     keys = [f"k{i:04}" for i in range(3000)]

@@ -146,7 +146,7 @@ def test_a_server_that_stays_a_replica_is_an_error_after_retry_s(own_server: Red
         assert time.monotonic() - started > 0.4
 
 
-# --- connections that nobody answers any more ---
+# --- connections that are no longer answered ---
 
 
 def fill_pool(core: hutch.Namespace, threads: int) -> None:
@@ -283,7 +283,7 @@ def test_a_server_that_is_away_is_an_error_after_retry_s(own_server: RedisServer
 # --- how many connections, and when ---
 
 
-def test_max_connections_is_kept_and_a_call_waits_for_a_free_one(own_server: RedisServer) -> None:
+def test_at_most_max_connections_are_open_and_a_call_waits_for_a_free_one(own_server: RedisServer) -> None:
     with connect(own_server.url, max_connections=3) as store, store.open("core") as core:
         core["a"] = 1
         fill_pool(core, 16)
@@ -388,7 +388,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def test_a_port_with_tls_and_one_without_are_told_apart_and_the_advice_works(
+def test_an_error_distinguishes_tls_from_plain_ports_and_its_advice_works(
     certificates: Certificates, prefix: str
 ) -> None:
     own = {"cert_file": certificates.client, "key_file": certificates.client_key, "ca_file": certificates.ca}
@@ -430,7 +430,7 @@ def sentinel(folder: Path) -> Iterator[int]:
         process.wait(30)
 
 
-def test_a_sentinel_is_told_from_a_server(tmp_path: Path) -> None:
+def test_a_sentinel_is_recognised(tmp_path: Path) -> None:
     with sentinel(tmp_path) as port:
         for url in (f"redis://127.0.0.1:{port}", f"redis://127.0.0.1:{port}/1"):
             with pytest.raises(hutch.StoreError, match=r"Sentinel.* redis://host:port"):

@@ -274,7 +274,7 @@ def test_what_is_written_is_a_pickle_of_protocol_2(tmp_path: Path, dialect: str)
         assert database[b"k"] == pickle.dumps({"a": 1}, 2)
 
 
-def test_where_errbot_3_left_a_namespace_it_is_found_listed_and_moved(tmp_path: Path) -> None:
+def test_a_namespace_in_errbot_3_s_place_is_listed_and_moved(tmp_path: Path) -> None:
     old = tmp_path / "plugins"
     old.mkdir()
     # One file, as Errbot asks for; so only the dialects that have one.
@@ -496,7 +496,7 @@ def end(process: subprocess.Popen[str], kill: bool = False) -> None:
     process.communicate(timeout=60)
 
 
-def test_a_second_process_is_told_who_has_it_open_and_can_open_it_afterwards(tmp_path: Path, dialect: str) -> None:
+def test_the_error_of_a_second_process_names_the_holder_and_it_can_open_later(tmp_path: Path, dialect: str) -> None:
     errbot_writes(tmp_path, dialect, k=1)
     process = holder(tmp_path)
     try:
@@ -714,7 +714,7 @@ def test_without_room_for_a_write_what_was_there_stays_and_small_writes_go_on(tm
 
 
 @pytest.mark.parametrize("cut", [0, 3, 20, 0.3, 0.6])
-def test_a_file_cut_short_is_an_error_that_names_it_and_other_namespaces_work(
+def test_a_truncated_file_is_an_error_that_names_it_and_other_namespaces_work(
     tmp_path: Path, dialect: str, cut: float
 ) -> None:
     errbot_writes(tmp_path, dialect, **{f"k{n}": "x" * 1000 for n in range(100)})
@@ -858,10 +858,10 @@ def test_a_dialect_that_this_python_lacks_is_named_with_its_file_and_what_to_ins
     gnu.write_bytes((0x13579ACF).to_bytes(4, sys.byteorder) + b"\0" * 100)
     ndbm.write_bytes(b"\0" * 12 + (0x00061561).to_bytes(4, sys.byteorder) + b"\0" * 100)
     before = gnu.read_bytes(), ndbm.read_bytes()
-    listed, told_gnu, told_ndbm = succeeded(python(MISSING_DIALECT, tmp_path)).splitlines()
+    listed, message_gnu, message_ndbm = succeeded(python(MISSING_DIALECT, tmp_path)).splitlines()
     assert listed == "by gnu by ndbm"
-    assert all(part in told_gnu for part in (str(gnu), "gnu", "python3-gdbm"))
-    assert all(part in told_ndbm for part in (str(tmp_path / "by ndbm.db"), "ndbm", "_dbm"))
+    assert all(part in message_gnu for part in (str(gnu), "gnu", "python3-gdbm"))
+    assert all(part in message_ndbm for part in (str(tmp_path / "by ndbm.db"), "ndbm", "_dbm"))
     assert (gnu.read_bytes(), ndbm.read_bytes()) == before
 
 

@@ -137,14 +137,14 @@ def test_an_interrupt_at_any_point_comes_out_and_leaves_the_old_or_the_new_state
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_write_at_any_point_is_refused_or_done_and_damages_nothing(folder: Path, verb: str) -> None:
     call, changes = VERBS[verb]
-    message: list[int] = []
+    results: list[int] = []
     refused = 0
 
     def write() -> None:
         nonlocal refused
         try:
             ns["nested"] = number
-            message.append(number)
+            results.append(number)
         except hutch.ConflictError as error:
             assert "in the middle of another call on namespace 'core'" in str(error)  # noqa: PT017
             refused += 1
@@ -153,14 +153,14 @@ def test_a_write_at_any_point_is_refused_or_done_and_damages_nothing(folder: Pat
         restore(ns)
         for number in some_points(lambda: call(ns)):
             restore(ns)
-            message.clear()
+            results.clear()
             began = time.monotonic()
             run_at(number, write, lambda: call(ns), loops=False)
             assert time.monotonic() - began < PATIENCE_S / 2, "it waited for itself"
             left = dict(ns)
             nested = left.pop("nested", None)
             assert left == after(changes), number
-            assert nested == (message[0] if message else None) or (verb == "clear" and nested is None)
+            assert nested == (results[0] if results else None) or (verb == "clear" and nested is None)
         left = dict(ns)
     with hutch.connect(f"shelf://{folder}") as store, store.open("core") as ns:
         assert dict(ns) == left
@@ -241,7 +241,7 @@ def test_a_handle_that_a_handler_closes_in_the_middle_of_a_write_lets_others_in_
             assert [key for _, key, _ in opened.pickles()] == ["k"], number  # as another process would read it
 
 
-def test_threads_get_their_turn_in_a_crowd_that_writes_in_loops(tmp_path: Path) -> None:
+def test_every_thread_gets_to_write_while_others_write_in_loops(tmp_path: Path) -> None:
     for threads in (2, 8, 32):
         stop = threading.Event()
         with hutch.connect(f"shelf://{tmp_path}") as store, store.open("core") as ns:
@@ -296,13 +296,13 @@ def test_a_wait_for_another_thread_ends_and_names_it(tmp_path: Path) -> None:
 
 
 def test_a_finalizer_that_writes_in_the_middle_of_a_write_is_refused_and_nothing_is_damaged(folder: Path) -> None:
-    message: list[int] = []
+    calls: list[int] = []
 
     class Saves:
         def __del__(self) -> None:
             with contextlib.suppress(hutch.ConflictError):
                 ns["saved"] = 1
-                message.append(1)
+                calls.append(1)
 
     with hutch.connect(f"shelf://{folder}") as store, store.open("core") as ns:
         threshold = gc.get_threshold()
@@ -318,7 +318,7 @@ def test_a_finalizer_that_writes_in_the_middle_of_a_write_is_refused_and_nothing
         gc.collect()
         expected = {f"k{n % 10}": [n] * n for n in range(190, 200)} | {"saved": 1}
         assert dict(ns) == expected
-    assert message
+    assert calls
 
 
 @closed_by_the_collector

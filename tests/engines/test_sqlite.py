@@ -183,7 +183,7 @@ def test_a_value_of_any_size_is_stored_as_it_is_alone_and_in_a_batch(path: Path)
         assert database.execute("SELECT DISTINCT typeof(key), typeof(value) FROM entries").fetchall() == [("blob",) * 2]
 
 
-def test_what_sqlite_would_take_for_a_key_is_no_key(path: Path) -> None:
+def test_a_value_that_sqlite_would_convert_is_not_accepted_as_a_key(path: Path) -> None:
     """To SQLite, 5 and b"5" are the same as "5" once they are cast to a blob."""
     with connect(path) as store, store.open("core") as space:
         space["5"] = "text"
@@ -197,7 +197,7 @@ def test_what_sqlite_would_take_for_a_key_is_no_key(path: Path) -> None:
         assert dict(space) == {"5": "text"}
 
 
-def test_a_dropped_namespace_is_empty_for_those_who_have_it_open(path: Path) -> None:
+def test_a_dropped_namespace_is_empty_in_open_handles(path: Path) -> None:
     with connect(path) as one, connect(path) as two, one.open("core") as space:
         space["old"] = 1
         two.drop("core")
@@ -239,9 +239,7 @@ def test_stores_of_one_process_share_data_and_locks_however_they_name_the_file(t
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("strict", 2), ("normal", 1), ("relaxed", 0)])
-def test_durability_is_what_sqlite_is_told_for_every_writer_by_itself(
-    path: Path, durability: str, synchronous: int
-) -> None:
+def test_durability_sets_the_pragmas_of_each_writer(path: Path, durability: str, synchronous: int) -> None:
     put(path, key=1)
     with connect(path, durability="normal") as beside, beside.open("core") as other:
         other["beside"] = 1
@@ -257,7 +255,7 @@ def test_an_unknown_durability_is_refused_by_name(path: Path) -> None:
         connect(path, durability="stric")
 
 
-def test_a_storage_works_alone_and_lets_go_when_it_is_forgotten(path: Path) -> None:
+def test_a_storage_works_alone_and_releases_its_resources_when_collected(path: Path) -> None:
     hutch.load_plugin("sqlite", {"path": path}).open("core").set("key", [1])
     assert os.listdir(path.parent) == [path.name]  # no log: the last connection was closed
     assert everything(path) == {"key": [1]}
@@ -337,20 +335,20 @@ def test_a_store_closed_under_its_readers_leaves_no_connection_open(path: Path) 
     """Threads that read while the handle is closed get an error, and release everything they held of the file."""
     put(path, key=1)
 
-    def read(space: hutch.Namespace, reading: threading.Barrier, message: list[BaseException]) -> None:
+    def read(space: hutch.Namespace, reading: threading.Barrier, errors: list[BaseException]) -> None:
         reading.wait()
         try:
             while space["key"] == 1:
                 pass
         except BaseException as error:
-            message.append(error)
+            errors.append(error)
 
     for _ in range(10):
-        message: list[BaseException] = []
+        errors: list[BaseException] = []
         store = connect(path)
         space = store.open("core")
         reading = threading.Barrier(4)
-        threads = [threading.Thread(target=read, args=(space, reading, message)) for _ in range(3)]
+        threads = [threading.Thread(target=read, args=(space, reading, errors)) for _ in range(3)]
         for thread in threads:
             thread.start()
         reading.wait()
@@ -359,7 +357,7 @@ def test_a_store_closed_under_its_readers_leaves_no_connection_open(path: Path) 
         for thread in threads:
             thread.join()
         store.close()
-        assert [type(error) for error in message] == [hutch.StoreNotOpenError] * 3
+        assert [type(error) for error in errors] == [hutch.StoreNotOpenError] * 3
         assert os.listdir(path.parent) == [path.name]  # no log: the last connection was closed
 
 
@@ -580,7 +578,7 @@ def ended_well(pid: int) -> bool:
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_child_uses_an_inherited_handle_while_the_parent_goes_on(path: Path) -> None:
+def test_a_child_and_its_parent_use_an_inherited_handle_at_the_same_time(path: Path) -> None:
     with connect(path) as store, store.open("core") as space:
         space["before"] = 1
 
@@ -669,7 +667,7 @@ def test_a_process_may_fork_while_its_threads_read_and_write(path: Path) -> None
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("unmeasured")
-def test_a_child_forked_from_the_middle_of_a_write_is_told_and_harms_nothing(
+def test_a_child_forked_during_a_write_gets_an_error_and_damages_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(path, key="old")
@@ -758,7 +756,7 @@ def test_a_truncated_file_is_left_alone(path: Path) -> None:
 
 
 @needs_posix
-def test_a_file_cut_to_nothing_does_not_take_its_log_with_it(path: Path) -> None:
+def test_a_file_truncated_to_zero_bytes_does_not_lose_its_log(path: Path) -> None:
     program = (
         "import hutch, sys, os; s = hutch.connect(f'sqlite://{sys.argv[1]}'); s.open('core')['key'] = 1; os._exit(0)"
     )
@@ -814,7 +812,7 @@ def test_a_key_of_which_one_bit_made_a_text_is_an_error_and_no_other(path: Path)
     whole = path.read_bytes()
     places = [place for place, byte in enumerate(whole) if byte == 12 + 2 * len(keys[0])]
     assert len(places) == 2 * len(keys)
-    message = []
+    errors = []
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert {finding.kind for finding in hutch.verify(f"sqlite://{path.as_posix()}")} & {"index", "structure"}
@@ -823,9 +821,9 @@ def test_a_key_of_which_one_bit_made_a_text_is_an_error_and_no_other(path: Path)
                 try:
                     use(space)
                 except hutch.CorruptValueError as error:
-                    message.append(str(error))
-    assert message
-    assert all("a key in namespace 'core' that is not bytes of UTF-8" in error for error in message)
+                    errors.append(str(error))
+    assert errors
+    assert all("a key in namespace 'core' that is not bytes of UTF-8" in error for error in errors)
 
 
 def test_a_key_that_is_not_utf_8_is_an_error(path: Path) -> None:

@@ -335,12 +335,12 @@ def test_no_loop_stands_within_a_try_that_an_exception_of_a_handler_would_miss(f
 
 
 def test_a_finalizer_that_writes_in_the_middle_of_a_batch_works(path: Path) -> None:
-    message: list[int] = []
+    calls: list[int] = []
 
     class Saves:
         def __del__(self) -> None:
-            storage.write(f"saved {len(message)}", b"1")
-            message.append(1)
+            storage.write(f"saved {len(calls)}", b"1")
+            calls.append(1)
 
     with opened(path, wait_s=PATIENCE_S) as storage:
         restore(storage)
@@ -355,6 +355,6 @@ def test_a_finalizer_that_writes_in_the_middle_of_a_batch_works(path: Path) -> N
         finally:
             gc.set_threshold(*threshold)
         gc.collect()
-        assert set(stored(path)) == {*BEFORE, *BATCH, *(f"saved {number}" for number in range(len(message)))}
-    assert message
+        assert set(stored(path)) == {*BEFORE, *BATCH, *(f"saved {number}" for number in range(len(calls)))}
+    assert calls
     assert os.listdir(path.parent) == [path.name]

@@ -72,9 +72,7 @@ def start_together(crowd: list[subprocess.Popen[str]]) -> list[subprocess.Popen[
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 2), (1, 8), (1, 32), (2, 1), (8, 1), (4, 4)])
 @pytest.mark.parametrize(("durability", "pause_s"), [("strict", 0), ("normal", 0), ("normal", 0.001), ("relaxed", 0)])
-def test_every_writer_gets_its_turn(
-    tmp_path: Path, processes: int, threads: int, pause_s: float, durability: str
-) -> None:
+def test_every_writer_is_served(tmp_path: Path, processes: int, threads: int, pause_s: float, durability: str) -> None:
     url = f"sqlite://{(tmp_path / 'kv.db').as_posix()}?durability={durability}"
     longest = longest_wait_s(url, processes, threads, pause_s)
     print(f"{processes} x {threads} threads, {durability}, {pause_s} s between writes: longest wait {longest:.3f} s")
@@ -157,7 +155,7 @@ def test_ctrl_c_ends_a_wait_for_another_process_at_once(tmp_path: Path) -> None:
         blocker.execute("COMMIT")
 
 
-def test_a_thread_that_waits_for_another_is_told_its_name(tmp_path: Path) -> None:
+def test_the_timeout_of_a_waiting_thread_names_the_holder(tmp_path: Path) -> None:
     path = tmp_path / "kv.db"
     with connect(path, wait_s=0.5) as store, store.open("core") as ns:
         ns["k"] = 1

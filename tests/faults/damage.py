@@ -168,7 +168,7 @@ def use(engine: str, folder: Path) -> Counter[str]:
         except hutch.StoreError as error:
             came[f"{what}: StoreError"] += 1
             # A damaged page may give a piece of a value out as a key, and keys are named.
-            came["told a secret"] += SECRET in _NAMED_KEY.sub("", str(error))
+            came["showed a secret"] += SECRET in _NAMED_KEY.sub("", str(error))
 
     def one(handle: hutch.Namespace, items: dict[str, Any], key: str) -> str:
         return "right" if handle[key] == items[key] else "wrong"

@@ -51,7 +51,7 @@ def config_of(engine: str, folder: Path) -> str:
 
 @pytest.mark.timeout(180 + 2 * CROWD_S)
 @pytest.mark.parametrize("engine", ["lmdb", "sqlite"])
-def test_a_crowd_loses_nothing_and_nobody_stands_still(
+def test_many_killed_processes_lose_nothing_and_none_hangs(
     engine: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     config = config_of(engine, tmp_path)
@@ -70,7 +70,7 @@ def test_a_crowd_loses_nothing_and_nobody_stands_still(
     [data] = [tmp_path / name for name in ("data/data.mdb", "kv.db") if (tmp_path / name).exists()]
     counted["bytes of data"] = data.stat().st_size
     record_property("counted", f"seed {SEED}: {', '.join(f'{n:,} {what}' for what, n in counted.items())}")
-    # All of the last ones are killed at the end, when nobody is left to survive it.
+    # The last processes are all killed at the end, when no other is left.
     assert counted["kills that others survived"] == counted["kills"] - 8 > 0
     assert counted["reads"] > counted["kills"]
     # More than the map that each of them began with.
@@ -78,7 +78,7 @@ def test_a_crowd_loses_nothing_and_nobody_stands_still(
 
 
 @pytest.mark.parametrize("engine", HOLD)
-def test_a_process_killed_while_it_holds_the_lock_for_writing_blocks_nobody(engine: str, tmp_path: Path) -> None:
+def test_a_process_killed_while_it_holds_the_writer_lock_blocks_no_other(engine: str, tmp_path: Path) -> None:
     config = config_of(engine, tmp_path)
     path = tmp_path / ("kv.db" if engine == "sqlite" else "data")
     with hutch.connect(config) as store, store.open("core") as core, Child(config) as waiting:

@@ -115,7 +115,7 @@ def test_verify_sees_damage_and_what_it_calls_sound_is_right(engine: str, way: s
                 continue
             used = answers["use"]
             assert "leaked" not in used, f"{where}: {used}"
-            assert not used.pop("told a secret", 0), where
+            assert not used.pop("showed a secret", 0), where
             for what in used:
                 if what.split(": ")[1] not in damage.GOOD:
                     came[what] += 1
@@ -149,7 +149,7 @@ def test_an_index_of_sqlite_that_does_not_fit_is_made_anew_and_no_value_is_lost(
         if {finding.kind for finding in hutch.verify(url)} != {"index"}:
             continue
         if not all(finding.repaired for finding in hutch.verify(url, repair=True)):
-            # The flipped key is that of another row, so that no index can hold both: told, and left as it is.
+            # The flipped key is that of another row, so no index can hold both: it is reported and stays.
             assert {finding.kind for finding in hutch.verify(url)} <= {"index", "value"}, f"seed {seed}"
             continue
         if left := {finding.kind for finding in hutch.verify(url)}:

@@ -424,7 +424,7 @@ def real_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_linux
-def test_a_disk_that_turns_read_only_under_an_open_store_is_read_on(engine: Engine, real_disk: Path) -> None:
+def test_reads_continue_when_the_disk_of_an_open_store_turns_read_only(engine: Engine, real_disk: Path) -> None:
     """As ext4 does when it meets an error; reading must still work."""
     strict = {} if engine.name == "shelf" else {"durability": "strict"}
     config = engine.config(real_disk, **strict)
@@ -483,7 +483,7 @@ with hutch.connect(config) as store, store.open("core") as space:
         assert contents(space) == expected
         space["again"] = 1
         assert contents(space) == {**expected, "again": 1}
-        assert refused or not target.is_dir(), "nobody may look into the folder"
+        assert refused or not target.is_dir(), "an unreadable folder refuses calls"
         print(target.name, refused)
 assert everything(config) == {**expected, "again": 1}
 """
@@ -492,9 +492,9 @@ assert everything(config) == {**expected, "again": 1}
 def test_rights_that_are_taken_away_from_an_open_store_cost_nothing_that_was_written(
     engine: Engine, open_folder: Path
 ) -> None:
-    message = python(_RIGHTS, engine.name, open_folder).splitlines()
-    assert message[0] == "state 3"
-    assert len(message) > 3
+    lines = python(_RIGHTS, engine.name, open_folder).splitlines()
+    assert lines[0] == "state 3"
+    assert len(lines) > 3
 
 
 _FORBIDDEN = """
@@ -511,9 +511,9 @@ for use in (everything, lambda config: put(config, {"kept": "new", "new": 1})):
     try:
         print(use(config) == OLD)
     except hutch.StorageUnavailableError as error:
-        told = str(error)
-        assert str(folder) in told, error
-        assert any(sign in told for sign in ("ermission", "must be able to write", "readonly")), error
+        message = str(error)
+        assert str(folder) in message, error
+        assert any(sign in message for sign in ("ermission", "must be able to write", "readonly")), error
         print("unavailable")
     assert time.monotonic() - began < 5
 """
@@ -740,14 +740,14 @@ unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 for spare in (0, 100_000):
     resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
     try:
-        told = "worked" if everything(config) == OLD else "wrong"
+        outcome = "worked" if everything(config) == OLD else "wrong"
     except hutch.StorageUnavailableError as error:
-        told = f"unavailable: {error}"
+        outcome = f"unavailable: {error}"
     except MemoryError:
-        told = "Python itself had no memory left"  # as its own allocator happened to have none in reserve
+        outcome = "Python itself had no memory left"  # its allocator had none in reserve
     finally:
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
-    print(told)
+    print(outcome)
 assert everything(config) == OLD
 put(config, {"again": 1})
 assert everything(config) == {**OLD, "again": 1}
@@ -782,7 +782,7 @@ except RuntimeError:
 with hutch.connect(engine.config(folder / "own")) as store, store.open("core") as space:
     print(len(goes_on(space)))
 
-# Of hutch.aio, whose calls are made in threads, each is told that it was not made.
+# hutch.aio makes its calls in threads: each of its callers learns that the call was not made.
 async def main():
     store = hutch.aio.connect(engine.config(folder / "own"))
     for _ in range(3):
@@ -854,9 +854,7 @@ def place_with(tmp_path: Path, kind: str) -> Path:
         *("a long name", "a long path"),
     ],
 )
-def test_a_path_that_is_no_place_for_a_store_is_refused_and_left_alone(
-    engine: Engine, tmp_path: Path, kind: str
-) -> None:
+def test_a_path_unfit_for_a_store_is_refused_and_unchanged(engine: Engine, tmp_path: Path, kind: str) -> None:
     path = place_with(tmp_path, kind)
     before = sorted((file.name, file.lstat().st_mode, file.lstat().st_size) for file in tmp_path.iterdir())
     named = os.devnull if kind == "a device" else path
@@ -871,7 +869,7 @@ def test_a_path_that_is_no_place_for_a_store_is_refused_and_left_alone(
 
 @pytest.mark.parametrize("kind", ["a folder", "a socket", "a pipe", "a device", "a link to nowhere"])
 @pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
-def test_what_is_no_file_in_the_place_of_one_of_lmdbs_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_path_of_lmdb_that_is_not_a_regular_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
     config = Engine("lmdb").config(tmp_path)
     put(config, OLD)
     file = tmp_path / "state" / name

@@ -132,7 +132,7 @@ def test_relaxed_loses_nothing_while_the_system_lives(engine: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("peer", ["lmdb-unflushed", "shelf-dumb"])
-def test_a_store_with_a_known_hole_is_caught(peer: str, tmp_path: Path) -> None:
+def test_a_store_with_a_known_flaw_is_caught(peer: str, tmp_path: Path) -> None:
     """LMDB without flushes in the right order, and one after each commit; a shelf on dbm.dumb, after each `sync`."""
     report = cut_power(Plan(peer, seed=1, steps=60), tmp_path, "strict", 40)
     assert report.broken

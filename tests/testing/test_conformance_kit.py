@@ -85,15 +85,15 @@ FAULTS = {
 }
 
 
-def the_only_test(fault: str, message: str) -> PromiseResult:
-    """Return the result of the promise whose text starts with `told`, on the engine with this fault."""
+def the_only_test(fault: str, text: str) -> PromiseResult:
+    """Return the result of the promise whose text starts with `text`, on the engine with this fault."""
     [name] = [
         name
         for name in dir(StorageSuite)
-        if name.startswith("test_") and str(getattr(StorageSuite, name).__doc__).startswith(message)
+        if name.startswith("test_") and str(getattr(StorageSuite, name).__doc__).startswith(text)
     ]
     [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
-    assert result.promise.startswith(message)
+    assert result.promise.startswith(text)
     return result
 
 
@@ -209,7 +209,7 @@ def test_a_config_of_another_engine_is_refused(tmp_path: Path) -> None:
         check("sqlite", f"lmdb://{tmp_path}/{{fresh}}", FIRST)
 
 
-def test_a_config_that_does_not_lead_back_to_the_data_is_told_so() -> None:
+def test_the_kit_reports_a_config_that_does_not_reopen_the_same_data() -> None:
     [result] = check(
         "memory", "memory://", "test_every_connect_of_a_test_reaches_the_same_data_and_starts_empty"
     ).values()
@@ -229,7 +229,7 @@ def test_nothing_of_the_callers_pytest_reaches_the_check(tmp_path: Path, monkeyp
     assert set(os.listdir(tmp_path)) == before
 
 
-def test_a_check_that_is_abandoned_ends() -> None:
+def test_an_abandoned_verify_ends() -> None:
     results = run_conformance("memory")
     assert next(results).outcome == "passed"
     results.close()  # the fixture `no_leaks` sees that nothing is left

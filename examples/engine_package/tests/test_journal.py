@@ -46,7 +46,7 @@ def test_it_is_found_by_the_entry_point_of_this_package() -> None:
     assert info.path.parent.name == "hutch_journal"
 
 
-def test_wherever_a_write_is_cut_short_all_that_was_before_it_is_there_and_it_goes_on(tmp_path: Path) -> None:
+def test_a_write_truncated_at_any_byte_loses_no_earlier_write_and_the_file_stays_usable(tmp_path: Path) -> None:
     file = filled(tmp_path)
     whole = file.read_bytes()
     states = [{}, {"a": 1, "b": 2}, {"a": 1, "b": 2, "c": THIRD}]

@@ -201,7 +201,7 @@ class SwapsWithoutALock(Sound):
 
 
 class LeavesItsLockBehind(Sound):
-    """The lock is a file, which nobody removes when its creator was killed."""
+    """The lock is a file, which stays when its creator was killed."""
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -214,7 +214,7 @@ class LeavesItsLockBehind(Sound):
                     break
                 except FileExistsError:
                     if time.monotonic() > deadline:
-                        raise StorageTimeoutError(f"{file} is locked by nobody") from None
+                        raise StorageTimeoutError(f"{file} is locked by a process that has ended") from None
                     time.sleep(0.0005)
             with super().transaction():
                 yield

@@ -181,7 +181,7 @@ class Disk:
                 target = os.fsdecode(record.data)
                 inode = self._now[record.text]
                 if record.kind == "R":
-                    assert inode not in self._folders, "a folder was renamed: nobody does that here"
+                    assert inode not in self._folders, "a folder was renamed: no store does that"
                     del self._now[record.text]
                 self._now[target] = inode
                 self._names.append(Named(self._seq, target, inode, record.text if record.kind == "R" else None))

@@ -146,9 +146,9 @@ class Trial:
         assert seen >= nth, f"{where}: raised without cause: {raised!r}"
         assert kind in fault.expected[self._engine], f"{where}: {raised!r}"
         self.came[kind] += 1
-        found = self._store.everything()
-        assert found in (self._expected, wanted), f"{where}: a part of the step was done"
-        if found == wanted:
+        stored = self._store.everything()
+        assert stored in (self._expected, wanted), f"{where}: a part of the step was done"
+        if stored == wanted:
             # Only where the error was reported: a failed write did not happen.
             self.came["raised, and was done"] += 1
             self._expected = wanted
@@ -167,9 +167,9 @@ class Trial:
         return after(self._expected, step)
 
     def _must_be_there(self, where: str) -> None:
-        found = self._store.everything()
-        if found != self._expected:
-            wrong = [name for name in found.keys() | self._expected if found.get(name) != self._expected.get(name)]
+        stored = self._store.everything()
+        if stored != self._expected:
+            wrong = [name for name in stored.keys() | self._expected if stored.get(name) != self._expected.get(name)]
             raise AssertionError(f"{where}: lost or changed: {sorted(wrong)[:5]}")
 
 

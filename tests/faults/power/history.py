@@ -63,10 +63,10 @@ class Step:
 
 def states(steps: list[Step]) -> list[Items]:
     """Return what one worker has stored after 0, 1, 2... of its steps, without the counter."""
-    found: list[Items] = [{}]
+    states: list[Items] = [{}]
     for step in steps:
-        found.append(after(found[-1], step))
-    return found
+        states.append(after(states[-1], step))
+    return states
 
 
 def after(stored: Items, step: Step) -> Items:

@@ -44,7 +44,7 @@ class BrokenPromiseError(AssertionError):
 
 @dataclass
 class Report:
-    """What was tried, and what was found."""
+    """What was tried, and the results."""
 
     cuts: int = 0
     images: int = 0
@@ -67,7 +67,7 @@ class Report:
 
 
 @dataclass
-class Found:
+class Verdict:
     """The result of one image."""
 
     checked: int = 0
@@ -109,7 +109,7 @@ class Past:
             if not self._in_doubt:
                 self.flushed = [max(pair) for pair in zip(self.flushed, now, strict=True)]
         elif record.kind == "F" and record.a in self._at_begin:
-            # The next that succeeds need not have written what this one did not; whoever acknowledges more after it
+            # The next that succeeds need not have written what this one did not; a write acknowledged after it
             # has made up for that.
             self._in_doubt = True
 
@@ -158,13 +158,13 @@ def cut_power(
                 disk.image(mode, random.Random(f"{seed} {moment} {mode}"), image)
                 report.images += 1
                 look = functools.partial(judge.look, image, past, promise, thorough=report.images % 3 == 0)
-                found = _in_a_child(look)
-                if found.broken:
-                    report.broken.append(f"{again}: {found.broken}")
+                verdict = _in_a_child(look)
+                if verdict.broken:
+                    report.broken.append(f"{again}: {verdict.broken}")
                 else:
-                    report.checked += found.checked
-                    report.most_lost = max(report.most_lost, *found.lost)
-                    report.images_with_losses += any(found.lost)
+                    report.checked += verdict.checked
+                    report.most_lost = max(report.most_lost, *verdict.lost)
+                    report.images_with_losses += any(verdict.lost)
                 shutil.rmtree(image)
         report.flushes = dict(Counter(disk.flushes))
         report.mapped = sorted(disk.mapped)
@@ -179,14 +179,14 @@ class _Judge:
             list(itertools.accumulate((step.verb == "modify" for step in steps), initial=0)) for steps in expected
         ]
 
-    def look(self, image: Path, past: Past, promise: str, *, thorough: bool) -> Found:
+    def look(self, image: Path, past: Past, promise: str, *, thorough: bool) -> Verdict:
         """Raise BrokenPromiseError for what is wrong with `image`."""
         try:
-            found = _everything(self.target, image)
+            stored = _everything(self.target, image)
         except Exception as error:
             raise BrokenPromiseError(f"the store cannot be read: {type(error).__name__}: {error}") from error
-        counter = found.pop(COUNTER, 0)
-        possible = [self._possible(worker, found, past) for worker in range(len(self._states))]
+        counter = stored.pop(COUNTER, 0)
+        possible = [self._possible(worker, stored, past) for worker in range(len(self._states))]
         newest = _newest(possible, past.before)
         lost = [max(0, there - now) for there, now in zip(past.acknowledged, newest, strict=True)]
         due = {"strict": past.acknowledged, "normal": past.flushed, "relaxed": [0] * len(newest)}[promise]
@@ -200,15 +200,15 @@ class _Judge:
             raise BrokenPromiseError(f"the counter is {counter}, possible are {sorted(sums)}")
         if thorough:
             try:
-                _go_on(self.target, image, found)
+                _go_on(self.target, image, stored)
             except Exception as error:
                 raise BrokenPromiseError(f"it cannot be used: {type(error).__name__}: {error}") from error
-        return Found(sum(due), lost)
+        return Verdict(sum(due), lost)
 
-    def _possible(self, worker: int, found: Items, past: Past) -> list[int]:
-        """After which steps a worker has what was found of it."""
+    def _possible(self, worker: int, stored: Items, past: Past) -> list[int]:
+        """Return the steps after which a worker has what is stored of it."""
         head = f"worker {worker} "
-        mine = {name: value for name, value in found.items() if name[0].startswith(head)}
+        mine = {name: value for name, value in stored.items() if name[0].startswith(head)}
         numbers = [n for n in range(past.begun[worker] + 1) if self._states[worker][n] == mine]
         if not numbers:
             where = [n for n, state in enumerate(self._states[worker]) if state == mine]
@@ -220,7 +220,7 @@ class _Judge:
 
 
 def _newest(possible: list[list[int]], before: dict[tuple[int, int], list[int]]) -> list[int]:
-    """The latest moment that was found: a step of each worker, none of them without what was older than it.
+    """The latest moment possible: a step of each worker, none of them without what was older than it.
 
     A state may come twice in a history, such as that without any item, so that there may be several.
     """
@@ -246,13 +246,13 @@ def _everything(target: Callable[[Path], Target], image: Path) -> Items:
         store.close()
 
 
-def _go_on(target: Callable[[Path], Target], image: Path, found: Items) -> None:
+def _go_on(target: Callable[[Path], Target], image: Path, stored: Items) -> None:
     """Write to it, and expect it to be as if nothing had happened."""
     store = target(image)
     try:
         expected = dict(store.everything())
-        name = next(iter(found))[0] if found else "new"
-        there = {key: value for (space, key), value in found.items() if space == name}
+        name = next(iter(stored))[0] if stored else "new"
+        there = {key: value for (space, key), value in stored.items() if space == name}
         for step in (
             Step("set", name, {"later": "new"}),
             Step("update", name, {f"later {n}": b"x" * 5000 for n in range(20)} | dict.fromkeys(there, "replaced")),
@@ -270,17 +270,17 @@ def _go_on(target: Callable[[Path], Target], image: Path, found: Items) -> None:
     assert _everything(target, image) == expected, "opened again"
 
 
-def _in_a_child(look: Callable[[], Found]) -> Found:
+def _in_a_child(look: Callable[[], Verdict]) -> Verdict:
     """What `look` returns, or what it raised or died of as a broken promise."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
             try:
-                found = look()
+                verdict = look()
             except BrokenPromiseError as error:
-                found = Found(broken=str(error))
-            os.write(writing, pickle.dumps(found))
+                verdict = Verdict(broken=str(error))
+            os.write(writing, pickle.dumps(verdict))
         finally:
             os._exit(0)
     os.close(writing)
@@ -288,10 +288,10 @@ def _in_a_child(look: Callable[[], Found]) -> Found:
         data = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return Found(broken=f"whoever reads it dies of {signal.Signals(os.WTERMSIG(status)).name}")
-    found = pickle.loads(data)
-    assert isinstance(found, Found)
-    return found
+        return Verdict(broken=f"a reader of it dies of {signal.Signals(os.WTERMSIG(status)).name}")
+    verdict = pickle.loads(data)
+    assert isinstance(verdict, Verdict)
+    return verdict
 
 
 @contextmanager

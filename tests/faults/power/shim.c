@@ -314,7 +314,7 @@ int posix_fallocate64(int fd, off64_t offset, off64_t bytes) { return posix_fall
 int fallocate(int fd, int mode, off_t offset, off_t bytes) {
     REAL(fallocate);
     if (!kind_of(fd)) return real(fd, mode, offset, bytes);
-    if (mode) { /* holes and the like: nobody makes them here, and nobody will unseen */
+    if (mode) { /* holes and the like: no store makes them, and none may begin to unnoticed */
         errno = EOPNOTSUPP;
         return -1;
     }
@@ -461,7 +461,7 @@ int linkat(int from_fd, const char *from, int to_fd, const char *to, int flags) 
     return result;
 }
 
-/* --- maps: what is written through one is not seen here, so it is told that there is one --- */
+/* --- maps: a write through a map is not seen here, so the existence of the map is recorded --- */
 
 void *mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset) {
     REAL(mmap);

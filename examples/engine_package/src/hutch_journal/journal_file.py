@@ -83,7 +83,7 @@ class Journal:
         self._lock = _locks.setdefault(str(path), FairLock(str(path)))
 
     def read(self, work: Callable[[View], T]) -> T:
-        """Return ``work(view)``, while nobody writes."""
+        """Return ``work(view)``, while no other thread or process writes."""
         return self._run(False, lambda file, content: work(View(file, content.places)))
 
     def change(self, decide: Callable[[View], Mapping[str, bytes | None]]) -> int:

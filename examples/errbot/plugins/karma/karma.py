@@ -17,7 +17,7 @@ class Karma(BotPlugin):
 
     @botcmd
     def karma_up(self, msg: Any, args: str) -> str:
-        """Thank somebody: !karma up NAME"""
+        """Thank a user: !karma up NAME"""
         name = args.strip()
         if not name:
             return "Thank whom? !karma up NAME"

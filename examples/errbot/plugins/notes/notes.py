@@ -28,7 +28,7 @@ class Notes(BotPlugin):
         }
         with self._writing, self.mutable("notes", default=[]) as notes:
             notes.append(note)
-        return f"Note {len(notes)} is kept."
+        return f"Note {len(notes)} is stored."
 
     @botcmd
     def note_list(self, msg: Any, args: str) -> str:
