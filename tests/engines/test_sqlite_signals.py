@@ -101,7 +101,7 @@ VERBS: dict[str, tuple[Callable[[Any], object], dict[str, bytes | None]]] = {
     "len": (lambda storage: storage.len(), {}),
     "keys": (lambda storage: list(storage.keys()), {}),
     "items": (lambda storage: list(storage.read_range(None, None, False)), {}),
-    "verify": (lambda storage: storage._plugin.check(), {}),
+    "verify": (lambda storage: storage._plugin.verify(), {}),
 }
 
 

@@ -264,7 +264,7 @@ def _go_on(target: Callable[[Path], Target], image: Path, stored: Items) -> None
                 key: value for key, value in expected.items() if key[0] != step.space or key[1] not in step.keys
             } | {(step.space, key): value for key, value in step.items.items()}
             assert store.everything() == expected, f"after {step.verb}"
-        store.check()
+        store.verify()
     finally:
         store.close()
     assert _everything(target, image) == expected, "opened again"

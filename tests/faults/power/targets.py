@@ -26,7 +26,7 @@ class Target(Protocol):
     def everything(self) -> Items:
         """All that is stored. Any error: the store is damaged."""
 
-    def check(self) -> None:
+    def verify(self) -> None:
         """Raise AssertionError if the files are not sound."""
 
     def close(self) -> None: ...
@@ -77,9 +77,9 @@ class Hutch:
             found |= {(name, key): value for key, value in items.items()}
         return found
 
-    def check(self) -> None:
-        found = [*type(self.factory).verify_files(self.factory._storage_config), *self.factory.check()]
-        assert not found, found
+    def verify(self) -> None:
+        findings = [*type(self.factory).verify_files(self.factory._storage_config), *self.factory.verify()]
+        assert not findings, findings
 
     def close(self) -> None:
         for space in self._spaces.values():
@@ -139,7 +139,7 @@ class LmdbUnflushed:
                 found[space, key] = pickle.loads(value)
         return found
 
-    def check(self) -> None:
+    def verify(self) -> None:
         """LMDB has none."""
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class Dumb:
             found[space, key] = value
         return found
 
-    def check(self) -> None:
+    def verify(self) -> None:
         """dbm.dumb has none."""
 
     def close(self) -> None:
