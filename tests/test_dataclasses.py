@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hutch import Finding, Option
-from hutch.codec.passthrough import Pickled
+from hutch.codec.pickled import Pickled
 from hutch.config import CodecConfig, StoreConfig, read_config
 from hutch.config.model import LayerConfig, NamespaceRule
 from hutch.discovery.descriptor import PluginInfo

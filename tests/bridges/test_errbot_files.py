@@ -29,7 +29,7 @@ import pytest
 import hutch
 from hutch import transfer
 from hutch.bridges.errbot.shelf_files import read, write
-from hutch.codec.passthrough import Pickled
+from hutch.codec.pickled import Pickled
 from tests.bridges.bot import Bot, BotFolder, environment, errbot_python, hutch_command
 from tests.bridges.conftest import url_of
 from tests.bridges.processes import run_until

@@ -26,7 +26,7 @@ import pytest
 from hutch.bridges.errbot.pickle_constructors import NotPlainError
 from hutch.bridges.errbot.plain_pickle import read_plain
 from hutch.bridges.errbot.shelf_files import _value
-from hutch.codec.passthrough import Pickled
+from hutch.codec.pickled import Pickled
 from hutch.testing.signal_points import Interrupt, Visit, points, raise_interrupt
 
 CLASSES = [

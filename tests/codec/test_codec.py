@@ -35,8 +35,8 @@ from hutch.codec import frame, registry
 from hutch.codec.frame import FrameCodec
 from hutch.codec.json import JsonCodec
 from hutch.codec.msgpack import MsgpackCodec
-from hutch.codec.passthrough import Pickled
 from hutch.codec.pickle import PickleCodec
+from hutch.codec.pickled import Pickled
 from hutch.codec.select import frame_codec_of, make_codec
 
 KEY = b"a key of some length"

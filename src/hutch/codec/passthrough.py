@@ -6,31 +6,13 @@ and so neither read nor copied. This codec reads its pickle as `Pickled` and wri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import ValueTypeError, a_or_an
 from .frame import FrameCodec
 from .msgpack import MsgpackFrameCodec
 from .pickle import PickleCodec
-
-
-@dataclass(frozen=True, repr=False)
-class Pickled:
-    """A value in the form of its pickle, which is never loaded. Two are equal if their bytes are."""
-
-    body: bytes
-
-    def __repr__(self) -> str:
-        return f"<a pickle of {len(self.body):,} bytes>"
-
-    def __deepcopy__(self, memo: object) -> Pickled:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "it is moved as it is; choose CODEC: passthrough"
-        )  # a pickle of a pickle would be another value
+from .pickled import Pickled
 
 
 class PassthroughCodec(PickleCodec):

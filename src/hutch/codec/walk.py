@@ -127,7 +127,7 @@ def _item(key: Any) -> str:
 def _refusal(kind: type, where: str) -> ValueTypeError:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     bases = [base.__name__ for base in kind.__mro__[1:] if base in ENCODERS or base in (*_ATOMS, str, list, dict)]
-    from .passthrough import Pickled  # passthrough imports this module
+    from .pickled import Pickled
 
     if kind is Pickled:
         return ValueTypeError(

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any
 
 from .. import CapabilityError, CorruptValueError, Namespace, Store, ValueTypeError
-from ..codec.passthrough import Pickled
+from ..codec.pickled import Pickled
 from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
 

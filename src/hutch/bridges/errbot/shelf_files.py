@@ -19,7 +19,7 @@ import hutch
 from hutch import ConfigError, CorruptValueError, NamespaceError, Store
 
 from ...codec.msgpack import MsgpackCodec
-from ...codec.passthrough import Pickled
+from ...codec.pickled import Pickled
 from ...handlers import passes_through
 from .plain_pickle import read_plain
 
