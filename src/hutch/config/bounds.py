@@ -1,4 +1,4 @@
-"""Bounds on the size of a config in any form, and messages of parsers without the text that they quote."""
+"""Bounds on a config in any form, the endings of its files, and messages of parsers without quotes from the file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 MAX_NODES = 10_000
 #: Deepest nesting of mappings and lists.
 MAX_DEPTH = 32
+#: The endings of config files.
+SUFFIXES = (".yaml", ".yml", ".toml")
 # Text that a parser quotes may be a secret. One or two characters (a stray '\t') are helpful and harmless.
 _QUOTED = r"(?s)(['\"]).{3,}\1"
 

@@ -14,11 +14,10 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..handlers import passes_through
-from .bounds import MAX_DEPTH, unquoted
+from .bounds import MAX_DEPTH, SUFFIXES, unquoted
 
 #: Largest config file, in bytes.
 MAX_FILE_BYTES = 1024 * 1024
-SUFFIXES = (".yaml", ".yml", ".toml")
 
 # tomllib takes quadratic time in the number of dots in a key; no real config nests that deep.
 _MOST_DOTS = 1_000

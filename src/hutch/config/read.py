@@ -17,7 +17,7 @@ from types import MappingProxyType, ModuleType
 
 from ..errors import ConfigError, nearest
 from ..handlers import passes_through
-from .file import SUFFIXES, read_file
+from .bounds import SUFFIXES
 from .model import CodecConfig, StoreConfig
 from .url import shown_name
 from .validate import KEYS, Checker
@@ -129,6 +129,8 @@ def _from_text(text: str, environ: Mapping[str, str], here: Path) -> StoreConfig
 def _from_file(path: str, source: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
     source = source if source.isprintable() else ascii(source)
     file = here / path
+    from .file import read_file
+
     return Checker(source, file.parent, environ).read(read_file(file, source))
 
 
