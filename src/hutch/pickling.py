@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .config import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
-from .errors import a_or_an
 from .fork import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _state(store: Store, what: str) -> dict[str, Any]:
     instead = "Connect where it is used: send what hutch.connect() takes there, and the name of the namespace"
     if config.host_config is not None:
         raise TypeError(
-            f"this {what} cannot be pickled: it was made from {a_or_an(type(config.host_config).__name__)}, which "
+            f"this {what} cannot be pickled: it was made from a {type(config.host_config).__name__}, which "
             f"cannot be sent to another process. {instead}"
         )
     if not store.capabilities & {"durable", "shared"}:
