@@ -513,7 +513,7 @@ def test_foreign_data_is_never_taken_for_a_frame_of_the_bridge(foreign: Any) -> 
     storage.put({"time": 1}, _FRAME, {})
     shared_namespace("memory://", "exengine:cells")['frame {"time":1}'] = foreign
     for read in (storage.get_data, storage.get_metadata):
-        with pytest.raises(hutch.CorruptValueError, match=r"\{'time': 1\} of dataset 'cells' is not a frame"):
+        with pytest.raises(hutch.CorruptValueError, match=r"\{'time': 1\} of dataset 'cells' was not written"):
             read({"time": 1})
     storage.put({"time": 1}, _FRAME, {"again": True})
     _must_equal(storage.get_data({"time": 1}), _FRAME)
