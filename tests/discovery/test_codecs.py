@@ -13,6 +13,7 @@ import pytest
 import hutch
 from hutch.discovery import entry_points
 from hutch.testing.conformance.kit import encoded
+from tests.pages import run as run_page
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "zlib_json"
 VALUE = {"text": "a" * 1000, "list": [1, 2.5, None, True]}
@@ -150,6 +151,15 @@ def test_an_entry_point_names_a_codec(tmp_path: Path, monkeypatch: pytest.Monkey
         "assert 'importlib.metadata' not in sys.modules, 'imported'\n"
     )
     subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path += {sys.path!r}\n{script}"], check=True)
+
+
+def test_the_codec_of_the_page_works_and_its_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = run_page(EXAMPLE.parents[1] / "docs" / "howto" / "codec.md", tmp_path, monkeypatch)
+    assert page["store"].config.codec.name == "text"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "codecs"))
+    program = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_text.py")]
+    done = subprocess.run(program, check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_listing_codecs_runs_none_of_their_code(tmp_path: Path) -> None:
