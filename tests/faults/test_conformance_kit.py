@@ -14,16 +14,16 @@ pytestmark = [
 ]
 
 FAULTS_INSIDE = {
-    "LeaksALockWhenInterrupted": "Wherever in a verb a handler raises",
+    "LeaksALockWhenInterrupted": "A handler may raise at any point of a verb",
     "SwallowsWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
     "ChangesWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
-    "ReadsASecondTime": "Wherever in a verb a handler raises",
+    "ReadsASecondTime": "A handler may raise at any point of a verb",
     "StarvesAWriter": "While one thread writes in a tight loop",
     "WaitsForItselfWhenNested": "A signal handler may set",
     "LosesANestedWrite": "A signal handler may set",
     "DeadlocksInAFinalizer": "A finalizer, which the collector",
-    "KeepsAReservation": "Wherever in a verb a handler raises",
-    "LeavesFilesOpen": "Wherever in a verb a handler raises",
+    "KeepsAReservation": "A handler may raise at any point of a verb",
+    "LeavesFilesOpen": "A handler may raise at any point of a verb",
 }
 
 

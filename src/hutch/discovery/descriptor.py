@@ -65,7 +65,7 @@ class PluginInfo:
 
     @property
     def module_file(self) -> Path | None:
-        """The module's file in the descriptor's real folder; None if the plugin has no descriptor."""
+        """Return the module's file in the descriptor's real folder, or None if the plugin has no descriptor."""
         if self.module is None or self.entry_point is not None or self.factory is not None:
             return None
         return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"

@@ -75,5 +75,5 @@ def foreign_error(key: str) -> hutch.CorruptValueError:
 
 
 def metric_name(metric: str) -> str:
-    """Return the name from a metric's description: ``module:name``, with "(...)" appended if it took arguments."""
+    """Return the name in a metric's description: ``module:name``, followed by "(...)" if it was made with arguments."""
     return metric.partition(":")[2].removesuffix("(...)")

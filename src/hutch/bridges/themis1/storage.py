@@ -55,11 +55,11 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
 
     `url` is a storage URL, or the path of a config file, optionally prefixed with ``hutch://``; None selects the
     default of `hutch.connect`. `namespace` separates users of one store, as a folder does for Themis's own. With
-    `save_raw_responses`, which Themis's own storage leaves off, a provider's whole response (`ModelOutput.raw`) is
-    kept; one that cannot be stored is left out, with a warning in the log.
+    `save_raw_responses`, a provider's whole response (`ModelOutput.raw`) is stored too, unlike in Themis's own storage;
+    a response that cannot be stored is omitted, with a warning in the log.
 
-    Every call is atomic, and stored as durably as the engine is configured when it returns; a dataset or a report
-    appears as a whole. Any thread may use it, and each process may have its own; it can be pickled. Raises what
+    Every call is atomic. When it returns, its data is stored as durably as the engine is configured; a dataset or a
+    report appears as a whole. Any thread may use it, and each process may have its own; it can be pickled. Raises what
     `hutch.connect` raises; each method raises `hutch.StoreError` where the storage fails, ValueTypeError for a value
     that cannot be stored exactly. `close` does nothing: the connection is shared.
     """

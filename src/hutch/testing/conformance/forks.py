@@ -27,7 +27,7 @@ def fork(store: hutch.Store, namespace: str) -> tuple[str, dict[str, Any]]:
 
 
 def fork_amid_writes(store: hutch.Store, namespace: str, rounds: int) -> tuple[list[str], int, int]:
-    """Fork while threads write: what came of it in the children; the writes made and the writes there."""
+    """Fork while threads write. Return the children's results, the number of writes made and the number stored."""
     done = threading.Event()
     written = [0, 0]
     with store.open(namespace) as ns:

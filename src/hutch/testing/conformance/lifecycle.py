@@ -1,4 +1,4 @@
-"""The life of a handle and a store: open once, use while open, close once, lose nothing."""
+"""Promises about the lifecycle of handles and stores: open once, use while open, close once, lose nothing."""
 
 from __future__ import annotations
 

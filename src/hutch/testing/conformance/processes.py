@@ -99,7 +99,7 @@ class Processes(Promises):
             assert ns["k"] == ["theirs", "mine"]
 
     def test_a_batch_of_another_process_appears_at_once(self, config: Any, store: hutch.Store) -> None:
-        """Where shared and atomic-batch: a process that saw one key of another's batch sees all of it."""
+        """Where shared and atomic-batch: a process that reads one key of another's batch reads the whole batch."""
         needs(store, "shared", "atomic-batch")
         keys = [f"k{n:02}" for n in range(20)]
         with store.open("core") as ns, Child(config) as child:
