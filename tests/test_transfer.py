@@ -504,7 +504,7 @@ ITEM = b'{"namespace":"core","key":"%d","value":1}\n'
         (b'{"hutch_dump":2}\n', "a newer one wrote it", 0),
         (HEAD, "ends after line 1 without its last line: it was truncated", 0),
         (HEAD + ITEM % 1 + ITEM % 2, "truncated. The 2 items before it were read and are loaded", 2),
-        (HEAD + ITEM % 1 + b'{"count":2}\n', "line 3 of the dump: its count of items does not fit", 1),
+        (HEAD + ITEM % 1 + b'{"count":2}\n', "line 3 of the dump: its count of items does not match", 1),
         (HEAD + ITEM % 1 + (ITEM % 2)[:20], "line 3 of the dump: not JSON", 1),
         (HEAD + ITEM % 1 + b"\xff\n", "line 3 of the dump: not", 1),
         (HEAD + ITEM % 1 + b'{"namespace":"core","key":"2"}\n', "line 3 .* expected the names", 1),
