@@ -46,13 +46,13 @@ class _Data:
     # back can miss the `with` or `try` around it.
 
     def count(self) -> int:
-        """The number of keys. The lock is held."""
+        """Return the number of keys. The caller holds the lock."""
         while self.removed:
             self.take_out_removed()
         return len(self.frames)
 
     def keys(self) -> list[str]:
-        """All keys. The lock is held."""
+        """Return all keys. The caller holds the lock."""
         while self.removed:
             self.take_out_removed()
         return list(self.frames)
@@ -73,7 +73,7 @@ class MemoryPlugin(StoragePluginBase):
     """The memory engine. `memory://` is private to its store; `memory://NAME` is shared by the stores of a process."""
 
     OPTIONS: ClassVar = {
-        "name": Option(str, default="", help="share the data between all stores of this process that give it")
+        "name": Option(str, default="", help="share the data between all stores of this process with this name")
     }
     capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process"})
 
@@ -153,8 +153,8 @@ class MemoryStorage(EncodedStorage):
         return self._data.get(key) is not None
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
-        found = dict(zip(keys, map(self._data.get, keys), strict=True))  # one call, so one snapshot
-        return {key: data for key, data in found.items() if data is not None}
+        snapshot = dict(zip(keys, map(self._data.get, keys), strict=True))  # one call, so no write comes between
+        return {key: data for key, data in snapshot.items() if data is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
         with _write_lock.current:
@@ -162,22 +162,21 @@ class MemoryStorage(EncodedStorage):
 
     def delete_many(self, keys: list[str]) -> int:
         with _write_lock.current:
-            there = compress(keys, map(is_not, map(self._data.get, keys), repeat(None)))
+            existing = compress(keys, map(is_not, map(self._data.get, keys), repeat(None)))
             removed: list[str] = []
             self._removed[id(removed)] = removed
-            note: Iterator[Any] = filter(
-                None, map(removed.extend, (there,))
-            )  # yields nothing; advancing it records the keys
-            # One call of C: records the keys that exist and marks them by None before any other code runs.
-            self._data.update(chain(note, zip(removed, repeat(None), strict=False)))
+            # Yields nothing; advancing it records the existing keys.
+            record: Iterator[Any] = filter(None, map(removed.extend, (existing,)))
+            # One call of C: records the existing keys and marks them by None before any other code runs.
+            self._data.update(chain(record, zip(removed, repeat(None), strict=False)))
             self._all.take_out_removed()
             return len(removed)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         # Unordered: a sort would cost more than the reading. A copy of the dict creates no object per item, at which
         # Python 3.11 might collect garbage and so run a finalizer that writes.
-        there = ((key, data) for key, data in self._data.copy().items() if data is not None)
-        while chunk := dict(islice(there, _CHUNK_ITEMS)):
+        existing = ((key, data) for key, data in self._data.copy().items() if data is not None)
+        while chunk := dict(islice(existing, _CHUNK_ITEMS)):
             yield from self.decode_items(chunk, chunk.values())
 
     def clear(self) -> None:

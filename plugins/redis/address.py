@@ -24,7 +24,7 @@ __all__ = ["OPTION_HINTS", "SENTINEL_HINT", "Address", "read_address"]
 
 _TLS_FILES: Final = ("ca_file", "cert_file", "key_file")
 # Skip CLIENT SETINFO: it costs two round trips and a search through all installed packages.
-_NAMELESS: Final[Mapping[str, None]] = (
+_WITHOUT_CLIENT_INFO: Final[Mapping[str, None]] = (
     {"driver_info": None} if hasattr(redis.connection, "DriverInfo") else {"lib_name": None, "lib_version": None}
 )
 # Valkey speaks the same protocol; its own clients use these schemes.
@@ -61,7 +61,7 @@ def read_address(options: Mapping[str, Any]) -> Address:
         "retry": None,
         "retry_on_timeout": False,
         "protocol": 2,
-        **_NAMELESS,
+        **_WITHOUT_CLIENT_INFO,
     }
     if scheme != "rediss":
         for name in (*_TLS_FILES, "verify"):
@@ -72,7 +72,7 @@ def read_address(options: Mapping[str, Any]) -> Address:
 
 def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
     login, _, path = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
-    path, db = _unquoted(path), options["db"] or 0
+    path, db = _unquote(path), options["db"] or 0
     if not path.startswith("/"):
         raise _wrong_url("must name a socket by its full path: unix:///run/redis.sock")
     if not hasattr(socket, "AF_UNIX"):
@@ -90,8 +90,8 @@ def _tcp(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, 
     tcp |= {"socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
     where = f"the Redis server at {f'[{host}]' if ':' in host else host}:{port}, database {db},"
     make = _maker(SSLConnection, tcp | _tls(options)) if tls else _maker(Connection, tcp)
-    patience_s = min(options["connect_timeout_s"], options["timeout_s"])
-    return Address(make, where, lambda error: hint(error, host, port, tls, patience_s))
+    wait_s = min(options["connect_timeout_s"], options["timeout_s"])
+    return Address(make, where, lambda error: hint(error, host, port, tls, wait_s))
 
 
 def _options_in_url(query: str, options: Mapping[str, Any]) -> str:
@@ -99,10 +99,10 @@ def _options_in_url(query: str, options: Mapping[str, Any]) -> str:
     named = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
     for name in named:
         if name in OPTION_HINTS:
-            return f"may not have options; {name!r} is not one of this engine either: {OPTION_HINTS[name]}"
+            return f"may not hold options; {name!r} is not an option of this engine either: {OPTION_HINTS[name]}"
     ours = [repr(name) for name in named if name in options]
-    those = f"{', '.join(ours)} as options" if ours else "options"
-    return f"has no place for a '?'; give {those} beside it, and write a '?' in a password as %3F"
+    named_options = f"{', '.join(ours)} as options" if ours else "options"
+    return f"may not hold a '?'; give {named_options} outside the url, and write a '?' in a password as %3F"
 
 
 def _maker(kind: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], Any]:
@@ -111,16 +111,16 @@ def _maker(kind: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], 
 
 
 def _login(login: str, options: Mapping[str, Any]) -> dict[str, str | None]:
-    in_url = dict(zip(("username", "password"), map(_unquoted, login.partition(":")[::2]), strict=True))
-    found: dict[str, str | None] = {}
+    in_url = dict(zip(("username", "password"), map(_unquote, login.partition(":")[::2]), strict=True))
+    login_options: dict[str, str | None] = {}
     for name, text in in_url.items():
         if text and options[name]:
             raise ConfigError(f"the {name} of the redis engine is given twice, in the url and as an option; keep one")
-        found[name] = chosen = text or options[name] or None
+        login_options[name] = chosen = text or options[name] or None
         # Not by encoding it: the error would quote the secret.
         if chosen and any("\ud800" <= character <= "\udfff" for character in chosen):
             raise ConfigError(f"the {name} of the redis engine is not valid Unicode")
-    return found
+    return login_options
 
 
 def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
@@ -136,7 +136,7 @@ def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
         # The system encodes it the same way, and raises this error for an impossible name.
         host.encode("idna")
     except UnicodeError:
-        raise _wrong_url("names a host that cannot be") from None
+        raise _wrong_url("names an invalid host") from None
     if port and not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
         raise _wrong_url("must have a port from 1 to 65535, and a password before an '@': redis://:password@host:port")
     if db and not (db.isascii() and db.isdecimal() and len(db) < 10):
@@ -161,7 +161,7 @@ def _tls(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unquoted(text: str) -> str:
+def _unquote(text: str) -> str:
     try:
         text = unquote(text, errors="strict")
     except UnicodeDecodeError:

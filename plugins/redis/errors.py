@@ -66,12 +66,12 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
     if isinstance(error, ValueError | driver.InvalidResponse):
         # It quotes the bytes it could not read, which may include an echo of the password.
         error.args = ("not a valid answer",)
-        return StorageUnavailableError(f"{where} answers as no Redis server does; check the port, and TLS")
+        return StorageUnavailableError(f"{where} does not answer like a Redis server; check the port, and TLS")
     text, quoted, _ = str(error).partition(", with args beginning with")
     if quoted:
         # A server quotes the arguments of an unknown command: values, or a password.
         error.args = (text,)
-    unknown = "; the change may have been made or not, look before you repeat it" if maybe_done else ""
+    unknown = "; the change may have been made or not, read the key to find out" if maybe_done else ""
     if isinstance(error, driver.TimeoutError):
         return StorageTimeoutError(
             f"{where} gave no answer in time (options timeout_s and connect_timeout_s): {text}{unknown}"
@@ -132,7 +132,7 @@ _REFUSALS: tuple[tuple[str, type[Exception] | tuple[()], type[StoreError], str],
         StorageUnavailableError,
         "is a read-only replica; nothing was written. Name its primary in the url",
     ),
-    ("NOREPLICAS", (), StorageUnavailableError, "has too few replicas at hand to take a write; nothing was written"),
+    ("NOREPLICAS", (), StorageUnavailableError, "has too few replicas to accept a write; nothing was written"),
     ("MASTERDOWN", driver.MasterDownError, StorageUnavailableError, "is a replica that has lost its primary"),
     ("BUSY", (), StorageTimeoutError, "is busy with a script; nothing was done"),
     ("WRONGTYPE", (), CorruptValueError, "holds something that hutch did not write under one of these keys"),

@@ -10,16 +10,16 @@ from redis import exceptions as driver
 
 #: Options of redis-py, other clients and earlier versions of hutch, with what to write instead.
 OPTION_HINTS: Final = {
-    "retries": "it became retry_s, the seconds for which a call tries again; write retry_s=5",
-    "retry_on_timeout": "calls that may be repeated are, for retry_s seconds; write retry_s=5",
+    "retries": "it was renamed to retry_s, the seconds for which a call is retried; write retry_s=5",
+    "retry_on_timeout": "calls that are safe to repeat are retried for retry_s seconds; write retry_s=5",
     "socket_timeout": "write timeout_s=10, in seconds",
     "socket_connect_timeout": "write connect_timeout_s=5, in seconds",
     "socket_keepalive": "keepalive is always on; leave it out",
-    "health_check_interval": "a connection that was idle is always asked first; leave it out",
-    "host": "the server stands in the URL: redis://host:port/database",
-    "port": "the server stands in the URL: redis://host:port/database",
-    "path": "a unix socket stands in the URL: unix:///path/of/socket",
-    "unix_socket_path": "a unix socket stands in the URL: unix:///path/of/socket",
+    "health_check_interval": "an idle connection is always tested before use; leave it out",
+    "host": "the server is part of the URL: redis://host:port/database",
+    "port": "the server is part of the URL: redis://host:port/database",
+    "path": "a unix socket is part of the URL: unix:///path/of/socket",
+    "unix_socket_path": "a unix socket is part of the URL: unix:///path/of/socket",
     "user": "write username",
     "database": "write db",
     "ssl": "TLS is in the scheme: start the URL with rediss://",
@@ -38,41 +38,41 @@ SENTINEL_HINT: Final = (
     "'redis-cli -p 26379 sentinel get-master-addr-by-name NAME' prints its address"
 )
 _SENTINEL_PORT: Final = 26379
-_LONGEST_PROBE_S: Final = 2.0
+_MAX_PROBE_S: Final = 2.0
 
 
-def hint(error: Exception, host: str, port: int, tls: bool, patience_s: float) -> str:
+def hint(error: Exception, host: str, port: int, tls: bool, wait_s: float) -> str:
     """Return what may be wrong with the server's address after the first connection failed; "" if unknown."""
     if port == _SENTINEL_PORT:
-        return f". Port {port} is that of a Sentinel, which stores nothing: {SENTINEL_HINT}"
+        return f". Port {port} is the port of a Sentinel, which stores nothing: {SENTINEL_HINT}"
     if "unknown command 'SELECT'" in str(error):
         return f". A Sentinel has no databases and stores nothing: {SENTINEL_HINT}"
     if isinstance(error, driver.ResponseError | driver.AuthenticationError) or "refused" in str(error):
         return ""
-    patience_s = min(patience_s, _LONGEST_PROBE_S)
-    if tls and _speaks_plainly(host, port, patience_s):
+    wait_s = min(wait_s, _MAX_PROBE_S)
+    if tls and _answers_without_tls(host, port, wait_s):
         return ". It answers without TLS: start the url with redis:// (or valkey://)"
-    if not tls and _speaks_tls(host, port, patience_s):
+    if not tls and _answers_with_tls(host, port, wait_s):
         return ". It answers with TLS: start the url with rediss:// (or valkeys://)"
     return ""
 
 
-def _speaks_plainly(host: str, port: int, patience_s: float) -> bool:
+def _answers_without_tls(host: str, port: int, wait_s: float) -> bool:
     try:
-        with socket.create_connection((host, port), patience_s) as connection:
+        with socket.create_connection((host, port), wait_s) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(16).startswith((b"+PONG", b"-NOAUTH", b"-LOADING", b"-DENIED"))
     except OSError:
         return False
 
 
-def _speaks_tls(host: str, port: int, patience_s: float) -> bool:
+def _answers_with_tls(host: str, port: int, wait_s: float) -> bool:
     """Return whether the server accepts a TLS handshake. No data is sent, so no certificate is verified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with (
-            socket.create_connection((host, port), patience_s) as connection,
+            socket.create_connection((host, port), wait_s) as connection,
             context.wrap_socket(connection, server_hostname=host),
         ):
             return True

@@ -27,7 +27,7 @@ def verify(plugin: RedisPlugin, repair: bool) -> Iterator[Finding]:
 def _with_values(plugin: RedisPlugin) -> list[str]:
     """Return the namespaces that have one of hutch's keys on the server, whether in the index or not."""
     start, end = f"{plugin.prefix}:{{", "}:"
-    found: set[str] = set()
+    namespaces: set[str] = set()
     cursor: bytes | int = 0
     while True:
         pattern = f"{start.translate(_GLOB)}*{end}*"
@@ -35,9 +35,9 @@ def _with_values(plugin: RedisPlugin) -> list[str]:
         for key in keys:
             name, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
             if part in ("values", "order"):
-                found.add(unquote(name))
+                namespaces.add(unquote(name))
         if int(cursor) == 0:
-            return sorted(found)
+            return sorted(namespaces)
 
 
 def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
@@ -51,9 +51,9 @@ def _verify_listing(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterat
     for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2)):
         cursor: bytes | int = 0
         while True:
-            cursor, found = plugin.server.run(NAMES, keys, (scan, number, cursor))
-            if found:
-                unlisted, valueless = plugin.server.run(LISTED, keys, (int(repair), *found), changes=repair)
+            cursor, names = plugin.server.run(NAMES, keys, (scan, number, cursor))
+            if names:
+                unlisted, valueless = plugin.server.run(LISTED, keys, (int(repair), *names), changes=repair)
                 for name in unlisted:
                     yield from _once(reported, name, namespace, "it has a value, but no listing has it", repair)
                 for name in valueless:

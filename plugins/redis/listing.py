@@ -41,14 +41,14 @@ class Listing:
     def keys(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         """Yield each key in the range once."""
         bounds = _Bounds(start, stop, reverse)
-        most = _FIRST_KEYS
+        max_keys = _FIRST_KEYS
         while True:
-            keys, _ = self._page(bounds, most)
+            keys, _ = self._page(bounds, max_keys)
             yield from self._decoded(keys)
-            if len(keys) < most:
+            if len(keys) < max_keys:
                 return
-            bounds.go_on_behind(keys[-1])
-            most = min(most * _GROWTH, _PAGE_KEYS_ALONE)
+            bounds.continue_after(keys[-1])
+            max_keys = min(max_keys * _GROWTH, _PAGE_KEYS_ALONE)
 
     def pages(
         self, start: str | None, stop: str | None, reverse: bool
@@ -62,11 +62,11 @@ class Listing:
         is_last = len(waiting) < _FIRST_WAITING_KEYS
         while waiting:
             if values:
-                page, found = waiting[: len(values)], values
-                bounds.go_on_behind(waiting[-1])
+                page, page_values = waiting[: len(values)], values
+                bounds.continue_after(waiting[-1])
                 waiting, values = waiting[len(values) :], []
-                size.saw(found)
-                yield self._with_values(page, found)
+                size.record(page_values)
+                yield self._with_values(page, page_values)
             if not waiting:
                 return
             count = size.next()
@@ -81,20 +81,20 @@ class Listing:
         if len(keys) > count:
             return self._server.exchange([command])[0], [], is_last
         # After the last page, request no keys but still the sizes: the values may have been evicted meanwhile.
-        most = 0 if is_last else max(count, _FIRST_KEYS)
-        arguments = self._page_arguments(bounds, most)
+        max_keys = 0 if is_last else max(count, _FIRST_KEYS)
+        arguments = self._page_arguments(bounds, max_keys)
         values, (*page, _) = self._server.run_after([command], PAGE, self._keys, arguments)
         following = self._listed(page)
         if following is None:
             self._rebuild()
-            following, _ = self._page(bounds, most)
-        return values, following, is_last or len(following) < most
+            following, _ = self._page(bounds, max_keys)
+        return values, following, is_last or len(following) < max_keys
 
-    def _page(self, bounds: _Bounds, most: int, most_values: int = 0) -> tuple[list[bytes], list[bytes | None]]:
-        """Return a page of keys, and the values of its first `most_values` keys."""
+    def _page(self, bounds: _Bounds, max_keys: int, max_values: int = 0) -> tuple[list[bytes], list[bytes | None]]:
+        """Return a page of keys, and the values of its first `max_values` keys."""
         # A script, because a server whose memory is full refuses MULTI.
         for _ in range(_REBUILDS):
-            *page, values = self._server.run(PAGE, self._keys, self._page_arguments(bounds, most, most_values))
+            *page, values = self._server.run(PAGE, self._keys, self._page_arguments(bounds, max_keys, max_values))
             keys = self._listed(page)
             if keys is not None:
                 return keys, values
@@ -104,8 +104,8 @@ class Listing:
             "maxmemory-policy to noeviction"
         )
 
-    def _page_arguments(self, bounds: _Bounds, most: int, most_values: int = 0) -> tuple[Argument, ...]:
-        return (*bounds.command(), most, most_values, _PAGE_BYTES)
+    def _page_arguments(self, bounds: _Bounds, max_keys: int, max_values: int = 0) -> tuple[Argument, ...]:
+        return (*bounds.command(), max_keys, max_values, _PAGE_BYTES)
 
     def _listed(self, page: list[Any]) -> list[bytes] | None:
         """Return the keys of a page, or None if some keys with a value are not listed.
@@ -142,8 +142,8 @@ class Listing:
 
     def _with_values(self, keys: list[bytes], values: list[bytes | None]) -> tuple[Sequence[str], Sequence[bytes]]:
         if None in values:  # removed since they were listed
-            found = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
-            return self._decoded([key for key, _ in found]), [value for _, value in found]
+            existing = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+            return self._decoded([key for key, _ in existing]), [value for _, value in existing]
         return self._decoded(keys), cast("list[bytes]", values)
 
     def _decoded(self, keys: list[bytes]) -> list[str]:
@@ -164,7 +164,7 @@ class _PageSize:
         self._count = _FIRST_KEYS
         self._values = self._bytes = 0
 
-    def saw(self, values: list[bytes | None]) -> None:
+    def record(self, values: list[bytes | None]) -> None:
         self._values += len(values)
         self._bytes += sum(len(value) for value in values if value is not None)
 
@@ -188,7 +188,7 @@ class _Bounds:
             return b"ZREVRANGEBYLEX", self._high, self._low
         return b"ZRANGEBYLEX", self._low, self._high
 
-    def go_on_behind(self, key: bytes) -> None:
+    def continue_after(self, key: bytes) -> None:
         if self._reverse:
             self._high = b"(" + key
         else:

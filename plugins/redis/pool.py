@@ -25,12 +25,12 @@ from .protocol import PING, CallFailedError, Connection, close_socket, connectio
 T = TypeVar("T")
 
 # Idle connections kept for reuse; more threads than this at once pay for new connections.
-_MOST_IDLE: Final = 32
+_MAX_IDLE: Final = 32
 # A firewall or load balancer may silently drop a connection that is idle for longer.
-_ASK_AFTER_S: Final = 5.0
-_LONGEST_PING_S: Final = 1.0
+_PING_AFTER_S: Final = 5.0
+_MAX_PING_S: Final = 1.0
 # A waiting call is woken by the call before it. If a signal handler raised instead, the wait ends after this time.
-_LONGEST_NAP_S: Final = 0.05
+_MAX_WAKE_DELAY_S: Final = 0.05
 
 
 class Pool:
@@ -42,7 +42,7 @@ class Pool:
         where: str,
         timeout_s: float,
         connect_timeout_s: float,
-        most: int | None,
+        max_connections: int | None,
         greet: Callable[[Connection], None],
     ) -> None:
         """Set up an empty pool; `greet` is called with the first connection, before any other use of it."""
@@ -54,8 +54,10 @@ class Pool:
         # Without a lock: append and pop are atomic.
         self._idle: list[Connection] = []
         self._is_open = True
-        self._limit = None if most is None else _Limit(most, timeout_s, where, self._raise_outage_since)
-        self._turn = FairLock(f"connecting to {where}")
+        self._limit = (
+            None if max_connections is None else _Limit(max_connections, timeout_s, where, self._raise_outage_since)
+        )
+        self._connect_lock = FairLock(f"connecting to {where}")
         self._outage: _Outage | None = None
         #: Whether the server has ever been reached.
         self.was_connected = False
@@ -91,7 +93,7 @@ class Pool:
         if self._outage is not None:
             self._outage = None
         connection.used_s = time.monotonic()
-        if len(self._idle) < _MOST_IDLE:
+        if len(self._idle) < _MAX_IDLE:
             self._idle.append(connection)
         else:
             connection.close()
@@ -115,8 +117,8 @@ class Pool:
     def _idle_connection(self, careful: bool) -> Connection | None:
         """Return a live idle connection, or None."""
         while (connection := self._pop()) is not None:
-            if time.monotonic() - connection.used_s > _ASK_AFTER_S:
-                if connection.is_alive(min(self._timeout_s, _LONGEST_PING_S)):
+            if time.monotonic() - connection.used_s > _PING_AFTER_S:
+                if connection.is_alive(min(self._timeout_s, _MAX_PING_S)):
                     return connection
                 # The other connections were idle for longer.
                 self.drop_idle()
@@ -128,14 +130,14 @@ class Pool:
         if self._outage is not None:
             # One call probes for all whether the server is back.
             joined_s = time.monotonic()
-            connection = self._turn.run(self._longest_connect_s, self._connected_in_turn, joined_s)
+            connection = self._connect_lock.run(self._longest_connect_s, self._connect_unless_up, joined_s)
             if connection is not None:
                 return connection
-        return self._connected()
+        return self._connect()
 
-    def _connected_in_turn(self, joined_s: float) -> Connection | None:
+    def _connect_unless_up(self, joined_s: float) -> Connection | None:
         self._raise_outage_since(joined_s)
-        return None if self._outage is None else self._connected()
+        return None if self._outage is None else self._connect()
 
     def _raise_outage_since(self, joined_s: float) -> None:
         """Raise the error of an outage seen while the call waited in the queue: the call would fail the same way."""
@@ -143,9 +145,9 @@ class Pool:
         if outage is not None and outage.seen_s >= joined_s:
             raise CallFailedError(outage.error, sent=False)
 
-    def _connected(self) -> Connection:
+    def _connect(self) -> Connection:
         try:
-            connection = self._logged_in(self._make())
+            connection = self._log_in(self._make())
         except CallFailedError as failure:
             failure.sent = False
             self._report(failure.error)
@@ -153,14 +155,14 @@ class Pool:
         self.was_connected, self._outage = True, None
         return connection
 
-    def _logged_in(self, connecting: Any) -> Connection:
+    def _log_in(self, connecting: Any) -> Connection:
         try:
             connecting.connect()
         except BaseException as error:
             if connecting._sock is not None:
                 close_socket(connecting._sock)
             # Python's idna codec and the driver wrap a signal handler's exception in their own.
-            _raise_handlers(error)
+            _raise_handler_error(error)
             # The driver's parser raises ValueError if the other side does not speak the protocol.
             if isinstance(error, driver.RedisError | ValueError):
                 raise CallFailedError(error, sent=False) from error
@@ -201,31 +203,33 @@ class _Outage:
 
 
 class _Limit:
-    """A limit of `most` concurrent calls, served first come, first served.
+    """A limit of `max_calls` concurrent calls, served first come, first served.
 
-    The first `most` calls in the queue may run: one atomic operation enters the queue, and one leaves it.
+    The first `max_calls` calls in the queue may run: one atomic operation enters the queue, and one leaves it.
     """
 
-    def __init__(self, most: int, timeout_s: float, where: str, raise_outage_since: Callable[[float], None]) -> None:
-        self._most = most
+    def __init__(
+        self, max_calls: int, timeout_s: float, where: str, raise_outage_since: Callable[[float], None]
+    ) -> None:
+        self._max_calls = max_calls
         self._timeout_s = timeout_s
         self._where = where
         self._raise_outage_since = raise_outage_since
         self._queue: dict[Ticket, None] = {}
 
     def run(self, fn: Callable[..., T], *args: object) -> T:
-        """Return ``fn(*args)``, called when fewer than `most` calls run."""
+        """Return ``fn(*args)``, called when fewer than `max_calls` calls run."""
         queue, ticket = self._queue, Ticket()
         ticket.wake = None
         ticket.thread = threading.get_ident()
         try:
             queue[ticket] = None
-            if len(queue) > self._most:
+            if len(queue) > self._max_calls:
                 self._wait(ticket)
             return fn(*args)
         finally:
             queue.pop(ticket, None)
-            if len(queue) >= self._most:
+            if len(queue) >= self._max_calls:
                 self._wake_next()
 
     def forget_other_threads(self) -> None:
@@ -235,7 +239,7 @@ class _Limit:
                 self._queue.pop(ticket, None)
 
     def _wait(self, ticket: Ticket) -> None:
-        queue, most = self._queue, self._most
+        queue, max_calls = self._queue, self._max_calls
         if sum(other.thread == ticket.thread for other in list(queue)) > 1:
             # A signal handler or finalizer interrupted a call of this same thread: waiting for it would be a deadlock.
             return
@@ -243,22 +247,22 @@ class _Limit:
         wake = threading.Lock()
         wake.acquire()
         ticket.wake = wake
-        while ticket not in list(queue)[:most]:
+        while ticket not in list(queue)[:max_calls]:
             left_s = joined_s + self._timeout_s - time.monotonic()
             if left_s <= 0:
                 raise StorageTimeoutError(
-                    f"{self._where} was not asked: all {most} connections (option max_connections) were in use for "
-                    f"{self._timeout_s:g} s (option timeout_s); nothing was done"
+                    f"{self._where} was not asked: all {max_calls} connections (option max_connections) were in use "
+                    f"for {self._timeout_s:g} s (option timeout_s); nothing was done"
                 )
-            wake.acquire(timeout=min(left_s, _LONGEST_NAP_S))
+            wake.acquire(timeout=min(left_s, _MAX_WAKE_DELAY_S))
         self._raise_outage_since(joined_s)
 
     def _wake_next(self) -> None:
-        for ticket in list(self._queue)[self._most - 1 : self._most]:
+        for ticket in list(self._queue)[self._max_calls - 1 : self._max_calls]:
             wake_up(ticket.wake)
 
 
-def _raise_handlers(error: BaseException) -> None:
+def _raise_handler_error(error: BaseException) -> None:
     """Raise a signal handler's exception that the driver may have mistaken for its own failure."""
     seen: BaseException | None = error
     while seen is not None:

@@ -24,10 +24,10 @@ Argument = str | bytes | int
 Command = Sequence[Argument]
 
 _READ_BYTES = 64 * 1024
-_LONGEST_READ_BYTES = 1024 * 1024
+_MAX_READ_BYTES = 1024 * 1024
 # The first line of an answer: its type and a number, or the text of an error.
-_LONGEST_LINE_BYTES = 64 * 1024
-_DEEPEST = 8
+_MAX_LINE_BYTES = 64 * 1024
+_MAX_DEPTH = 8
 # Larger arguments are sent separately: joining would copy them.
 _LARGE_BYTES = 64 * 1024
 
@@ -95,7 +95,7 @@ class Connection:
             try:
                 self.close()
             finally:
-                # A call of C, for a second handler may raise in `close`, and its traceback keep this object.
+                # A call of C, because a second handler may raise in `close`, and its traceback would keep this object.
                 socket.SocketType.close(self._socket)
             raise
 
@@ -138,7 +138,7 @@ class Connection:
         buffer, at = self._buffer, self._at
         end = buffer.find(b"\r\n", at)
         while end < 0:
-            if len(buffer) - at > _LONGEST_LINE_BYTES:
+            if len(buffer) - at > _MAX_LINE_BYTES:
                 raise _garbled()
             self._fill(len(buffer) - at + 1)
             buffer, at = self._buffer, 0
@@ -164,7 +164,7 @@ class Connection:
             return rest
         if kind == b"-":
             return driver.ResponseError(rest.decode(errors="replace"))
-        if kind == b"*" and depth < _DEEPEST:
+        if kind == b"*" and depth < _MAX_DEPTH:
             length = _number(rest)
             return None if length < 0 else self._array(length, depth + 1)
         raise _garbled()
@@ -192,16 +192,16 @@ class Connection:
         chunks = [self._buffer[self._at :]]
         missing = needed - len(chunks[0])
         while missing > 0:
-            data = self._received(max(_READ_BYTES, min(missing, _LONGEST_READ_BYTES)))
+            data = self._receive(max(_READ_BYTES, min(missing, _MAX_READ_BYTES)))
             chunks.append(data)
             missing -= len(data)
         self._buffer, self._at = b"".join(chunks), 0
 
-    def _received(self, most: int) -> bytes:
+    def _receive(self, max_bytes: int) -> bytes:
         if self._forks != _forks:
             raise _inherited()
         try:
-            data: bytes = self._socket.recv(most)
+            data: bytes = self._socket.recv(max_bytes)
         except OSError as error:
             if raised_by_handler(error):
                 raise
@@ -237,7 +237,7 @@ class HiredisConnection(Connection):
         while len(answers) < count:
             answer = reader.gets()
             if answer is _MISSING:
-                reader.feed(self._received(_READ_BYTES))
+                reader.feed(self._receive(_READ_BYTES))
             else:
                 answers.append(answer)
         return answers

@@ -28,7 +28,7 @@ _CHUNK_KEYS = 1000
 _BATCH = 100_000
 # Keys per command that reads. More need MULTI, which a server whose memory is full refuses.
 _READ_BATCH = 1_000_000
-_QUESTIONS: tuple[Command, ...] = (
+_SERVER_QUERIES: tuple[Command, ...] = (
     ("INFO", "server"),
     ("INFO", "persistence"),
     ("INFO", "memory"),
@@ -41,8 +41,8 @@ class RedisPlugin(StoragePluginBase):
 
     Unless `lazy_connect` is set, the constructor connects; it raises StorageUnavailableError or StorageTimeoutError if
     the server is unreachable or refuses the login. A call that loses its connection reconnects and retries for
-    `retry_s` seconds; the next call starts afresh. `durable` is declared if the server reports at the first connection
-    that it writes every change to disk before it answers. A RuntimeWarning says that the server may evict data.
+    `retry_s` seconds per call. `durable` is declared if the server reports at the first connection that it writes every
+    change to disk before it answers. A RuntimeWarning says that the server may evict data.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -52,7 +52,7 @@ class RedisPlugin(StoragePluginBase):
             secret=True,
             help="redis://user:password@host:port/database, rediss:// for TLS, or unix://user:password@/path/of/socket",
         ),
-        "prefix": Option(str, default="hutch", help="how the names of all keys start that are used on the server"),
+        "prefix": Option(str, default="hutch", help="prefix of every key that hutch uses on the server"),
         "db": Option(int, minimum=0, help="the number of the database, if the url does not give it; default 0"),
         "username": Option(str, secret=True, help="if the url does not give it"),
         "password": Option(str, secret=True, help="if the url does not give it"),
@@ -71,10 +71,12 @@ class RedisPlugin(StoragePluginBase):
             default=5.0,
             minimum=0,
             maximum=86400,
-            help="how long a call tries again after a lost connection or during a fail-over, in seconds; 0 never",
+            help="how many seconds a call is retried after a lost connection or during a fail-over; 0: never",
         ),
         "max_connections": Option(
-            int, minimum=1, help="most connections at a time; a call waits up to timeout_s for one. Default: no limit"
+            int,
+            minimum=1,
+            help="maximum number of connections; a call waits up to timeout_s for one. Default: no limit",
         ),
         "lazy_connect": Option(
             bool, default=False, help="true: connect when the store is first used, and report errors then"
@@ -117,8 +119,8 @@ class RedisPlugin(StoragePluginBase):
         named: set[bytes] = set()
         cursor: bytes | int = 0
         while True:
-            cursor, found = self.server.call("SSCAN", self.index, cursor, "COUNT", _CHUNK_KEYS)
-            named.update(found)
+            cursor, page = self.server.call("SSCAN", self.index, cursor, "COUNT", _CHUNK_KEYS)
+            named.update(page)
             if int(cursor) == 0:
                 break
         names = self._names(named)
@@ -154,15 +156,15 @@ class RedisPlugin(StoragePluginBase):
     def _with_data(self, names: list[str]) -> list[str]:
         # If the values were evicted, the listing still shows that the namespace had data.
         parts = ("values", "order")
-        there = self.server.exchange([("EXISTS", *(self.key(name, part) for part in parts)) for name in names])
-        return [name for name, is_there in zip(names, there, strict=True) if is_there]
+        counts = self.server.exchange([("EXISTS", *(self.key(name, part) for part in parts)) for name in names])
+        return [name for name, count in zip(names, counts, strict=True) if count]
 
     def _greet(self, connection: Connection) -> None:
         """Query the server's mode, persistence and eviction policy over its first connection.
 
         Hosted servers refuse CONFIG, and a user may lack the permission to ask: then nothing is promised.
         """
-        answers = connection.ask(packed(_QUESTIONS), len(_QUESTIONS))
+        answers = connection.ask(packed(_SERVER_QUERIES), len(_SERVER_QUERIES))
         server, persistence, memory = (_fields(answer) for answer in answers[:3])
         if server.get("redis_mode") == "sentinel":
             raise ConfigError(f"{self.where} is a Sentinel, which stores nothing; {SENTINEL_HINT}")
@@ -224,8 +226,8 @@ class RedisStorage(EncodedStorage):
         if not keys:
             return {}
         chunks = _chunks([key.encode() for key in keys], _READ_BATCH)
-        found = self._server.transaction([(b"HMGET", self._values, *chunk) for chunk in chunks])
-        data = (one for chunk in found for one in chunk)
+        values = self._server.transaction([(b"HMGET", self._values, *chunk) for chunk in chunks])
+        data = (one for chunk in values for one in chunk)
         return {key: one for key, one in zip(keys, data, strict=True) if one is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:

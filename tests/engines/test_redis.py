@@ -204,7 +204,7 @@ def test_no_repr_shows_a_password(locked_server: RedisServer) -> None:
         ("rediss+cluster://h1,h2", {}, "Cluster"),
         ("redis", {"url": "http://hunter2"}, "must start with redis://"),
         ("redis", {"url": "hunter2"}, "must start with redis://"),
-        ("redis", {"url": "redis://h?password=hunter2"}, "no place for a '\\?'"),
+        ("redis", {"url": "redis://h?password=hunter2"}, "may not hold a '\\?'"),
         ("redis://:hunter2", {}, "port"),
         ("redis://h:0", {}, "port"),
         ("redis://h:65536", {}, "port"),

@@ -88,7 +88,7 @@ def assert_sound(core: hutch.Namespace, store: hutch.Store) -> None:
     assert len(core) == len(list(core)) == len(list(core.items()))
     pool = pool_of(store)
     assert pool._limit is None or not pool._limit._queue
-    assert not pool._turn._tickets
+    assert not pool._connect_lock._tickets
 
 
 def pool_of(store: hutch.Store) -> Any:

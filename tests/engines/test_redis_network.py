@@ -368,7 +368,7 @@ def test_a_handler_that_raises_ends_every_wait_at_once(own_server: RedisServer, 
             if wait == "its turn":
                 own_server.stall()
                 pool._report(redis.exceptions.TimeoutError("of the test"))
-                other.submit(pool._turn.run, 60, release.wait, 60)
+                other.submit(pool._connect_lock.run, 60, release.wait, 60)
             try:
                 with measured(wait, 0.5), pytest.raises(Alarm), alarm_after(0.3):
                     core["a"]
@@ -482,7 +482,7 @@ def test_options_of_other_programs_are_refused_with_the_right_ones(
 
 
 def test_options_in_the_url_option_are_named_without_their_values(redis_server: RedisServer, prefix: str) -> None:
-    with pytest.raises(hutch.ConfigError, match=r"give 'db', 'password' as options beside it") as caught:
+    with pytest.raises(hutch.ConfigError, match=r"give 'db', 'password' as options outside the url") as caught:
         connect("redis", url=f"{redis_server.url[:-2]}?db=1&password=hunter2&hunter3")
     assert "hunter" not in str(caught.value)
     connect("redis", url=redis_server.url[:-2], db=1, prefix=prefix).close()
