@@ -168,3 +168,10 @@ def test_listing_codecs_runs_none_of_their_code(tmp_path: Path) -> None:
     [info] = found.codecs
     assert (info.name, info.kind, info.headers) == ("zlib-json", "codec", b"\x80")
     assert "zlib-json" not in [plugin.name for plugin in found.plugins]
+
+
+def test_the_command_lists_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUTCH_PLUGIN_PATH", str(EXAMPLE))
+    program = [sys.executable, "-m", "hutch", "plugins"]
+    listed = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    assert "zlib-json" in listed

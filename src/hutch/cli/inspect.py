@@ -13,7 +13,7 @@ import click
 
 from .. import ConfigError, Discovery, Finding, PluginLoadError, find_plugins, verify
 from ..config import read_config
-from ..discovery.load import load_factory
+from ..discovery.load import load_codec, load_factory
 from ..errors import redact
 from .app import Call, hutch, json_option, not_there, pass_call, storage_options
 from .output import print_json, print_line, print_table, print_value, printable
@@ -88,17 +88,18 @@ def plugins(call: Call, as_json: bool) -> None:
 
 
 def _judged(found: Discovery) -> Iterator[_Listed]:
-    claims = Counter(info.name.casefold() for info in found.plugins)
-    for info in sorted(found.plugins, key=lambda info: info.name.casefold()):
+    installed = [*found.plugins, *found.codecs]
+    claims = Counter((info.kind, info.name.casefold()) for info in installed)
+    for info in sorted(installed, key=lambda info: info.name.casefold()):
         note = info.description
         try:
             # Output of a module during its import is not part of the list.
             with contextlib.redirect_stdout(sys.stderr):
-                load_factory(info)
+                (load_codec if info.kind == "codec" else load_factory)(info)
             state = "ok"
         except PluginLoadError as error:
             state, note = "broken", redact(str(error))
-        if state == "ok" and claims[info.name.casefold()] > 1:
+        if state == "ok" and claims[info.kind, info.name.casefold()] > 1:
             state, note = (
                 "conflict",
                 "several plugins have this name, so none can be used; rename or remove all but one",
