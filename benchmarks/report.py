@@ -135,7 +135,7 @@ def hutch_table(rows: dict[str, Row]) -> str:
     """Return the table of microseconds per call."""
     operations = _operations(rows)
     lines = [
-        f"| us a call | {' | '.join(OPERATIONS[name] for name in operations)} |",
+        f"| us per call | {' | '.join(OPERATIONS[name] for name in operations)} |",
         "|---" * (len(operations) + 1) + "|",
     ]
     for row in _here(rows, peers=False):

@@ -77,7 +77,7 @@ _ROWS = [
         1.2,
         20,
         floor=2.6,
-        why="without a flush half of the raw time is packing, 0.2 us a value, beside which "
+        why="without a flush half of the raw time is packing, 0.2 us per value, beside which "
         "the checksums take 0.15 us and exact "
         "types, frames and the check of keys 0.3 us",
     ),
@@ -133,7 +133,7 @@ _ROWS = [
         "where the raw packer takes 0.16",
     ),
     Target("memory_get", "memory `ns[key]`", "decoding alone", 1.4, 300),
-    Target("memory_bytes", "memory, bytes a key, of 125-byte values", "-", 290, 1, unit="bytes", exact=True),
+    Target("memory_bytes", "memory, bytes per key, of 125-byte values", "-", 290, 1, unit="bytes", exact=True),
     Target(
         "encode",
         "codec, encode",

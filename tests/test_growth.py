@@ -134,7 +134,7 @@ def test_an_iteration_over_memory_takes_references_to_keys_and_values_and_no_cop
         fill(handle, count, b"v" * 1000)
         for name, walk in WALKS.items():
             peak = peak_of(lambda: exhaust(walk(handle)))  # noqa: B023 - run at once
-            print(f"{name}: {peak / count:.1f} bytes a key")
+            print(f"{name}: {peak / count:.1f} bytes per key")
             # A list of pairs, or two beside each other; and of the values a chunk that is decoded at a time.
             assert peak < count * 200 + MIB
 

@@ -23,7 +23,7 @@ _SHARED_KEYS = 10_000
 
 
 def _name(operation: str, durability: str) -> str:
-    return "get, a second" if operation == "get" else f"set, {durability}, a second"
+    return "get, per second" if operation == "get" else f"set, {durability}, per second"
 
 
 def work_until(mapping: Any, operation: str, end: float, seed: int) -> int:

@@ -144,7 +144,7 @@ def measure_iteration(folder: Path, largest: int) -> Part:
                 continue
             for kind in ON_DISK + (("memory",) if count <= LARGEST_IN_MEMORY else ()):
                 seconds, grown = in_child(iterate, kind, place(folder, kind, count), count)
-                record.add("items(), µs an item", kind, count, seconds / count * 1e6)
+                record.add("items(), µs per item", kind, count, seconds / count * 1e6)
                 record.add("anonymous memory, MiB more", kind, count, grown["RssAnon"] / 2**20)
                 record.add("mapped file pages, MiB more", kind, count, grown["RssFile"] / 2**20)
     return record.typical()

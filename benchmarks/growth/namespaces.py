@@ -39,7 +39,7 @@ def measure_namespaces(folder: Path, largest: int) -> Part:
             each = total // number
             items = {key(n): fresh(n) for n in range(each)}
             for kind, store in stores.items():
-                with timed(record, "fill, µs a namespace", kind, number, number):
+                with timed(record, "fill, µs per namespace", kind, number, number):
                     for n in range(number):
                         with store.open(f"plugin {n}") as namespace:
                             namespace.update(items)
@@ -52,9 +52,9 @@ def measure_namespaces(folder: Path, largest: int) -> Part:
                     if n in chosen:
                         databases.append(database)
             for kind in kinds[:2]:
-                record.add("file, bytes a key", kind, number, disk_bytes(place(folder, kind, number)) / total)
+                record.add("file, bytes per key", kind, number, disk_bytes(place(folder, kind, number)) / total)
             if raw is not None:
-                record.add("file, bytes a key", kinds[3], number, disk_bytes(place(folder, kinds[3], number)) / total)
+                record.add("file, bytes per key", kinds[3], number, disk_bytes(place(folder, kinds[3], number)) / total)
             for round_ in range(ROUNDS):
                 calls = [(chance.randrange(len(chosen)), key(chance.randrange(each))) for _ in range(500)]
                 for kind in rotated(kinds, round_):

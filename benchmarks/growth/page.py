@@ -18,7 +18,7 @@ _DRAWN_OF_KEYS = (
     "set, relaxed, µs",
     "set of 1,000 hot keys, relaxed, µs",
     "set, normal, µs",
-    "file, bytes a key",
+    "file, bytes per key",
 )
 
 # The measurements to draw: file -> the axis, and a panel for each (part, what).
@@ -27,10 +27,10 @@ PLOTS = {
         "keys",
         [("keys", what) for what in _DRAWN_OF_KEYS],
     ),
-    "iteration": ("keys", [("iteration", what) for what in ("items(), µs an item", "anonymous memory, MiB more")]),
+    "iteration": ("keys", [("iteration", what) for what in ("items(), µs per item", "anonymous memory, MiB more")]),
     "namespaces": ("namespaces", [("namespaces", what) for what in ("get, µs", "open + get + close of one, µs")]),
     "values": (
-        "bytes a value",
+        "bytes per value",
         [
             ("values", "get, µs"),
             ("values", "set, relaxed, µs"),
@@ -38,8 +38,8 @@ PLOTS = {
             ("pages", "file / values"),
         ],
     ),
-    "threads": ("threads", [("threads", what) for what in ("get, a second", "set, normal, a second")]),
-    "processes": ("processes", [("processes", what) for what in ("get, a second", "set, normal, a second")]),
+    "threads": ("threads", [("threads", what) for what in ("get, per second", "set, normal, per second")]),
+    "processes": ("processes", [("processes", what) for what in ("get, per second", "set, normal, per second")]),
 }
 
 _COLOURS = {"lmdb": "#2a8fc4", "sqlite": "#dd7f22", "memory": "#3a9d6b", "dict": "#3a9d6b"}

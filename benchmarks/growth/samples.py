@@ -44,7 +44,7 @@ class Record:
         order = ("lmdb", "lmdb, uncached", "raw lmdb", "sqlite", "raw sqlite3", "memory", "dict + decode")
         return {
             what: {
-                kind: {x: _quartile(found, what.endswith("a second")) for x, found in rows[kind].items()}
+                kind: {x: _quartile(found, what.endswith("per second")) for x, found in rows[kind].items()}
                 for kind in sorted(rows, key=lambda kind: order.index(kind) if kind in order else 1)
             }
             for what, rows in self._seen.items()
@@ -89,7 +89,7 @@ def fill(stores: dict[str, Any], count: int, record: Record | None = None, batch
             began = time.perf_counter()
             mapping.update(items)
             if record is not None:
-                record.add("fill, µs a key", kind, count, (time.perf_counter() - began) / len(items) * 1e6)
+                record.add("fill, µs per key", kind, count, (time.perf_counter() - began) / len(items) * 1e6)
 
 
 def place(folder: Path, kind: str, count: int) -> Path:
@@ -112,6 +112,6 @@ def make_stores(folder: Path, sizes: list[int], record: Record) -> None:
         for kind in missing:
             (place(folder, kind, count) / "whole").touch()
         for kind in ON_DISK:
-            record.add("file, bytes a key", kind, count, disk_bytes(place(folder, kind, count)) / count)
+            record.add("file, bytes per key", kind, count, disk_bytes(place(folder, kind, count)) / count)
     # Otherwise the disk would be busy with them during the next measurement.
     os.sync()

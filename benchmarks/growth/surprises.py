@@ -48,7 +48,7 @@ def measure_surprises(folder: Path, largest: int) -> Part:
             with opened(kind, path) as mapping:
                 for start in range(0, many, 100):
                     mapping.update({key(number): fresh(number) for number in numbers[start : start + 100]})
-            record.add(f"{many:,} keys in batches of 100: file, bytes a key", kind, order, disk_bytes(path) / many)
+            record.add(f"{many:,} keys in batches of 100: file, bytes per key", kind, order, disk_bytes(path) / many)
 
     size = largest * 10
     for kind in ON_DISK:
