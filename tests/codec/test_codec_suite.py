@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 import hutch
-from hutch.codec.passthrough import Pickled
+from hutch.codec.pickled import Pickled
 from hutch.codec.select import make_codec
 from hutch.discovery.codecs import build_codec
 from hutch.testing import CodecSuite
