@@ -39,8 +39,8 @@ _LONGEST_NAP_S: Final = 0.02
 
 _get_ident = threading.get_ident
 
-# How often a caller that gives up asks whether a leader has ended the transaction with its write, and for how long: a
-# commit takes a few flushes of the disk.
+# A caller that gives up polls, at this interval and for at most this long, until the leader has ended the transaction
+# that includes its write: a commit takes a few flushes of the disk.
 _SETTLE_PAUSE_S: Final = 0.0005
 _LONGEST_SETTLE_S: Final = 10.0
 
@@ -237,7 +237,7 @@ class CommitQueue:
             return
         wake_up(wake)
 
-    # --- leading ---
+    # --- committing a group ---
 
     def _linger(self) -> None:
         if self._last_group > 1:
@@ -250,30 +250,30 @@ class CommitQueue:
         while True:
             group = Group()
             try:
-                self._transact(own, self._do_group, (own, group), group.committed)
+                self._transact(own, self._run_group, (own, group), group.committed)
             except (MemoryError, StoreError) as error:
                 if len(group.requests) < 2 or raised_by_handler(error):
                     raise
                 # One bad write must not fail the others: each thread now commits its own.
-                for one in group.requests:
-                    one.is_alone = True
+                for request in group.requests:
+                    request.is_alone = True
                 continue
             finally:
                 group.is_over = True
             self._last_queue_length = len(self.requests)
             self._last_group = len(group.requests)
-            for one in group.requests:
-                if one is not own:
-                    _remove(self.requests, one)
-                    wake_up(one.wake)
+            for request in group.requests:
+                if request is not own:
+                    _remove(self.requests, request)
+                    wake_up(request.wake)
             return group.results[0]
 
-    def _do_group(self, slot: Any, own: Request, group: Group) -> None:
+    def _run_group(self, slot: Any, own: Request, group: Group) -> None:
         self._claim(own, group)
         results = group.results = []
-        for one in group.requests:
-            assert one.work is not None
-            results.append(one.work(slot, *one.arguments))
+        for request in group.requests:
+            assert request.work is not None
+            results.append(request.work(slot, *request.arguments))
 
     def _claim(self, own: Request, group: Group) -> None:
         """Make `group` of the request and those behind it."""
@@ -285,15 +285,15 @@ class CommitQueue:
     def _add_others(self, own: Request, group: Group) -> None:
         # A separate function: on Python 3.13 an exception at the end of a loop can bypass the `with` around it.
         # Not `islice`: creating it may run a finalizer that writes and so changes the queue.
-        for one in list(self.requests)[:_LARGEST_GROUP]:
-            if one.is_alone:
+        for request in list(self.requests)[:_LARGEST_GROUP]:
+            if request.is_alone:
                 break
-            if one is own or one.work is None or one.is_withdrawn or one.thread == own.thread:
+            if request is own or request.work is None or request.is_withdrawn or request.thread == own.thread:
                 continue
-            if one.group is not None and one.group.committed:
+            if request.group is not None and request.group.committed:
                 continue
-            one.group = group
-            group.requests.append(one)
+            request.group = group
+            group.requests.append(request)
 
 
 def new_ticket() -> Request:

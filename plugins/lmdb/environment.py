@@ -269,7 +269,7 @@ class Environment(OpenFiles):
     def _timed_out(self, who: str) -> StoreError:
         return StorageTimeoutError(
             f"lmdb {self.path}: {who} has the lock for writing, and this write did not get it within wait_s = "
-            f"{self.wait_s:g} seconds; nothing was written. Look what that one does, or allow a longer wait_s"
+            f"{self.wait_s:g} seconds; nothing was written. Find out why it takes so long, or allow a longer wait_s"
         )
 
     def figures(self) -> dict[str, object]:

@@ -239,7 +239,7 @@ class LmdbStorage(EncodedStorage):
         if self.read(key) != old:
             return False
 
-        def swapping(slot: Slot) -> bool:
+        def writing_if_equal(slot: Slot) -> bool:
             id_ = self._id or find_or_assign_id(slot, self._name)
             name = id_ + encoded
             if slot[0].get(name) != old:
@@ -253,8 +253,8 @@ class LmdbStorage(EncodedStorage):
                 change_count(slot, id_, 1)
             return True
 
-        swapped: bool = self._environment.write(swapping)
-        return swapped
+        is_written: bool = self._environment.write(writing_if_equal)
+        return is_written
 
     def close(self) -> None:
         # Every write is already committed and flushed as configured; the plugin owns the environment.

@@ -52,8 +52,8 @@ _MARKS_AT: Final = 1 << 60
 # waiting something is wrong, and it polls less often.
 _FIRST_PAUSE_S: Final = 50e-6
 _LONGEST_PAUSE_S: Final = 1e-3
-_PATIENT_PAUSE_S: Final = 5e-3
-_PATIENT_AFTER_S: Final = 1.0
+_STALLED_PAUSE_S: Final = 5e-3
+_STALLED_AFTER_S: Final = 1.0
 # A process that is not next tries the gate at every so many polls, because the next process may be stopped.
 _TRY_EVERY: Final = 16
 # How long a process writes before it looks whether others wait. With 1 ms, two processes that wrote without pause made
@@ -163,8 +163,8 @@ class WriterGate:
             now_s = time.monotonic()
             if now_s >= deadline_s:
                 raise time_out()
-            if now_s - began_s > _PATIENT_AFTER_S:
-                pause_s = _PATIENT_PAUSE_S
+            if now_s - began_s > _STALLED_AFTER_S:
+                pause_s = _STALLED_PAUSE_S
             elif not is_next:
                 pause_s = _LONGEST_PAUSE_S
             time.sleep(min(pause_s, deadline_s - now_s))
@@ -216,8 +216,8 @@ class WriterGate:
             raise error
         if not isinstance(error, BlockingIOError):
             raise StorageUnavailableError(
-                f"lmdb: the folder's file system has no locks ({error.strerror}), without which processes cannot take "
-                "turns in writing. Choose a local file system"
+                f"lmdb: the folder's file system has no locks ({error.strerror}), which processes need in order to "
+                "write one after another. Choose a local file system"
             ) from error
 
     def _mark(self, arrival: int) -> bool:
