@@ -142,7 +142,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 
 
 def test_every_verb_of_a_handle_has_one_here() -> None:
-    renamed = {"__setitem__": "set", "__delitem__": "delete", "__contains__": "contains", "__len__": "len"}
+    renamed = {"__setitem__": "set", "__delitem__": "remove", "__contains__": "contains", "__len__": "len"}
     sync = {name for name in dir(hutch.Namespace) if not name.startswith("_")} | set(renamed)
     # Opening and closing are Store.open and close; the aliases of Errbot's StoreMixin stay where they belong.
     sync -= {"open_storage", "close_storage"}
@@ -205,8 +205,8 @@ CALLS: dict[str, tuple[Sync, Async]] = {
     "get_many": (lambda ns: ns.get_many(["b", "x", "a"]), lambda ns: ns.get_many(["b", "x", "a"])),
     "set": (lambda ns: ns.__setitem__("c", {1, 2}), lambda ns: ns.set("c", {1, 2})),
     "set what no codec takes": (lambda ns: ns.__setitem__("c", object()), lambda ns: ns.set("c", object())),
-    "delete": (lambda ns: ns.__delitem__("a"), lambda ns: ns.delete("a")),
-    "delete a missing key": (lambda ns: ns.__delitem__("x"), lambda ns: ns.delete("x")),
+    "remove": (lambda ns: ns.__delitem__("a"), lambda ns: ns.remove("a")),
+    "remove a missing key": (lambda ns: ns.__delitem__("x"), lambda ns: ns.remove("x")),
     "update": (lambda ns: ns.update({"c": 3}, d=4), lambda ns: ns.update({"c": 3}, d=4)),
     "update with pairs": (lambda ns: ns.update([("c", 3)]), lambda ns: ns.update([("c", 3)])),
     "set_many": (lambda ns: ns.set_many({"c": 3, "a": 9}), lambda ns: ns.set_many({"c": 3, "a": 9})),
@@ -515,7 +515,7 @@ def test_many_tasks_at_once_lose_nothing(url: str) -> None:
                     await core.set(f"{task}:{n}", [task, n])
                     assert await core[f"{task}:{n}"] == [task, n]
                     await core.modify("total", lambda total: total + 1, default=0)
-                await core.delete(f"{task}:0")
+                await core.remove(f"{task}:0")
 
             await asyncio.gather(*[work(task) for task in range(20)])
             assert (await core["total"], await core.len()) == (200, 181)
@@ -537,7 +537,7 @@ def test_iterations_give_everything_once_and_in_order_over_many_chunks(url: str)
             assert await sorted_later(core) == await sorted_later(core.keys()) == list(items)
             assert sorted(await listed(core.values())) == list(range(5000))
             async for key, value in core.scan(prefix="k01"):
-                await core.delete(key)
+                await core.remove(key)
                 await core.set(f"z{key}", value)
             assert await core.len() == 5000
 

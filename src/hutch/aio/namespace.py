@@ -150,9 +150,6 @@ class Namespace(SyncHabits):
         """Remove `key`. Raises KeyError when missing."""
         await self._calls.write((key,), self._handle.__delitem__, key)
 
-    #: The same as `remove`.
-    delete = remove
-
     async def update(self, other: Any = (), /, **more: Any) -> None:
         """Set many items as one batch: all or none where the engine declares `atomic-batch`."""
         keys = (*other, *more) if type(other) is dict else None
