@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from hutch import Finding, Option
 from hutch.codec.pickled import Pickled
 from hutch.config import CodecConfig, StoreConfig, read_config
 from hutch.config.model import LayerConfig, NamespaceRule
-from hutch.discovery.descriptor import PluginInfo
 
 SECRET = "hunter2"
 EACH = [
@@ -25,7 +23,6 @@ EACH = [
     NamespaceRule("a*", CodecConfig("pickle", {"key": SECRET})),
     StoreConfig("redis", {"password": SECRET}, url=f"redis://me:{SECRET}@host/0", host_config={"token": SECRET}),
     read_config({"STORAGE": "redis", "STORAGE_CONFIG": {"password": SECRET}}),
-    PluginInfo("One", Path("/one.plug"), "one", None, None, "", None, ("one",), "path", False),
     Pickled(SECRET.encode()),
 ]
 each = pytest.mark.parametrize("value", EACH, ids=lambda value: type(value).__name__)

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError
@@ -16,8 +16,7 @@ from ..handlers import passes_through
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Registration:
+class Registration(NamedTuple):
     """The stored name of a class, and the functions that write (`encode`) and read (`decode`) its instances."""
 
     cls: type

@@ -11,9 +11,8 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import PluginLoadError
 from ..handlers import passes_through
@@ -28,8 +27,7 @@ _EXTRA = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"  # PEP 508
 _VERSION = r"([0-9]{1,4}(?:\.[0-9]{1,4}){0,2})(\+?)(?:-\S*)?"
 
 
-@dataclass(frozen=True)
-class PluginInfo:
+class PluginInfo(NamedTuple):
     """The description of a plugin, known before any of its code runs."""
 
     #: The name as its author writes it, 1 to 100 printable characters. Looked up without regard to case.
@@ -71,8 +69,7 @@ class PluginInfo:
         return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class BrokenPlugin:
+class BrokenPlugin(NamedTuple):
     """An unusable descriptor, folder, entry point or hook result found in a search."""
 
     #: The descriptor, or the folder that cannot be searched; for an entry point or a hook, a text that names it.

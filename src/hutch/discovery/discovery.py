@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import PluginConflictError, PluginLoadError, PluginNotFoundError, nearest
 from .descriptor import BrokenPlugin, PluginInfo, shown
@@ -12,8 +12,7 @@ from .descriptor import BrokenPlugin, PluginInfo, shown
 _MAX_LISTED = 40
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Discovery:
+class Discovery(NamedTuple):
     """The result of a search for plugins."""
 
     #: The engines.
