@@ -115,24 +115,67 @@ def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
     fill(url, core={"a": 1})
     for arguments, message in [
         (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'\n"),
-        (["get", "cor", "a"], "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n"),
-        (["keys", "cor"], "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n"),
         (["rm", "core", "b", "a", "c"], "hutch: namespace 'core' has no key 'b', 'c'\n"),
         (
             ["rm", "cor", "--all", "--yes"],
             "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n",
         ),
-        (["dump", "-n", "nobody*", "-o", "dump"], "hutch: no namespace matches 'nobody*'\n"),
     ]:
         assert hutch_("-s", url, *arguments) == Result(1, "", message)
     assert held(url, "core") == {}
 
 
-def test_looking_into_a_store_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
-    for url in ("sqlite://nowhere.db", "shelf://nowhere"):
-        assert hutch_("-s", url, "ls") == Result(0, "", "")
-        assert hutch_("-s", url, "get", "core", "k").code == 1
+def test_a_mistyped_namespace_ends_with_3_and_is_named(url: str, tmp_path: Path) -> None:
+    fill(url, core={"a": 1})
+    for arguments in [
+        ["get", "cor", "a"],
+        ["keys", "cor"],
+        ["dump", "-n", "cor"],
+        ["dump", "-n", "core", "-n", "cor", "-o", "dump"],
+    ]:
+        result = hutch_("-s", url, *arguments)
+        assert (result.code, result.out) == (3, ""), result
+        assert result.err == (
+            "hutch: there is no namespace 'cor' with items in the lmdb store. Did you mean 'core'? "
+            "`hutch ls` lists the namespaces\n"
+        )
+    result = hutch_("copy", url, "sqlite://copy.db", "-n", "cor")
+    assert (result.code, "'cor'" in result.err) == (3, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("url", ["lmdb://nowhere", "sqlite://nowhere.db", "shelf://nowhere"])
+def test_a_mistyped_path_ends_with_3_and_is_named_and_not_created(url: str, tmp_path: Path) -> None:
+    for arguments in [
+        ["ls"],
+        ["keys", "core"],
+        ["get", "core", "k"],
+        ["stats"],
+        ["check"],
+        ["check", "--repair"],
+        ["dump", "-o", "dump"],
+        ["rm", "core", "k"],
+        ["rm", "core", "--all", "--yes"],
+        ["export", "ragas-jsonl", "out"],
+    ]:
+        result = hutch_("-s", url, *arguments)
+        assert (result.code, result.out) == (3, ""), (arguments, result)
+        assert str(tmp_path / "nowhere") in result.err
+        assert result.err.count("\n") == 1
+    result = hutch_("copy", url, "sqlite://copy.db")
+    assert (result.code, str(tmp_path / "nowhere") in result.err) == (3, True)
+    # The option says the same in a URL, and the command overrides it.
+    assert hutch_("-s", f"{url}?create=true", "ls").code == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_store_without_namespaces_is_listed_as_empty(url: str, tmp_path: Path) -> None:
+    for existing in (url, "sqlite://kv.db", f"shelf://{tmp_path}"):
+        fill(existing, core={"a": 1})
+        assert hutch_("-s", existing, "rm", "core", "--all", "--yes").code == 0
+        assert hutch_("-s", existing, "ls") == Result(0, "", "")
+        assert hutch_("-s", existing, "dump").code == 0
+        assert hutch_("-s", existing, "check").code == 0
 
 
 SHOWN: list[tuple[Any, str]] = [
@@ -322,7 +365,7 @@ def test_a_dump_through_a_pipe_into_another_engine_keeps_all(url: str) -> None:
     assert held("sqlite://copy.db", "core") == items
     assert hutch_("-s", "sqlite://copy.db", "load", stdin=text.encode()).out.startswith("loaded 0 items, 4 were there")
     assert hutch_("-s", "sqlite://copy.db", "dump").out == text
-    assert hutch_("-s", url, "dump", "-n", "o*", "-n", "x").out.count("\n") == 3
+    assert hutch_("-s", url, "dump", "-n", "o*", "-n", "other").out.count("\n") == 3
 
 
 @_POSIX_ONLY
@@ -386,6 +429,7 @@ def test_a_dump_into_a_pipe_is_written_as_it_is(url: str, tmp_path: Path, name: 
 
 
 def test_files_that_cannot_be_opened_are_wrong_usage(url: str, tmp_path: Path) -> None:
+    fill(url, core={"a": 1})
     for arguments in (["load", "missing"], ["load", str(tmp_path)], ["dump", "-o", "no/such/folder/dump"]):
         result = hutch_("-s", url, *arguments)
         assert result.code == 2
@@ -452,7 +496,7 @@ def test_a_verify_that_finds_a_fault_ends_with_1_and_names_it(tmp_path: Path) ->
         "missing: key 'dropped' in namespace 'core'",
     ]
     assert result.err.startswith("hutch: of 3 items 1 are missing in DST and 1 are different.")
-    assert hutch_("copy", "lmdb://source", "lmdb://target", "-n", "nobody").code == 1
+    assert hutch_("copy", "lmdb://source", "lmdb://target", "-n", "nobody").code == 3
     refused = hutch_("-s", "lmdb://source", "copy", "lmdb://source", "lmdb://target")
     assert (refused.code, "SRC and DST" in refused.err) == (2, True)
 
@@ -557,6 +601,7 @@ def test_test_plugin_prints_one_line_per_promise_and_ends_with_1_if_one_is_broke
     ],
 )
 def test_every_error_is_one_line_with_its_exit_code(arguments: list[str], code: int, tmp_path: Path) -> None:
+    fill("lmdb://x", core={"a": 1})
     (tmp_path / "blocked").write_text("a file where a folder should be")
     (tmp_path / "foreign.db").write_bytes(b"not a database " * 1000)
     result = hutch_(*arguments)
@@ -1065,6 +1110,9 @@ def test_import_and_export_say_what_was_wrong_and_where(sample: tuple[str, str],
     assert "empty" in nothing.err
     assert "\n" not in nothing.err.strip()
     assert not Path("store").exists()
+    assert hutch_("-s", url, "export", name, "out").code == 3
+    fill(url, core={"a": 1})
+    assert hutch_("-s", url, "rm", "core", "--all", "--yes").code == 0
     assert hutch_("-s", url, "export", name, "out").code == 1
     unknown = hutch_("-s", url, "import", "dotevals", "empty")
     assert unknown.code == 2

@@ -25,6 +25,7 @@ TREE = {
     "StoreAlreadyOpenError": "StoreError",
     "StoreNotOpenError": "StoreError",
     "StoreLockedError": "StoreError",
+    "StoreMissingError": "StoreError FileNotFoundError",
     "NamespaceError": "StoreError ValueError",
     "KeyTypeError": "StoreError TypeError",
     "KeyLimitError": "StoreError ValueError",

@@ -129,12 +129,13 @@ def found(url: Any, **options: Any) -> list[tuple[str, str | None, str | None, b
 # --- findings and repairs ---
 
 
-def test_a_sound_store_has_no_findings_and_a_missing_one_is_sound_and_not_made(url: str, tmp_path: Path) -> None:
+def test_a_sound_store_has_no_findings_and_a_missing_one_is_an_error_and_not_made(url: str, tmp_path: Path) -> None:
     assert found(url) == []
     assert found(url, repair=True, salvage=tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
     assert content(url) == DATA
-    assert found(url.replace("store", "none")) == []
+    with pytest.raises(hutch.StoreMissingError, match="none"):
+        found(url.replace("store", "none"))
     assert not (tmp_path / "none").exists()
 
 

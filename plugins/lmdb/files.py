@@ -26,6 +26,17 @@ _LONGEST_KEY_BYTES = 1024 + 4
 _MAGIC = Struct("=I").pack(0xBEEFC0DE)
 
 
+def is_there(folder: Path) -> bool:
+    """Return whether `folder` holds a store, or something else under the name of its file."""
+    try:
+        status = os.lstat(folder / "data.mdb")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # opening it says what is wrong
+    return not stat.S_ISREG(status.st_mode) or status.st_size > 0
+
+
 def make_store(folder: Path, lib_version: int) -> None:
     """Create `folder` and `data.mdb`; the file is complete and flushed before it gets its name.
 

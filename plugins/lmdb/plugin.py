@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hutch import Finding, Option, StoragePluginBase, StoreError
 
+from .files import is_there
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
 from .open_files import DURABILITY
 from .registry import release, shared_environment
@@ -58,12 +59,17 @@ class LmdbPlugin(StoragePluginBase):
             help="read all pages before LMDB does, and refuse a damaged file, which can crash LMDB; 0.1 s for each "
             "100,000 keys at every connect",
         ),
+        "create": Option(bool, default=True, help="false: a store that is not there is StoreMissingError at connect"),
+        "readonly": Option(
+            bool, default=False, help="refuse every write; needs no permission to write, and never creates a store"
+        ),
     }
     capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         options = self._storage_config
+        self.must_exist(options["path"], is_there(options["path"]))
         if options["verify"]:
             from .integrity import refuse_unreadable
 

@@ -35,6 +35,7 @@ from hutch import (
     StoragePluginBase,
     ValueTypeError,
 )
+from hutch.filesystem import is_missing
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key, validate_namespace, validate_value_size
 
@@ -66,6 +67,10 @@ class ShelfPlugin(StoragePluginBase):
             maximum=86_400,
             help="how many seconds a call waits for other threads before StorageTimeoutError; 0 does not wait",
         ),
+        "create": Option(bool, default=True, help="false: a folder that is not there is StoreMissingError at connect"),
+        "readonly": Option(
+            bool, default=False, help="refuse every write; needs no permission to write, and never creates the folder"
+        ),
     }
     #: A write by a signal handler or finalizer in the middle of another write of its thread raises ConflictError.
     refuses_nested_writes = True
@@ -74,6 +79,7 @@ class ShelfPlugin(StoragePluginBase):
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         self._folder = Folder(self._storage_config["basedir"])
+        self.must_exist(self._storage_config["basedir"], not is_missing(self._folder.path))
         self.wait_s: float = self._storage_config["wait_s"]
         # The storages of `open`, until they are collected.
         self._storages: set[weakref.ref[ShelfStorage]] = set()

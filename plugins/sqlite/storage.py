@@ -21,6 +21,7 @@ from hutch import (
     StoragePluginBase,
     StoreNotOpenError,
 )
+from hutch.filesystem import is_missing
 from hutch.limits import legible, validate_key
 
 from .database import Database, change, leave_all
@@ -86,6 +87,10 @@ class SqlitePlugin(StoragePluginBase):
             help="how much of the file is mapped into memory: a third faster where it is much larger than the cache of "
             "64 MiB, but another program that cuts the file short then ends this process (SIGBUS)",
         ),
+        "create": Option(bool, default=True, help="false: a file that is not there is StoreMissingError at connect"),
+        "readonly": Option(
+            bool, default=False, help="refuse every write; needs no permission to write, and never creates the file"
+        ),
     }
     capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
 
@@ -103,6 +108,7 @@ class SqlitePlugin(StoragePluginBase):
                 "only, use memory://, or memory://NAME to share it between stores"
             )
         self._path = Path(os.path.realpath(path))
+        self.must_exist(path, not is_missing(self._path))
 
     def open(self, namespace: str) -> SqliteStorage:
         """Return a storage for `namespace`, after validating the file if it exists. Creates nothing.

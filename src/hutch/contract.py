@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Self
 
 from .codec.codec import Codec
-from .errors import CapabilityError, ConflictError
+from .errors import CapabilityError, ConflictError, StoreMissingError
 from .handlers import is_missing, passes_through
 from .keylocks import WAIT_S, run_compare_and_write
 from .limits import PLAIN_TYPES, check_result
@@ -280,6 +280,20 @@ class StoragePluginBase(ABC):
     def __init__(self, config: object = None) -> None:
         self._config = config
         self._storage_config: dict[str, Any] = read_options(config, self.OPTIONS, self.name, hints=self.OPTION_HINTS)
+
+    @property
+    def is_readonly(self) -> bool:
+        """Whether the option `readonly` is set, of an engine that declares it. Its namespaces then refuse writes."""
+        return bool(self.OPTIONS and "readonly" in self.OPTIONS and self._storage_config["readonly"])
+
+    def must_exist(self, path: os.PathLike[str], exists: bool) -> None:
+        """Raise StoreMissingError if no store exists at `path` and an option forbids to create one."""
+        if exists or (self._storage_config["create"] and not self.is_readonly):
+            return
+        raise StoreMissingError(
+            f"there is no {self.name} store at {os.fspath(path)!r}: expected an existing one. Nothing was created. "
+            "Correct the path; or, to begin a new store there, write to it without create=false and readonly=true"
+        )
 
     @property
     def name(self) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "StoreAlreadyOpenError",
     "StoreError",
     "StoreLockedError",
+    "StoreMissingError",
     "StoreNotOpenError",
     "ValueLimitError",
     "ValueTypeError",
@@ -69,6 +70,10 @@ class StoreNotOpenError(StoreError):
 
 class StoreLockedError(StoreError):
     """Another process is using a storage that only one process may use."""
+
+
+class StoreMissingError(StoreError, FileNotFoundError):
+    """There is no store at the path, and the options do not allow to create one; or no namespace of that name."""
 
 
 class NamespaceError(StoreError, ValueError):

@@ -46,6 +46,17 @@ def validate_regular_file(path: str | os.PathLike[str]) -> os.stat_result | None
     return status
 
 
+def is_missing(path: str | os.PathLike[str]) -> bool:
+    """Return whether nothing has the name `path`; False if that cannot be determined."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def refuse_link(path: str | os.PathLike[str]) -> None:
     """Raise StorageUnavailableError if `path` is a symbolic link. Accepts anything else, and a missing file."""
     with contextlib.suppress(FileNotFoundError):

@@ -15,7 +15,7 @@ from zlib import crc32
 from .codec.frame import RESIDUE
 from .config import StoreConfig, read_config
 from .contract import Finding, StorageBase, StoragePluginBase
-from .discovery.factory import PluginConfig, build, find_plugins
+from .discovery.factory import PluginConfig, build, find_plugins, without_creating
 from .discovery.foreign import open_validated
 from .discovery.load import load_factory
 from .encoded import EncodedStorage
@@ -45,10 +45,11 @@ def verify(
       removed from the store, unless it was set again meanwhile. Intact values stay, even if they cannot be read here
       because a class or a signing key is missing.
 
-    Raises what `connect` raises for a store that cannot be reached, CapabilityError for an engine that cannot list its
-    namespaces or a change to namespaces that LAYERS make read-only, OSError for the file. Damage is never raised.
+    Raises StoreMissingError for a store that does not exist, what `connect` raises for one that cannot be reached,
+    CapabilityError for an engine that cannot list its namespaces or a change to namespaces that LAYERS make read-only,
+    OSError for the file. Damage is never raised.
     """
-    settings = read_config(config)
+    settings = without_creating(read_config(config))
     if repair or salvage is not None:
         _refuse_read_only(settings)
     with _saving_to(salvage) as save:

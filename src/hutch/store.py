@@ -166,6 +166,7 @@ class Store:
         read-only. Other processes that have it open see it empty.
         """
         name = validate_namespace(namespace)
+        self._refuse_if_readonly(name)
         if layers := self.config.layers_for(name):
             from .layers.select import validate_drop
 
@@ -195,6 +196,8 @@ class Store:
         from .integrity import verify_open
 
         self._must_be_open()
+        if repair or salvage is not None:
+            self._refuse_if_readonly("*")
         return verify_open(self.name, self._factory, self.config, repair, salvage)
 
     def close(self) -> None:
@@ -272,6 +275,12 @@ class Store:
                 # Does nothing if another thread has closed it meanwhile.
                 handle.close()
 
+    def _refuse_if_readonly(self, namespace: str) -> None:
+        if is_readonly(self._factory):
+            from .layers.read_only import refusal
+
+            raise refusal(namespace, by_option=True)
+
     def _must_be_open(self) -> None:
         if not self._is_open:
             raise StoreNotOpenError("this store is closed; connect again to use it")
@@ -312,6 +321,11 @@ def refuse_copy(what: str) -> NoReturn:
     )
 
 
+def is_readonly(factory: Any) -> bool:
+    """Return whether the option `readonly` of `factory` is set; False for a factory that knows no such option."""
+    return isinstance(factory, StoragePluginBase) and factory.is_readonly
+
+
 class _Layered:
     """A factory that wraps the engine's storages in the layers that the config names."""
 
@@ -326,11 +340,15 @@ class _Layered:
             # `extend` and `map` are C code, so no signal handler can run between the return of `open` and the append.
             opened.extend(map(self._factory.open, [namespace]))
             layers = self._config.layers_for(namespace)
-            if not layers:
-                return opened[0]
-            from .layers.select import add_layers
+            if layers:
+                from .layers.select import add_layers
 
-            return add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace)
+                opened[0] = add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace)
+            if is_readonly(self._factory):
+                from .layers.read_only import ReadOnlyLayer
+
+                opened[0] = ReadOnlyLayer(opened[0], namespace, by_option=True)
+            return opened[0]
         except BaseException as error:
             if opened and passes_through(error):
                 close_interrupted(opened[0])

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import ConfigError, Store, __version__, connect
+from .. import CapabilityError, ConfigError, Store, StoreMissingError, __version__, connect
+from ..config import read_config
+from ..discovery.factory import without_creating
+from ..errors import nearest
 from .output import printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -23,9 +26,10 @@ else $HUTCH_CONFIG (a file), else LMDB in the user's data folder.
 \b
 Exit codes:
     0  done
-    1  what was asked for is not there, or a check failed
+    1  the key is not there, or a check failed
     2  wrong usage or config
-    3  the storage cannot be reached, is locked, busy or full
+    3  the store or namespace is not there; the storage cannot be reached, is
+       locked, busy or full
     4  data that cannot be read, or cannot be written as asked
   130  interrupted (Ctrl-C)
 
@@ -51,12 +55,19 @@ class Call:
         return Path(self.config) if self.config is not None else self.storage
 
     def connect(self) -> Store:
-        """Return the store that the options name. Raises what `hutch.connect` raises."""
+        """Return the store that the options name, for a command that may create it. Raises as `hutch.connect` does."""
+        return connect(self._prepared_form())
+
+    def connect_existing(self) -> Store:
+        """Return the store that the options name. Raises StoreMissingError if it does not exist; creates nothing."""
+        return connect_existing(self._prepared_form())
+
+    def _prepared_form(self) -> str | Path | None:
         form = self.config_form()
         self.import_modules()
         if form is None:
             _warn_of_unread_config()
-        return connect(form)
+        return form
 
     def import_modules(self) -> None:
         """Import the --import modules, which register types. Raises ConfigError if one cannot be imported."""
@@ -78,6 +89,22 @@ def _warn_of_unread_config() -> None:
         if Path(name).exists():
             click.echo(f"hutch: this is the default store; to use the config in this folder add: -c {name}", err=True)
             return
+
+
+def connect_existing(form: str | Path | None) -> Store:
+    """Return the store that `form` describes. Raises StoreMissingError if it does not exist; creates nothing."""
+    return connect(without_creating(read_config(form)))
+
+
+def missing_namespace(store: Store, name: str) -> StoreMissingError:
+    """Return the error for a command that reads the namespace `name`, which does not exist or has no items."""
+    try:
+        hint = nearest(name, store.namespaces())
+    except CapabilityError:
+        hint = ""
+    return StoreMissingError(
+        f"there is no namespace {name!r} with items in the {store.name} store.{hint} `hutch ls` lists the namespaces"
+    )
 
 
 pass_call = click.make_pass_decorator(Call)

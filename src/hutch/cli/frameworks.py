@@ -77,7 +77,7 @@ def export_files(call: Call, format_name: str, path: Path) -> int:
 
     Each file appears only when complete. A value that the format cannot hold is an error that names its key.
     """
-    with call.connect() as store, _with_a_name(path):
+    with call.connect_existing() as store, _with_a_name(path):
         written = _module(format_name).write(store, path)
     if not written:
         return not_there(f"the store has no data that {format_name} can hold")

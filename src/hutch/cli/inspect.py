@@ -25,7 +25,7 @@ from .output import print_json, print_line, print_table, print_value, printable
 @pass_call
 def stats(call: Call, as_json: bool) -> None:
     """Show the storage, its capabilities and its figures."""
-    with call.connect() as store:
+    with call.connect_existing() as store:
         found: dict[str, Any] = {
             "storage": store.name,
             "config": redact(store.config.source),

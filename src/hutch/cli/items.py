@@ -10,7 +10,7 @@ import click
 from .. import CorruptValueError, ValueTypeError
 from ..errors import a_or_an
 from ..transfer import from_json
-from .app import Call, hutch, json_option, not_there, pass_call, storage_options
+from .app import Call, hutch, json_option, missing_namespace, not_there, pass_call, storage_options
 from .output import print_json, print_line, print_table, print_value, printable
 
 
@@ -20,7 +20,7 @@ from .output import print_json, print_line, print_table, print_value, printable
 @pass_call
 def ls(call: Call, as_json: bool) -> None:
     """List the namespaces and their numbers of items."""
-    with call.connect() as store:
+    with call.connect_existing() as store:
         counts = []
         for name in store.namespaces():
             with store.open(name) as handle:
@@ -44,13 +44,13 @@ def keys(call: Call, namespace: str, prefix: str, limit: int | None, as_json: bo
 
     Unprintable characters are shown escaped; --json prints every key exactly.
     """
-    with call.connect() as store, store.open(namespace) as handle:
+    with call.connect_existing() as store, store.open(namespace) as handle:
         found = False
         for key in itertools.islice(handle.scan_keys(prefix), limit):
             found = True
             (print_json if as_json else print_line)(key)
         if not found and not len(handle):
-            return not_there(_no_namespace(namespace))
+            raise missing_namespace(store, namespace)
     return 0
 
 
@@ -65,12 +65,13 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
     """Print the value of KEY."""
     if text and as_json:
         raise click.UsageError("give --text or --json, not both")
-    with call.connect() as store, store.open(namespace) as handle:
+    with call.connect_existing() as store, store.open(namespace) as handle:
         try:
             value = handle[key]
         except KeyError:
-            held = len(handle)
-            return not_there(f"namespace {namespace!r} has no key {key!r}" if held else _no_namespace(namespace))
+            if not len(handle):
+                raise missing_namespace(store, namespace) from None
+            return not_there(f"namespace {namespace!r} has no key {key!r}")
     if as_json:
         try:
             print_json(value)
@@ -133,7 +134,7 @@ def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes:
     """Remove keys or, with --all, a whole namespace."""
     if everything == bool(keys):
         raise click.UsageError("give either keys or --all")
-    with call.connect() as store:
+    with call.connect_existing() as store:
         if everything:
             with store.open(namespace) as handle:
                 count = len(handle)

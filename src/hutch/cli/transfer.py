@@ -13,9 +13,10 @@ from typing import IO
 
 import click
 
-from .. import connect, transfer
+from .. import CapabilityError, Store, connect, transfer
 from ..filesystem import atomic_file
-from .app import Call, hutch, not_there, pass_call, storage_options
+from ..transfer.batches import chosen
+from .app import Call, connect_existing, hutch, missing_namespace, not_there, pass_call, storage_options
 from .output import printable
 
 _namespaces = click.option(
@@ -29,19 +30,19 @@ _OnProgress = Callable[[transfer.Progress], None]
 @_namespaces
 @storage_options
 @pass_call
-def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> int:
+def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> None:
     """Write all items as JSON lines that keep types, for `load`.
 
     If the store is in use, the dump is not a snapshot of one moment.
     """
-    with call.connect() as store, show_progress() as progress:
+    with call.connect_existing() as store, show_progress() as progress:
+        _must_match(store, globs)
         if output is None:
             sys.stdout.flush()
-            done = transfer.dump(store, sys.stdout.buffer, globs or None, progress=progress)
+            transfer.dump(store, sys.stdout.buffer, globs or None, progress=progress)
         else:
             with _whole_file(output) as out:
-                done = transfer.dump(store, out, globs or None, progress=progress)
-    return _no_namespace_matches(globs) if globs and not done.namespaces else 0
+                transfer.dump(store, out, globs or None, progress=progress)
 
 
 @hutch.command()
@@ -58,7 +59,7 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     with _opened(file) as lines, call.connect() as store, hint_to_run_again(), show_progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
     report("loaded", done)
-    return _no_namespace_matches(globs) if globs and not done.namespaces else 0
+    return not_there(f"no namespace matches {' or '.join(map(repr, globs))}") if globs and not done.namespaces else 0
 
 
 @hutch.command()
@@ -76,12 +77,11 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
     if call.config_form() is not None:
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")
     call.import_modules()
-    with connect(source) as origin, connect(target) as store:
+    with connect_existing(source) as origin, connect(target) as store:
+        _must_match(origin, globs)
         with hint_to_run_again(), show_progress() as progress:
             done = transfer.copy(origin, store, globs or None, progress=progress)
         report("copied", done)
-        if globs and not done.namespaces:
-            return _no_namespace_matches(globs)
         if not verify:
             return 0
         with show_progress() as progress:
@@ -109,8 +109,15 @@ def show_verified(found: transfer.Verified, target: str, cause: str) -> int:
     )
 
 
-def _no_namespace_matches(globs: tuple[str, ...]) -> int:
-    return not_there(f"no namespace matches {' or '.join(map(repr, globs))}")
+def _must_match(store: Store, globs: tuple[str, ...]) -> None:
+    """Raise StoreMissingError for the first glob that matches no namespace of `store`."""
+    for glob in globs:
+        try:
+            if chosen(store, [glob]):
+                continue
+        except CapabilityError:
+            return  # the transfer itself says what to do
+        raise missing_namespace(store, glob)
 
 
 @contextmanager

@@ -8,17 +8,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..codec.codec import Codec
 from ..codec.select import is_built_in, make_codec
 from ..config import CodecConfig, StoreConfig, read_config, url_path
+from ..contract import StoragePluginBase
 from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
 from ..handlers import passes_through, raised_by_handler
 from .descriptor import PluginInfo
 from .discovery import Discovery
 from .entry_points import CODECS_GROUP, HOOKS_GROUP, PLUGINS_GROUP, may_have_entry_points
-from .load import build_factory
+from .load import build_factory, load_factory
 from .search import discover
 
 
@@ -66,6 +68,17 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
             checked.codecs.make(codec)
     _check_layers(config)
     return info, build_factory(info, checked)
+
+
+def without_creating(config: StoreConfig) -> StoreConfig:
+    """Return `config` with the option `create` set to False if its engine declares that option.
+
+    Connecting to a store that is missing then raises StoreMissingError. Raises what `load_plugin` raises.
+    """
+    factory: Any = load_factory(_find_plugins(config, "").find(config.storage))
+    if not issubclass(factory, StoragePluginBase) or "create" not in (factory.OPTIONS or {}):
+        return config
+    return replace(config, options=MappingProxyType({**config.options, "create": False}))
 
 
 def make_private(config: StoreConfig) -> None:

@@ -11,8 +11,13 @@ from ..verbs import Kind
 from .layer import Layer, compile_verb
 
 
-def refusal(namespace: str) -> CapabilityError:
-    """Return the error for a write to `namespace`."""
+def refusal(namespace: str, by_option: bool = False) -> CapabilityError:
+    """Return the error for a write to `namespace`, read-only by the option `readonly` or else by its LAYERS."""
+    if by_option:
+        return CapabilityError(
+            f"namespace {namespace!r} is read-only, because its store was connected with readonly=true; nothing was "
+            "written. To write to it, connect without readonly"
+        )
     return CapabilityError(
         f"namespace {namespace!r} is configured read-only (LAYERS); to write to it, remove read-only from the config"
     )
@@ -25,13 +30,13 @@ class ReadOnlyLayer(Layer):
     fail before they start.
     """
 
-    def __init__(self, inner: StorageBase, namespace: str) -> None:
+    def __init__(self, inner: StorageBase, namespace: str, by_option: bool = False) -> None:
         super().__init__(inner)
         self.capabilities = frozenset(name for name in inner.capabilities if not name.startswith("atomic-"))
-        self._namespace = namespace
+        self._namespace, self._by_option = namespace, by_option
 
     @classmethod
     def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
         if kind in (Kind.READS, Kind.ITERATES, Kind.CLOSES):
             return super().generate(name, verb, kind)
-        return compile_verb(name, verb, "raise refusal(self._namespace)", globals())
+        return compile_verb(name, verb, "raise refusal(self._namespace, self._by_option)", globals())
