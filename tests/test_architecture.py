@@ -224,3 +224,11 @@ def test_every_public_name_has_a_docstring_and_is_where_it_says() -> None:
         if name not in {"MISSING", "__version__", "hookimpl"}:
             assert value.__doc__, name
         assert name in dir(hutch)
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_weak_container_runs_python_code_in_the_garbage_collector(file: Path) -> None:
+    """The collector runs it within any verb, and what a signal handler raises there is dropped: use `WeakRefs`."""
+    names = {name for module, names in imports_of(file) for name in [module, *names]}
+    names |= {node.attr for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
+    assert not names & {"WeakSet", "WeakValueDictionary", "WeakKeyDictionary"}

@@ -9,7 +9,10 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ import pytest
 import hutch
 from hutch.discovery import entry_points, factory
 from hutch.hooks import notify, register_hooks, unregister_hooks
-from hutch.testing.signal_points import Visit, count_points
+from hutch.testing.signal_points import Interrupt, Visit, count_points, points, raise_interrupt, run_at
 
 # The files that the interrupted call had open are closed by the collector.
 pytestmark = [
@@ -189,3 +192,48 @@ def test_whether_there_are_entry_points() -> None:
         entry_points.may_have_entry_points(entry_points.PLUGINS_GROUP)
 
     interrupt_everywhere(work)
+
+
+VALUE = [(number, {number}, date(2024, 2, 29)) for number in range(3)]
+LEFT_ALONE: dict[str, Callable[[hutch.Namespace], object]] = {
+    "get": lambda core: core["k"],
+    "set": lambda core: core.__setitem__("k", VALUE),
+    "items": lambda core: list(core.items()),
+    "update": lambda core: core.update(k=VALUE, other=VALUE),
+    "modify": lambda core: core.modify("k", lambda value: value),
+    "pop": lambda core: core.pop("gone", None),
+}
+
+
+@pytest.mark.parametrize("verb", LEFT_ALONE)
+@pytest.mark.parametrize("engine", ["memory", "sqlite", "lmdb", "shelf"])
+def test_an_exception_that_left_a_verb_is_freed_without_the_garbage_collector(
+    engine: str, verb: str, tmp_path: Path
+) -> None:
+    """In a reference cycle it would keep its stack frames, and so a closed store, until the collector runs.
+
+    The collector would then run the store's finalizer within some later verb, and Python drops what a signal handler
+    raises in a finalizer.
+    """
+    url = "memory://" if engine == "memory" else f"{engine}://{tmp_path}/state"
+    with hutch.connect(url) as store, store.open("core") as core:
+        core["k"] = VALUE
+
+        def work() -> object:
+            return LEFT_ALONE[verb](core)
+
+        places = points(work, 60)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for point in places:
+                with suppress(Interrupt):
+                    run_at(point, raise_interrupt, work)
+            gc.collect()
+            left = [item for item in gc.garbage if isinstance(item, BaseException | FrameType | TracebackType)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert left == []

@@ -9,14 +9,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from redis import exceptions as driver
 
 from hutch import StorageTimeoutError
-from hutch.fork import run_in_child
+from hutch.fork import WeakRefs, run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket, wake_up
 
@@ -279,11 +278,11 @@ def keepalive_options() -> dict[int, int]:
     return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
 
 
-_all: weakref.WeakSet[Pool] = weakref.WeakSet()
+_all: WeakRefs[Pool] = WeakRefs()
 
 
 def _after_fork_in_child() -> None:
-    for pool in list(_all):
+    for pool in _all.live():
         pool._after_fork_in_child()
 
 

@@ -17,6 +17,7 @@ from sqlite3 import Connection, Cursor
 from typing import Any
 
 from hutch import CorruptValueError, StorageTimeoutError
+from hutch.fork import WeakRefs
 from hutch.locks import FairLock, Ticket
 
 from .file import DatabaseFile, NoDataError, fetch, spoilt_by_fork
@@ -67,7 +68,8 @@ class Database:
                 database._remember(owner, user)
                 return database
         path = settings[0]
-        database = cls(settings, _write_locks.get(path) or _write_locks.setdefault(path, WriteLock(path)))
+        shared = next((one.writer.write_lock for one in _all.live() if one.path == path), None)
+        database = cls(settings, shared or WriteLock(path))
         database._remember(owner, user)
         database._register()
         return database
@@ -199,7 +201,7 @@ class Database:
 
 def leave_all(user: object, wait_s: float | None = None) -> None:
     """Remove `user` from every database that it joined; see `Database.leave`."""
-    for database in list(_all):
+    for database in _all.live():
         if database.has_user(user):
             database.leave(user, wait_s)
 
@@ -227,8 +229,7 @@ def _change_many(connection: Connection, sql: str, rows: list[tuple[object, ...]
 _registry = FairLock("the registry of SQLite files")
 # `_databases`: the databases with users, as an ordered set. `_all`: every database that may have connections.
 _databases: dict[Database, None] = {}
-_all: weakref.WeakSet[Database] = weakref.WeakSet()
-_write_locks: weakref.WeakValueDictionary[Path, WriteLock] = weakref.WeakValueDictionary()
+_all: WeakRefs[Database] = WeakRefs()
 _inherited: list[Connection] = []
 # The tickets of each forking thread in the lock queues of this module; a handler may fork during a fork.
 _fork_tickets: dict[int, list[Ticket]] = {}
@@ -238,14 +239,14 @@ def _before_fork() -> None:
     ticket = Ticket()
     _fork_tickets.setdefault(threading.get_ident(), []).append(ticket)
     _registry.enter(ticket, _REGISTRY_WAIT_S)
-    for database in list(_all):
+    for database in _all.live():
         with contextlib.suppress(StorageTimeoutError):  # the child gets an error
             database.before_fork(ticket)
 
 
 def _after_fork(after: Callable[[Database, Ticket], None]) -> None:
     ticket = _fork_tickets[threading.get_ident()].pop()
-    steps = [partial(after, database, ticket) for database in list(_all)] + [partial(_registry.leave, ticket)]
+    steps = [partial(after, database, ticket) for database in _all.live()] + [partial(_registry.leave, ticket)]
     raised: BaseException | None = None
     for step in steps:
         try:

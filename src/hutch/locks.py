@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from .errors import StorageTimeoutError
-from .fork import run_in_child
+from .fork import WeakRefs, run_in_child
 from .handlers import raised_by_handler
 
 T = TypeVar("T")
@@ -153,11 +152,11 @@ def _name_of(thread: int) -> str:
     return "a thread that has ended"
 
 
-_all: weakref.WeakSet[FairLock] = weakref.WeakSet()
+_all: WeakRefs[FairLock] = WeakRefs()
 
 
 def _after_fork_in_child() -> None:
-    for lock in list(_all):
+    for lock in _all.live():
         lock._after_fork_in_child()
 
 

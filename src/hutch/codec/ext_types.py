@@ -103,10 +103,10 @@ def pack(value: Any) -> bytes:
     try:
         return _packb(value, encode_ext, OPTIONS)
     except (TypeError, ValueError) as error:
-        traceback, raised = error.__traceback__, per_thread.raised
         # An error of ormsgpack itself has no further stack frame; one from a signal handler has.
-        if raised is None or traceback is None or traceback.tb_next is not None:
+        if per_thread.raised is None or error.__traceback__ is None or error.__traceback__.tb_next is not None:
             raise
+        raised = per_thread.raised
         per_thread.raised = raised[1]
     try:
         raise raised[0]

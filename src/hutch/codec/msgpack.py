@@ -54,9 +54,9 @@ class MsgpackFrameCodec(frame.FrameCodec):
         try:
             packed = _packb([value, _U32], encode_ext, OPTIONS)
         except (TypeError, ValueError, RecursionError) as error:
-            traceback, raised = error.__traceback__, per_thread.raised
-            if traceback is None or traceback.tb_next is not None:  # raised by a signal handler
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised by a signal handler
                 raise
+            raised = per_thread.raised
             if raised is not None:
                 per_thread.raised = raised[1]
             packed = b""  # the walk below encodes the value, or says what is wrong and where
@@ -79,9 +79,9 @@ class MsgpackFrameCodec(frame.FrameCodec):
             if crc32(data, key_crc) == _RESIDUE and data[0] == 0x92:
                 return _unpackb(data, ext_hook=decode_ext)[0]
         except (TypeError, IndexError, ValueError, RecursionError) as error:
-            traceback, raised = error.__traceback__, per_thread.raised
-            if traceback is None or traceback.tb_next is not None:  # raised by a signal handler
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised by a signal handler
                 raise
+            raised = per_thread.raised
             failure: BaseException = error
             if raised is not None:
                 failure, per_thread.raised = raised
@@ -91,7 +91,7 @@ class MsgpackFrameCodec(frame.FrameCodec):
             frame.verify(data, key_crc)
             raise _undecodable(failure)
         finally:
-            del failure
+            del failure, raised  # breaks a cycle: the traceback refers to this stack frame
 
     def body(self, data: bytes, /) -> bytes | None:
         """Return the packed value in a frame of the msgpack codec; None for a frame of another codec."""
@@ -103,16 +103,16 @@ class MsgpackFrameCodec(frame.FrameCodec):
         try:
             return _unpackb(body, ext_hook=decode_ext)
         except (TypeError, ValueError, RecursionError) as error:
-            traceback, raised = error.__traceback__, per_thread.raised
-            if traceback is None or traceback.tb_next is not None:  # raised by a signal handler
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # raised by a signal handler
                 raise
+            raised = per_thread.raised
             failure: BaseException = error
             if raised is not None:
                 failure, per_thread.raised = raised
         try:
             raise _undecodable(failure)
         finally:
-            del failure
+            del failure, raised  # breaks a cycle: the traceback refers to this stack frame
 
     def encode_many(self, values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes]:
         """Return ``list(map(encode, values, key_crcs))``, in four fifths of the time. Raises as `encode` does."""
@@ -256,21 +256,20 @@ def _decode_intact(frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any
             if residue == _RESIDUE and data[0] == 0x92
         ]
     except (TypeError, IndexError, ValueError, RecursionError) as error:
-        traceback, raised = error.__traceback__, per_thread.raised
-        inner = traceback and traceback.tb_next
-        if (
-            inner is not None and inner.tb_frame.f_code.co_name == "<listcomp>"
-        ):  # has its own stack frame in Python 3.11
+        inner = error.__traceback__ and error.__traceback__.tb_next
+        if inner is not None and inner.tb_frame.f_code.co_name == "<listcomp>":  # a stack frame in Python 3.11
             inner = inner.tb_next
         if inner is not None:  # raised by a signal handler
+            inner = None  # breaks a cycle, see below
             raise
+        raised = per_thread.raised
         failure: BaseException = error
         if raised is not None:
             failure, per_thread.raised = raised
     try:
         raise _undecodable(failure)
     finally:
-        del failure
+        del failure, raised  # breaks a cycle: the traceback refers to this stack frame
 
 
 def _undecodable(failure: BaseException) -> BaseException:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from ..encoded import EncodedStorage
-from ..fork import ForkSafeLock, run_in_child
+from ..fork import ForkSafeLock, WeakRefs, run_in_child
 from ..limits import explain_failure, validate_key
 from ..options import Option
 from ..verbs import Kind
@@ -199,11 +198,11 @@ class _CachedValues:
             del self._entries[key]
 
 
-_all: weakref.WeakSet[_CachedValues] = weakref.WeakSet()
+_all: WeakRefs[_CachedValues] = WeakRefs()
 
 
 def _after_fork_in_child() -> None:
-    for values in list(_all):
+    for values in _all.live():
         values.after_fork_in_child()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from ..errors import StorageUnavailableError
-from ..fork import ForkSafeLock, run_in_child
+from ..fork import ForkSafeLock, WeakRefs, run_in_child
 from .call import DONE, HELD, RUNNING, WAITING, Call, CallGroup
 
 #: How many seconds `close` and the end of the process wait for abandoned calls.
@@ -38,7 +37,7 @@ class WorkerPool:
         self.name = name
         self._most = threads
         self._is_shut = False
-        self._groups: weakref.WeakSet[CallGroup] = weakref.WeakSet()
+        self._groups: WeakRefs[CallGroup] = WeakRefs()
         # Reentrant, because a finalizer that runs while it is held may shut the pool down.
         self._lock = ForkSafeLock()
         self._reset()
@@ -319,20 +318,20 @@ def _passable(error: BaseException, fn: Callable[..., Any]) -> BaseException:
     return replacement
 
 
-_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_pools: WeakRefs[WorkerPool] = WeakRefs()
 
 
 def _drain_all() -> None:
     until_s = time.monotonic() + GRACE_S
-    for pool in list(_pools):
+    for pool in _pools.live():
         pool.drain(until_s)
 
 
 def _reset_after_fork() -> None:
     # In the child neither the threads nor the callers exist.
-    for pool in list(_pools):
+    for pool in _pools.live():
         pool._reset()
-        for group in list(pool._groups):
+        for group in pool._groups.live():
             group.unfinished.clear()
             group.abandoned.clear()
 
