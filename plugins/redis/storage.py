@@ -246,10 +246,6 @@ class RedisStorage(EncodedStorage):
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
         return self._listing.pages(start, stop, reverse)
 
-    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        for keys, values in self._listing.pages(start, stop, reverse):
-            yield from zip(keys, values, strict=True)
-
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         return self._listing.keys(start, stop, reverse)
 

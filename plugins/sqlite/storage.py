@@ -6,9 +6,10 @@ Keys are stored as UTF-8, so that SQLite's byte order is code point order. file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from hutch import (
     StoragePluginBase,
     StoreNotOpenError,
 )
+from hutch.encoded import chunk_sizes, decode_chunks
 from hutch.filesystem import is_missing
 from hutch.limits import legible, validate_key
 
@@ -45,9 +47,9 @@ from .statements import (
 
 # The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
+_KEY = itemgetter(0)
 # Larger than every key: no byte of UTF-8 is 0xFF.
 _AFTER_ALL_KEYS = b"\xff"
-# Start small: a caller may need only one item (popitem).
 _FIRST_CHUNK = 16
 # Larger chunks trigger the garbage collector, which costs more than fetching smaller chunks.
 _LARGEST_CHUNK = 256
@@ -254,37 +256,20 @@ class SqliteStorage(EncodedStorage):
             return self._shared.change(REMOVE_EQUAL, (number, key, old)) > 0
         return self._shared.change(REPLACE, (new, number, key, old)) > 0
 
-    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        for keys, frames in self.read_chunks(start, stop, reverse):
-            yield from zip(keys, frames, strict=True)
-
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        for rows in self._range("key, value", start, stop, reverse):
-            try:
-                keys = [name.decode() for name, _ in rows]
-            except _NOT_A_KEY:
-                # Yield the items before the damaged key.
-                for name, data in rows:
-                    yield [self._text(name)], [data]
-            else:
-                yield keys, [data for _, data in rows]
+        return decode_chunks(self._rows(start, stop, reverse, values=True), _KEY, self._text)
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        return chain.from_iterable(map(self._keys, self._range("key, x''", start, stop, reverse)))
+        chunks = decode_chunks(self._rows(start, stop, reverse, values=False), _KEY, self._text)
+        return chain.from_iterable(map(_KEY, chunks))
 
     @property
     def lock_scope(self) -> Hashable:
         return ("sqlite", self._path, self.namespace)
 
     # --- inside ---
-
-    def _keys(self, rows: list[Any]) -> Iterable[str]:
-        try:
-            return [name.decode() for name, _ in rows]
-        except _NOT_A_KEY:
-            return (self._text(name) for name, _ in rows)
 
     def _row(self, sql: str, key: str) -> Any:
         """Return the row that `sql` finds for `key`, or None: a faster `Database.row`."""
@@ -314,20 +299,21 @@ class SqliteStorage(EncodedStorage):
         # The file may only be busy: `Database.row` waits, or raises what is wrong.
         return self._shared.row(sql, parameters)
 
-    def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[list[Any]]:
-        """Yield chunks of rows of two columns, each chunk read in one transaction and never empty."""
+    def _rows(
+        self, start: str | None, stop: str | None, reverse: bool, *, values: bool
+    ) -> Iterator[tuple[Sequence[Any], Sequence[bytes]]]:
+        """Yield chunks of rows, key first, and of their values; each read in one transaction and never empty."""
         number = self._find()
         if number is None:
             return
-        sql = RANGE.format(columns, "DESC" if reverse else "ASC")
+        sql = RANGE.format("key, value" if values else "key, x''", "DESC" if reverse else "ASC")
         # A bound need not be a valid key: lone surrogates too have their place in code point order.
         low = b"" if start is None else start.encode("utf-8", "surrogatepass")
         high = _AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
-        limit = _FIRST_CHUNK
-        while True:
+        for limit in chunk_sizes(_FIRST_CHUNK, _LARGEST_CHUNK):
             rows, complete = self._shared.chunk(sql, (number, low, high), limit)
             if rows:
-                yield rows
+                yield rows, [data for _, data in rows] if values else []
             if complete:
                 return
             last: bytes = rows[-1][0]
@@ -335,7 +321,6 @@ class SqliteStorage(EncodedStorage):
                 high = last
             else:
                 low = last + b"\0"
-            limit = min(limit * 4, _LARGEST_CHUNK)
 
     def _text(self, name: bytes) -> str:
         try:
