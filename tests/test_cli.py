@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import shutil
-import signal
-import stat
 import struct
 import subprocess
 import sys
 import textwrap
-import time
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,72 +20,20 @@ import ormsgpack
 import pytest
 
 import hutch
-from hutch.cli.run import run as run_command
+from tests.cli_calls import (
+    POSIX_ONLY,
+    TIMEOUT_S,
+    Result,
+    a_place_of_its_own,
+    fill,
+    held,
+    hutch_,
+    hutch_process,
+    interrupt,
+    url,
+)
 
-_TIMEOUT_S = 60
-_POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="needs signals and terminals as POSIX has them")
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(autouse=True)
-def a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("HUTCH_"):
-            monkeypatch.delenv(name)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"lmdb://{tmp_path}/store"
-
-
-def hutch_(*arguments: str, stdin: bytes = b"") -> Result:
-    """Run the command in this process; what it prints must be UTF-8."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    given = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "stdin", given)
-        code = run_command(list(arguments))
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        assert isinstance(stream.buffer, io.BytesIO)
-        texts.append(stream.buffer.getvalue().decode())
-    return Result(code, *texts)
-
-
-def hutch_process(*arguments: str, timeout_s: float = _TIMEOUT_S, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command as users do."""
-    return subprocess.run(
-        [sys.executable, "-m", "hutch", *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=timeout_s,
-        check=False,
-        **options,
-    )
-
-
-def fill(config: Any, **namespaces: dict[str, Any]) -> None:
-    with hutch.connect(config) as store:
-        for name, items in namespaces.items():
-            with store.open(name) as handle:
-                handle.update(items)
-
-
-def held(config: Any, namespace: str) -> dict[str, Any]:
-    with hutch.connect(config) as store, store.open(namespace) as handle:
-        return dict(handle)
+__all__ = ["a_place_of_its_own", "url"]
 
 
 # --- looking ---
@@ -353,154 +296,6 @@ def test_a_type_that_the_application_registers_is_read_with_import(
     assert missing.stderr.startswith("hutch: --import nobody_has_this: ModuleNotFoundError")
 
 
-# --- moving ---
-
-
-def test_a_dump_through_a_pipe_into_another_engine_keeps_all(url: str) -> None:
-    items = {"a": {1, 2}, "b": (1, b"x"), "c": {"$": None}}
-    fill(url, core=items, other={"k": "v"})
-    text = hutch_("-s", url, "dump").out
-    loaded = hutch_("-s", "sqlite://copy.db", "load", stdin=text.encode())
-    assert loaded == Result(0, "loaded 4 items, 0 were there already; namespaces: 2\n", "")
-    assert held("sqlite://copy.db", "core") == items
-    assert hutch_("-s", "sqlite://copy.db", "load", stdin=text.encode()).out.startswith("loaded 0 items, 4 were there")
-    assert hutch_("-s", "sqlite://copy.db", "dump").out == text
-    assert hutch_("-s", url, "dump", "-n", "o*", "-n", "other").out.count("\n") == 3
-
-
-@_POSIX_ONLY
-def test_a_dump_into_a_file_appears_when_it_is_whole_and_is_private(url: str, tmp_path: Path) -> None:
-    class Unknown:
-        pass
-
-    fill(url, core={"a": 1})
-    assert hutch_("-s", url, "dump", "-o", "dump") == Result(0, "", "")
-    assert stat.S_IMODE((tmp_path / "dump").stat().st_mode) == 0o600
-    whole = (tmp_path / "dump").read_bytes()
-    pickled = {"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": str(tmp_path / "store")}, "CODEC": "pickle"}
-    (tmp_path / "p.yaml").write_text(json.dumps(pickled))
-    fill(pickled, core={"b": io.UnsupportedOperation("only pickle holds this")})
-    failed = hutch_("-c", "p.yaml", "dump", "-o", "dump")
-    assert failed.code == 4
-    assert "the value of key 'b' in namespace 'core' cannot be dumped" in failed.err
-    assert (tmp_path / "dump").read_bytes() == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"dump", "p.yaml", "store"}
-    assert hutch_("-c", "p.yaml", "get", "core", "b").out == "UnsupportedOperation('only pickle holds this')\n"
-    assert hutch_("-c", "p.yaml", "get", "core", "b", "--json").code == 4
-
-
-@_POSIX_ONLY
-@pytest.mark.parametrize("leads_to", ["victim", "nowhere"])
-def test_a_dump_into_a_link_is_refused_and_nothing_is_written(url: str, tmp_path: Path, leads_to: str) -> None:
-    fill(url, core={"a": 1})
-    (tmp_path / "victim").write_text("mine")
-    (tmp_path / "link").symlink_to(leads_to)
-    before = {path.name for path in tmp_path.iterdir()}
-    refused = hutch_("-s", url, "dump", "-o", "link")
-    assert (refused.code, refused.out) == (2, "")
-    assert f"'link' is a symbolic link to {leads_to!r}" in refused.err
-    assert (tmp_path / "victim").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == before
-
-
-@_POSIX_ONLY
-def test_a_dump_replaces_a_file_and_keeps_its_mode(url: str, tmp_path: Path) -> None:
-    fill(url, core={"a": 1})
-    (tmp_path / "dump").write_text("before")
-    (tmp_path / "dump").chmod(0o640)
-    assert hutch_("-s", url, "dump", "-o", "dump").code == 0
-    assert stat.S_IMODE((tmp_path / "dump").stat().st_mode) == 0o640
-    assert b'"core"' in (tmp_path / "dump").read_bytes()
-
-
-@_POSIX_ONLY
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "FIFO"])
-def test_a_dump_into_a_pipe_is_written_as_it_is(url: str, tmp_path: Path, name: str) -> None:
-    fill(url, core={"a": 1})
-    command = [sys.executable, "-m", "hutch", "-s", url, "dump"]
-    dumped = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
-    if name == "FIFO":
-        os.mkfifo(tmp_path / "FIFO")
-    with subprocess.Popen([*command, "-o", name], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        written = (tmp_path / name).read_bytes() if name == "FIFO" else process.stdout.read()
-        assert process.wait(_TIMEOUT_S) == 0
-    assert written == dumped
-
-
-def test_files_that_cannot_be_opened_are_wrong_usage(url: str, tmp_path: Path) -> None:
-    fill(url, core={"a": 1})
-    for arguments in (["load", "missing"], ["load", str(tmp_path)], ["dump", "-o", "no/such/folder/dump"]):
-        result = hutch_("-s", url, *arguments)
-        assert result.code == 2
-        assert result.err.count("\n") == 1
-        assert result.err.startswith("hutch: cannot ")
-
-
-def test_a_truncated_dump_is_an_error(url: str) -> None:
-    fill(url, core={"a": 1, "b": 2})
-    lines = hutch_("-s", url, "dump").out.splitlines(keepends=True)
-    result = hutch_("-s", "lmdb://other", "load", stdin="".join(lines[:-1]).encode())
-    assert result.code == 4
-    assert result.err.startswith("hutch: the dump ends after line 3 without its last line")
-    assert held("lmdb://other", "core") == {"a": 1, "b": 2}
-
-
-@pytest.mark.parametrize("target", ["lmdb://copy", "sqlite://copy.db", "shelf://copy", "redis"])
-def test_copy_moves_to_any_engine_and_verifies(target: str, url: str, request: pytest.FixtureRequest) -> None:
-    if target == "redis":
-        target = f"{request.getfixturevalue('redis_server').url}?prefix=test_cli"
-    items = {f"k{number}": {number, (number,)} for number in range(2500)}
-    fill(url, core=items, other={"a": float("nan")})
-    done = hutch_("copy", url, target, "--verify")
-    assert done == Result(
-        0,
-        "copied 2,501 items, 0 were there already; namespaces: 2\nverified 2,501 items: all equal\n",
-        "",
-    )
-    assert held(target, "core") == items
-    fill(target, core={"k0": [0], "mine": 1})
-    again = hutch_("copy", url, target, "--verify", "-n", "core")
-    assert again.out == (
-        "copied 1 items, 2,499 were there already; namespaces: 1\nverified 2,500 items: all equal; DST holds 1 more\n"
-    )
-
-
-def test_a_verify_that_finds_a_fault_ends_with_1_and_names_it(tmp_path: Path) -> None:
-    (tmp_path / "lossy").mkdir()
-    (tmp_path / "lossy" / "lossy.plug").write_text("[Core]\nName = Lossy\nModule = lossy_storage\n")
-    (tmp_path / "lossy" / "lossy_storage.py").write_text(
-        textwrap.dedent("""
-        class Storage:
-            data = {}
-            def set(self, key, value):
-                if key != "dropped":
-                    self.data[key] = 2 if key == "bent" else value
-            def get(self, key): return self.data[key]
-            def remove(self, key): del self.data[key]
-            def len(self): return len(self.data)
-            def keys(self): return list(self.data)
-            def close(self): pass
-        class LossyPlugin:
-            def __init__(self, config): pass
-            def open(self, namespace): return Storage()
-            def namespaces(self): return ["core"] if Storage.data else []
-        """)
-    )
-    (tmp_path / "lossy.yaml").write_text("STORAGE: Lossy\nEXTRA_PLUGIN_DIRS: [lossy]\n")
-    fill("lmdb://source", core={"kept": 1, "bent": 1, "dropped": 1})
-    result = hutch_("copy", "lmdb://source", "lossy.yaml", "--verify")
-    assert result.code == 1
-    assert result.out.splitlines()[1:] == [
-        "different: key 'bent' in namespace 'core'",
-        "missing: key 'dropped' in namespace 'core'",
-    ]
-    assert result.err.startswith("hutch: of 3 items 1 are missing in DST and 1 are different.")
-    assert hutch_("copy", "lmdb://source", "lmdb://target", "-n", "nobody").code == 3
-    refused = hutch_("-s", "lmdb://source", "copy", "lmdb://source", "lmdb://target")
-    assert (refused.code, "SRC and DST" in refused.err) == (2, True)
-
-
 # --- plugins and check ---
 
 
@@ -712,7 +507,7 @@ def test_help_and_version_say_what_there_is() -> None:
 def test_the_installed_command_and_the_module_are_the_same(url: str) -> None:
     program = shutil.which("hutch", path=str(Path(sys.executable).parent))
     assert program is not None
-    by_name = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    by_name = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert by_name.stdout == hutch_process("--version").stdout == f"hutch {hutch.__version__}\n"
 
 
@@ -791,7 +586,7 @@ def test_it_reads_and_writes_while_the_application_has_the_store_open(
 # --- pipes, signals, terminals ---
 
 
-@_POSIX_ONLY
+@POSIX_ONLY
 @pytest.mark.parametrize("arguments", [["keys", "core"], ["keys", "core", "--json"], ["dump"]])
 def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[str], url: str) -> None:
     fill(url, core={f"key {number:06}": "x" * 50 for number in range(20_000)})
@@ -803,7 +598,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[str], url: str)
         assert process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(_TIMEOUT_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -816,7 +611,7 @@ def test_output_that_cannot_be_written_is_an_error(arguments: list[str], url: st
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
     assert process.returncode == 3
@@ -824,69 +619,6 @@ def test_output_that_cannot_be_written_is_an_error(arguments: list[str], url: st
     assert process.stderr.count("\n") == 1
     assert os.strerror(errno.ENOSPC) in process.stderr
     assert Path("/dev/full").is_char_device()
-
-
-@_POSIX_ONLY
-@pytest.mark.usefixtures("unmeasured")
-def test_ctrl_c_during_a_copy_exits_with_130_and_a_second_run_continues(tmp_path: Path) -> None:
-    count = 150_000
-    fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(count)})
-    with (
-        hutch.connect("lmdb://copy") as store,
-        store.open("core") as copied_so_far,
-        subprocess.Popen(
-            [sys.executable, "-m", "hutch", "copy", "lmdb://big", "lmdb://copy"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
-    ):
-        wait_until(lambda: len(copied_so_far) >= 2000)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=_TIMEOUT_S)
-    assert (process.returncode, out) == (130, "")
-    assert err == ("hutch: what was written so far stays; run the same command again to continue\nhutch: interrupted\n")
-    copied = len(held("lmdb://copy", "core"))
-    assert 2000 <= copied < count
-    assert copied % 1000 == 0, "whole batches"
-    again = hutch_("copy", "lmdb://big", "lmdb://copy", "--verify")
-    assert again.out == (
-        f"copied {count - copied:,} items, {copied:,} were there already; namespaces: 1\n"
-        f"verified {count:,} items: all equal\n"
-    )
-
-
-@_POSIX_ONLY
-@pytest.mark.usefixtures("unmeasured")
-def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
-    fill("lmdb://big", core={f"{number:06}": {"n": number, "s": [number]} for number in range(60_000)})
-    before = {path.name for path in tmp_path.iterdir()}
-    with subprocess.Popen(
-        [sys.executable, "-m", "hutch", "-s", "lmdb://big", "dump", "-o", "dump"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        wait_until(lambda: any(path.name.startswith(".hutch-") and path.stat().st_size for path in tmp_path.iterdir()))
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=_TIMEOUT_S)
-    assert (process.returncode, err) == (130, "hutch: interrupted\n")
-    assert {path.name for path in tmp_path.iterdir()} == before
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Press Ctrl-C repeatedly: a signal before the process waits for input is noticed only after the next key."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    while process.poll() is None:
-        assert time.monotonic() < deadline
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -932,11 +664,11 @@ def read_terminal(ours: int, until: bytes | None = None) -> bytes:
 def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
     with terminal(*arguments, columns=columns, **environment) as (process, ours):
         seen = read_terminal(ours)
-        assert process.wait(_TIMEOUT_S) == 0, seen
+        assert process.wait(TIMEOUT_S) == 0, seen
     return seen.decode().replace("\r\n", "\n")
 
 
-@_POSIX_ONLY
+@POSIX_ONLY
 def test_a_terminal_gets_colours_and_layout_to_its_width_and_a_pipe_gets_neither(url: str) -> None:
     fill(url, core={"k": {"a": [1, 2], "b": "x" * 30}})
     wide, narrow = (on_terminal("-s", url, "get", "core", "k", columns=columns) for columns in (80, 30))
@@ -954,7 +686,7 @@ def test_a_terminal_gets_colours_and_layout_to_its_width_and_a_pipe_gets_neither
 EVIL = "\x1b]0;owned\x07\x9b31m\x1b[2J\r\n\u202e[bold red]not markup[/]:smile:\b"
 
 
-@_POSIX_ONLY
+@POSIX_ONLY
 def test_nothing_stored_reaches_a_terminal_as_an_escape_or_as_markup(url: str) -> None:
     with hutch.connect(url) as store, store.open(EVIL) as handle:
         handle[EVIL] = {EVIL: [EVIL]}
@@ -979,7 +711,7 @@ def test_nothing_stored_reaches_a_terminal_as_an_escape_or_as_markup(url: str) -
         place = [] if arguments[0] in ("copy", "-s") else ["-s", url]
         with terminal(*place, *arguments, columns=200, NO_COLOR="1") as (process, ours):
             seen = read_terminal(ours).decode()
-            process.wait(_TIMEOUT_S)
+            process.wait(TIMEOUT_S)
         for harmful in ("\x1b]", "\x07", "\x9b", "\x1b[2J", "\u202e", "\b"):
             assert harmful not in seen, arguments
         assert "not markup" in seen or arguments[0] in ("copy", "-s"), arguments
@@ -987,7 +719,7 @@ def test_nothing_stored_reaches_a_terminal_as_an_escape_or_as_markup(url: str) -
         assert ":smile:" in seen or arguments[0] in ("copy", "-s"), arguments
 
 
-@_POSIX_ONLY
+@POSIX_ONLY
 def test_rm_all_asks_on_a_terminal(url: str) -> None:
     for answer, code in ((b"n\n", 1), (b"\x03", 130), (b"y\n", 0)):
         fill(url, core={"a": 1})
@@ -998,16 +730,16 @@ def test_rm_all_asks_on_a_terminal(url: str) -> None:
             else:
                 os.write(ours, answer)
             read_terminal(ours)
-            assert process.wait(_TIMEOUT_S) == code
+            assert process.wait(TIMEOUT_S) == code
         assert held(url, "core") == ({} if code == 0 else {"a": 1})
 
 
-@_POSIX_ONLY
+@POSIX_ONLY
 def test_a_copy_on_a_terminal_shows_its_progress_and_leaves_no_trace_of_it(tmp_path: Path) -> None:
     fill("lmdb://big", core={f"{number:06}": number for number in range(30_000)})
     with terminal("copy", "lmdb://big", "lmdb://copy") as (process, ours):
         seen = read_terminal(ours).decode()
-        assert process.wait(_TIMEOUT_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
     assert "/30000" in seen
     assert "copied 30,000 items" in seen
     assert "\x1b[?25h" in seen, "the cursor is visible again"
