@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import compress
 from operator import methodcaller
 from pathlib import Path
@@ -14,7 +15,8 @@ from weakref import ref
 
 import lmdb
 
-from hutch import StorageTimeoutError, StoreError
+from hutch import StorageTimeoutError, StorageUnavailableError, StoreError
+from hutch.filesystem import flush_folder
 from hutch.handlers import raised_by_handler
 
 from .commit_queue import CommitQueue, Request, new_ticket
@@ -272,6 +274,51 @@ class Environment(OpenFiles):
             f"{self.wait_s:g} seconds; nothing was written. Find out why it takes so long, or allow a longer wait_s"
         )
 
+    # --- copies ---
+
+    def copy_to(self, folder: Path) -> None:
+        """Write a compact copy, as of one transaction, to the new folder `folder`, flushed. Raises StoreError."""
+        folder.mkdir(0o700)
+        if not self.read(partial(_copy_to, folder), False):
+            raise StorageUnavailableError(
+                f"lmdb {self.path}: nothing was stored there yet, so there is nothing to copy. Check the path"
+            )
+        (folder / "lock.mdb").unlink(missing_ok=True)
+        flush_folder(folder)
+
+    def compact(self) -> tuple[int, int]:
+        """Replace the file by a compact copy; return its bytes before and after. Raises StoreLockedError, StoreError.
+
+        Reads and writes of other threads wait. Open storages must not be used afterwards: the ids of transactions
+        start again, by which they recognise changes.
+        """
+        if not self.exists():
+            return 0, 0
+        sizes: list[int] = []
+        self._queue.run_exclusively(partial(self._compact, sizes))
+        return sizes[0], sizes[1]
+
+    def _compact(self, sizes: list[int]) -> None:
+        from .copying import replace_by_compact_copy
+
+        with self.lock.current:
+            self.pause_writer()
+            self.open_now()  # validates the files, and creates lock.mdb
+            if self._place in in_doubt:
+                self._settle([])
+            elif self._is_unflushed:
+                self.open_now().sync(True)
+            self._is_unflushed = False
+            try:
+                self.is_replacing = True
+                self._shut()
+                sizes += replace_by_compact_copy(self.path)
+            except OSError as error:
+                self._raise(error, "compacting")
+            finally:
+                self.files = None
+                self.is_replacing = self._is_paused = False
+
     def figures(self) -> dict[str, object]:
         """Return the figures that `hutch stats` shows."""
         figures: dict[str, object] = {"path": str(self.path), "durability": self.durability}
@@ -331,3 +378,10 @@ def hold_lock(held: list[Any], lock: Any, timeout_s: float) -> None:
 def release_lock(held: list[Any]) -> None:
     """Release the lock that `hold_lock` acquired."""
     held[:] = filter(None, map(methodcaller("release"), held))
+
+
+def _copy_to(folder: Path, txn: Txn) -> bool:
+    from .copying import copy_to
+
+    copy_to(txn, folder)
+    return True

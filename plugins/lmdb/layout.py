@@ -18,7 +18,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 from hutch import CorruptValueError
-from hutch.encoded import chunk_sizes
 from hutch.limits import legible
 
 if TYPE_CHECKING:
@@ -105,7 +104,9 @@ def read_chunks(
     # The bounds of all possible keys: a key has at least one byte, so `id_` alone is never a key.
     low = id_ + (start.encode() if start else b"\0")
     after = (int.from_bytes(id_, "big") + 1).to_bytes(ID_BYTES, "big") if stop is None else id_ + stop.encode()
-    for limit in chunk_sizes(_FIRST_CHUNK_ITEMS, _LARGEST_CHUNK_ITEMS if values else _LARGEST_CHUNK_KEYS):
+    # Start small: a caller may need only one item (popitem).
+    limit = _FIRST_CHUNK_ITEMS
+    while True:
         keys, data = environment.read(lambda txn: _read_chunk(txn, low, after, reverse, values, limit), _EMPTY)  # noqa: B023 - run at once
         if not keys:
             return
@@ -121,6 +122,7 @@ def read_chunks(
             after = keys[-1]
         else:
             low = keys[-1] + b"\0"
+        limit = min(limit * 8, _LARGEST_CHUNK_ITEMS if values else _LARGEST_CHUNK_KEYS)
 
 
 def _read_chunk(txn: Txn, low: bytes, after: bytes, reverse: bool, values: bool, limit: int) -> Chunk:

@@ -59,7 +59,7 @@ _DAMAGED_OPENS = 10
 _NAP_S = 100e-6
 _LARGEST_MAP_STEP = 1 << 36
 _RELATIVE_SPARE = 4
-# How long a writer assumes that the files are in place and no other process waits: looking takes 4 us.
+# How long a writer assumes that files are in place and no other process waits: looking takes 4 us.
 TRUST_S = 0.001
 # The errors of a write that did not fit; MDB_SHORT_WRITE means that a part of it was written.
 _FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "MDB_SHORT_WRITE")
@@ -96,10 +96,10 @@ class OpenFiles:
         self._opening: Opening | None = None
         # The map of lock.mdb, see `map_lock_file`.
         self._maps: list[mmap.mmap] = []
-        # Whether address space is too short for another thread's stack.
-        self._is_tight = False
+        self._is_tight = False  # whether address space is too short for another thread's stack
         # The open write transaction, if any.
         self._slot: Slot = []
+        self.is_replacing = False  # while data.mdb is replaced, no nested call may open it
         #: Whether this process has written since it last opened the files.
         self._is_unflushed = False
 
@@ -170,6 +170,10 @@ class OpenFiles:
         return self.open_now().begin(*arguments)
 
     def _open(self) -> None:
+        if self.is_replacing:
+            raise StorageUnavailableError(
+                f"lmdb {self.path}: it is being compacted; use it when that call has returned"
+            )
         # After a fork, or if the map could not be moved, it must still be the same store.
         self._must_be_in_place()
         if not self._opened:

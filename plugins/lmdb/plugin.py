@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hutch import Finding, Option, StoragePluginBase, StoreError
+from hutch import Finding, Option, StoragePluginBase, StoreError, StoreLockedError
 
 from .files import is_there
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
@@ -112,6 +112,18 @@ class LmdbPlugin(StoragePluginBase):
 
     def stats(self) -> Mapping[str, object]:
         return self._shared.figures()
+
+    def backup(self, dest: Path) -> None:
+        self._shared.copy_to(dest)
+
+    def compact(self) -> tuple[int, int]:
+        environment = self._shared
+        if len(environment.users) > 1:
+            raise StoreLockedError(
+                f"lmdb {environment.path}: another store of this process has it open, and its file can be replaced "
+                "only while none has; nothing was changed. Close the other store first"
+            )
+        return environment.compact()
 
     @classmethod
     def verify_files(cls, options: Mapping[str, Any]) -> list[Finding]:

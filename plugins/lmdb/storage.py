@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import chain
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
 import lmdb
 
 from hutch import CorruptValueError, EncodedStorage
-from hutch.encoded import decode_chunks
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, validate_key, validate_value_size
 
@@ -19,6 +17,7 @@ from .layout import (
     ID_BYTES,
     NAME,
     ZERO,
+    Chunk,
     change_count,
     decode_text,
     find_or_assign_id,
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from .slot import Slot, Txn
 
 T = TypeVar("T")
-_KEY = itemgetter(slice(ID_BYTES, None))
 # An id and a key of 1 to 1,024 bytes.
 _SHORTEST_NAME_BYTES, _LONGEST_NAME_BYTES = ID_BYTES + 1, ID_BYTES + 1024
 # The errors for a key that LMDB refuses or that is not text; TypeError also while the namespace has no id.
@@ -142,13 +140,30 @@ class LmdbStorage(EncodedStorage):
 
         return self._with_id(reading, {})
 
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        return chain.from_iterable(zip(*chunk, strict=True) for chunk in self.read_chunks(start, stop, reverse))
+
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
-    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        return self._chunks(start, stop, reverse, values=True)
+    ) -> Iterator[tuple[list[str], list[bytes]]]:
+        for keys, values in self._chunks(start, stop, reverse, values=True):
+            try:
+                names = [key[4:].decode() for key in keys]
+            except UnicodeDecodeError:
+                # Yield the items before the damaged key.
+                for key, data in zip(keys, values, strict=True):
+                    yield [self._key(key)], [data]
+            else:
+                yield names, values
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        return chain.from_iterable(map(itemgetter(0), self._chunks(start, stop, reverse, values=False)))
+        return chain.from_iterable(self._keys(keys) for keys, _ in self._chunks(start, stop, reverse, values=False))
+
+    def _keys(self, keys: list[bytes]) -> Iterable[str]:
+        try:
+            return [key[4:].decode() for key in keys]
+        except UnicodeDecodeError:
+            return map(self._key, keys)
 
     # --- writing ---
 
@@ -272,13 +287,10 @@ class LmdbStorage(EncodedStorage):
         return result
 
     def _key(self, key: bytes) -> str:
-        return decode_text(key, 0, f"a key in namespace {self.namespace!r} of the lmdb storage")
+        return decode_text(key, 4, f"a key in namespace {self.namespace!r} of the lmdb storage")
 
-    def _chunks(
-        self, start: str | None, stop: str | None, reverse: bool, *, values: bool
-    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+    def _chunks(self, start: str | None, stop: str | None, reverse: bool, *, values: bool) -> Iterator[Chunk]:
         id_ = self._with_id(lambda _, id_: id_, None)
         if id_ is None:
             return iter(())
-        chunks = read_chunks(self._environment, self.namespace, id_, (start, stop, reverse), values)
-        return decode_chunks(chunks, _KEY, self._key)
+        return read_chunks(self._environment, self.namespace, id_, (start, stop, reverse), values)

@@ -41,7 +41,7 @@ if sys.platform == "win32":
 else:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock, lockf
 
-__all__ = ["FREE", "MUTEX", "RELEASE", "WriterGate", "flock"]
+__all__ = ["FREE", "LOCK_EX", "LOCK_NB", "MUTEX", "RELEASE", "WriterGate", "flock", "lockf"]
 
 _TRY: Final = LOCK_EX | LOCK_NB
 RELEASE: Final = LOCK_UN

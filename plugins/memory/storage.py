@@ -88,6 +88,9 @@ class MemoryPlugin(StoragePluginBase):
     def namespaces(self) -> list[str]:
         return [namespace for namespace, data in self._root.copy().items() if _count(data)]
 
+    def compact(self) -> None:
+        """Do nothing: the engine has no files."""
+
     def drop(self, namespace: str) -> None:
         data = self._root.get(namespace)
         if data is not None:

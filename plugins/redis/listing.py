@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
 from hutch import CorruptValueError, StorageUnavailableError
-from hutch.encoded import chunk_sizes
 from hutch.handlers import raised_by_handler
 
 from .protocol import Argument
@@ -42,12 +41,14 @@ class Listing:
     def keys(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         """Yield each key in the range once."""
         bounds = _Bounds(start, stop, reverse)
-        for max_keys in chunk_sizes(_FIRST_KEYS, _PAGE_KEYS_ALONE):
+        max_keys = _FIRST_KEYS
+        while True:
             keys, _ = self._page(bounds, max_keys)
             yield from self._decoded(keys)
             if len(keys) < max_keys:
                 return
             bounds.continue_after(keys[-1])
+            max_keys = min(max_keys * _GROWTH, _PAGE_KEYS_ALONE)
 
     def pages(
         self, start: str | None, stop: str | None, reverse: bool

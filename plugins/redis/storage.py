@@ -129,6 +129,9 @@ class RedisPlugin(StoragePluginBase):
     def verify(self, repair: bool = False) -> Iterator[Finding]:
         return verify_store(self, repair)
 
+    def compact(self) -> None:
+        """Do nothing: the engine has no files."""
+
     def close(self) -> None:
         self.server.close()
 
@@ -245,6 +248,10 @@ class RedisStorage(EncodedStorage):
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
         return self._listing.pages(start, stop, reverse)
+
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        for keys, values in self._listing.pages(start, stop, reverse):
+            yield from zip(keys, values, strict=True)
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         return self._listing.keys(start, stop, reverse)

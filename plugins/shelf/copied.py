@@ -58,9 +58,14 @@ class CopiedDatabase(Database):
     def clear(self) -> None:
         self._replace({}, fresh=True)
 
+    def compact(self) -> None:
+        # Only one file can be replaced atomically; ndbm may have two.
+        if self._place.dialect == "gnu":
+            self._replace({key: self.get(key) for key in self.keys()}, fresh=True)
+
     def _replace(self, changes: Mapping[bytes, bytes | None], fresh: bool) -> None:
-        before = sum(map(self.contains, changes))
-        count = 0 if fresh else self._count - before + sum(value is not None for value in changes.values())
+        added = sum(value is not None for value in changes.values())
+        count = added if fresh else self._count - sum(map(self.contains, changes)) + added
         with storage_errors(self._place.base):
             db = copy_and_change(self._place, self._scratch, changes, fresh, count)
         release = self.release

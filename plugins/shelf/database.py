@@ -51,6 +51,9 @@ class Database(ABC):
     def clear(self) -> None:
         """Remove every key, atomically."""
 
+    def compact(self) -> None:  # noqa: B027 - optional
+        """Rewrite the files without free space, atomically; do nothing if the dialect has no safe way."""
+
     def close(self) -> None:
         """Release the files."""
         self.release()

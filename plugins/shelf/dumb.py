@@ -99,6 +99,17 @@ class DumbDatabase(Database):
             self._file.truncate(0)
         self._find_free()
 
+    def compact(self) -> None:
+        """Move values into free blocks before them, one atomic write each, and cut off what is free at the end."""
+        for key, (position, size) in sorted(self._index.items(), key=lambda entry: -entry[1][0]):
+            if any(start < position and blocks >= _blocks(size) for start, blocks in self._free):
+                self.write({key: self.get(key)})
+        self._write_index(self._index)
+        self._find_free()
+        with storage_errors(self._dat):
+            if self._is_disjoint:
+                self._file.truncate(min(self._end, os.fstat(self._file.fileno()).st_size))
+
     def abandon(self) -> None:
         self.release()
 

@@ -88,6 +88,19 @@ class SharedShelf:
         """Remove every key, and also the files if only one user is left."""
         self._lock.run(wait_s, self._run, self._empty)
 
+    def compact(self, wait_s: float) -> tuple[int, int]:
+        """Rewrite the files without free space; return their bytes before and after."""
+        sizes = self._lock.run(wait_s, self._run, self._write, False, self._compact, ())
+        return sizes or (0, 0)
+
+    def _compact(self, database: Database) -> tuple[int, int]:
+        before = self._size()
+        database.compact()
+        return before, self._size()
+
+    def _size(self) -> int:
+        return sum(file.stat().st_size for file in self._place.files()) if self._place is not None else 0
+
     def validate_in_place(self, wait_s: float) -> None:
         """Open the files, if they exist; raise what `write` would raise."""
         self._lock.run(wait_s, self._validate)

@@ -76,6 +76,11 @@ class SqliteDatabase(Database):
         with self._transaction():
             self._connection.execute("DELETE FROM Dict")
 
+    def compact(self) -> None:
+        with self._errors():
+            self._execute("VACUUM")
+            self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def _not_null(self, blob: bytes | None) -> bytes:
         if blob is None:  # forbidden by the table, but SQLite does not validate when it reads
             raise CorruptValueError(

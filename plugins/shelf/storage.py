@@ -23,7 +23,8 @@ import pickle
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, time
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -140,6 +141,30 @@ class ShelfPlugin(StoragePluginBase):
                         if data is not None:
                             yield namespace, _decode_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
 
+    def backup(self, dest: Path) -> None:
+        """Copy the pickles of each namespace to new files in the folder `dest`, without loading one.
+
+        Raises StoreLockedError if this or another process has a namespace open.
+        """
+        dest.mkdir(0o700)
+        copy = ShelfPlugin({"basedir": str(dest)})
+        with copy:
+            for namespace, items in groupby(self.pickles(), key=itemgetter(0)):
+                with copy.open(namespace) as storage:
+                    storage.restore_pickles({key: data for _, key, data in items})
+
+    def compact(self) -> tuple[int, int]:
+        """Rewrite the files of each namespace without free space; return their bytes before and after.
+
+        Raises StoreLockedError if another process has a namespace open.
+        """
+        before = after = 0
+        for namespace in self.namespaces():
+            with self.open(namespace) as storage:
+                sizes = storage.compact()
+            before, after = before + sizes[0], after + sizes[1]
+        return before, after
+
     def _holds(self, namespace: str, place: Place) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
         if shelf is not None and shelf.is_open():
@@ -246,6 +271,14 @@ class ShelfStorage(StorageBase):
         for key, data in pickles.items():
             validate_value_size(validate_key(key), len(data))
         self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
+
+    def restore_pickles(self, pickles: Mapping[str, bytes]) -> None:
+        """Set each key to the value of its pickle, as `set_pickles` does, also keys that Errbot alone accepts."""
+        self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
+
+    def compact(self) -> tuple[int, int]:
+        """Rewrite the files without free space; return their bytes before and after."""
+        return self._shelf.compact(self._wait_s)
 
     def _read(self, key: str) -> bytes | None:
         # Errbot may have stored a key beyond hutch's limits, so the limits are validated only for a missing key.

@@ -6,10 +6,9 @@ Keys are stored as UTF-8, so that SQLite's byte order is code point order. file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +19,13 @@ from hutch import (
     Finding,
     Option,
     StoragePluginBase,
+    StorageUnavailableError,
     StoreNotOpenError,
 )
-from hutch.encoded import chunk_sizes, decode_chunks
 from hutch.filesystem import is_missing
 from hutch.limits import legible, validate_key
 
+from .copying import backup, vacuum
 from .database import Database, change, leave_all
 from .errors import is_from_sqlite
 from .file import SYNCHRONOUS, NoDataError
@@ -47,9 +47,9 @@ from .statements import (
 
 # The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
-_KEY = itemgetter(0)
 # Larger than every key: no byte of UTF-8 is 0xFF.
 _AFTER_ALL_KEYS = b"\xff"
+# Start small: a caller may need only one item (popitem).
 _FIRST_CHUNK = 16
 # Larger chunks trigger the garbage collector, which costs more than fetching smaller chunks.
 _LARGEST_CHUNK = 256
@@ -133,6 +133,20 @@ class SqlitePlugin(StoragePluginBase):
         number = database.number_of(namespace)
         if number is not None:
             database.change(REMOVE_ALL, (number,))
+
+    def backup(self, dest: Path) -> None:
+        database = self._shared()
+        try:
+            database.read(backup, dest)
+        except NoDataError as error:
+            raise StorageUnavailableError(
+                f"{self._path}: nothing was stored there yet, so there is nothing to copy. Check the path"
+            ) from error
+
+    def compact(self) -> tuple[int, int]:
+        if not self._path.exists():
+            return 0, 0
+        return self._shared().write(vacuum, self._path)
 
     def verify(self, repair: bool = False) -> list[Finding]:
         return verify_store(self._shared(), repair)
@@ -256,20 +270,37 @@ class SqliteStorage(EncodedStorage):
             return self._shared.change(REMOVE_EQUAL, (number, key, old)) > 0
         return self._shared.change(REPLACE, (new, number, key, old)) > 0
 
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        for keys, frames in self.read_chunks(start, stop, reverse):
+            yield from zip(keys, frames, strict=True)
+
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        return decode_chunks(self._rows(start, stop, reverse, values=True), _KEY, self._text)
+        for rows in self._range("key, value", start, stop, reverse):
+            try:
+                keys = [name.decode() for name, _ in rows]
+            except _NOT_A_KEY:
+                # Yield the items before the damaged key.
+                for name, data in rows:
+                    yield [self._text(name)], [data]
+            else:
+                yield keys, [data for _, data in rows]
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        chunks = decode_chunks(self._rows(start, stop, reverse, values=False), _KEY, self._text)
-        return chain.from_iterable(map(_KEY, chunks))
+        return chain.from_iterable(map(self._keys, self._range("key, x''", start, stop, reverse)))
 
     @property
     def lock_scope(self) -> Hashable:
         return ("sqlite", self._path, self.namespace)
 
     # --- inside ---
+
+    def _keys(self, rows: list[Any]) -> Iterable[str]:
+        try:
+            return [name.decode() for name, _ in rows]
+        except _NOT_A_KEY:
+            return (self._text(name) for name, _ in rows)
 
     def _row(self, sql: str, key: str) -> Any:
         """Return the row that `sql` finds for `key`, or None: a faster `Database.row`."""
@@ -299,21 +330,20 @@ class SqliteStorage(EncodedStorage):
         # The file may only be busy: `Database.row` waits, or raises what is wrong.
         return self._shared.row(sql, parameters)
 
-    def _rows(
-        self, start: str | None, stop: str | None, reverse: bool, *, values: bool
-    ) -> Iterator[tuple[Sequence[Any], Sequence[bytes]]]:
-        """Yield chunks of rows, key first, and of their values; each read in one transaction and never empty."""
+    def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[list[Any]]:
+        """Yield chunks of rows of two columns, each chunk read in one transaction and never empty."""
         number = self._find()
         if number is None:
             return
-        sql = RANGE.format("key, value" if values else "key, x''", "DESC" if reverse else "ASC")
+        sql = RANGE.format(columns, "DESC" if reverse else "ASC")
         # A bound need not be a valid key: lone surrogates too have their place in code point order.
         low = b"" if start is None else start.encode("utf-8", "surrogatepass")
         high = _AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
-        for limit in chunk_sizes(_FIRST_CHUNK, _LARGEST_CHUNK):
+        limit = _FIRST_CHUNK
+        while True:
             rows, complete = self._shared.chunk(sql, (number, low, high), limit)
             if rows:
-                yield rows, [data for _, data in rows] if values else []
+                yield rows
             if complete:
                 return
             last: bytes = rows[-1][0]
@@ -321,6 +351,7 @@ class SqliteStorage(EncodedStorage):
                 high = last
             else:
                 low = last + b"\0"
+            limit = min(limit * 4, _LARGEST_CHUNK)
 
     def _text(self, name: bytes) -> str:
         try:

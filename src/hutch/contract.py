@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -326,6 +327,17 @@ class StoragePluginBase(ABC):
     def stats(self) -> Mapping[str, object]:
         """Return figures for `hutch stats` by name, such as sizes and versions. Never a secret."""
         return {}
+
+    def backup(self, dest: Path) -> None:
+        """Write everything, as of one moment, to the new file or folder `dest`, flushed; verify it by opening it.
+
+        Others may write meanwhile. `Store.backup` then renames `dest`, or removes it if this raises.
+        """
+        raise CapabilityError(f"the {self.name} engine has no backup of its own")
+
+    def compact(self) -> tuple[int, int] | None:
+        """Shrink the files, whole at every moment; return their bytes before and after, None if there are no files."""
+        raise CapabilityError(f"the {self.name} engine cannot compact its files")
 
     @classmethod
     def verify_files(cls, options: Mapping[str, Any]) -> Iterable[Finding]:

@@ -12,7 +12,6 @@ from .codec.frame import UnknownHeaderError
 from .codec.select import frame_codec_of
 from .contract import MISSING, StorageBase, StoragePluginBase
 from .errors import CorruptValueError
-from .handlers import raised_by_handler
 from .keylocks import run_compare_and_write
 from .limits import MAX_VALUE_BYTES, explain_failure, validate_key, validate_keys, validate_value_size
 
@@ -77,10 +76,6 @@ class EncodedStorage(StorageBase):
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         """Yield items with ``start <= key < stop`` in key order; a bound of None is open."""
-        if type(self).read_chunks is not EncodedStorage.read_chunks:
-            for keys, frames in self.read_chunks(start, stop, reverse):
-                yield from zip(keys, frames, strict=True)
-            return
         for key in self.key_range(start, stop, reverse):
             data = self.read(key)
             if data is not None:
@@ -89,10 +84,7 @@ class EncodedStorage(StorageBase):
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        """Yield the items of `read_range` in chunks (keys, bytes), each of the size that the engine reads at once.
-
-        An engine that overrides this needs no `read_range`.
-        """
+        """Yield the items of `read_range` in chunks (keys, bytes), each of the size that the engine reads at once."""
         for key, data in self.read_range(start, stop, reverse):
             yield (key,), (data,)
 
@@ -234,36 +226,6 @@ class EncodedStorage(StorageBase):
             if name is not None:
                 return self.frame_codec.written_with(name)
         return error
-
-
-def decode_chunks(
-    chunks: Iterable[tuple[Sequence[Any], Sequence[bytes]]],
-    raw_key: Callable[[Any], bytes],
-    decode_key: Callable[[bytes], str],
-) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-    """Yield `chunks` of rows and frames as decoded keys and frames; `raw_key` returns the bytes of the key in a row.
-
-    A chunk with a damaged key is yielded item by item up to that key, for which `decode_key` raises its error. The
-    frames may be missing.
-    """
-    for rows, frames in chunks:
-        try:
-            keys = list(map(bytes.decode, map(raw_key, rows)))
-        except (UnicodeDecodeError, TypeError) as error:  # TypeError: a damaged file may hold text in place of bytes
-            if raised_by_handler(error):
-                raise
-            for index, row in enumerate(rows):
-                yield [decode_key(raw_key(row))], frames[index : index + 1]
-        else:
-            yield keys, frames
-
-
-def chunk_sizes(first: int, largest: int) -> Iterator[int]:
-    """Yield the number of items to read at once, growing from `first`: a caller may need only one item (popitem)."""
-    size = first
-    while True:
-        yield size
-        size = min(size * 8, largest)
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:

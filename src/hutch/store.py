@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from .backup import StoreFiles
 from .config import StoreConfig, read_config
 from .contract import Finding, StoragePluginBase
 from .discovery.descriptor import PluginInfo
@@ -94,7 +95,7 @@ class Namespace(StoreMixin):
             self.close()
 
 
-class Store:
+class Store(StoreFiles):
     """An engine built from a config by `connect`. It opens namespaces; any thread may use it."""
 
     #: Whether the whole process shares this store because it was unpickled; `close` then does nothing.
@@ -260,6 +261,9 @@ class Store:
             self._factory_is_open = passes_through(error)
             raise
         self._factory_is_open = False
+
+    def _names_in_use(self) -> list[str]:
+        return sorted(name for name, claim in list(self._claims.items()) if not claim.ended)
 
     def _left_open(self) -> list[Namespace]:
         handles = [claim.handle() for claim in list(self._claims.values()) if claim.handle and not claim.ended]

@@ -141,20 +141,6 @@ def test_an_engine_that_takes_the_interpreter_down_costs_one_promise(few_signals
     assert len(results) > 100
 
 
-# --- codecs ---
-
-
-def test_a_codec_is_tested_by_its_descriptor_with_its_options() -> None:
-    example = Path(__file__).parents[2] / "examples" / "zlib_json"
-    slow = ["test_what_a_signal_handler_raises_comes_out_as_it_is"]
-    for target, config in ((example, None), (example / "zlib_json.plug", {"STORAGE": "memory", "CODEC": "zlib-json"})):
-        results = list(run_conformance(str(target), config, skip=slow))
-        assert "passed" in {one.outcome for one in results}
-        assert not [one for one in results if one.outcome == "failed"]
-    with pytest.raises(hutch.ConfigError, match="selects the msgpack codec, not zlib-json"):
-        list(run_conformance(str(example), {"STORAGE": "memory"}))
-
-
 # --- what run_conformance takes, and what it refuses ---
 
 FIRST = "test_set_then_get_gives_the_value"

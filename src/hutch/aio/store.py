@@ -147,6 +147,14 @@ class Store(StoreHabits):
         """Read everything in the store and return each problem; see `hutch.verify`."""
         return await self._calls.read(lambda: list(self._store.verify(repair=repair, salvage=salvage)))
 
+    async def backup(self, dest: str | os.PathLike[str]) -> None:
+        """Write a copy of the whole store, as of one moment, to the new path `dest`; see `hutch.Store.backup`."""
+        await self._calls.read(self._store.backup, dest)
+
+    async def compact(self) -> tuple[int, int] | None:
+        """Shrink the engine's files; return their bytes before and after. See `hutch.Store.compact`."""
+        return await self._calls.read(self._store.compact)
+
     async def close(self) -> None:
         """Close the engine when all running calls are done; namespaces still open are closed with a ResourceWarning.
 

@@ -118,7 +118,7 @@ def run_kit(call: Call, target: str, as_json: bool) -> int:
     """Test a plugin with the conformance kit.
 
     PATH_OR_NAME is the plugin's name, its .plug file, or the folder of that file. Prints one line
-    per promise. -s or -c gives the plugin its options; without them an engine gets a temporary folder.
+    per promise. -s or -c gives the plugin its options; without them it gets a temporary folder.
     """
     try:
         from ..testing.run import run_conformance

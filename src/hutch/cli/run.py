@@ -27,7 +27,7 @@ from .. import (
     ValueTypeError,
 )
 from ..errors import redact
-from . import frameworks, inspect, items, transfer  # noqa: F401 - each adds its commands
+from . import backup, frameworks, inspect, items, transfer  # noqa: F401 - each adds its commands
 from .app import Call, hutch
 from .output import printable
 

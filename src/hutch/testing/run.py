@@ -27,7 +27,7 @@ from .session import FRESH, Job
 _MAX_DEATHS = 3
 # Exit codes of pytest: all passed, some failed, no tests left.
 _ENDED = (0, 1, 5)
-_INI = "[pytest]\npython_classes = {}\npython_functions = test_*\nverbosity_assertions = 2\n"
+_INI = "[pytest]\npython_classes = TestPromises\npython_functions = test_*\nverbosity_assertions = 2\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def run_conformance(
     is any form that `hutch.connect` takes. In a URL or mapping, ``{fresh}`` stands for a new name per test:
     ``redis://localhost/0?prefix={fresh}``. A config without it must lead to an empty storage; data that the tests
     leave there is dropped. Without `config` the plugin gets a temporary folder as the option that takes a URL's path.
-    For a codec, only the codec and its options in `config` count. Tests named in `skip` are left out, without a result.
+    Tests named in `skip` are left out, without a result.
 
     Raises, before the first result, PluginNotFoundError, PluginConflictError, PluginLoadError, and ConfigError if the
     config selects another plugin, leads to data, or is missing but needed.
@@ -64,14 +64,8 @@ def run_conformance(
         # The caller's own pytest settings must not affect this run.
         environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
         environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
-        job = Job(
-            found.name,
-            _own_config(found, scratch) if config is None else config,
-            scratch,
-            tuple(skip),
-            found.kind == "codec",
-        )
-        Path(scratch, "pytest.ini").write_text(_INI.format("TestCodec" if job.is_codec else "TestPromises"))
+        job = Job(found.name, _own_config(found, scratch) if config is None else config, scratch, tuple(skip))
+        Path(scratch, "pytest.ini").write_text(_INI)
         yield from _results(job, environ)
 
 
@@ -79,11 +73,11 @@ def _find(target: str) -> tuple[Any, Path | None]:
     """Return the PluginInfo of `target`, and its folder if `target` is a path. Raises as `run_conformance` does."""
     path = Path(target)
     if path.suffix != ".plug" and not path.is_dir():
-        return _named(hutch.find_plugins(), target), None
+        return hutch.find_plugins().find(target), None
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
     found = hutch.find_plugins(hutch.StoreConfig("none", extra_plugin_dirs=(folder,)))
-    everything: list[Any] = [*found.plugins, *found.codecs, *found.broken]
+    everything: list[Any] = [*found.plugins, *found.broken]
     wanted = [item for item in everything if path in (item.path, item.path.parent)]
     if not wanted:
         raise hutch.PluginNotFoundError(
@@ -95,18 +89,11 @@ def _find(target: str) -> tuple[Any, Path | None]:
         )
     if reason := getattr(wanted[0], "reason", None):
         raise hutch.PluginLoadError(f"{wanted[0].path}: {reason}", path=str(wanted[0].path))
-    return _named(found, str(wanted[0].name)), folder
-
-
-def _named(found: Any, name: str) -> Any:
-    is_codec = any(codec.name.casefold() == name.casefold() for codec in found.codecs)
-    return found.find_codec(name) if is_codec else found.find(name)
+    return found.find(str(wanted[0].name)), folder
 
 
 def _own_config(found: Any, scratch: str) -> dict[str, object]:
-    """Return a config for a codec, or for an engine that needs at most a path. Raises ConfigError for any other."""
-    if found.kind == "codec":
-        return {"STORAGE": "memory", "CODEC": found.name}
+    """Return a config for an engine that needs at most a path. Raises ConfigError if it needs anything else."""
     declared: Mapping[str, hutch.Option] | None = getattr(load_factory(found), "OPTIONS", None)
     place = str(Path(scratch, FRESH))
     if declared is None:

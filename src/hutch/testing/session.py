@@ -17,10 +17,6 @@ import pytest
 
 import hutch
 
-from ..config import read_config
-from ..discovery.codecs import build_codec
-from ..discovery.descriptor import PluginInfo
-from .codec_suite import CodecSuite
 from .conformance.interrupts import SIGNALS
 from .suite import StorageSuite
 
@@ -39,7 +35,6 @@ class Job:
     config: Any
     scratch: str
     skip: tuple[str, ...]
-    is_codec: bool = False
 
     def without(self, *names: str) -> Self:
         """Return a copy that also skips the tests called `names`."""
@@ -60,24 +55,6 @@ class TestPromises(StorageSuite):
         with hutch.connect(config) as store:
             for namespace in store.namespaces():
                 store.drop(namespace)
-
-
-class TestCodec(CodecSuite):
-    @pytest.fixture
-    def codec(self, request: pytest.FixtureRequest) -> hutch.Codec:
-        info, codec = _load_codec(request.config.stash[_job])
-        type(self).unpickles = info.unpickles
-        return codec
-
-
-def _load_codec(job: Job) -> tuple[PluginInfo, hutch.Codec]:
-    config = read_config(job.config)
-    if config.codec.name.casefold() != job.name.casefold():
-        raise hutch.ConfigError(
-            f"the config selects the {config.codec.name} codec, not {job.name}, which is to be tested"
-        )
-    found = hutch.find_plugins(config)
-    return found.find_codec(job.name), build_codec(found, job.name, config.codec.options)
 
 
 def with_name(config: Any, name: str) -> Any:
@@ -122,7 +99,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """End the session if the config leads to another plugin or to existing data."""
     job = session.config.stash[_job]
     try:
-        (_load_codec if job.is_codec else _refuse_other_plugin_or_data)(job)
+        _refuse_other_plugin_or_data(job)
     except hutch.StoreError as error:
         _send(session.config, error=_public_class(error), message=str(error))
         pytest.exit("refused", returncode=2)

@@ -1,11 +1,12 @@
-"""Move data between stores: `copy`, `verify`, `dump` and `load`; and `to_json`, `from_json` for one value.
+"""Move data between stores: `backup`, `copy`, `verify`, `dump` and `load`; and `to_json`, `from_json` for one value.
 
-`copy_items` and `verify_items` take items from any source in place of a store. All functions stream and hold at most
-one batch in memory. All work while the stores are in use; each batch is then read at its own moment, and the result
-is not a snapshot. None of them ever removes anything.
+`backup` is as of one moment where the engine can do that. `copy_items` and `verify_items` take items from any source in
+place of a store. The others stream, hold at most one batch in memory, and work while the stores are in use; each batch
+is then read at its own moment, and the result is not a snapshot. None of them ever removes anything.
 """
 
 from ..codec.tagged_json import from_json, json_text, to_json, to_tagged
+from .backups import backup
 from .batches import Progress, Transferred
 from .dumps import DUMP_VERSION, dump, load
 from .stores import Difference, Verified, copy, copy_items, verify, verify_items
@@ -16,6 +17,7 @@ __all__ = [
     "Progress",
     "Transferred",
     "Verified",
+    "backup",
     "copy",
     "copy_items",
     "dump",

@@ -1,0 +1,122 @@
+"""Back up and compact a store by its engine; a backup gets its name when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .contract import StoragePluginBase
+from .errors import CapabilityError, ConfigError, StorageUnavailableError, StoreAlreadyOpenError, StoreError
+from .filesystem import flush_folder
+from .handlers import raised_by_handler
+
+# What SQLite may leave beside an unfinished file.
+_BESIDE = ("", "-journal", "-wal", "-shm")
+
+
+class StoreFiles:
+    """The methods of a `hutch.Store` that copy and shrink the engine's files."""
+
+    name: str
+    _factory: Any
+
+    def backup(self, dest: str | os.PathLike[str]) -> None:
+        """Write a copy of the whole store, as of one moment, to the new path `dest`; the same engine opens it.
+
+        Others may read and write meanwhile. `dest` appears when the copy is complete, flushed and was opened once.
+        Raises ConfigError if `dest` exists, CapabilityError if the engine has no such copy, StorageFullError.
+        """
+        self._must_be_open()
+        method = getattr(self._factory, "backup", None)
+        if method is None or getattr(type(self._factory), "backup", None) is StoragePluginBase.backup:
+            raise CapabilityError(
+                f"the {self.name} engine has no backup of its own; hutch.transfer.backup copies item by item"
+            )
+        write_whole(dest, method)
+
+    def compact(self) -> tuple[int, int] | None:
+        """Shrink the engine's files to what their data needs; return their bytes before and after.
+
+        None if the engine has no files. Raises StoreAlreadyOpenError while this store has a namespace open,
+        StoreLockedError if others have files open that must be replaced, and CapabilityError.
+        """
+        self._must_be_open()
+        if names := self._names_in_use():
+            raise StoreAlreadyOpenError(f"namespace {names[0]!r} is open in this store; close it before compact()")
+        method = getattr(self._factory, "compact", None)
+        if method is None:
+            raise CapabilityError(f"the {self.name} engine cannot compact its files")
+        sizes = method()
+        return None if sizes is None else (int(sizes[0]), int(sizes[1]))
+
+    def _must_be_open(self) -> None:
+        raise NotImplementedError
+
+    def _names_in_use(self) -> list[str]:
+        raise NotImplementedError
+
+
+def write_whole(dest: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Call ``write(path)``, which creates a file or folder, and rename that to `dest` when it is complete.
+
+    If `write` raises, nothing is left. Raises ConfigError if `dest` exists or has no folder.
+    """
+    # Not `resolve`: a link as the last part counts as existing.
+    final = Path(os.path.abspath(dest))  # noqa: PTH100
+    _must_be_new(final)
+    # The temporary name contains no part of the final one, which may be as long as a name can be.
+    unfinished = final.with_name(f".hutch-{os.urandom(8).hex()}.tmp")
+    try:
+        write(unfinished)
+        _give_name(unfinished, final)
+        flush_folder(final.parent)
+    except OSError as error:
+        _remove(unfinished)
+        if isinstance(error, StoreError) or raised_by_handler(error):
+            raise
+        raise StorageUnavailableError(
+            f"the backup {str(final)!r} cannot be written: {error.strerror or error}"
+        ) from error
+    except BaseException:
+        _remove(unfinished)
+        raise
+
+
+def _must_be_new(dest: Path) -> None:
+    if os.path.lexists(dest):
+        raise ConfigError(
+            f"backup: {str(dest)!r} exists: expected a path where nothing is, because a backup replaces nothing. "
+            "Choose another name, or move it away"
+        )
+    if not dest.parent.is_dir():
+        raise ConfigError(f"backup: the folder {str(dest.parent)!r} does not exist. Create it first")
+
+
+def _give_name(unfinished: Path, final: Path) -> None:
+    if not unfinished.is_dir():
+        # Unlike a rename, a link replaces nothing.
+        try:
+            os.link(unfinished, final)
+        except FileExistsError:
+            _must_be_new(final)
+        except OSError as error:  # a file system without links
+            if raised_by_handler(error):
+                raise
+        else:
+            unfinished.unlink()
+            return
+    _must_be_new(final)
+    unfinished.rename(final)
+
+
+def _remove(unfinished: Path) -> None:
+    if unfinished.is_dir():
+        import shutil
+
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for suffix in _BESIDE:
+        with contextlib.suppress(OSError):
+            unfinished.with_name(unfinished.name + suffix).unlink()
