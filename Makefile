@@ -62,8 +62,9 @@ bench-bridges: .venvs/errbot/ready $(FRAMEWORKS:%=.venvs/%/ready) ## measure the
 growth: .venvs/bench/ready ## measure how hutch grows, into docs/growth.md; half an hour and 20 GB of disk
 	.venvs/bench/bin/python -m benchmarks.growth
 
-docs: .venv/dev ## build the site into site/, with strict links
+docs: .venv/dev servers ## build the site into site/, with strict links, and look at each page in Chromium
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	HUTCH_SITE=$(CURDIR)/site scripts/pytest-twice $(BIN)/python tests/site
 
 servers:
 	@scripts/install-servers

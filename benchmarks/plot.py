@@ -1,113 +1,218 @@
-"""Write the two plots of docs/benchmarks.md as SVG by hand: small, and identical for identical numbers."""
+"""Draw the plots of docs/benchmarks.md and of the front page from the tables of that page, as SVG by hand.
+
+    python -m benchmarks.plot
+
+Nothing is measured: the same tables give the same files, byte for byte. A plot is 400 units wide, so that its text can
+be read on a telephone, and has colours for light and for dark pages.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
-from .comparison import Row
-from .peers import PEERS
-from .runs import Result, show
-from .worker import OPERATIONS
-
-_LEFT, _RIGHT, _TOP, _LINE, _WIDTH = 390, 30, 56, 22, 960
-# For light and dark pages.
-_STYLE = """
-  svg { background: #fff } text { font: 12px sans-serif; fill: #222 } .small { font-size: 10px; fill: #666 }
-  .head { font-size: 14px; font-weight: bold } .grid { stroke: #ddd } .one { stroke: #444 }
-  .good { fill: #1f77b4; fill-opacity: .75 } .bad { fill: #d9480f } .limit { stroke: #222; stroke-width: 2 }
+DOCS = Path(__file__).parent.parent / "docs"
+#: Of the front page: the row of the peers' table, and its name in the plot.
+SHOWN_PEERS = {
+    "diskcache.Cache": "diskcache",
+    "sqlitedict": "sqlitedict",
+    "shelve, sqlite3": "shelve (sqlite3, Python 3.13)",
+    "shelve, gnu": "shelve (gdbm)",
+}
+SHOWN_OPERATIONS = {
+    "`ns[key]`": "read a key: ns[key]",
+    "`ns[key] = v`": "write a key: ns[key] = v",
+    "`update`, 1,000": "write 1,000 keys: ns.update(...)",
+    "all items": "read all items: ns.items()",
+}
+_WIDTH, _MARGIN, _TOP = 400, 12, 60
+STYLE = """
+  text { font: 11px system-ui, sans-serif; fill: #22302d }
+  .head { font-size: 14px; font-weight: bold } .soft { fill: #51635f } .strong { font-weight: bold }
+  .grid { stroke: #d7e2de } .one { stroke: #51635f } .limit { stroke: #22302d; stroke-width: 2 }
+  .good { fill: #0f766e } .bad { fill: #c2410c } circle { fill-opacity: .75 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #dbe5e2 } .soft { fill: #9fb3ad } .grid { stroke: #2a3a36 } .one { stroke: #9fb3ad }
+    .limit { stroke: #dbe5e2 } .good { fill: #2dd4bf } .bad { fill: #fb923c }
+  }
 """
 
 
-class _Scale:
-    """A logarithmic axis from `low` to `high`."""
+def table(page: str, name: str) -> list[dict[str, str]]:
+    """Return the rows of the table that the benchmark has written as `name`: heading to cell, without emphasis."""
+    marked = re.search(rf"<!-- {name}: written by the benchmark -->\n\n(.*?)\n\n<!-- {name}: end -->", page, re.DOTALL)
+    if marked is None:
+        raise ValueError(f"the page has no table {name!r}")
+    heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in marked[1].splitlines())
+    return [{head: cell.replace("**", "") for head, cell in zip(heading, row, strict=True)} for row in rows]
 
-    def __init__(self, values: Iterable[float]) -> None:
+
+def redraw(docs: Path = DOCS) -> None:
+    """Write the plots of docs/benchmarks.md, as `drawn` returns them."""
+    images = docs / "img"
+    images.mkdir(exist_ok=True)
+    for name, text in drawn((docs / "benchmarks.md").read_text(encoding="utf-8")).items():
+        (images / name).write_text(text, encoding="utf-8")
+
+
+def drawn(page: str) -> dict[str, str]:
+    """Return each plot's text by the name of its file."""
+    return {
+        "bench-targets.svg": targets(table(page, "targets")),
+        "bench-peers.svg": peers(table(page, "peers")),
+        "front-peers.svg": front(table(page, "peers")),
+    }
+
+
+@dataclass
+class _Scale:
+    """A logarithmic axis from `low` to `high`, between two places of the plot."""
+
+    low: float
+    high: float
+    left: float = _MARGIN
+    right: float = _WIDTH - _MARGIN
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> _Scale:
         values = list(values)
-        self.low = 10 ** math.floor(math.log10(min(values, default=0.1)))
-        self.high = max(2.0, max(values, default=1.0) * 1.3)
+        return cls(10 ** math.floor(math.log10(min(values, default=0.1))), max(2.0, max(values, default=1.0) * 1.3))
 
     def at(self, value: float) -> float:
         share = math.log(value / self.low) / math.log(self.high / self.low)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+        return self.left + share * (self.right - self.left)
 
     def marks(self) -> list[float]:
         exponents = range(round(math.log10(self.low)), math.ceil(math.log10(self.high)))
-        between = {0.2, 0.5, 2.0} if self.high / self.low < 500 else {2.0}
-        return sorted({10.0**exponent for exponent in exponents} | between)
+        between = {0.2, 0.5, 2.0} if self.high / self.low < 500 else set()
+        return [mark for mark in sorted({10.0**exponent for exponent in exponents} | between) if mark <= self.high]
 
 
-def _drawing(title: str, axis: str, scale: _Scale, rows: Sequence[str], body: list[str]) -> str:
-    height = _TOP + _LINE * len(rows) + 44
-    bottom = _TOP + _LINE * len(rows)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
+def _svg(title: str, about: str, height: float, body: Sequence[str]) -> str:
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:g}" role="img">',
         f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-        f'<text class="head" x="16" y="24">{escape(title)}</text>',
+        f"<style>{STYLE}</style>",
+        f'<text class="head" x="{_MARGIN}" y="18">{escape(title)}</text>',
+        f'<text class="soft" x="{_MARGIN}" y="36">{escape(about)}</text>',
     ]
+    return "\n".join([*head, *body, "</svg>"]) + "\n"
+
+
+_ROW = 30
+
+
+def _dots(title: str, about: str, scale: _Scale, rows: dict[str, list[str]]) -> str:
+    """Return a plot with one row per name: its label, and below it what is drawn on the axis."""
+    bottom = _TOP + _ROW * len(rows)
+    body = []
     for mark in scale.marks():
-        if scale.low <= mark <= scale.high:
-            x = scale.at(mark)
-            line = "one" if mark == 1 else "grid"
-            parts.append(f'<line class="{line}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 8}" y2="{bottom}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{mark:g}</text>')
-    for number, row in enumerate(rows):
-        parts.append(f'<text x="{_LEFT - 12}" y="{_y(number) + 4}" text-anchor="end">{escape(row)}</text>')
-    parts.append(f'<text class="small" x="{_LEFT}" y="{bottom + 34}">{escape(axis)}</text>')
-    return "\n".join([*parts, *body, "</svg>"]) + "\n"
+        x = scale.at(mark)
+        kind = "one" if mark == 1 else "grid"
+        body.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        anchor = "start" if x < _MARGIN + 8 else "middle"
+        body += [f'<text class="soft" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{mark:g}</text>'
+                 for y in (_TOP - 5, bottom + 14)]  # fmt: skip
+    for number, (name, marks) in enumerate(rows.items()):
+        y = _TOP + _ROW * number
+        body.append(f'<text x="{_MARGIN}" y="{y + 12}">{escape(name)}</text>')
+        body.append(f'<g transform="translate(0 {y + 22})">{"".join(marks)}</g>')
+    return _svg(title, about, bottom + 22, body)
 
 
-def _y(row: int) -> int:
-    return _TOP + _LINE * row + _LINE // 2
-
-
-def _dot(scale: _Scale, row: int, value: float, good: bool, about: str) -> str:
+def _dot(scale: _Scale, value: float, good: bool, about: str) -> str:
     kind = "good" if good else "bad"
-    place = f'cx="{scale.at(value):.1f}" cy="{_y(row)}"'
-    return f'<circle class="{kind}" {place} r="5"><title>{escape(about)}</title></circle>'
+    return f'<circle class="{kind}" cx="{scale.at(value):.1f}" cy="0" r="5"><title>{escape(about)}</title></circle>'
 
 
-def targets(results: dict[str, Result]) -> str:
+def _ratio(cell: str) -> float | None:
+    """Return the time of hutch divided by the other's: of `1.21`, `<= 0.95` or `6.0x the speed`; None of bytes."""
+    number = re.fullmatch(r"(?:[<>]= )?([\d.]+)(x the speed)?", cell)
+    if number is None:
+        return None
+    return 1 / float(number[1]) if number[2] else float(number[1])
+
+
+def targets(rows: list[dict[str, str]]) -> str:
     """Return a plot of each target's ratio as a dot, and its limit as a bar."""
-    shown = [result for result in results.values() if not result.error and result.target.unit == "x"]
-    scale = _Scale([*(result.ratio for result in shown), *(result.target.limit for result in shown)])
-    body = []
-    for row, result in enumerate(shown):
-        target = result.target
-        x = scale.at(target.limit)
-        body.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(row) - 9}" y2="{_y(row) + 9}"/>')
-        about = f"{show(target, result.ratio)}, target {show(target, target.limit)}"
-        body.append(_dot(scale, row, result.ratio, result.ratio <= target.limit, about))
-    return _drawing(
+    shown = {}
+    for row in rows:
+        ratio, limit = _ratio(row["measured"]), _ratio(row["target"])
+        if ratio is not None and limit is not None:
+            about = f"{row['measured']}, target {row['target']}"
+            shown[row["operation"].replace("`", "")] = (ratio, limit, about)
+    scale = _Scale.of(number for ratio, limit, _ in shown.values() for number in (ratio, limit))
+    drawn_rows = {
+        name: [f'<line class="limit" x1="{scale.at(limit):.1f}" x2="{scale.at(limit):.1f}" y1="-8" y2="8"/>',
+               _dot(scale, ratio, ratio <= limit, about)]
+        for name, (ratio, limit, about) in shown.items()
+    }  # fmt: skip
+    return _dots(
         "hutch beside its yardsticks",
-        "time of hutch / time of the yardstick, logarithmic. Dot: measured (orange: missed). Bar: the target.",
+        "time of hutch / time of the yardstick; bar: target; orange: missed",
         scale,
-        [_short(result.target.operation) for result in shown],
-        body,
+        drawn_rows,
     )
 
 
-def _short(text: str) -> str:
-    text = text.replace("`", "")
-    return text if len(text) <= 52 else text[:51] + "…"
+def _ratios(row: dict[str, str]) -> dict[str, float]:
+    return {name: float(cell) for name, cell in row.items() if name not in ("peer", "beside") and cell}
 
 
-def peers(rows: dict[str, Row]) -> str:
-    """Return a plot with one line per peer and one dot per operation, named on hover."""
-    shown = [row for name, row in rows.items() if name in PEERS and row.ratios]
-    scale = _Scale(ratio for row in shown for ratio in row.ratios.values())
-    body = []
-    for number, row in enumerate(shown):
-        for operation, ratio in row.ratios.items():
-            name = OPERATIONS[operation].replace("`", "")
-            body.append(_dot(scale, number, ratio, ratio <= 1, f"{name}: {ratio:.2g}"))
-    return _drawing(
+def peers(rows: list[dict[str, str]]) -> str:
+    """Return a plot with one row per peer and one dot per operation, named on hover."""
+    scale = _Scale.of(ratio for row in rows for ratio in _ratios(row).values())
+    drawn_rows = {
+        f"{row['peer'].partition(' (')[0]}, beside {row['beside']}": [
+            _dot(scale, ratio, ratio <= 1, f"{name.replace('`', '')}: {ratio:g}")
+            for name, ratio in _ratios(row).items()
+        ]
+        for row in rows
+    }
+    return _dots(
         "hutch beside its peers, at equal durability",
-        "time of hutch / time of the peer, logarithmic; a dot an operation. Left of 1 hutch is ahead.",
+        "time of hutch / time of the peer; one dot per operation; left of 1: hutch is faster",
         scale,
-        [f"{row.store.name}  (beside {row.store.beside.removeprefix('hutch ')})" for row in shown],
-        body,
+        drawn_rows,
     )
+
+
+def front(rows: list[dict[str, str]]) -> str:
+    """Return the plot of the front page: a few operations beside a few peers, as bars from 1 to either side."""
+    found = {row["peer"].partition(" (")[0]: row for row in rows}
+    scale = _Scale(0.1, 70, left=_MARGIN + 150, right=_WIDTH - 36)
+    one, y, body = scale.at(1), 54, []
+    for operation, heading in SHOWN_OPERATIONS.items():
+        body.append(f'<text class="strong" x="{_MARGIN}" y="{y + 12}">{escape(heading)}</text>')
+        y += 19
+        for peer, name in SHOWN_PEERS.items():
+            speed = 1 / float(found[peer][operation])
+            body += _bar(scale, y, speed, name)
+            y += 17
+        y += 10
+    body.insert(0, f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="48" y2="{y - 8}"/>')
+    about = "How many times faster hutch is; orange: the peer is faster"
+    return _svg("hutch beside diskcache, sqlitedict, shelve", about, y, body)
+
+
+def _bar(scale: _Scale, y: float, speed: float, name: str) -> list[str]:
+    one, end = scale.at(1), scale.at(speed)
+    ahead = speed >= 1
+    factor = speed if ahead else 1 / speed
+    text = f"{factor:.0f}x" if factor >= 10 else f"{factor:.1f}x"
+    # The factor stands to the right of 1 if the bar goes to the left: there is nothing in its way.
+    label = end + 5 if ahead else one + 5
+    return [
+        f'<text class="soft" x="{_MARGIN}" y="{y + 11}">{escape(name)}</text>',
+        f'<rect class="{"good" if ahead else "bad"}" x="{min(one, end):.1f}" y="{y + 2}" '
+        f'width="{max(1.0, abs(end - one)):.1f}" height="11" rx="2"/>',
+        f'<text x="{label:.1f}" y="{y + 11}">{text}{"" if ahead else " slower"}</text>',
+    ]
+
+
+if __name__ == "__main__":
+    redraw()

@@ -1,4 +1,4 @@
-"""Format the measurements as the tables of docs/benchmarks.md; plot.py draws them."""
+"""Format the measurements as the tables of docs/benchmarks.md; plot.py draws the page."""
 
 from __future__ import annotations
 
@@ -40,10 +40,7 @@ def write(machine: str, results: dict[str, Result], rows: dict[str, Row]) -> Non
         if found != 1:
             raise SystemExit(f"{page} has no place for {name!r}: a pair of comments as the others have")
     page.write_text(text)
-    images = _DOCS / "img"
-    images.mkdir(exist_ok=True)
-    (images / "bench-targets.svg").write_text(plot.targets(results))
-    (images / "bench-peers.svg").write_text(plot.peers(rows))
+    plot.redraw(_DOCS)
 
 
 def machine(folder: Path) -> str:

@@ -44,7 +44,7 @@ PLOTS = {
 
 _COLOURS = {"lmdb": "#2a8fc4", "sqlite": "#dd7f22", "memory": "#3a9d6b", "dict": "#3a9d6b"}
 
-# Readable on white and on slate.
+# Readable on white and on slate. Each measurement has a file of its own: the page sets them in one column or two.
 _INK = "#80868f"
 
 
@@ -53,7 +53,7 @@ def draw(found: dict[str, Part], folder: Path) -> None:
     matplotlib.use("svg")
     plt: Any = importlib.import_module("matplotlib.pyplot")
     matplotlib.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "hutch", "font.size": 9, "axes.facecolor": "none"}
+        {"svg.fonttype": "none", "svg.hashsalt": "hutch", "font.size": 11, "axes.facecolor": "none"}
         | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,22 +61,17 @@ def draw(found: dict[str, Part], folder: Path) -> None:
         panels = [(part, what) for part, what in wanted if what in found.get(part, {})]
         if not panels:
             continue
-        figure, grid = plt.subplots(
-            math.ceil(len(panels) / 2), min(2, len(panels)), squeeze=False, layout="constrained"
-        )
-        figure.set_size_inches(8.2, 2.9 * len(grid))
-        for axes, (part, what) in zip(grid.flat, panels, strict=False):
+        for number, (part, what) in enumerate(panels, 1):
+            figure, axes = plt.subplots(layout="constrained")
+            figure.set_size_inches(4.4, 3.4)
             _draw_one(axes, found[part][what], what, along)
-        for axes in grid.flat[len(panels) :]:
-            axes.axis("off")
-        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6, frameon=False)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
-        # A tenth of a point is precise enough.
-        text = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", drawn.getvalue())
-        (folder / f"growth-{name}.svg").write_text(text, encoding="utf-8")
+            figure.legend(loc="outside lower center", ncols=2, frameon=False)
+            drawn = io.StringIO()
+            figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            plt.close(figure)
+            # A tenth of a point is precise enough.
+            text = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", drawn.getvalue())
+            (folder / f"growth-{name}-{number}.svg").write_text(text, encoding="utf-8")
 
 
 def _draw_one(axes: Any, rows: dict[str, dict[str, float]], title: str, along: str) -> None:
@@ -96,13 +91,26 @@ def _draw_one(axes: Any, rows: dict[str, dict[str, float]], title: str, along: s
         axes.set_yscale("linear")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:,g}")
+    else:
+        axes.yaxis.set_major_locator(importlib.import_module("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda number, _: _tick(number))
     if along in ("threads", "processes"):
         axes.set_xticks(places, [f"{x:.0f}" for x in places])
-    axes.set_title(title, fontsize=9)
+    else:
+        axes.xaxis.set_major_formatter(lambda number, _: _tick(number))
+    axes.set_title(title, fontsize=11)
     axes.set_xlabel(along)
     axes.minorticks_off()
     axes.grid(color=_INK, alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tick(number: float) -> str:
+    """Return 1000000 as "1M": an exponent would be too small to read on a telephone."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:g}{name}"
+    return f"{number:g}"
 
 
 def table(part: Part) -> str:
