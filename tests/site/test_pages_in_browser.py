@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ class _Site(http.server.ThreadingHTTPServer):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return one dict per page and width: what is wrong with it, by kind."""
     program = need_program(next(filter(shutil.which, _BROWSERS), _BROWSERS[0]))
     folder = tmp_path_factory.mktemp("site")
@@ -106,7 +105,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str
         finally:
             browser.terminate()
             browser.wait(30)
-    yield site.results
+    return site.results
 
 
 @pytest.mark.timeout(300)
