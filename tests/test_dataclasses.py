@@ -71,3 +71,17 @@ def test_a_finding_can_be_copied_and_pickled() -> None:
     finding = Finding("key", "not written by hutch", repaired=True)
     for same in (copy.copy(finding), copy.deepcopy(finding), pickle.loads(pickle.dumps(finding))):
         assert same == finding
+
+
+def test_a_config_can_be_converted_to_a_dict_and_copied_and_its_options_cannot_change() -> None:
+    config = read_config({"STORAGE": "redis", "STORAGE_CONFIG": {"tags": ["a"]}, "CODEC": {"name": "pickle"}})
+    shown = dataclasses.asdict(config)
+    assert shown["options"] == {"tags": ["a"]}
+    assert shown["codec"] == {"name": "pickle", "options": {}}
+    assert copy.deepcopy(config) == config
+    options: Any = config.options
+    for verb, arguments in (("update", {"a": 1}), ("pop", "tags"), ("popitem", None), ("setdefault", "a")):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            getattr(options, verb)(arguments)
+    with pytest.raises(TypeError, match="cannot be changed"):
+        options["a"] = 1

@@ -10,10 +10,10 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .config import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
+from .config.model import FrozenDict
 from .fork import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 def _config(state: dict[str, Any]) -> StoreConfig:
     """Return the config that a result of `_state` describes."""
     fields = dict(state)
-    fields["options"] = MappingProxyType(fields["options"])
+    fields["options"] = FrozenDict(fields["options"])
     fields["extra_plugin_dirs"] = tuple(fields["extra_plugin_dirs"])
     fields["codec"] = _named(CodecConfig, fields["codec"])
     fields["layers"] = tuple(_named(LayerConfig, layer) for layer in fields["layers"])
@@ -115,7 +115,7 @@ def _config(state: dict[str, Any]) -> StoreConfig:
 
 
 def _named(kind: Any, fields: dict[str, Any]) -> Any:
-    return kind(**{**fields, "options": MappingProxyType(fields["options"])})
+    return kind(**{**fields, "options": FrozenDict(fields["options"])})
 
 
 def _rule(fields: dict[str, Any]) -> NamespaceRule:

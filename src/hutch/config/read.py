@@ -13,19 +13,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 
 from ..errors import ConfigError, nearest
 from ..handlers import passes_through
 from .bounds import SUFFIXES
-from .model import CodecConfig, StoreConfig
+from .model import CodecConfig, FrozenDict, StoreConfig
 from .url import shown_name
 from .validate import KEYS, Checker
 
 # STORAGE in an Errbot config that uses hutch.bridges.errbot; its STORAGE_CONFIG is then a hutch config.
 _BRIDGE = "hutch"
 # A bot's plugins may store any picklable value, as in Errbot's own storages; msgpack is preferred where it suffices.
-_BRIDGE_CODEC = CodecConfig("pickle", MappingProxyType({"prefer": "msgpack"}))
+_BRIDGE_CODEC = CodecConfig("pickle", FrozenDict({"prefer": "msgpack"}))
 _BRIDGE_FORMS = "Expected a URL, as in {'url': 'lmdb:///srv/bot/state'}, or keys of a hutch config: " + ", ".join(KEYS)
 _FORMS = (
     "Expected a URL such as lmdb:///srv/state, the path of a .yaml or .toml file, a mapping with the key STORAGE, "
@@ -80,7 +80,7 @@ def _from_surroundings(environ: Mapping[str, str], here: Path) -> StoreConfig:
         if "://" in path:
             raise ConfigError("$HUTCH_CONFIG: expected the path of a file; a URL goes into $HUTCH_STORAGE")
         return _from_file(path, f"$HUTCH_CONFIG ({path})", environ, here)
-    options = MappingProxyType({"path": str(_data_dir(environ) / "hutch" / "store")})
+    options = FrozenDict({"path": str(_data_dir(environ) / "hutch" / "store")})
     return StoreConfig("lmdb", options, base_dir=here, source="default", private=True)
 
 
@@ -167,7 +167,7 @@ def _from_object(host: object, here: Path) -> StoreConfig:
         and "basedir" not in options
         and data_dir is not None
     ):
-        options = MappingProxyType({**options, "basedir": checker.path(data_dir, "BOT_DATA_DIR")})
+        options = FrozenDict({**options, "basedir": checker.path(data_dir, "BOT_DATA_DIR")})
     # Bots write "" or [] for "none".
     dirs = checker.dirs(bot_dirs or None, "BOT_EXTRA_STORAGE_PLUGINS_DIR")
     return replace(config, options=options, extra_plugin_dirs=config.extra_plugin_dirs + dirs, host_config=host)

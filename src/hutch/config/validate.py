@@ -6,12 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ..errors import ConfigError, a_or_an, nearest
 from .bounds import MAX_DEPTH, MAX_NODES
-from .model import CodecConfig, LayerConfig, NamespaceRule, StoreConfig
+from .model import CodecConfig, FrozenDict, LayerConfig, NamespaceRule, StoreConfig
 from .url import shown_name, split_url
 from .variables import expand, without_variables
 
@@ -65,7 +64,7 @@ class Checker:
         options.update(url_options)
         return StoreConfig(
             storage=storage,
-            options=MappingProxyType(options),
+            options=FrozenDict(options),
             url=url,
             extra_plugin_dirs=self.dirs(keys["EXTRA_PLUGIN_DIRS"], "EXTRA_PLUGIN_DIRS"),
             codec=self.default_codec if codec is None else codec,
@@ -166,7 +165,7 @@ class Checker:
             raise self._wrong(
                 place, f"expected a name such as {example}, or a mapping with 'name' and options; found {found}"
             )
-        return name, MappingProxyType(options)
+        return name, FrozenDict(options)
 
     # --- values ---
 
