@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import hutch
+from hutch.codec.frame import FrameCodec
 from hutch.discovery import entry_points
 from hutch.testing.conformance.kit import encoded
 from tests.pages import run as run_page
@@ -175,3 +176,18 @@ def test_the_command_lists_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
     program = [sys.executable, "-m", "hutch", "plugins"]
     listed = subprocess.run(program, check=True, capture_output=True, text=True).stdout
     assert "zlib-json" in listed
+
+
+def test_an_empty_body_is_refused_when_it_is_written() -> None:
+    class Empty(hutch.Codec):
+        headers = b"\x80"
+        name = "empty"
+
+        def encode(self, value: object, /) -> tuple[int, bytes]:
+            return 0x80, b""
+
+        def decode(self, header: int, body: bytes, /) -> object:
+            return None
+
+    with pytest.raises(hutch.PluginError, match="the empty codec wrote an empty body"):
+        FrameCodec(Empty(), {}).encode(None)

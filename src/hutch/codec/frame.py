@@ -96,6 +96,8 @@ class FrameCodec:
         """Return the frame of `value`. Raises ValueTypeError if decoding it would not give the same value."""
         header, body = self.codec.encode(value)
         prefix = self._headers.get(header)
+        if not body:
+            raise PluginError(f"the {self.codec.name} codec wrote an empty body, which could not be read back")
         if prefix is None:
             raise PluginError(
                 f"the {self.codec.name} codec wrote header byte 0x{header:02x}, which is not in its headers"
