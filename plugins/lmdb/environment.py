@@ -48,6 +48,9 @@ class Environment(OpenFiles):
     Readers call ``environment.begin().get(key)``, and `read` if that raises lmdb.Error.
     """
 
+    #: Whether a read may take as long as it needs.
+    reads_large_chunks = True
+
     def __init__(self, path: Path, durability: str, map_size_bytes: int, wait_s: float) -> None:
         super().__init__(path, durability, map_size_bytes)
         #: How long a write waits for other writers, in seconds.

@@ -17,6 +17,7 @@ from .pages import Damage, DataFile, UnreadableFileError
 from .slot import add_cursor
 
 if TYPE_CHECKING:
+    from .page_reader import PageEnvironment
     from .slot import Slot, Txn
 
 _META = bytes(ID_BYTES)
@@ -44,7 +45,7 @@ def unreadable(path: Path) -> Finding | None:
     return Finding("structure", f"{path} is damaged, or is not an LMDB file: {message}. Restore it from a copy")
 
 
-def structure(environment: Environment) -> list[Finding]:
+def structure(environment: Environment | PageEnvironment) -> list[Finding]:
     """Return findings about the pages of the file, as of one moment; other processes may write meanwhile."""
     path = environment.path / "data.mdb"
 
@@ -64,7 +65,7 @@ def structure(environment: Environment) -> list[Finding]:
     return [Finding("structure", f"{path} is damaged: {message}. Restore it from a copy")]
 
 
-def contents(environment: Environment, repair: bool) -> list[Finding]:
+def contents(environment: Environment | PageEnvironment, repair: bool) -> list[Finding]:
     """Return findings about names, ids, counts and keys, read in one transaction; `repair` repairs them in another."""
     nothing: list[Finding] = []
     found = environment.read(lambda txn: list(_Contents([txn]).findings(False)), nothing)
@@ -81,7 +82,7 @@ def refuse_unreadable(folder: Path) -> None:
         raise CorruptValueError(finding.message)
 
 
-def refuse_damaged(environment: Environment) -> None:
+def refuse_damaged(environment: Environment | PageEnvironment) -> None:
     """Raise CorruptValueError for the first damaged page."""
     for finding in structure(environment):
         raise CorruptValueError(f"{environment.path}: {finding.message}; run hutch check for all findings")

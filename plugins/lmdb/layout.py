@@ -22,6 +22,7 @@ from hutch.limits import legible
 
 if TYPE_CHECKING:
     from .environment import Environment
+    from .page_reader import PageEnvironment
     from .slot import Slot, Txn
 
 ID_BYTES = 4
@@ -94,7 +95,11 @@ def decode_text(key: bytes, start: int, what: str) -> str:
 
 
 def read_chunks(
-    environment: Environment, namespace: str, id_: bytes, bounds: tuple[str | None, str | None, bool], values: bool
+    environment: Environment | PageEnvironment,
+    namespace: str,
+    id_: bytes,
+    bounds: tuple[str | None, str | None, bool],
+    values: bool,
 ) -> Iterator[Chunk]:
     """Yield the range `bounds` (start, stop, reverse) in chunks of bounded size.
 
@@ -122,7 +127,8 @@ def read_chunks(
             after = keys[-1]
         else:
             low = keys[-1] + b"\0"
-        limit = min(limit * 8, _LARGEST_CHUNK_ITEMS if values else _LARGEST_CHUNK_KEYS)
+        if environment.reads_large_chunks:
+            limit = min(limit * 8, _LARGEST_CHUNK_ITEMS if values else _LARGEST_CHUNK_KEYS)
 
 
 def _read_chunk(txn: Txn, low: bytes, after: bytes, reverse: bool, values: bool, limit: int) -> Chunk:

@@ -22,25 +22,25 @@ from typing import Any, Self
 
 from hutch.filesystem import open_existing
 
-_HEADER = Struct("=QQHHHH")  # page, transaction, pad, flags, lower, upper (a large value: pages in place of both)
-_NODE = Struct("=HHHH")  # low and high part of a size (in a branch, with the flags: of the child), flags, key's size
-_LARGE = Struct("=QQQ")  # where a large value lies: first page, transaction, pages
-_META = Struct("=IIQQ")  # magic, version, address, size of the map
-_TREE = Struct("=IHHQQQQQ")  # pad, flags, depth, branches, leaves, pages of large values, entries, root
-_TAIL = Struct("=QQ")  # last page, transaction
-_HEADER_BYTES = _HEADER.size
-_HEAD_BYTES = _HEADER_BYTES + _META.size + 2 * _TREE.size + _TAIL.size
+HEADER = Struct("=QQHHHH")  # page, transaction, pad, flags, lower, upper (a large value: pages in place of both)
+NODE = Struct("=HHHH")  # low and high part of a size (in a branch, with the flags: of the child), flags, key's size
+LARGE = Struct("=QQQ")  # where a large value lies: first page, transaction, pages
+META = Struct("=IIQQ")  # magic, version, address, size of the map
+TREE = Struct("=IHHQQQQQ")  # pad, flags, depth, branches, leaves, pages of large values, entries, root
+TAIL = Struct("=QQ")  # last page, transaction
+HEADER_BYTES = HEADER.size
+HEAD_BYTES = HEADER_BYTES + META.size + 2 * TREE.size + TAIL.size
 
-_MAGIC, _VERSION = 0xBEEFC0DE, 3
-_BRANCH, _LEAF, _OVERFLOW, _IS_META = 1, 2, 4, 8
-_IS_LARGE = 1
-_HEADERS = 2
-_NO_ROOT = (1 << 64) - 1
-_DEEPEST = 32
-_PAGE_SIZES = {1 << power for power in range(9, 17)}
+MAGIC, VERSION = 0xBEEFC0DE, 3
+BRANCH, LEAF, OVERFLOW, IS_META = 1, 2, 4, 8
+IS_LARGE = 1
+HEADERS = 2
+NO_ROOT = (1 << 64) - 1
+DEEPEST = 32
+PAGE_SIZES = {1 << power for power in range(9, 17)}
 # A damaged header may claim any number of pages; at most this many beyond the end of the file are accepted.
 _LARGEST_TAIL = 1 << 20
-_NUMBERS = 0x08  # the keys of the tree are numbers
+NUMBERS = 0x08  # the keys of the tree are numbers
 _MOST_DAMAGE = 100
 
 
@@ -128,8 +128,8 @@ class DataFile:
         # Unused pages are known only if both trees could be walked to the end.
         if not self.damage:
             for text, wrong in (("neither in use nor free", 0), ("used twice", 2)):
-                if found := uses.count(wrong, _HEADERS):
-                    page = uses.index(wrong, _HEADERS)
+                if found := uses.count(wrong, HEADERS):
+                    page = uses.index(wrong, HEADERS)
                     self.damage.append(Damage(f"{found:,} pages are {text}, the first of them page {page}"))
         return self.damage
 
@@ -141,7 +141,7 @@ class DataFile:
         """Return the bytes of a value that `items` yielded."""
         if isinstance(value, bytes):
             return value
-        return self._read(value.page * self.page_bytes + _HEADER_BYTES, value.size)
+        return self._read(value.page * self.page_bytes + HEADER_BYTES, value.size)
 
     # --- the two headers ---
 
@@ -163,23 +163,23 @@ class DataFile:
                 break
         else:
             raise UnreadableFileError(f"it has no header of transaction {txn_id}")
-        if not _HEADERS <= self.pages <= self.size // self.page_bytes + _LARGEST_TAIL:
+        if not HEADERS <= self.pages <= self.size // self.page_bytes + _LARGEST_TAIL:
             raise UnreadableFileError(f"its header says that it has {self.pages:,} pages; it has {self.size:,} bytes")
 
     def _header(self, number: int) -> tuple[int, int, int, _Tree, _Tree]:
         """Return page size, number of pages, transaction id, the tree of free pages and the main tree."""
-        data = self._read(number * self.page_bytes, _HEAD_BYTES)
-        if len(data) < _HEAD_BYTES:
+        data = self._read(number * self.page_bytes, HEAD_BYTES)
+        if len(data) < HEAD_BYTES:
             raise UnreadableFileError(f"it has {self.size:,} bytes, too few for its headers")
-        page, _, _, flags, _, _ = _HEADER.unpack_from(data)
-        magic, version, _, _ = _META.unpack_from(data, _HEADER_BYTES)
-        at = _HEADER_BYTES + _META.size
-        free, main = _TREE.unpack_from(data, at), _TREE.unpack_from(data, at + _TREE.size)
-        last_page, txn_id = _TAIL.unpack_from(data, at + 2 * _TREE.size)
-        if (magic, version, page, flags) != (_MAGIC, _VERSION, number, _IS_META):
+        page, _, _, flags, _, _ = HEADER.unpack_from(data)
+        magic, version, _, _ = META.unpack_from(data, HEADER_BYTES)
+        at = HEADER_BYTES + META.size
+        free, main = TREE.unpack_from(data, at), TREE.unpack_from(data, at + TREE.size)
+        last_page, txn_id = TAIL.unpack_from(data, at + 2 * TREE.size)
+        if (magic, version, page, flags) != (MAGIC, VERSION, number, IS_META):
             raise UnreadableFileError(f"its header {number} is damaged, or not that of an LMDB 1.0 file")
         # In the free tree, `pad` is the page size, and the flags say that its keys are numbers.
-        if free[0] not in _PAGE_SIZES or free[1] != _NUMBERS or main[:2] != (0, 0):
+        if free[0] not in PAGE_SIZES or free[1] != NUMBERS or main[:2] != (0, 0):
             raise UnreadableFileError(f"its header {number} is damaged")
         return free[0], last_page + 1, txn_id, _Tree("free", *free[2:]), _Tree("main", *main[2:])
 
@@ -195,7 +195,7 @@ class DataFile:
                 self.damage.append(Damage("a record of free pages is damaged"))
                 continue
             listed = unpack_from(f"={count}Q", data, 8)
-            if any(a <= b for a, b in pairwise((self.pages, *listed, _HEADERS - 1))):
+            if any(a <= b for a, b in pairwise((self.pages, *listed, HEADERS - 1))):
                 self.damage.append(Damage("a record of free pages lists impossible pages"))
                 continue
             for page in listed:
@@ -204,7 +204,7 @@ class DataFile:
 
     def _walk(self, tree: _Tree, used: bytearray) -> Iterator[tuple[bytes, bytes | Large]]:
         """Yield the items of `tree` in key order, and mark its pages in `used`."""
-        if tree.depth > _DEEPEST or (tree.root == _NO_ROOT) != (tree.depth == 0):
+        if tree.depth > DEEPEST or (tree.root == NO_ROOT) != (tree.depth == 0):
             self.damage.append(Damage(f"the depth of the {tree.name} tree is impossible"))
             return
         branches = leaves = large = entries = 0
@@ -215,7 +215,7 @@ class DataFile:
         while ways and len(self.damage) < _MOST_DAMAGE:
             number, depth, first, after = ways.pop()
             try:
-                page = self._page(number, _BRANCH if depth < tree.depth else _LEAF, used)
+                page = self._page(number, BRANCH if depth < tree.depth else LEAF, used)
                 nodes = self._nodes(page, tree, depth < tree.depth, first, after)
                 if depth < tree.depth:
                     branches += 1
@@ -248,7 +248,7 @@ class DataFile:
 
     def _page(self, number: int, kind: int, used: bytearray, count: int = 1) -> bytes:
         """Return page `number`, the first of `count`. Raises _DamagedPageError if it is in use or not of `kind`."""
-        if not _HEADERS <= number <= number + count <= self.pages:
+        if not HEADERS <= number <= number + count <= self.pages:
             raise _DamagedPageError("is out of range")
         if (number + count) * self.page_bytes > self.size:
             raise _DamagedPageError("lies beyond the end of the file")
@@ -258,7 +258,7 @@ class DataFile:
         page = self._read(number * self.page_bytes, self.page_bytes)
         if len(page) < self.page_bytes:
             raise _DamagedPageError("lies beyond the end of the file")
-        own, txn_id, _, flags, _, _ = _HEADER.unpack_from(page)
+        own, txn_id, _, flags, _, _ = HEADER.unpack_from(page)
         if own != number or flags != kind or txn_id > self._txn_id:
             raise _DamagedPageError("is not the page that belongs there")
         return page
@@ -267,32 +267,32 @@ class DataFile:
         self, page: bytes, tree: _Tree, is_branch: bool, first: bytes | None, after: bytes | None
     ) -> list[_Node]:
         """Return the nodes of a branch or leaf; all keys must lie in ``first <= key < after``."""
-        _, _, _, _, lower, upper = _HEADER.unpack_from(page)
+        _, _, _, _, lower, upper = HEADER.unpack_from(page)
         # Offsets within a page are relative to the end of its header.
-        room = self.page_bytes - _HEADER_BYTES
+        room = self.page_bytes - HEADER_BYTES
         count = lower // 2
         fewest = 2 if is_branch and tree.name == "main" else 1
         if lower % 2 or not lower <= upper <= room or count < fewest:
             raise _DamagedPageError("has a damaged header")
         nodes: list[_Node] = []
         filled = 0
-        for offset in unpack_from(f"={count}H", page, _HEADER_BYTES):
-            at = offset + _HEADER_BYTES
-            if not upper <= offset <= room - _NODE.size:
+        for offset in unpack_from(f"={count}H", page, HEADER_BYTES):
+            at = offset + HEADER_BYTES
+            if not upper <= offset <= room - NODE.size:
                 raise _DamagedPageError("has an item outside itself")
-            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
-            at += _NODE.size
+            low, high, flags, key_bytes = NODE.unpack_from(page, at)
+            at += NODE.size
             begins = at + key_bytes
             if is_branch:
                 ends = begins
             else:
                 begins += key_bytes % 2
-                if flags not in (0, _IS_LARGE):
+                if flags not in (0, IS_LARGE):
                     raise _DamagedPageError("has an item of an unknown kind")
-                ends = begins + (_LARGE.size if flags else low | high << 16)
+                ends = begins + (LARGE.size if flags else low | high << 16)
             if ends > self.page_bytes:
                 raise _DamagedPageError("has an item that is longer than itself")
-            filled += (ends - at + _NODE.size + 1) & ~1
+            filled += (ends - at + NODE.size + 1) & ~1
             nodes.append((page[at : at + key_bytes], low, high, flags, begins))
         if filled != room - upper:
             raise _DamagedPageError("has items whose sizes do not fit it")
@@ -308,11 +308,11 @@ class DataFile:
 
     def _large(self, page: bytes, at: int, size: int, used: bytearray) -> tuple[int, int]:
         """Return first page and number of pages of the large value that `page` refers to."""
-        start, _, pages = _LARGE.unpack_from(page, at)
-        if pages != (_HEADER_BYTES - 1 + size) // self.page_bytes + 1:
+        start, _, pages = LARGE.unpack_from(page, at)
+        if pages != (HEADER_BYTES - 1 + size) // self.page_bytes + 1:
             raise _DamagedPageError("does not fit its size")
-        head = self._page(start, _OVERFLOW, used, pages)
-        if unpack_from("=I", head, _HEADER_BYTES - 4)[0] != pages:
+        head = self._page(start, OVERFLOW, used, pages)
+        if unpack_from("=I", head, HEADER_BYTES - 4)[0] != pages:
             raise _DamagedPageError("is not where it belongs")
         return start, pages
 

@@ -15,6 +15,7 @@ from hutch import Finding, Option, StoragePluginBase, StoreError, StoreLockedErr
 from .files import is_there
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
 from .open_files import DURABILITY
+from .page_reader import PageEnvironment, reason_to_read_pages
 from .registry import release, shared_environment
 from .storage import LmdbStorage
 
@@ -75,19 +76,16 @@ class LmdbPlugin(StoragePluginBase):
 
             refuse_unreadable(options["path"])
         self.cache_bytes: int = options["cache_bytes"]
-        self._environment: Environment | None = None
+        self._environment: Environment | PageEnvironment | None = None
         try:
-            self._environment = shared_environment(
-                self, options["path"], options["durability"], options["map_size_bytes"], options["wait_s"]
-            )
+            self._environment = _environment_of(self, options)
             self._environment.read(validate_format, None)
             if options["verify"]:
                 from .integrity import refuse_damaged
 
                 refuse_damaged(self._environment)
         except BaseException:
-            release(self)
-            self._environment = None
+            self.close()
             raise
 
     def open(self, namespace: str) -> LmdbStorage:
@@ -133,13 +131,10 @@ class LmdbPlugin(StoragePluginBase):
             return [found]
         user = cls.__new__(cls)
         try:
-            user._environment = shared_environment(
-                user, options["path"], options["durability"], options["map_size_bytes"], options["wait_s"]
-            )
+            user._environment = _environment_of(user, options)
             return structure(user._environment)
         finally:
-            release(user)
-            user._environment = None
+            user.close()
 
     def verify(self, repair: bool = False) -> list[Finding]:
         from .integrity import contents
@@ -150,6 +145,8 @@ class LmdbPlugin(StoragePluginBase):
         try:
             if self._environment is not None:
                 release(self)
+            if isinstance(self._environment, PageEnvironment):
+                self._environment.close()
         except StoreError:
             self._environment = None
             raise
@@ -158,8 +155,19 @@ class LmdbPlugin(StoragePluginBase):
 
     def __del__(self) -> None:
         release(self)
+        if isinstance(getattr(self, "_environment", None), PageEnvironment):
+            self.close()
 
     @property
-    def _shared(self) -> Environment:
+    def _shared(self) -> Environment | PageEnvironment:
         assert self._environment is not None, "a closed factory"
         return self._environment
+
+
+def _environment_of(user: LmdbPlugin, options: Mapping[str, Any]) -> Environment | PageEnvironment:
+    """Return what `user` reads and writes through, by what this process may do."""
+    path, durability, wait_s = options["path"], options["durability"], options["wait_s"]
+    reason = reason_to_read_pages(path, options["readonly"])
+    if reason is not None:
+        return PageEnvironment(path, durability, wait_s, reason)
+    return shared_environment(user, path, durability, options["map_size_bytes"], wait_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 #: handler that writes also clears the slot; then ``slot[0]`` raises IndexError and the work starts again.
 Slot = list[Any]
 
-_open_cursor = lmdb.Transaction.cursor
+# Of a transaction of LMDB, or of a snapshot of page_reader.py.
+_open_cursor = methodcaller("cursor")
 
 
 def end_transaction(slot: Slot) -> None:

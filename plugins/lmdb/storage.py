@@ -29,6 +29,7 @@ from .slot import add_cursor
 
 if TYPE_CHECKING:
     from .environment import Environment
+    from .page_reader import PageEnvironment
     from .plugin import LmdbPlugin
     from .slot import Slot, Txn
 
@@ -42,7 +43,7 @@ _READ_ERRORS = (lmdb.Error, TypeError, AttributeError, UnicodeError)
 class LmdbStorage(EncodedStorage):
     """One namespace. Each verb is one transaction, batches included; iteration uses one per chunk."""
 
-    def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment) -> None:
+    def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment | PageEnvironment) -> None:
         super().__init__(plugin, namespace)
         self._environment = environment
         # Whether the next key is probably new and may sort last.
@@ -269,12 +270,15 @@ class LmdbStorage(EncodedStorage):
     def _with_id(self, fn: Callable[[Txn, bytes], T], missing: T) -> T:
         """Return ``fn(txn, id)`` in a read transaction, or `missing` if the namespace was never written to."""
 
-        def reading(txn: Txn) -> T:
-            if self._id is None:
-                self._id = txn.get(self._name)
-            return missing if self._id is None else fn(txn, self._id)
+        def reading(txn: Txn) -> tuple[bytes | None, T]:
+            id_ = self._id or txn.get(self._name)
+            return id_, missing if id_ is None else fn(txn, id_)
 
-        return self._environment.read(reading, missing)
+        # Kept only now: a reader without a lock reads again if the pages changed meanwhile.
+        unwritten: tuple[bytes | None, T] = (None, missing)
+        id_, found = self._environment.read(reading, unwritten)
+        self._id = id_ or self._id
+        return found
 
     def _change(self, fn: Callable[[Slot, bytes], T], missing: T) -> T:
         """Return ``fn(slot, id)`` in a write transaction, or `missing` if the namespace does not exist."""

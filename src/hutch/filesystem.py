@@ -57,6 +57,18 @@ def is_missing(path: str | os.PathLike[str]) -> bool:
     return False
 
 
+def reason_not_writable(path: str | os.PathLike[str]) -> str | None:
+    """Return why this process may not write to the file or folder `path`, with its name; None if it may."""
+    effective = os.access in os.supports_effective_ids
+    if os.access(path, os.W_OK, effective_ids=effective):
+        return None
+    reason = os.strerror(errno.EACCES)
+    with contextlib.suppress(AttributeError, OSError):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            reason = os.strerror(errno.EROFS)
+    return f"no permission to write to {os.fspath(path)} ({reason})"
+
+
 def refuse_link(path: str | os.PathLike[str]) -> None:
     """Raise StorageUnavailableError if `path` is a symbolic link. Accepts anything else, and a missing file."""
     with contextlib.suppress(FileNotFoundError):
