@@ -20,7 +20,7 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from hutch import CorruptValueError, StorageTimeoutError, StorageUnavailableError, StoreNotOpenError
-from hutch.filesystem import is_missing, open_existing, reason_not_writable
+from hutch.filesystem import flush_folder, is_missing, open_existing, reason_not_writable
 from hutch.handlers import raised_by_handler
 
 from .pages import (
@@ -146,6 +146,15 @@ class PageEnvironment:
             f"lmdb {self.path}: it can only be read here: {self._reason}; nothing was written. Permit this process to "
             "write to the folder and its files, and connect again"
         )
+
+    def copy_to(self, folder: Path) -> None:
+        """Write a compact copy of the store to the new folder `folder`, as `Environment.copy_to` does."""
+        from .copying import copy_to
+
+        folder.mkdir(0o700)
+        self.validated(lambda snapshot: copy_to(cast("Txn", snapshot), folder))
+        (folder / "lock.mdb").unlink(missing_ok=True)
+        flush_folder(folder)
 
     def last_txn_id(self) -> int:
         return self.validated(Snapshot.id)

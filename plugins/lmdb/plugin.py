@@ -116,6 +116,8 @@ class LmdbPlugin(StoragePluginBase):
 
     def compact(self) -> tuple[int, int]:
         environment = self._shared
+        if isinstance(environment, PageEnvironment):
+            environment.write()
         if len(environment.users) > 1:
             raise StoreLockedError(
                 f"lmdb {environment.path}: another store of this process has it open, and its file can be replaced "

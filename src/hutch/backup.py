@@ -44,6 +44,7 @@ class StoreFiles:
         StoreLockedError if others have files open that must be replaced, and CapabilityError.
         """
         self._must_be_open()
+        self._refuse_if_readonly("*")
         if names := self._names_in_use():
             raise StoreAlreadyOpenError(f"namespace {names[0]!r} is open in this store; close it before compact()")
         method = getattr(self._factory, "compact", None)
@@ -53,6 +54,9 @@ class StoreFiles:
         return None if sizes is None else (int(sizes[0]), int(sizes[1]))
 
     def _must_be_open(self) -> None:
+        raise NotImplementedError
+
+    def _refuse_if_readonly(self, namespace: str) -> None:
         raise NotImplementedError
 
     def _names_in_use(self) -> list[str]:

@@ -55,7 +55,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 _HEAD = """
-import os, sys, time, hutch
+import os, sys, tempfile, time, hutch
 from pathlib import Path
 from tests.faults.test_disk import Engine
 from tests.faults.test_readers import DATA, read_everything, refuses_every_write
@@ -130,6 +130,17 @@ for options in ({}, {"readonly": True}, {"create": False}):
             read_everything(store, space)
         kind = hutch.CapabilityError if "readonly" in options else hutch.StorageUnavailableError
         refuses_every_write(store, kind, *([] if "readonly" in options else [str(folder)]))
+        try:
+            store.compact()
+        except kind:
+            pass
+with tempfile.TemporaryDirectory() as copy:
+    copy = Path(copy, "copy")
+    with hutch.connect(engine.config(folder)) as store:
+        store.backup(copy)
+    with hutch.connect(engine.at(copy)) as store, store.open("core") as space:
+        read_everything(store, space)
+        space["writable"] = 1
 print("read")
 """
 
@@ -174,14 +185,19 @@ def test_readonly_refuses_every_write_and_changes_no_byte(name: str, tmp_path: P
     """Even where everything may be written."""
     engine = Engine(name)
     fill(engine.config(tmp_path))
-    before = state_of(tmp_path)
+    before = state_of(tmp_path / "state")
     with hutch.connect(engine.config(tmp_path, readonly=True)) as store:
         with store.open("core") as space:
             read_everything(store, space)
         refuses_every_write(store, hutch.CapabilityError, "readonly=true", "nothing was written")
         with refused(hutch.CapabilityError, "readonly=true"):
             store.verify(repair=True)
-    after = state_of(tmp_path)
+        with refused(hutch.CapabilityError, "readonly=true"):
+            store.compact()
+        store.backup(tmp_path / "copy")
+    with hutch.connect(engine.at(tmp_path / "copy")) as store, store.open("core") as space:
+        read_everything(store, space)
+    after = state_of(tmp_path / "state")
     # LMDB notes its readers in its lock file, where it may.
     assert {path: after[path] for path in after if not path.endswith("lock.mdb")} == {
         path: before[path] for path in before if not path.endswith("lock.mdb")
