@@ -237,7 +237,7 @@ def test_defaults_of_mutable_modify_and_setdefault_are_copied(plugin: Greeter) -
     plugin.modify("b", lambda v: v.append(1) or v, default)
     plugin.setdefault("c", default).append(1)
     assert (plugin["a"], plugin["b"], plugin["c"]) == ([1], [1], [])
-    with plugin.mutable("none") as value:
+    with plugin.mutable("none", default=None) as value:
         assert value is None
     assert plugin["none"] is None
 

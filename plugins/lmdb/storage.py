@@ -9,9 +9,9 @@ from zlib import crc32
 
 import lmdb
 
-from hutch import CorruptValueError, EncodedStorage
+from hutch import CorruptValueError, EncodedStorage, ValueTypeError
 from hutch.handlers import raised_by_handler
-from hutch.limits import MAX_VALUE_BYTES, validate_key, validate_value_size
+from hutch.limits import MAX_VALUE_BYTES, name_key, validate_key, validate_value_size
 
 from .layout import (
     ID_BYTES,
@@ -171,7 +171,10 @@ class LmdbStorage(EncodedStorage):
     def set(self, key: str, value: Any) -> None:
         # `set` of EncodedStorage and `write`, inlined.
         name = validate_key(key).encode()
-        data = self.encode_frame(value, crc32(name))
+        try:
+            data = self.encode_frame(value, crc32(name))
+        except ValueTypeError as error:
+            raise name_key(error, key) from error.__cause__
         if len(data) > MAX_VALUE_BYTES:
             validate_value_size(key, len(data))
         self._environment.write(self._put, name, data)

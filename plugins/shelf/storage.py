@@ -301,7 +301,8 @@ class ShelfStorage(StorageBase):
             if raised_by_handler(error):
                 raise
             raise ValueTypeError(
-                f"a {type(value).__qualname__} that cannot be pickled, as this engine must ({type(error).__name__}); "
+                f"key {key!r}: a {type(value).__qualname__} cannot be pickled, as this engine must "
+                f"({type(error).__name__}); "
                 "store what it is made of instead"
             ) from error
         data = buffer.getvalue()

@@ -139,8 +139,12 @@ class StorageBase(ABC):
         return removed
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield each live key once, with its value. Concurrent changes may or may not appear, as in `keys`."""
-        return self._read_each(self.keys)
+        """Yield each key that is live at the start once, with its value if it is still live.
+
+        Keys set during the iteration may or may not appear, but the iteration ends although a loop over it sets some.
+        """
+        # The list keeps a loop that adds keys from going on for ever.
+        return self._read_each(lambda: list(self.keys()))
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False

@@ -11,12 +11,15 @@ from zlib import crc32
 from .codec.frame import UnknownHeaderError
 from .codec.select import frame_codec_of
 from .contract import MISSING, StorageBase, StoragePluginBase
-from .errors import CorruptValueError
+from .errors import CorruptValueError, ValueTypeError
+from .handlers import raised_by_handler, suppress_own
 from .keylocks import run_compare_and_write
-from .limits import MAX_VALUE_BYTES, explain_failure, validate_key, validate_keys, validate_value_size
+from .limits import MAX_VALUE_BYTES, explain_failure, name_key, validate_key, validate_keys, validate_value_size
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
+# `items` reads up to about this much before it lists the keys.
+_FIRST_ITEMS, _FIRST_BYTES = 128, 1 << 18
 
 
 class EncodedStorage(StorageBase):
@@ -113,7 +116,10 @@ class EncodedStorage(StorageBase):
 
     def set(self, key: str, value: Any) -> None:
         key = validate_key(key)
-        data = self.encode_frame(value, self.key_crc_of(key))
+        try:
+            data = self.encode_frame(value, self.key_crc_of(key))
+        except ValueTypeError as error:
+            raise name_key(error, key) from error.__cause__
         if len(data) > MAX_VALUE_BYTES:
             validate_value_size(key, len(data))
         self.write(key, data)
@@ -152,7 +158,11 @@ class EncodedStorage(StorageBase):
         items = dict(items)
         # Encode everything before the first write, so that one bad item refuses the whole batch.
         names = validate_keys(items)
-        frames: list[bytes] = self.frame_codec.encode_many(list(items.values()), self.key_crcs_of(names))
+        crcs = self.key_crcs_of(names)
+        try:
+            frames: list[bytes] = self.frame_codec.encode_many(list(items.values()), crcs)
+        except ValueTypeError as error:
+            raise self._refused_of(dict(zip(names, items.values(), strict=True)), error) from error.__cause__
         if not frames:
             return
         if max(map(len, frames)) > MAX_VALUE_BYTES:
@@ -164,8 +174,54 @@ class EncodedStorage(StorageBase):
         checked = validate_keys(dict.fromkeys(keys))
         return self.delete_many(checked) if checked else 0
 
+    def _refused_of(self, items: Mapping[str, object], error: ValueTypeError) -> ValueTypeError:
+        """Return the error for the first of `items` that the codec refuses; `error` is what the batch raised."""
+        if raised_by_handler(error):
+            return error
+        for key, value in items.items():
+            try:
+                self.encode_frame(value, 0)
+            except ValueTypeError as refused:
+                return name_key(refused, key)
+        return error
+
     def items(self) -> Iterator[tuple[str, Any]]:
-        return self.scan()
+        return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in self._chunks_at_start())
+
+    def _chunks_at_start(self) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        """Yield the chunks of all items whose keys exist now, so that a loop that adds keys ends.
+
+        The keys are listed only if there are more items than a few, which are read before the first one is yielded.
+        """
+        chunks = self.read_chunks(None, None, False)
+        first: list[tuple[Sequence[str], Sequence[bytes]]] = []
+        count = size = 0
+        try:
+            for chunk in chunks:
+                first.append(chunk)
+                count += len(chunk[0])
+                size += sum(map(len, chunk[1]))
+                if count >= _FIRST_ITEMS or size >= _FIRST_BYTES:
+                    break
+            else:
+                chunks = iter(())
+        except CorruptValueError:
+            yield from first  # the items before a damaged key
+            raise
+        present: set[str] = set()
+        if count >= _FIRST_ITEMS or size >= _FIRST_BYTES:
+            with suppress_own(CorruptValueError):  # raised below, after the items before the damaged key
+                present.update(self.keys())
+        chunk = (), ()  # a chunk may be large
+        first.reverse()
+        while first:
+            yield first.pop()
+        for keys, frames in chunks:
+            if present.issuperset(keys):
+                yield keys, frames
+            else:
+                pairs = [(key, data) for key, data in zip(keys, frames, strict=True) if key in present]
+                yield [key for key, _ in pairs], [data for _, data in pairs]
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
@@ -186,7 +242,10 @@ class EncodedStorage(StorageBase):
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
         key, data = validate_key(key), None
         if value is not MISSING:
-            data = self.encode_frame(value, self.key_crc_of(key))
+            try:
+                data = self.encode_frame(value, self.key_crc_of(key))
+            except ValueTypeError as error:
+                raise name_key(error, key) from error.__cause__
             validate_value_size(key, len(data))
         return self.compare_and_write(key, token, data)
 

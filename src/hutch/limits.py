@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
-from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError
-from .handlers import passes_through
+from .errors import KeyLimitError, KeyTypeError, NamespaceError, ValueLimitError, ValueTypeError, a_or_an
+from .handlers import passes_through, raised_by_handler
 
 #: Longest key, in UTF-8 bytes.
 MAX_KEY_BYTES = 1024
@@ -26,6 +26,8 @@ PLAIN_TYPES: Final = frozenset({int, str, dict, list, float, bool, bytes, tuple,
 
 # A code point takes at most four bytes, so a key up to this length needs no counting.
 _SHORT = MAX_KEY_BYTES // 4
+# The longest key of bytes that an error shows.
+_SHOWN_BYTES = 40
 
 
 def validate_key(key: object) -> str:
@@ -37,9 +39,7 @@ def validate_key(key: object) -> str:
     if type(key) is str and 0 < len(key) <= _SHORT and key.isascii():
         return key
     if not isinstance(key, str):
-        raise KeyTypeError(
-            f"a key must be a str, not {type(key).__name__}; convert it first, for example with str() or json.dumps()"
-        )
+        raise KeyTypeError(f"a key must be a str, not {_describe(key)}; {_conversion_of(key)}")
     if not key:
         raise KeyLimitError("a key must have at least one character; this one is empty")
     try:
@@ -56,6 +56,25 @@ def validate_key(key: object) -> str:
     return encoded.decode()
 
 
+def _describe(key: object) -> str:
+    """Return the type of `key`, which is not text, and `key` itself if it is short and plain."""
+    kind = type(key)
+    if kind in (int, bool, float) and -(10**20) < key < 10**20:  # type: ignore[operator]  # a number
+        return f"{kind.__name__} ({key!r})"
+    if kind is bytes and len(key) <= _SHOWN_BYTES:  # type: ignore[arg-type]
+        return f"bytes ({key!r})"
+    return kind.__name__
+
+
+def _conversion_of(key: object) -> str:
+    """Return the advice for `key`, which is not text."""
+    if isinstance(key, bytes):
+        return "decode it first, for example with key.decode()"
+    if isinstance(key, slice):
+        return "for a range of keys use scan(start=..., stop=...)"
+    return "convert it first, for example with str() or json.dumps()"
+
+
 def explain_failure(key: object, error: Exception) -> None:
     """Raise the error of `validate_key` if a read failed with `error` because `key` is invalid; else return.
 
@@ -63,13 +82,23 @@ def explain_failure(key: object, error: Exception) -> None:
     """
     try:
         validate_key(key)
-    except (KeyTypeError, KeyLimitError):
+    except (KeyTypeError, KeyLimitError) as invalid:
         if not passes_through(error):
-            raise
+            # The failure that the key caused says nothing more: without `from None` it would be a second traceback.
+            raise invalid from None
 
 
 def validate_keys(keys: Iterable[object]) -> list[str]:
     """Return `keys` in order, each as `validate_key` returns it. Raises its error for the first invalid key."""
+    if isinstance(keys, str | bytes):
+        raise KeyTypeError(
+            f"the keys must be given as a list, not as {a_or_an(type(keys).__name__)}: each of its characters would be "
+            "a key. For one key write [key]"
+        )
+    if not isinstance(keys, Iterable):
+        raise KeyTypeError(
+            f"the keys must be given as a list, not as {a_or_an(type(keys).__name__)}; for one key write [key]"
+        )
     names: list[Any] = list(keys)
     # Short ASCII keys are validated all at once: a call per key costs more than storing it in a batch.
     if (
@@ -98,7 +127,7 @@ def validate_namespace(namespace: object) -> str:
     Raises NamespaceError unless it is a `str` of 1 to 255 UTF-8 bytes without NUL or a lone surrogate.
     """
     if not isinstance(namespace, str):
-        raise NamespaceError(f"a namespace must be a str, not {type(namespace).__name__}")
+        raise NamespaceError(f"a namespace must be a str, not {_describe(namespace)}; convert its name with str()")
     if not namespace:
         raise NamespaceError("a namespace must have at least one character; this one is empty")
     if "\0" in namespace:
@@ -117,6 +146,11 @@ def validate_namespace(namespace: object) -> str:
     return encoded.decode()
 
 
+def name_key(error: ValueTypeError, key: str) -> ValueTypeError:
+    """Return the error to raise for `key` whose value a codec refused with `error`; `error` if a handler raised it."""
+    return error if raised_by_handler(error) else ValueTypeError(f"key {key!r}: {error}")
+
+
 def validate_value_size(key: str, size_bytes: int) -> None:
     """Raise ValueLimitError if `size_bytes`, the size of an encoded value, exceeds `MAX_VALUE_BYTES`."""
     if size_bytes > MAX_VALUE_BYTES:
@@ -131,9 +165,51 @@ def validate_function(fn: Callable[[Any], Any], key: str) -> None:
     try:
         is_async = fn.__code__.co_flags & _CO_COROUTINE
     except AttributeError:  # not a Python function
+        if not callable(fn):
+            raise TypeError(
+                f"modify() of key {key!r} takes a function that returns the new value, not "
+                f"{a_or_an(type(fn).__name__)}. Write modify(key, lambda value: ...), or namespace[key] = value"
+            ) from None
         return
     if is_async:
         _refuse_async(fn, key)
+
+
+def refuse_none(fn: Callable[[Any], Any], key: str) -> Callable[[Any], Any]:
+    """Return a function that calls `fn`, passed to `modify` of `key`, and refuses None as the result.
+
+    It raises TypeError if `fn` returns None for a value that is not None: nearly always a forgotten `return`, which
+    would replace the value.
+    """
+
+    def call(value: Any) -> Any:
+        result = fn(value)
+        if result is None and value is not None:
+            raise TypeError(
+                f"the function given to modify() of key {key!r} returned None, which would replace the value; nothing "
+                "was written. End it with `return` and the new value, or return hutch.MISSING to remove the key, or "
+                "pass allow_none=True to store None"
+            )
+        return result
+
+    call.__qualname__ = getattr(fn, "__qualname__", type(fn).__name__)
+    return call
+
+
+def validate_range(verb: str, prefix: object, start: object, stop: object) -> None:
+    """Raise TypeError unless the bounds of a scan are text; `start` and `stop` may be None."""
+    for name, bound, others in (("prefix", prefix, ""), ("start", start, " or None"), ("stop", stop, " or None")):
+        if not (isinstance(bound, str) or (bound is None and others)):
+            raise TypeError(
+                f"{verb}({name}=...) takes a str{others}, not {_describe(bound)}: keys are text. "
+                + (
+                    f"Decode {name} first"
+                    if isinstance(bound, bytes)
+                    else f"Leave {name} out to scan all keys"
+                    if bound is None
+                    else f"Convert {name} with str()"
+                )
+            )
 
 
 def check_result(result: object, fn: Callable[[Any], Any], key: str) -> None:

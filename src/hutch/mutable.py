@@ -87,6 +87,8 @@ class Mutable:
                 ticket.wait(store.wait_s)
             value, self._token = store.get_for_update(ticket.key)
             if value is MISSING:
+                if self._default is MISSING:
+                    raise KeyError(ticket.key)
                 value = copy.deepcopy(self._default)
             self._value = value
             return value

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    MutableMapping,
-    ValuesView,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, overload
 
-from .contract import MISSING, StorageBase
+from .contract import MISSING, Missing, StorageBase
 from .discovery.foreign import close_interrupted, open_validated
 from .errors import StoreAlreadyOpenError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handlers import is_missing, passes_through
 from .keylocks import refuse_nested_write, run_locked, swapping
-from .limits import explain_failure, validate_function, validate_key, validate_keys, validate_namespace
+from .limits import (
+    explain_failure,
+    refuse_none,
+    validate_function,
+    validate_key,
+    validate_keys,
+    validate_namespace,
+    validate_range,
+)
 from .mutable import Mutable
 from .verbs import GeneratedStorage
+from .views import Items, Keys, V, Values, as_dict
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class _Closed(GeneratedStorage):
@@ -49,7 +50,7 @@ _NEVER_OPENED = _Closed()
 _open_or_close = ForkSafeLock()
 
 
-class StoreMixin(MutableMapping[str, Any]):
+class StoreMixin(MutableMapping[str, V]):
     """A mapping whose items are stored in a storage. Only this class tracks whether it is open.
 
     Opening twice raises StoreAlreadyOpenError. Any other use while closed raises StoreNotOpenError, closing again
@@ -136,14 +137,14 @@ class StoreMixin(MutableMapping[str, Any]):
 
     # --- the mapping ---
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> V:
         try:
-            return self._store.get(key)
+            return self._store.get(key)  # type: ignore[no-any-return]  # a storage holds any value
         except Exception as error:
             explain_failure(key, error)
             raise
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: V) -> None:
         store = self._store
         if swapping:
             refuse_nested_write(store.lock_scope, [key])
@@ -169,12 +170,36 @@ class StoreMixin(MutableMapping[str, Any]):
         return self._store.len()
 
     def __iter__(self) -> Iterator[str]:
-        return self._guarded(self._store.keys())
+        # The list keeps a loop that adds keys from going on for ever.
+        return self._guarded(list(self._store.keys()))
+
+    def __reversed__(self) -> Iterator[str]:
+        return self._guarded(list(self._store.keys())[::-1])
+
+    def __or__(self, other: object) -> NoReturn:
+        raise TypeError(
+            "a namespace has no `|`, which would read all of it: write `dict(namespace) | other` for a new dict, or "
+            "`namespace |= other` to store the items of other"
+        )
+
+    def __ror__(self, other: object) -> NoReturn:
+        raise TypeError(
+            "a namespace has no `|`, which would read all of it: write `other | dict(namespace)` for a new dict, or "
+            "`other.update(namespace)`"
+        )
+
+    def __ior__(self, other: Mapping[str, V] | Iterable[tuple[str, V]]) -> Self:  # type: ignore[misc]  # no __or__
+        self.update(other)
+        return self
 
     def __repr__(self) -> str:
         state = f"{self.namespace!r}, open" if self.is_open_storage() else "closed"
         return f"<{type(self).__qualname__} {state}>"
 
+    @overload
+    def get(self, key: str) -> V | None: ...
+    @overload
+    def get(self, key: str, default: V | D) -> V | D: ...
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`, or `default` if it is missing."""
         try:
@@ -185,21 +210,25 @@ class StoreMixin(MutableMapping[str, Any]):
             validate_key(key)
             return default
 
-    def keys(self) -> KeysView[str]:
-        """Return a view of the keys. Iterating yields each live key once; concurrent changes do not break it."""
+    def keys(self) -> Keys:
+        """Return a view of the keys. Iterating lists them first, so a loop over it may set and remove any key."""
         self._must_be_open()
-        return KeysView(self)
+        return Keys(self)
 
-    def items(self) -> ItemsView[str, Any]:
-        """Return a view of the items. Iterating reads them in batches; concurrent changes do not break it."""
+    def items(self) -> Items[V]:
+        """Return a view of the items. Iterating reads them in batches, and may list all keys first; see `scan`."""
         self._must_be_open()
-        return _Items(self)
+        return Items(self)
 
-    def values(self) -> ValuesView[Any]:
-        """Return a view of the values."""
+    def values(self) -> Values[V]:
+        """Return a view of the values, iterated as `items` is."""
         self._must_be_open()
-        return _Values(self)
+        return Values(self)
 
+    @overload
+    def pop(self, key: str) -> V: ...
+    @overload
+    def pop(self, key: str, default: V | D) -> V | D: ...
     def pop(self, key: str, default: Any = MISSING) -> Any:
         """Remove `key` and return its value, or `default` if it is missing.
 
@@ -215,9 +244,9 @@ class StoreMixin(MutableMapping[str, Any]):
             if self._store.compare_and_swap(key, token, MISSING):
                 return value
 
-    def popitem(self) -> tuple[str, Any]:
+    def popitem(self) -> tuple[str, V]:
         """Remove an arbitrary item and return it. Raises KeyError if the namespace is empty."""
-        for key in self:
+        for key in self._guarded(self._store.keys()):
             try:
                 return key, self.pop(key)
             except KeyError as error:  # another caller removed it first
@@ -225,6 +254,10 @@ class StoreMixin(MutableMapping[str, Any]):
                     raise
         raise KeyError("popitem: the namespace is empty")
 
+    @overload
+    def setdefault(self: StoreMixin[T | None], key: str, default: None = None) -> T | None: ...
+    @overload
+    def setdefault(self, key: str, default: V) -> V: ...
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Set `key` to `default` if it is missing, and return its value. As atomic as `modify`."""
         key = validate_key(key)
@@ -238,17 +271,9 @@ class StoreMixin(MutableMapping[str, Any]):
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Set many items as one batch: all or none if the engine declares `atomic-batch`.
 
-        Invalid keys and values are refused before anything is written.
+        Invalid keys and values are refused, by an error that names the key, before anything is written.
         """
-        items: dict[str, Any] = {}
-        if isinstance(other, Mapping):
-            items.update(other.items())
-        elif hasattr(other, "keys"):
-            items.update((key, other[key]) for key in other.keys())  # noqa: SIM118 - anything with keys()
-        else:
-            items.update(other)
-        items.update(more)
-        self.set_many(items)
+        self.set_many({**as_dict(other), **more} if more else as_dict(other))
 
     def clear(self) -> None:
         """Remove every key of this namespace, in one step if the engine declares `atomic-batch`."""
@@ -258,13 +283,15 @@ class StoreMixin(MutableMapping[str, Any]):
 
     # --- beyond the mapping ---
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+    def get_many(self, keys: Iterable[str]) -> dict[str, V]:
         """Return the values of `keys` by key, in the order given, without missing keys; in one read if possible."""
         return self._store.get_many(validate_keys(keys))
 
-    def set_many(self, items: Mapping[str, Any]) -> None:
+    def set_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
         """Set every item of `items` as one batch, as `update` does."""
         store = self._store
+        if not isinstance(items, Mapping):
+            items = as_dict(items)
         if not store.validates_keys:
             items = {validate_key(key): value for key, value in items.items()}
         if swapping:
@@ -280,14 +307,20 @@ class StoreMixin(MutableMapping[str, Any]):
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
-    ) -> Iterator[tuple[str, Any]]:
-        """Yield items in key order (by Unicode code point) whose key has `prefix` and ``start <= key < stop``."""
+    ) -> Iterator[tuple[str, V]]:
+        """Yield items in key order (by Unicode code point) whose key has `prefix` and ``start <= key < stop``.
+
+        Reads page by page, in little memory however many items there are, unlike `items`. A loop that sets keys ahead
+        of where it is meets them later, and may never end.
+        """
+        validate_range("scan", prefix, start, stop)
         return self._guarded(self._store.scan(prefix, start, stop, reverse))
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[str]:
         """Yield the keys that `scan` would yield, without reading the values."""
+        validate_range("scan_keys", prefix, start, stop)
         return self._guarded(self._store.scan_keys(prefix, start, stop, reverse))
 
     def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
@@ -297,27 +330,40 @@ class StoreMixin(MutableMapping[str, Any]):
         """
         return self._store.compare_and_set(validate_key(key), expected, value)
 
-    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
+    @overload
+    def modify(self, key: str, fn: Callable[[V], V], default: V | Missing = ..., *, allow_none: bool = ...) -> V: ...
+    @overload
+    def modify(
+        self, key: str, fn: Callable[[V], V | Missing], default: V | Missing = ..., *, allow_none: bool = ...
+    ) -> V | Missing: ...
+    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING, *, allow_none: bool = False) -> Any:
         """Set `key` to ``fn(value)`` atomically and return the new value.
 
         A lost race is retried, so `fn` may be called more than once and must have no side effects. If it raises,
         the value is unchanged. For a missing key it gets a copy of `default`; without a default, KeyError is raised.
-        A result of `hutch.MISSING` removes the key. Atomic among the threads of this process, and among all
+        A result of `hutch.MISSING` removes the key. A result of None for a value that is not None is a TypeError, as a
+        forgotten `return` gives it, unless `allow_none`. Atomic among the threads of this process, and among all
         processes if `capabilities` has `atomic-modify`. Raises ConflictError after 60 s of lost races.
         """
         key, store = validate_key(key), self._store
         validate_function(fn, key)
+        if not allow_none:
+            fn = refuse_none(fn, key)
         return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
 
-    def mutable(self, key: str, default: Any = None) -> AbstractContextManager[Any]:
+    @overload
+    def mutable(self, key: str) -> AbstractContextManager[V, None]: ...
+    @overload
+    def mutable(self, key: str, default: V | D) -> AbstractContextManager[V | D, None]: ...
+    def mutable(self, key: str, default: Any = MISSING) -> AbstractContextManager[Any, None]:
         """Return a block that reads a value, lets you change it, writes it back: ``with ns.mutable("k", {}) as v:``.
 
         `mutable` and `modify` of the key in other threads wait up to `wait_s` (60 s unless the engine has an option
         of that name), then raise StorageTimeoutError. A wait that could never end raises ConflictError at once:
         inside a `mutable` or `modify` of the same key, and if two threads wait for each other's keys. If another
         writer changed the key meanwhile, ConflictError is raised and nothing is written. A block that raises writes
-        nothing. A missing key starts from a copy of `default`. Only changes inside the object are written: ``v += 1``
-        on a number is lost; use `modify` for that.
+        nothing. A missing key starts from a copy of `default`; without a default, KeyError is raised. Only changes
+        inside the object are written: ``v += 1`` on a number is lost; use `modify` for that.
         """
         return Mutable(self, validate_key(key), default)
 
@@ -341,17 +387,3 @@ class StoreMixin(MutableMapping[str, Any]):
             else:
                 return
         raise StoreNotOpenError(f"namespace {self.namespace!r} was closed during an iteration over it")
-
-
-class _Items(ItemsView[str, Any]):
-    _mapping: StoreMixin
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return self._mapping._guarded(self._mapping._store.items())
-
-
-class _Values(ValuesView[Any]):
-    _mapping: StoreMixin
-
-    def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in self._mapping._guarded(self._mapping._store.items()))

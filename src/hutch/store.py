@@ -21,6 +21,7 @@ from .fork import ForkSafeLock
 from .handlers import passes_through
 from .limits import validate_namespace
 from .namespace import StoreMixin
+from .views import V
 
 
 class _Claim:
@@ -33,7 +34,7 @@ class _Claim:
         self.handle = None if handle is None else weakref.ref(handle)
 
 
-class Namespace(StoreMixin):
+class Namespace(StoreMixin[V]):
     """An open namespace of a `Store`: a mapping from `str` to any value that the codec accepts."""
 
     # Keeps the store alive as long as its handles: it holds what they share.

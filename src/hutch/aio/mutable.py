@@ -10,16 +10,20 @@ from typing import Any
 import hutch
 
 from ..keylocks import current_owner
-from ..limits import validate_function
+from ..limits import refuse_none, validate_function
 from ..workers import Calls
 from ..workers.call import Call
 from .habits import Opened
 from .ticket import TaskTicket
 
 
-async def modify(handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any) -> Any:
+async def modify(
+    handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any, allow_none: bool
+) -> Any:
     """Modify `key` in a thread once this task holds it, and return the new value."""
     validate_function(fn, key)
+    if not allow_none:
+        fn = refuse_none(fn, key)
     storage = handle._store
     # Not handle.modify: it would wait, in the thread, for the key that the task holds.
     call: Call[Any] = calls.prepare(storage.modify, keys=(key,))
@@ -59,6 +63,8 @@ class Mutable(Opened):
             await ticket.wait_turn(self._storage.wait_s)
             self._value, self._token = await calls.read(self._storage.get_for_update, key)
             if self._value is hutch.MISSING:
+                if self._default is hutch.MISSING:
+                    raise KeyError(key)
                 self._value = copy.deepcopy(self._default)
             is_entered = True
         finally:

@@ -186,7 +186,9 @@ class Namespace(SyncHabits):
         """Set `key` to `value` if it now equals `expected` (`hutch.MISSING`: no value). Returns whether it did."""
         return await self._calls.write((key,), self._handle.compare_and_set, key, expected, value)
 
-    async def modify(self, key: str, fn: Callable[[Any], Any], default: Any = hutch.MISSING) -> Any:
+    async def modify(
+        self, key: str, fn: Callable[[Any], Any], default: Any = hutch.MISSING, *, allow_none: bool = False
+    ) -> Any:
         """Replace the value of `key` by ``fn(value)`` atomically and return the new value, as `hutch.Namespace.modify`.
 
         `fn` is a plain function and runs in a thread: it must not use objects of the event loop. It is not called
@@ -195,14 +197,15 @@ class Namespace(SyncHabits):
         Raises ConflictError at once where the task would wait for itself, and StorageTimeoutError if other tasks held
         the key for too long (`wait_s` of the engine, else 60 s).
         """
-        return await modify(self._handle, self._calls, validate_key(key), fn, default)
+        return await modify(self._handle, self._calls, validate_key(key), fn, default, allow_none)
 
-    def mutable(self, key: str, default: Any = None) -> Mutable:
+    def mutable(self, key: str, default: Any = hutch.MISSING) -> Mutable:
         """Read a value, let the block change it in place, write it back: ``async with core.mutable("k", {}) as v``.
 
         Meanwhile `mutable` and `modify` of the key wait in other tasks. If a thread or process wrote the key in
         between, this raises ConflictError and writes nothing. A block that raises or is cancelled writes nothing. A
-        missing key starts from a copy of `default`. Raises what `modify` raises where tasks would wait for each other.
+        missing key starts from a copy of `default`; without a default, KeyError is raised. Raises what `modify` raises
+        where tasks would wait for each other.
         """
         return Mutable(self._handle, self._calls, validate_key(key), default)
 

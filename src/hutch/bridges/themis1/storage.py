@@ -275,8 +275,8 @@ class HutchStorageBackend(StorageBackend):  # type: ignore[misc]  # Themis is no
         self._store(chunks)
         # Chunks that the head does not name are garbage. List them before reading the head, so that no later chunk is
         # included.
-        found, head = list(self._data.scan_keys(f"{place}/")), self._data.get(place)
-        self._data.remove_many(key for key in found if not head or not key.startswith(f"{place}/{head['part']}/"))
+        found, now = list(self._data.scan_keys(f"{place}/")), self._data.get(place)
+        self._data.remove_many(key for key in found if not now or not key.startswith(f"{place}/{now['part']}/"))
 
     def _load_rows(self, kind: str, run_id: str) -> tuple[dict[str, Any], list[Any]] | None:
         place = f"{kind}/{_name_of(run_id)}"

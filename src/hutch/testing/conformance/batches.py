@@ -46,6 +46,14 @@ class Batches(Promises):
         assert ns.remove_many([key for key, n in items.items() if n % 2]) == 2500
         assert sorted(ns) == [key for key, n in items.items() if not n % 2]
 
+    def test_one_key_is_not_taken_for_a_list_of_its_characters(self, ns: hutch.Namespace) -> None:
+        """get_many and remove_many of a str, which is one key, are a TypeError; nothing is removed."""
+        ns.update({"a": 1, "b": 2, "ab": 3})
+        for verb in (ns.get_many, ns.remove_many):
+            with pytest.raises(hutch.KeyTypeError, match=r"write \[key\]"):
+                verb("ab")
+        assert len(ns) == 3
+
     @pytest.mark.parametrize("bad", ["", "k" * 1025, 7, "\ud800"])
     def test_a_bad_key_refuses_the_whole_batch(self, ns: hutch.Namespace, bad: object) -> None:
         """A batch with one bad key writes, removes and reads nothing."""
@@ -58,14 +66,18 @@ class Batches(Promises):
         assert dict(ns) == {"k": "old"}
 
     def test_a_bad_value_refuses_the_whole_batch(self, store: hutch.Store) -> None:
-        """A batch with one value that cannot be stored writes nothing (engines that encode)."""
+        """A value that cannot be stored is refused with its key, and with it the batch (engines that encode)."""
         encoded(store, "core").close()
         with store.open("core") as ns:
             ns["k"] = "old"
-            with pytest.raises(hutch.ValueTypeError):
+            with pytest.raises(hutch.ValueTypeError, match="'bad'"):
                 ns.update({"k": "new", "bad": lambda: None, "z": "new"})
-            with pytest.raises(hutch.ValueTypeError):
+            with pytest.raises(hutch.ValueTypeError, match="'k'"):
                 ns.set_many({"a": 1, "k": [lambda: None]})
+            with pytest.raises(hutch.ValueTypeError, match="'k'"):
+                ns["k"] = lambda: None
+            with pytest.raises(hutch.ValueTypeError, match="'k'"):
+                ns.modify("k", lambda _: lambda: None)
             assert dict(ns) == {"k": "old"}
 
     def test_a_batch_appears_at_once(self, store: hutch.Store) -> None:

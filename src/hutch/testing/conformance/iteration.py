@@ -69,6 +69,19 @@ class Iteration(Promises):
         assert sorted(seen) == keys
         assert len(ns) == 0
 
+    @pytest.mark.parametrize("way", ["iter", "keys", "items", "values"])
+    @pytest.mark.parametrize("count", [3, 300])
+    def test_a_loop_over_the_mapping_that_adds_keys_ends(self, ns: hutch.Namespace, way: str, count: int) -> None:
+        """A loop over the handle or its views yields the keys of its start, though each step adds one further on."""
+        keys = fill(ns, count)
+        seen = []
+        for number, key in enumerate(WAYS[way](ns)):
+            assert number < count, "the loop meets the keys that it adds"
+            seen.append(key)
+            ns[f"x{key}"] = f"x{key}"
+        assert sorted(seen) == keys
+        assert len(ns) == 2 * count
+
     @every_way
     def test_iterating_survives_clear(self, ns: hutch.Namespace, way: str) -> None:
         """clear during an iteration ends it, sooner or later, without an error."""

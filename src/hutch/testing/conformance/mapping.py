@@ -74,6 +74,22 @@ class MappingProtocol(Promises):
         assert ns != {"a": 1, "b": [3]}
         assert ns == ns
 
+    def test_it_can_be_updated_by_an_operator_and_read_backwards(self, ns: hutch.Namespace) -> None:
+        """|= stores items and returns the handle; | is a TypeError; reversed goes through keys, items and values."""
+        same = ns
+        ns |= {"b": 2, "a": 1}
+        ns |= [("c", 3)]
+        assert ns is same
+        assert dict(ns) == {"a": 1, "b": 2, "c": 3}
+        for wrong in (lambda: ns | {"d": 4}, lambda: {"d": 4} | ns):
+            with pytest.raises(TypeError, match=r"dict\(namespace\)"):
+                wrong()
+        assert list(reversed(ns)) == list(reversed(ns.keys())) == list(ns)[::-1]
+        if "ordered" in ns.capabilities:
+            assert list(reversed(ns)) == ["c", "b", "a"]
+        assert sorted([*reversed(ns.items())]) == [("a", 1), ("b", 2), ("c", 3)]
+        assert sorted([*reversed(ns.values())]) == [1, 2, 3]
+
     def test_views_are_live(self, ns: hutch.Namespace) -> None:
         """The views keys, items and values show the current data, not the data of when they were taken."""
         keys, items, values = ns.keys(), ns.items(), ns.values()

@@ -57,6 +57,21 @@ class Updates(Promises):
         assert ns.modify("k", lambda _: hutch.MISSING, default=0) is hutch.MISSING
         assert len(ns) == 0
 
+    def test_modify_refuses_a_function_that_returns_none(self, ns: hutch.Namespace) -> None:
+        """None from a function given a value is a TypeError that says how to store it; nothing is written."""
+        ns.update({"k": [1], "none": None})
+        for default in (hutch.MISSING, []):
+            for key in ("k",) if default is hutch.MISSING else ("k", "new"):
+                with pytest.raises(TypeError) as raised:
+                    ns.modify(key, lambda v: v.append(2), default)
+                for word in (repr(key), "return", "hutch.MISSING", "allow_none=True"):
+                    assert word in str(raised.value)
+        assert dict(ns) == {"k": [1], "none": None}
+        assert ns.modify("none", lambda v: v) is None
+        assert ns.modify("new", lambda v: v, default=None) is None
+        assert ns.modify("k", lambda _: None, allow_none=True) is None
+        assert dict(ns) == {"k": None, "none": None, "new": None}
+
     def test_modify_gives_the_function_a_fresh_value(self, ns: hutch.Namespace) -> None:
         """Changing the argument or the result of a modify function later changes nothing stored."""
         ns["k"] = [1]
@@ -85,9 +100,18 @@ class Updates(Promises):
         for _ in range(2):
             with ns.mutable("k", default=default) as value:
                 value["n"] = value.get("n", 0) + 1
-        with ns.mutable("none") as value:
+        with ns.mutable("none", default=None) as value:
             assert value is None
         assert (dict(ns), default) == ({"k": {"n": 2}, "none": None}, {})
+
+    def test_mutable_of_a_missing_key_needs_a_default(self, ns: hutch.Namespace) -> None:
+        """mutable of a missing key without a default raises KeyError, as modify does, and leaves the key free."""
+        with pytest.raises(KeyError) as raised, ns.mutable("missing"):
+            pass
+        assert raised.value.args == ("missing",)
+        with ns.mutable("missing", default=[]) as value:
+            value.append(1)
+        assert dict(ns) == {"missing": [1]}
 
     def test_mutable_that_raises_writes_nothing(self, ns: hutch.Namespace) -> None:
         """A block that raises leaves the value as it was, and a missing key missing."""
