@@ -81,9 +81,9 @@ class MappingProtocol(Promises):
         ns |= [("c", 3)]
         assert ns is same
         assert dict(ns) == {"a": 1, "b": 2, "c": 3}
-        for wrong in (lambda: ns | {"d": 4}, lambda: {"d": 4} | ns):
+        for wrong in ("ns | {'d': 4}", "{'d': 4} | ns"):
             with pytest.raises(TypeError, match=r"dict\(namespace\)"):
-                wrong()
+                eval(wrong, {"ns": ns})
         assert list(reversed(ns)) == list(reversed(ns.keys())) == list(ns)[::-1]
         if "ordered" in ns.capabilities:
             assert list(reversed(ns)) == ["c", "b", "a"]
