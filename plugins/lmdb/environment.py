@@ -50,6 +50,8 @@ class Environment(OpenFiles):
 
     #: Whether a read may take as long as it needs.
     reads_large_chunks = True
+    #: By the factories of this process.
+    is_shared = True
 
     def __init__(self, path: Path, durability: str, map_size_bytes: int, wait_s: float) -> None:
         super().__init__(path, durability, map_size_bytes)

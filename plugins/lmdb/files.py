@@ -15,7 +15,14 @@ from typing import cast
 import lmdb
 
 from hutch import CorruptValueError, StorageUnavailableError
-from hutch.filesystem import create_file, flush_folder, open_existing, validate_regular_file
+from hutch.filesystem import (
+    create_file,
+    flush_folder,
+    is_missing,
+    open_existing,
+    reason_not_writable,
+    validate_regular_file,
+)
 
 #: (device, inode) of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]
@@ -35,6 +42,21 @@ def is_there(folder: Path) -> bool:
     except OSError:
         return True  # opening it says what is wrong
     return not stat.S_ISREG(status.st_mode) or status.st_size > 0
+
+
+def reason_to_read_pages(folder: Path, readonly: bool) -> str | None:
+    """Return why LMDB cannot open `folder`, or None if it can, or if there is no store yet.
+
+    It needs permission to write to both files. With `readonly`, a missing lock file is not created either.
+    """
+    data, lock = folder / "data.mdb", folder / "lock.mdb"
+    if is_missing(data):
+        return None
+    if (reason := reason_not_writable(data)) is not None:
+        return reason
+    if not is_missing(lock):
+        return reason_not_writable(lock)
+    return f"{lock} does not exist" if readonly else reason_not_writable(folder)
 
 
 def make_store(folder: Path, lib_version: int) -> None:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hutch import Finding, Option, StoragePluginBase, StoreError, StoreLockedError
 
-from .files import is_there
+from .files import is_there, reason_to_read_pages
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
 from .open_files import DURABILITY
-from .page_reader import PageEnvironment, reason_to_read_pages
 from .registry import release, shared_environment
 from .storage import LmdbStorage
 
 if TYPE_CHECKING:
     from .environment import Environment
+    from .page_reader import PageEnvironment
     from .slot import Txn
 
 # On Windows the file has the size of its map from the start; elsewhere it grows with its data.
@@ -116,8 +116,6 @@ class LmdbPlugin(StoragePluginBase):
 
     def compact(self) -> tuple[int, int]:
         environment = self._shared
-        if isinstance(environment, PageEnvironment):
-            environment.write()
         if len(environment.users) > 1:
             raise StoreLockedError(
                 f"lmdb {environment.path}: another store of this process has it open, and its file can be replaced "
@@ -147,8 +145,8 @@ class LmdbPlugin(StoragePluginBase):
         try:
             if self._environment is not None:
                 release(self)
-            if isinstance(self._environment, PageEnvironment):
-                self._environment.close()
+                if not self._environment.is_shared:
+                    self._environment.close()
         except StoreError:
             self._environment = None
             raise
@@ -157,8 +155,9 @@ class LmdbPlugin(StoragePluginBase):
 
     def __del__(self) -> None:
         release(self)
-        if isinstance(getattr(self, "_environment", None), PageEnvironment):
-            self.close()
+        environment = getattr(self, "_environment", None)
+        if environment is not None and not environment.is_shared:
+            environment.close()
 
     @property
     def _shared(self) -> Environment | PageEnvironment:
@@ -171,5 +170,7 @@ def _environment_of(user: LmdbPlugin, options: Mapping[str, Any]) -> Environment
     path, durability, wait_s = options["path"], options["durability"], options["wait_s"]
     reason = reason_to_read_pages(path, options["readonly"])
     if reason is not None:
+        from .page_reader import PageEnvironment
+
         return PageEnvironment(path, durability, wait_s, reason)
     return shared_environment(user, path, durability, options["map_size_bytes"], wait_s)

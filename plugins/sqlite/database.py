@@ -21,13 +21,14 @@ from hutch.fork import WeakRefs
 from hutch.locks import FairLock, Ticket
 
 from .file import DatabaseFile, NoDataError, fetch, spoilt_by_fork
+from .read_only import ReadOnlyFile, ReadOnlyReaders
 from .readers import Readers
 from .writer import WriteLock, Writer
 
 _CHUNK_BYTES = 1024 * 1024
 _FORK_PATIENCE_S = 10.0
 _REGISTRY_WAIT_S = 60.0
-_Settings = tuple[Path, str, float, int]
+_Settings = tuple[Path, str, float, int, str | None]
 
 
 class Database:
@@ -39,27 +40,39 @@ class Database:
     def __init__(self, settings: _Settings, write_lock: WriteLock) -> None:
         self.path = settings[0]
         self._settings = settings
-        self._file = DatabaseFile(*settings)
+        path, durability, wait_s, mmap_bytes, reason = settings
+        #: Whether the file is only read, because this process may not write to it or was told not to.
+        self.is_read_only = reason is not None
+        if reason is None:
+            self._file = DatabaseFile(path, durability, wait_s, mmap_bytes)
+            self.readers = Readers(self._file)
+        else:
+            self._file = read_only = ReadOnlyFile(path, durability, wait_s, mmap_bytes)
+            self.readers = ReadOnlyReaders(read_only)
+            read_only.reason = reason
         self._users = self._file.users
         self._is_frozen = False
-        self.readers = Readers(self._file)
         self.writer = Writer(self._file, write_lock)
         #: ``read(work, *args)`` and ``write(work, *args)`` each return ``work(connection, *args)``.
         self.read = self.readers.run
         self.write = self.writer.run
+        if isinstance(self._file, ReadOnlyFile):
+            self.write = self._file.refuse  # type: ignore[assignment]
         _all.add(self)
 
     # --- users ---
 
     @classmethod
-    def join(cls, owner: object, user: object, path: Path, durability: str, wait_s: float, mmap_bytes: int) -> Database:
-        """Return the database of the file at `path` with these settings, shared if one exists, and add `user` to it.
+    def join(cls, owner: object, user: object, settings: _Settings) -> Database:
+        """Return the database with these settings, shared if one exists, and add `user` to it.
+
+        `settings` are the path, the durability, `wait_s`, `mmap_bytes`, and why the file is only read, or None.
 
         `user` represents `owner` and leaves when `owner` is collected, even if a handler interrupted its finalizer.
 
         Each combination of settings has its own connections. A file that replaced another one is a different database.
         """
-        return _registry.run(_REGISTRY_WAIT_S, cls._join, owner, user, (path, durability, wait_s, mmap_bytes))
+        return _registry.run(_REGISTRY_WAIT_S, cls._join, owner, user, settings)
 
     @classmethod
     def _join(cls, owner: object, user: object, settings: _Settings) -> Database:

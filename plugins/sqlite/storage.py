@@ -30,6 +30,7 @@ from .database import Database, change, leave_all
 from .errors import is_from_sqlite
 from .file import SYNCHRONOUS, NoDataError
 from .integrity import verify as verify_store
+from .read_only import reason_to_only_read
 from .statements import (
     ADD,
     COPIED_BYTES,
@@ -161,9 +162,9 @@ class SqlitePlugin(StoragePluginBase):
 
     def _shared(self) -> Database:
         options = self._storage_config
-        database = Database.join(
-            self, self._user, self._path, options["durability"], options["wait_s"], options["mmap_bytes"]
-        )
+        reason = reason_to_only_read(self._path, options["readonly"])
+        settings = (self._path, options["durability"], options["wait_s"], options["mmap_bytes"], reason)
+        database = Database.join(self, self._user, settings)
         former, self._database = self._database, database
         if former is not None and former is not database:
             former.leave(self._user)
@@ -181,8 +182,8 @@ class SqliteStorage(EncodedStorage):
         self._path = database.path
         self._number: int | None = None
         self._user = object()
-        # Attributes of `Database`, for the fast path of `_row`.
-        self._idle, self._trim = database.readers.idle, database.readers.trim
+        # Attributes of `Database`, for the fast path of `_row`, which does not validate what a read-only file needs.
+        self._idle, self._trim = [] if database.is_read_only else database.readers.idle, database.readers.trim
         # The fast path for writes; replaced when the storage is closed.
         self._run_write: Callable[..., int] = database.write
         # In this order, so that `close` knows what to leave even if a signal handler raises.
