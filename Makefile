@@ -27,8 +27,10 @@ lint: .venv/dev ## ruff: style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: .venv/dev ## mypy --strict over all code
+types: .venv/dev ## mypy --strict over all code; mypy and pyright over an application, which sees hutch as installed
 	$(BIN)/mypy $(CODE)
+	cd tests/typed && ../../$(BIN)/mypy --strict --config-file= application.py
+	cd tests/typed && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python
 
 # The oldest Python measures coverage and runs tests/faults; the others run the rest. ARGS="-k lmdb" narrows them down.
 tests: tests-3.11 tests-3.12 tests-3.13 ## the tests, on Python 3.11, 3.12 and 3.13

@@ -90,6 +90,7 @@ def test_every_engine_that_needs_no_server_works_where_hutch_alone_is_installed(
     plugins = ROOT / "plugins" if editable else Path(package) / "plugins"
     assert {Path(folder) for _, folder in engines} == {plugins}
     assert editable or installed.parent.parent in Path(package).parents
+    assert (Path(package) / "py.typed").is_file()  # without it a type checker sees no types of hutch
 
 
 def test_an_engine_without_its_driver_says_which_extra_brings_it(installed: Path, tmp_path: Path) -> None:

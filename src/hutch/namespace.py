@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar, overload
+from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 
 from .contract import MISSING, Missing, StorageBase
 from .discovery.foreign import close_interrupted, open_validated
@@ -331,11 +331,13 @@ class StoreMixin(MutableMapping[str, V]):
         return self._store.compare_and_set(validate_key(key), expected, value)
 
     @overload
-    def modify(self, key: str, fn: Callable[[V], V], default: V | Missing = ..., *, allow_none: bool = ...) -> V: ...
+    def modify(
+        self, key: str, fn: Callable[[V], V | Missing], default: V | Missing = ..., *, allow_none: Literal[False] = ...
+    ) -> V: ...
     @overload
     def modify(
-        self, key: str, fn: Callable[[V], V | Missing], default: V | Missing = ..., *, allow_none: bool = ...
-    ) -> V | Missing: ...
+        self, key: str, fn: Callable[[V], V | Missing | None], default: V | Missing = ..., *, allow_none: bool
+    ) -> V | None: ...
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING, *, allow_none: bool = False) -> Any:
         """Set `key` to ``fn(value)`` atomically and return the new value.
 
