@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import hutch
+from hutch import transfer
+from hutch.codec import frame
 from tests.cli_calls import (
     POSIX_ONLY,
     TIMEOUT_S,
@@ -23,6 +26,7 @@ from tests.cli_calls import (
     fill,
     held,
     hutch_,
+    hutch_process,
     url,
     wait_until,
 )
@@ -223,3 +227,109 @@ def test_ctrl_c_during_a_dump_leaves_no_part_of_a_file(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, err) == (130, "hutch: interrupted\n")
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+# --- stored bytes, and what cannot be read ---
+
+THEIR_TYPES = """
+import dataclasses, hutch
+@hutch.register_type
+@dataclasses.dataclass
+class User:
+    name: str
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> str:
+    """Return the URL of a store whose values are of a type that is registered only with --import their_types."""
+    (tmp_path / "types").mkdir()
+    (tmp_path / "types" / "their_types.py").write_text(THEIR_TYPES)
+    for key in ("ada", "eve"):
+        value = f'{{"$type": "their_types.User", "value": {{"name": "{key}"}}}}'
+        assert with_types("-s", "lmdb://users", "set", "core", key, value).returncode == 0
+    fill("lmdb://users", core={"plain": 1})
+    return "lmdb://users"
+
+
+def with_types(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd() / "types")}
+    return hutch_process("--import", "their_types", *arguments, env=environment)
+
+
+@pytest.mark.parametrize("target", ["sqlite://copy.db", "lmdb://copy", "redis"])
+def test_copy_between_stores_of_one_codec_needs_no_class(
+    target: str, users: str, request: pytest.FixtureRequest
+) -> None:
+    if target == "redis":
+        target = f"{request.getfixturevalue('redis_server').url}?prefix=test_cli_frames"
+    done = hutch_("copy", users, target, "--verify")
+    assert done == Result(0, "copied 3 items, 0 were there already; namespaces: 1\nverified 3 items: all equal\n", "")
+    assert hutch_("copy", users, target).out.startswith("copied 0 items, 3 were there")
+    assert with_types("-s", target, "get", "core", "ada").stdout == 'their_types.User({"name": "ada"})\n'
+    assert hutch_("-s", target, "check").code == 1, "the type is not registered here"
+    fill(target, core={"plain": 2})
+    different = hutch_("copy", users, "memory://", "--verify")
+    assert different.code == 0
+    with hutch.connect(users) as source, hutch.connect(target) as store:
+        assert transfer.verify(source, store).different == 1
+
+
+def test_a_dump_holds_the_bytes_of_a_value_without_its_class_and_load_takes_them(users: str) -> None:
+    dumped = hutch_("-s", users, "dump")
+    assert (dumped.code, dumped.err) == (0, "")
+    lines = [json.loads(line) for line in dumped.out.splitlines()]
+    assert [sorted(line) for line in lines[1:4]] == [
+        ["frame", "key", "namespace"],
+        ["frame", "key", "namespace"],
+        ["key", "namespace", "value"],
+    ]
+    loaded = hutch_("-s", "sqlite://copy.db", "load", stdin=dumped.out.encode())
+    assert loaded == Result(0, "loaded 3 items, 0 were there already; namespaces: 1\n", "")
+    assert hutch_("-s", "sqlite://copy.db", "load", stdin=dumped.out.encode()).out.startswith("loaded 0 items, 3 were")
+    assert with_types("-s", "sqlite://copy.db", "get", "core", "eve").stdout == 'their_types.User({"name": "eve"})\n'
+    readable = with_types("-s", "sqlite://copy.db", "dump").stdout
+    assert "frame" not in readable
+    assert readable == with_types("-s", users, "dump").stdout
+    refused = hutch_("-s", "shelf://shelf", "load", stdin=dumped.out.encode())
+    assert refused.code == 4
+    assert "key 'ada' in namespace 'core'" in refused.err
+    assert "a store of the same codec" in refused.err
+
+
+@pytest.mark.parametrize("frame", ["AAAA", "????", 5, base64.b64encode(frame.seal(b"P\x80\x05N.")).decode()])
+def test_a_frame_that_is_damaged_or_a_pickle_is_refused(frame: object) -> None:
+    line = json.dumps({"namespace": "core", "key": "k", "frame": frame})
+    text = f'{{"hutch_dump":1}}\n{line}\n{{"count":1}}\n'
+    refused = hutch_("-s", "lmdb://target", "load", stdin=text.encode())
+    assert refused.code == 4
+    assert refused.err.startswith("hutch: line 2 of the dump: ")
+    assert held("lmdb://target", "core") == {}
+
+
+def damage(path: Path, text: bytes) -> None:
+    """Flip one bit in `text`, wherever the closed file `path` holds it."""
+    data = path.read_bytes()
+    assert text in data
+    path.write_bytes(data.replace(text, bytes([text[0] ^ 1]) + text[1:]))
+
+
+@pytest.mark.parametrize("target", ["lmdb://copy", "shelf://copy"])
+def test_skip_errors_names_and_counts_what_cannot_be_read(target: str, tmp_path: Path) -> None:
+    fill("lmdb://source", core={"a": 1, "bad": "a marked text", "c": {3}}, other={"d": 4})
+    damage(tmp_path / "source" / "data.mdb", b"a marked text")
+    for command in (["copy", "lmdb://source", target], ["-s", "lmdb://source", "dump", "-o", "dump"]):
+        stopped = hutch_(*command)
+        assert stopped.code == 4
+        assert "key 'bad' in namespace 'core'" in stopped.err
+        skipped = hutch_(*command, "--skip-errors")
+        assert skipped.code == 1
+        first, last = skipped.err.splitlines()
+        assert first.startswith("hutch: skipped: the value of key 'bad' in namespace 'core' of the lmdb storage: ")
+        assert last == "hutch: 1 items could not be read or written, and were skipped"
+        assert "marked" not in skipped.err
+    assert held(target, "core") == {"a": 1, "c": {3}}
+    assert held(target, "other") == {"d": 4}
+    assert hutch_("-s", "lmdb://loaded", "load", "dump").out.startswith("loaded 3 items")
+    verified = hutch_("copy", "lmdb://source", target, "--verify", "--skip-errors")
+    assert (verified.code, "verified 3 items: all equal" in verified.out) == (1, True)

@@ -26,7 +26,7 @@ else $HUTCH_CONFIG (a file), else LMDB in the user's data folder.
 \b
 Exit codes:
     0  done
-    1  the key is not there, or a check failed
+    1  the key is not there, a check failed, or items were skipped
     2  wrong usage or config
     3  the store or namespace is not there; the storage cannot be reached, is
        locked, busy or full

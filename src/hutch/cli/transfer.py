@@ -13,7 +13,8 @@ from typing import IO
 
 import click
 
-from .. import CapabilityError, Store, connect, transfer
+from .. import CapabilityError, Store, StoreError, connect, transfer
+from ..errors import redact
 from ..filesystem import atomic_file
 from ..transfer.batches import chosen
 from .app import Call, connect_existing, hutch, missing_namespace, not_there, pass_call, storage_options
@@ -22,27 +23,34 @@ from .output import printable
 _namespaces = click.option(
     "-n", "--namespace", "globs", metavar="GLOB", multiple=True, help="Only namespaces that match GLOB. Repeatable."
 )
+_skip_errors = click.option(
+    "--skip-errors", is_flag=True, help="Leave out what cannot be read, name each item, and exit with 1."
+)
 _OnProgress = Callable[[transfer.Progress], None]
 
 
 @hutch.command()
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE, which appears when the dump is complete.")
 @_namespaces
+@_skip_errors
 @storage_options
 @pass_call
-def dump(call: Call, output: str | None, globs: tuple[str, ...]) -> None:
+def dump(call: Call, output: str | None, globs: tuple[str, ...], skip_errors: bool) -> int:
     """Write all items as JSON lines that keep types, for `load`.
 
-    If the store is in use, the dump is not a snapshot of one moment.
+    If the store is in use, the dump is not a snapshot of one moment. A value of a type that is not
+    registered is written as its stored bytes.
     """
+    on_error = _name_skipped if skip_errors else None
     with call.connect_existing() as store, show_progress() as progress:
         _must_match(store, globs)
         if output is None:
             sys.stdout.flush()
-            transfer.dump(store, sys.stdout.buffer, globs or None, progress=progress)
+            done = transfer.dump(store, sys.stdout.buffer, globs or None, progress=progress, on_error=on_error)
         else:
             with _whole_file(output) as out:
-                transfer.dump(store, out, globs or None, progress=progress)
+                done = transfer.dump(store, out, globs or None, progress=progress, on_error=on_error)
+    return _count_skipped(done.skipped)
 
 
 @hutch.command()
@@ -67,12 +75,14 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
 @click.argument("target", metavar="DST")
 @_namespaces
 @click.option("--verify", is_flag=True, help="Read every item back from DST and compare value and type.")
+@_skip_errors
 @pass_call
-def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool) -> int:
+def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool, skip_errors: bool) -> int:
     """Copy all items of SRC to DST.
 
     Each is a storage URL or a config file. Values of existing keys in DST are replaced, nothing is
-    removed. After an interruption, run it again: equal items are not written a second time.
+    removed. After an interruption, run it again: equal items are not written a second time. Between
+    stores of the same codec the stored bytes move, and no type need be registered.
     """
     if call.config_form() is not None:
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")
@@ -80,13 +90,28 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
     with connect_existing(source) as origin, connect(target) as store:
         _must_match(origin, globs)
         with hint_to_run_again(), show_progress() as progress:
-            done = transfer.copy(origin, store, globs or None, progress=progress)
+            on_error = _name_skipped if skip_errors else None
+            done = transfer.copy(origin, store, globs or None, progress=progress, on_error=on_error)
         report("copied", done)
+        code = _count_skipped(done.skipped)
         if not verify:
-            return 0
+            return code
         with show_progress() as progress:
-            found = transfer.verify(origin, store, globs or None, progress=progress)
-    return show_verified(found, "DST", "SRC is in use it may have changed meanwhile")
+            ignored = _ignore if skip_errors else None
+            found = transfer.verify(origin, store, globs or None, progress=progress, on_error=ignored)
+    return show_verified(found, "DST", "SRC is in use it may have changed meanwhile") or code
+
+
+def _name_skipped(error: StoreError) -> None:
+    click.echo(f"hutch: skipped: {printable(redact(str(error)))}", err=True)
+
+
+def _ignore(error: StoreError) -> None:
+    pass
+
+
+def _count_skipped(count: int) -> int:
+    return not_there(f"{count:,} items could not be read or written, and were skipped") if count else 0
 
 
 def report(verb: str, done: transfer.Transferred) -> None:

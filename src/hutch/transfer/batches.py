@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from io import BytesIO
 from typing import Any
 
-from .. import CapabilityError, CorruptValueError, Namespace, Store, ValueTypeError
+from .. import CapabilityError, CorruptValueError, Namespace, Store, StoreError, ValueTypeError
 from ..codec.pickled import Pickled
 from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
+from .frames import Frame, OnError, find_frames, write_frames
 
 BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024
@@ -43,16 +44,25 @@ class Transferred:
     written: int
     #: Items that the target already held, equal in value and type.
     unchanged: int
+    #: Items that could not be read or written, each passed to `on_error`.
+    skipped: int = 0
 
 
 OnProgress = Callable[[Progress], object]
 
 
 class Writer:
-    """A writer of items in batches that skips equal ones and counts."""
+    """A writer of items in batches that skips equal ones and counts.
 
-    def __init__(self, progress: OnProgress | None) -> None:
+    Errors about single items are passed to `on_error`, if given, and counted, instead of being raised.
+    """
+
+    def __init__(self, progress: OnProgress | None, on_error: OnError | None = None) -> None:
         self._progress = progress
+        self._report_error = on_error
+        self._skipped = 0
+        #: For the source; None if its errors are to be raised.
+        self.on_error: OnError | None = None if on_error is None else self._skip
         self._namespaces: set[str] = set()
         self._written = self._unchanged = 0
 
@@ -64,15 +74,19 @@ class Writer:
         for batch in batches(items):
             found = read_all(handle, batch) if compare else {}
             changed = {key: item[0] for key, item in batch.items() if key not in found or not same(item, found[key])}
-            if changed:
-                _write(handle, changed)
+            refused = _write(handle, changed, self.on_error) if changed else 0
             done += len(batch)
-            self._written += len(changed)
+            self._written += len(changed) - refused
             self._unchanged += len(batch) - len(changed)
             report(self._progress, name, done, total)
 
     def result(self) -> Transferred:
-        return Transferred(len(self._namespaces), self._written, self._unchanged)
+        return Transferred(len(self._namespaces), self._written, self._unchanged, self._skipped)
+
+    def _skip(self, error: StoreError) -> None:
+        self._skipped += 1
+        if self._report_error is not None:
+            self._report_error(error)
 
 
 def report(progress: OnProgress | None, namespace: str, done: int, total: int | None) -> None:
@@ -128,8 +142,24 @@ def batches(items: Iterable[tuple[str, Any]]) -> Iterator[Batch]:
         yield batch
 
 
-def read_all(handle: Namespace, keys: Iterable[str]) -> dict[str, Item]:
-    """Return the items of `handle` for those `keys` it holds; an unreadable value gets no mark and equals nothing."""
+def read_all(handle: Namespace, batch: Batch) -> dict[str, Item]:
+    """Return the items of `handle` for the keys of `batch`, undecoded where those are.
+
+    An unreadable value gets no mark and equals nothing.
+    """
+    undecoded = [key for key, (value, _) in batch.items() if type(value) is Frame]
+    if len(undecoded) == len(batch):
+        return _find_frames(handle, undecoded)
+    found = _find_values(handle, [key for key, (value, _) in batch.items() if type(value) is not Frame])
+    return {**found, **_find_frames(handle, undecoded)} if undecoded else found
+
+
+def _find_frames(handle: Namespace, keys: list[str]) -> dict[str, Item]:
+    found = find_frames(handle, keys)
+    return {key: (frame, None if frame is None else frame.content) for key, frame in found.items()}
+
+
+def _find_values(handle: Namespace, keys: list[str]) -> dict[str, Item]:
     try:
         return {key: (value, mark_of(value)) for key, value in handle.get_many(keys).items()}
     except CorruptValueError:
@@ -146,18 +176,41 @@ def read_all(handle: Namespace, keys: Iterable[str]) -> dict[str, Item]:
         return found
 
 
-def _write(handle: Namespace, items: dict[str, Any]) -> None:
-    try:
-        handle.set_many(items)
-    except ValueTypeError:
-        # Nothing of the batch was written. Write one by one, so that the error can name the key.
-        for key, value in items.items():
-            try:
-                handle[key] = value
-            except ValueTypeError as error:
-                raise ValueTypeError(
+def _write(handle: Namespace, items: dict[str, Any], on_error: OnError | None) -> int:
+    """Write `items`, and return how many were refused and passed to `on_error`."""
+    frames = {key: value for key, value in items.items() if type(value) is Frame}
+    values = {key: value for key, value in items.items() if type(value) is not Frame} if frames else items
+    refused = 0
+    for batch, write in ((values, _set_many), (frames, write_frames)):
+        try:
+            if batch:
+                write(handle, batch)
+        except ValueTypeError:
+            # Nothing of the batch was written. Write one by one, so that the error can name the key.
+            refused += _write_each(handle, batch, write, on_error)
+    return refused
+
+
+def _set_many(handle: Namespace, items: dict[str, Any]) -> None:
+    handle.set_many(items)
+
+
+def _write_each(handle: Namespace, items: dict[str, Any], write: Callable[..., None], on_error: OnError | None) -> int:
+    refused = 0
+    for key, value in items.items():
+        try:
+            write(handle, {key: value})
+        except ValueTypeError as error:
+            named = error
+            if type(value) is not Frame:
+                named = ValueTypeError(
                     f"the value of key {key!r} in namespace {handle.namespace!r} cannot be written: {error}"
-                ) from error
+                )
+            if on_error is None:
+                raise named from error
+            on_error(named)
+            refused += 1
+    return refused
 
 
 # --- equal in value and type ---
@@ -168,6 +221,8 @@ def mark_of(value: Any) -> bytes | None:
 
     None for a value that neither the default codec nor pickle takes.
     """
+    if type(value) is Frame:
+        return value.content
     if type(value) is Pickled:
         return value.body
     try:
@@ -194,6 +249,8 @@ def same(a: Item, b: Item) -> bool:
         return False
     if mark == other_mark:
         return True
+    if type(value) is Frame:
+        return type(other) is Frame and _same_values(value, other)
     if len(mark) != len(other_mark):
         return False
     try:
@@ -205,3 +262,11 @@ def same(a: Item, b: Item) -> bool:
         return type(value) is type(other) and bool(value == other)
     except Exception:
         return False
+
+
+def _same_values(a: Frame, b: Frame) -> bool:
+    try:
+        value, other = a.value(), b.value()
+    except CorruptValueError:
+        return False
+    return same((value, mark_of(value)), (other, mark_of(other)))

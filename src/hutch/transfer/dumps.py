@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from .. import CorruptValueError, Store, StoreError, ValueTypeError
+from .. import CorruptValueError, EncodedStorage, Namespace, Store, StoreError, ValueTypeError
 from ..codec.tagged_json import from_json, json_text, to_tagged
 from ..limits import validate_key, validate_namespace
 from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
+from .frames import Frame, OnError, bytes_below, frame_of_dump, frame_to_dump, read_values
 from .stores import copy_items
 
 #: The version of the dump format that `dump` writes and `load` reads.
 DUMP_VERSION = 1
 _LONGEST_HEADER = 4096
+_ITEMS = ({"namespace", "key", "value"}, {"namespace", "key", "frame"})
 
 
 def dump(
-    store: Store, out: IO[bytes], namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
+    store: Store,
+    out: IO[bytes],
+    namespaces: Iterable[str] | None = None,
+    *,
+    progress: OnProgress | None = None,
+    on_error: OnError | None = None,
 ) -> Transferred:
     """Write every item of `store` to `out` as JSON lines that keep types; `namespaces` are globs, as in `copy`.
 
-    Raises ValueTypeError, which names namespace and key, for a value that only pickle can store: a dump contains no
-    pickles, because loading one would run code; `copy` moves such values. Raises CorruptValueError for a value that
-    cannot be read. `out` is not closed or flushed.
+    A value that is intact but cannot be decoded here, because its type is not registered, is written as its stored
+    bytes. With `on_error`, an item that cannot be dumped is skipped and its error passed to it. Otherwise raises
+    ValueTypeError, which names namespace and key, for a value that only pickle can store: a dump contains no pickles,
+    because loading one would run code; `copy` moves such values. Raises CorruptValueError for a value that cannot be
+    read. `out` is not closed or flushed.
     """
     names = chosen(store, namespaces)
     out.write(_line({"hutch_dump": DUMP_VERSION}))
-    written = 0
+    written = skipped = 0
     for name in names:
         with store.open(name) as handle:
             total, done = len(handle), 0
-            for key, value in handle.items():
-                try:
-                    tagged = to_tagged(value)
-                    line = _line({"namespace": name, "key": key, "value": tagged})
-                except (ValueTypeError, RecursionError) as error:
-                    message = "it is nested too deep" if isinstance(error, RecursionError) else error
-                    raise ValueTypeError(
-                        f"the value of key {key!r} in namespace {name!r} cannot be dumped: {message}"
-                    ) from error
+            for line in _lines(handle):
+                if not isinstance(line, bytes):
+                    if on_error is None:
+                        raise line
+                    on_error(line)
+                    skipped += 1
+                    continue
                 out.write(line)
                 done += 1
                 if done % BATCH_ITEMS == 0:
@@ -48,7 +56,7 @@ def dump(
             written += done
     # So that `load` notices a truncated dump.
     out.write(_line({"count": written}))
-    return Transferred(len(names), written, 0)
+    return Transferred(len(names), written, 0, skipped)
 
 
 def load(
@@ -74,6 +82,44 @@ def load(
 # --- the lines of a dump ---
 
 
+def _lines(handle: Namespace) -> Iterator[bytes | StoreError]:
+    """Yield the line of every item of `handle`, or the error that says why it has none."""
+    storage = bytes_below(handle)
+    if storage is None:
+        errors: list[StoreError] = []
+        for key, value in read_values(handle, errors.append):
+            yield _line_of(handle, key, value)
+            yield from errors
+            errors.clear()
+        yield from errors
+        return
+    for keys, frames in storage.read_chunks(None, None, False):
+        for key, data in zip(keys, frames, strict=True):
+            yield _line_of_frame(handle, storage, key, data)
+
+
+def _line_of_frame(handle: Namespace, storage: EncodedStorage, key: str, data: bytes) -> bytes | StoreError:
+    try:
+        value = storage.decode_value(key, data)
+    except CorruptValueError as error:
+        frame = frame_to_dump(storage, key, data)
+        if frame is None:
+            return error
+        return _line({"namespace": str(handle.namespace), "key": key, "frame": b64encode(frame).decode()})
+    return _line_of(handle, key, value)
+
+
+def _line_of(handle: Namespace, key: str, value: Any) -> bytes | StoreError:
+    name = str(handle.namespace)
+    try:
+        return _line({"namespace": name, "key": key, "value": to_tagged(value)})
+    except (ValueTypeError, RecursionError) as error:
+        message = "it is nested too deep" if isinstance(error, RecursionError) else error
+        refusal = ValueTypeError(f"the value of key {key!r} in namespace {name!r} cannot be dumped: {message}")
+        refusal.__cause__ = error
+        return refusal
+
+
 def _line(record: dict[str, Any]) -> bytes:
     return json_text(record).encode() + b"\n"
 
@@ -90,15 +136,18 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
             record = from_json(line)
             if type(record) is not dict:
                 raise CorruptValueError('expected an object, {"namespace": ..., "key": ..., "value": ...}')
-            if record.keys() == {"namespace", "key", "value"}:
-                item = validate_namespace(record["namespace"]), validate_key(record["key"]), record["value"]
+            if record.keys() in _ITEMS:
+                value = _frame(record["frame"]) if "frame" in record else record["value"]
+                item = validate_namespace(record["namespace"]), validate_key(record["key"]), value
             elif record.keys() == {"count"}:
                 if record["count"] != count:
                     raise CorruptValueError("its count of items does not match; lines are missing, or were added")
                 count = None
                 continue
             else:
-                raise CorruptValueError("expected the names namespace, key and value, or on the last line count")
+                raise CorruptValueError(
+                    "expected the names namespace, key and value (or frame), or on the last line count"
+                )
         except StoreError as error:
             raise CorruptValueError(f"line {number:,} of the dump: {error}. {_loaded(before)}") from error
         count += 1
@@ -110,6 +159,14 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
         )
     if number == 0:
         raise CorruptValueError("this is not a dump of hutch: it is empty")
+
+
+def _frame(text: object) -> Frame:
+    try:
+        data = b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError as error:
+        raise CorruptValueError("its frame is not base64") from error
+    return frame_of_dump(data)
 
 
 def _check_header(line: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import Namespace, Store
 from .batches import OnProgress, Transferred, Writer, batches, chosen, read_all, report, same
+from .frames import OnError, moves_frames, read_frames, read_values
 
 _EXAMPLES = 5
 
@@ -43,7 +44,12 @@ class Verified:
 
 
 def copy(
-    source: Store, target: Store, namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
+    source: Store,
+    target: Store,
+    namespaces: Iterable[str] | None = None,
+    *,
+    progress: OnProgress | None = None,
+    on_error: OnError | None = None,
 ) -> Transferred:
     """Copy every item of `source` to `target`, or only from namespaces that match one of the globs `namespaces`.
 
@@ -52,14 +58,19 @@ def copy(
     Each batch is written as by `set_many`: all or none where the engine declares `atomic-batch`. `progress` is called
     after each batch.
 
-    Raises CorruptValueError for a value that cannot be read, ValueTypeError for a value that the target's codec
-    refuses (both name namespace and key), CapabilityError if the source cannot list its namespaces and `namespaces`
-    does not name them, and what the engines raise. Items copied before an error stay copied.
+    Between engines that hold bytes, where both stores configure the same codec with the same options, the stored bytes
+    move: values are not decoded, so their classes need not be there, and only checksums are validated.
+
+    With `on_error`, an item that cannot be read, or that the target refuses, is skipped and its error passed to it.
+    Otherwise raises CorruptValueError for a value that cannot be read, ValueTypeError for a value that the target's
+    codec refuses (both name namespace and key), CapabilityError if the source cannot list its namespaces and
+    `namespaces` does not name them, and what the engines raise. Items copied before an error stay copied.
     """
-    totals = Writer(progress)
+    totals = Writer(progress, on_error)
     for name in chosen(source, namespaces):
         with source.open(name) as origin, target.open(name) as handle:
-            totals.add(handle, origin.items(), len(origin))
+            read = read_frames if moves_frames(source, target, origin, handle) else read_values
+            totals.add(handle, read(origin, totals.on_error), len(origin))
     return totals.result()
 
 
@@ -78,19 +89,26 @@ def copy_items(
 
 
 def verify(
-    source: Store, target: Store, namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
+    source: Store,
+    target: Store,
+    namespaces: Iterable[str] | None = None,
+    *,
+    progress: OnProgress | None = None,
+    on_error: OnError | None = None,
 ) -> Verified:
     """Read back every item of `source` from `target` and compare value and type, NaN and -0.0 included.
 
-    `namespaces` are globs, as in `copy`. An unreadable value counts as different in the target and raises
-    CorruptValueError in the source. Types that only pickle can store are compared by their pickles and, if those
-    differ, by their own ``==``.
+    `namespaces` are globs, as in `copy`. An unreadable value counts as different in the target, and raises
+    CorruptValueError in the source, or is passed to `on_error`. Where `copy` moves stored bytes, bytes are compared
+    first, and values only where those differ. Types that only pickle can store are compared by their pickles and, if
+    those differ, by their own ``==``.
     """
     patterns = None if namespaces is None else list(namespaces)
     found = _Comparison(progress)
     for name in sorted({*chosen(source, patterns), *chosen(target, patterns)}):
         with source.open(name) as origin, target.open(name) as handle:
-            present = found.compare(handle, origin.items(), len(origin))
+            read = read_frames if moves_frames(source, target, origin, handle) else read_values
+            present = found.compare(handle, read(origin, on_error), len(origin))
             if len(handle) > present:
                 for key in handle:
                     if key not in origin:
