@@ -10,10 +10,12 @@ import sys
 import textwrap
 import time
 import zlib
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -120,6 +122,40 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "tuples of one hash": lambda: seal(
         ext(2, array([ext(1, array([big(PRIME * (9 + i)), b"\x01"])) for i in range(40_000)]))
     ),
+    "an OrderedDict with a key twice": lambda: frame_of(Ext(18, packb([1, 2, 1, 3]))),
+    "an OrderedDict with half an item": lambda: frame_of(Ext(18, packb([1, 2, 1]))),
+    "an OrderedDict of a map": lambda: frame_of(Ext(18, packb({"a": 1}))),
+    "an OrderedDict with a list as key": lambda: frame_of(Ext(18, packb([[], 1]))),
+    "a defaultdict without a factory": lambda: frame_of(Ext(19, packb([]))),
+    "a defaultdict of a function": lambda: frame_of(Ext(19, packb(["eval"]))),
+    "a defaultdict of an import": lambda: frame_of(Ext(19, packb(["os.system", 1, 2]))),
+    "a defaultdict of a list": lambda: frame_of(Ext(19, packb([["list"]]))),
+    "a defaultdict of True": lambda: frame_of(Ext(19, packb([True]))),
+    "a Counter with a key twice": lambda: frame_of(Ext(20, packb(["a", 2, "a", 3]))),
+    "a deque without maxlen": lambda: frame_of(Ext(21, packb([]))),
+    "a deque of more than maxlen": lambda: frame_of(Ext(21, packb([1, 2, 3]))),
+    "a deque of a negative maxlen": lambda: frame_of(Ext(21, packb([-1]))),
+    "a deque of True": lambda: frame_of(Ext(21, packb([True, 1]))),
+    "a deque of a huge maxlen": lambda: seal(ext(21, array([big(1 << 400)]))),
+    "a deque of a text": lambda: frame_of(Ext(21, packb("abc"))),
+    "an address of text": lambda: frame_of(Ext(22, packb(["address", "192.0.2.1", None, None]))),
+    "an address of five bytes": lambda: frame_of(Ext(22, packb(["address", b"12345", None, None]))),
+    "an address with a prefix": lambda: frame_of(Ext(22, packb(["address", b"1234", 8, None]))),
+    "an IPv4 address with a zone": lambda: frame_of(Ext(22, packb(["address", b"1234", None, "eth0"]))),
+    "an address with a strange zone": lambda: frame_of(Ext(22, packb(["address", b"x" * 16, None, "a%b/c"]))),
+    "a network with host bits": lambda: frame_of(Ext(22, packb(["network", b"1234", 8, None]))),
+    "a network of a wide prefix": lambda: frame_of(Ext(22, packb(["network", bytes(4), 1 << 40, None]))),
+    "a network of a netmask": lambda: frame_of(Ext(22, packb(["network", bytes(4), "255.0.0.0", None]))),
+    "a network of True": lambda: frame_of(Ext(22, packb(["network", bytes(4), True, None]))),
+    "an interface without a prefix": lambda: frame_of(Ext(22, packb(["interface", bytes(4), None, None]))),
+    "an address of another kind": lambda: frame_of(Ext(22, packb(["host", bytes(4), 8, None]))),
+    "an address of three parts": lambda: frame_of(Ext(22, packb(["address", bytes(4), None]))),
+    **{
+        f"ints of one hash in a {name}": lambda number=number, header=header: seal(  # type: ignore[misc]
+            ext(number, array(header + [big(PRIME * (9 + i // 2)) for i in range(60_000)]))
+        )
+        for name, number, header in (("OrderedDict", 18, []), ("defaultdict", 19, [b"\xc0"]), ("Counter", 20, []))
+    },
     "frozensets of frozensets of one hash": lambda: seal(ext(2, array([frozen_twins(14, 0), frozen_twins(14, 1)]))),
 }
 
@@ -192,6 +228,11 @@ def test_what_the_encoder_writes_of_such_types_is_read() -> None:
         date(1, 1, 1),
         datetime.max.replace(tzinfo=UTC),
         Path("a/../b"),
+        OrderedDict({PRIME * i: i for i in range(1, 200)}),
+        Counter({UUID(int=i): i for i in range(2_000)}),
+        defaultdict(list, {str(i): [i] for i in range(5_000)}),
+        deque(range(5_000), 9_000),
+        {ip_address(i) for i in range(2_000)},
     ]
     assert CODEC.decode(CODEC.encode(value)) == value
     assert from_json(to_json(value)) == value
@@ -204,7 +245,14 @@ def test_what_would_not_be_read_is_refused_when_it_is_set() -> None:
     with pytest.raises(hutch.ValueTypeError, match="a Fraction of more than 65,536 bits; store"):
         to_json(too_long)
     hashes = {PRIME * i for i in range(9, 2_000)}
-    for value in ([hashes], [frozenset(hashes)], [dict.fromkeys(hashes)], {1: hashes}):
+    for value in (
+        [hashes],
+        [frozenset(hashes)],
+        [dict.fromkeys(hashes)],
+        {1: hashes},
+        [OrderedDict.fromkeys(hashes)],
+        [Counter(hashes)],
+    ):
         with pytest.raises(hutch.ValueTypeError, match=r"the value\[[01]\]: too many items .* equal hashes"):
             CODEC.encode(value)
         with pytest.raises(hutch.ValueTypeError, match="equal hashes"):
@@ -227,6 +275,19 @@ def test_what_would_not_be_read_is_refused_when_it_is_set() -> None:
         '{"$fraction":[{"$int":"0x' + "f" * 400_000 + '"},{"$int":"0x' + "e" * 400_001 + '"}]}',
         '{"$set":[' + ",".join(f'{{"$int":"{PRIME * i}"}}' for i in range(9, 20_000)) + "]}",
         '{"$dict":[' + ",".join(f'[{{"$int":"{PRIME * i}"}},1]' for i in range(9, 20_000)) + "]}",
+        '{"$counter":[' + ",".join(f'[{{"$int":"{PRIME * i}"}},1]' for i in range(9, 20_000)) + "]}",
+        '{"$ordered_dict":[["a",1],["a",2]]}',
+        '{"$ordered_dict":{"a":1}}',
+        '{"$defaultdict":["eval",[]]}',
+        '{"$defaultdict":[["list"],[]]}',
+        '{"$deque":[1,[1,2]]}',
+        '{"$deque":[true,[1]]}',
+        '{"$deque":[-1,[]]}',
+        '{"$deque":[null,"SECRET"]}',
+        '{"$ip_address":"SECRET"}',
+        '{"$ip_address":5}',
+        '{"$ip_network":"192.0.2.1/24"}',
+        '{"$ip_network":"::/' + "9" * 100_000 + '"}',
         '{"$datetime":["2024-01-01T00:00:00",0,"' + "SECRET" * 1000 + '"]}',
     ],
     ids=lambda text: text[:40],
@@ -291,6 +352,9 @@ def samples() -> list[Any]:
         [datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1), "n")).timetz(), timedelta(-1, 2, 3)],
         [Decimal("1.5E+400"), Fraction(1, 3), 1 + 2j, UUID(int=5), Path("a/b"), range(1, 9, 2)],
         {"a": [{"b": (1, [2, {"c": {4, 5}}])}] * 5},
+        [OrderedDict(a=1, b=(2,)), OrderedDict({1: 2}), defaultdict(list, {"a": [1]}), defaultdict(None, {1: 2})],
+        [Counter("abca"), deque([1, (2,)], 3), deque([{3}]), OrderedDict(a=deque([Counter({2: 3})]))],
+        [ip_address("192.0.2.1"), ip_address("fe80::1%eth0"), ip_network("2001:db8::/32"), ip_interface("::1/64")],
     ]
 
 
@@ -314,7 +378,15 @@ def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
             data[at] ^= 1 << rng.randrange(8)
         else:
             data[at:at] = rng.choice(
-                (b"\xdd\xff\xff\xff\xff", b"\xc9\x00\x00\x00\x08\x0b", b"1e9999", b'{"$fraction":[', b"\x91")
+                (
+                    b"\xdd\xff\xff\xff\xff",
+                    b"\xc9\x00\x00\x00\x08\x0b",
+                    b"\xc7\x08\x13",
+                    b"\xc7\x04\x15",
+                    b"1e9999",
+                    b'{"$fraction":[',
+                    b"\x91",
+                )
             )
         if not data:
             data = bytearray(b"\xc0")

@@ -8,10 +8,12 @@ import json
 import pickle
 import re
 import struct
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
@@ -30,11 +32,12 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 FILE = json.loads((ROOT / "tests" / "format_vectors.json").read_text(encoding="utf-8"))
 VECTORS: list[dict[str, str]] = FILE["vectors"]
-NAMES = {
+NAMES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         *(date, datetime, time, timedelta, timezone, Decimal, Fraction, UUID, ZoneInfo, PurePosixPath, PureWindowsPath),
-        *(str, float, complex, set, frozenset, range),
+        *(str, float, complex, set, frozenset, range, list, OrderedDict, defaultdict, Counter, deque),
+        *(IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface),
     )
 }
 
@@ -191,6 +194,26 @@ def path(body: bytes) -> Any:
     return (PureWindowsPath if windows else PurePosixPath)(text.decode("utf-8", "surrogatepass"))
 
 
+def defaults(body: bytes) -> defaultdict[Any, Any]:
+    factory, *flat = packed(body)
+    return defaultdict(NAMES.get(factory), zip(flat[::2], flat[1::2], strict=True))
+
+
+def counts(body: bytes) -> Counter[Any]:
+    result: Counter[Any] = Counter()
+    for key, value in pairs(body).items():
+        result[key] = value
+    return result
+
+
+def ip(body: bytes) -> Any:
+    kind, address, prefix, zone = packed(body)
+    text = str(IPv4Address(address) if len(address) == 4 else IPv6Address(address)) + (f"%{zone}" if zone else "")
+    assert (prefix is None) == (kind == "address")
+    version = "IPv4" if len(address) == 4 else "IPv6"
+    return NAMES[version + kind.capitalize()](text if prefix is None else f"{text}/{prefix}")
+
+
 EXTENSIONS: dict[int, Callable[[bytes], Any]] = {
     1: lambda body: tuple(packed(body)),
     2: lambda body: set(packed(body)),
@@ -210,6 +233,11 @@ EXTENSIONS: dict[int, Callable[[bytes], Any]] = {
     16: lambda body: body.decode("utf-8", "surrogatepass"),
     # A reader without the classes sees the name and the state.
     17: lambda body: tuple(packed(body)),
+    18: lambda body: OrderedDict(pairs(body)),
+    19: defaults,
+    20: counts,
+    21: lambda body: deque(packed(body)[1:], packed(body)[0]),
+    22: ip,
 }
 
 
@@ -273,7 +301,7 @@ def test_readers_take_long_forms_of_numbers_and_lengths() -> None:
         assert same(decode_frame(data, b""), value)
 
 
-@pytest.mark.parametrize("number", [0, 18, 127, -1, -128])
+@pytest.mark.parametrize("number", [0, 23, 127, -1, -128])
 def test_an_extension_that_is_not_on_the_page_is_refused(number: int) -> None:
     data = frame.seal(b"\x92\xd4" + struct.pack("b", number) + b"\0\xce")
     with pytest.raises(hutch.CorruptValueError, match=f"extension type {number} is unknown; a newer hutch"):

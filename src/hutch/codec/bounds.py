@@ -61,14 +61,14 @@ def has_equal_hashes(items: Collection[Hashable]) -> bool:
 def _comparison(item: Any) -> int:
     """Return what comparing `item` with another of its type may cost, in int comparisons."""
     kind = type(item)
-    if kind is int:
-        # Comparing it with a Decimal of the same hash converts it to Decimal, in time quadratic in its length.
-        return 1 + int(item.bit_length() >> 13) ** 2
     if kind in _PLAIN:
         return 1
-    if kind is tuple:
+    if issubclass(kind, int):
+        # Comparing it with a Decimal of the same hash converts it to Decimal, in time quadratic in its length.
+        return 1 + int(item.bit_length() >> 13) ** 2
+    if issubclass(kind, tuple):  # a registered namedtuple too
         return 1 + sum(map(_comparison, item))
-    if kind is frozenset:
+    if issubclass(kind, frozenset):
         # Items whose hashes are equal too are each compared with every other.
         return (1 + sum(map(_comparison, item))) ** 2
     return 10

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
@@ -20,7 +21,7 @@ from ormsgpack import Ext
 
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import guard_entry, raised_by_handler
-from . import registry
+from . import addresses, containers, registry
 from .bounds import EQUAL_HASHES, LONG_BODIES, LONG_FRACTION, SHORT, has_equal_hashes, is_nested_too_deep, is_short
 from .zones import decode_zone, encode_zone
 
@@ -35,6 +36,9 @@ OPTIONS = (
 )
 TUPLE, SET, FROZENSET, BIG_INT, MAP, DATETIME, DATE, TIME, TIMEDELTA = range(1, 10)
 DECIMAL, FRACTION, COMPLEX, UUID_, PATH, RANGE, SURROGATES, REGISTERED = range(10, 18)
+ORDERED_DICT, DEFAULTDICT, COUNTER, DEQUE, IP = range(18, 23)
+#: The containers of `collections`: the body is a packed array of what `containers.header_of` returns, and the items.
+COLLECTIONS: dict[type, int] = {OrderedDict: ORDERED_DICT, defaultdict: DEFAULTDICT, Counter: COUNTER, deque: DEQUE}
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _complex = struct.Struct(">dd")
@@ -42,7 +46,7 @@ _complex = struct.Struct(">dd")
 _DECIMAL_BYTES = b"0123456789+-.EeINFNATYSinfatys"
 # Sets of up to this many items are packed with the hook directly; trying without it first would not pay.
 _FEW = 100
-_CONTAINERS = frozenset({TUPLE, SET, FROZENSET, MAP, FRACTION, RANGE, REGISTERED})
+_CONTAINERS = frozenset({TUPLE, SET, FROZENSET, MAP, FRACTION, RANGE, REGISTERED, *COLLECTIONS.values()})
 
 
 class _PerThread(threading.local):
@@ -234,14 +238,35 @@ def _decode_path(data: bytes) -> PurePath:
 
 
 def _decode_map(data: bytes) -> dict[Any, Any]:
-    items = _items(data)
-    if len(data) > SHORT and has_equal_hashes(items[::2]):
+    return _mapping(_items(data), len(data))
+
+
+def _mapping(items: list[Any], length: int) -> dict[Any, Any]:
+    """Return the dict of key, value, key, value, ... in a body of `length` bytes. Raises CorruptValueError."""
+    if length > SHORT and has_equal_hashes(items[::2]):
         raise CorruptValueError(EQUAL_HASHES)
     flat = iter(items)
     result = dict(zip(flat, flat, strict=True))
     if len(result) * 2 != len(items):
         raise _not_as_written("each key once")
     return result
+
+
+def _encode_collection(value: Any) -> Ext:
+    data = pack(containers.header_of(value) + containers.items_of(value))
+    if len(data) > SHORT and type(value) is not deque and has_equal_hashes(value.keys()):
+        raise ValueTypeError(EQUAL_HASHES)
+    return Ext(COLLECTIONS[type(value)], data)
+
+
+def _decode_defaultdict(data: bytes) -> Any:
+    factory, *items = _items(data)
+    return containers.make_mapping(defaultdict, _mapping(items, len(data)), factory)
+
+
+def _decode_deque(data: bytes) -> deque[Any]:
+    maxlen, *items = _items(data)
+    return containers.make_deque(maxlen, items)
 
 
 def _decode_registered(data: bytes) -> Any:
@@ -302,7 +327,7 @@ def _encode_set(value: set[Any] | frozenset[Any]) -> Ext:
 
 
 def late_encoder(cls: type) -> Callable[[Any], Ext] | None:
-    """Return the encoder of `cls` if it is Decimal or Fraction, else None.
+    """Return the encoder of `cls` if it is Decimal, Fraction or a type of ipaddress, else None.
 
     Their modules are imported only here, because the import takes as long as opening a store.
     """
@@ -314,6 +339,8 @@ def late_encoder(cls: type) -> Callable[[Any], Ext] | None:
         from fractions import Fraction
 
         ENCODERS[Fraction] = _encode_fraction
+    elif cls.__module__ == "ipaddress":
+        ENCODERS.update(dict.fromkeys(addresses.classes(), lambda v: Ext(IP, _packb(addresses.parts_of(v)))))
     return ENCODERS.get(cls)
 
 
@@ -330,6 +357,7 @@ ENCODERS: dict[type, Callable[[Any], Ext]] = {
     UUID: lambda v: Ext(UUID_, v.bytes),
     range: lambda v: Ext(RANGE, pack([v.start, v.stop, v.step])),
     **dict.fromkeys(_PATH_KINDS, _encode_path),
+    **dict.fromkeys(COLLECTIONS, _encode_collection),
 }
 _DECODERS: dict[int, Callable[[bytes], Any]] = {
     # `decode_ext` handles these three itself when they are short.
@@ -350,6 +378,11 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     RANGE: _decode_range,
     SURROGATES: lambda d: d.decode("utf-8", "surrogatepass"),
     REGISTERED: _decode_registered,
+    ORDERED_DICT: lambda d: containers.make_mapping(OrderedDict, _decode_map(d)),
+    DEFAULTDICT: _decode_defaultdict,
+    COUNTER: lambda d: containers.make_mapping(Counter, _decode_map(d)),
+    DEQUE: _decode_deque,
+    IP: lambda d: addresses.from_parts(*_unpackb(d)),
 }
 
 # Indexed by number, negative numbers in the upper half: takes half the time of a dict lookup.

@@ -96,7 +96,16 @@ def _validate(value: Any, where: str, depth: int) -> None:
                 _validate(key, f"a key of {where}", depth)
             _validate(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
     elif value is not None and kind is not bool:
+        kept = "it" if _is_taken_by_default(kind) else "instances of registered classes"
         raise ValueTypeError(
             f"{where} is {a_or_an(kind.__name__)}, which JSON would change or cannot express; convert it, or use the "
-            "default codec (msgpack), which keeps it"
+            f"default codec (msgpack), which keeps {kept}"
         )
+
+
+def _is_taken_by_default(kind: type) -> bool:
+    """Return whether the default codec takes instances of `kind`."""
+    from .ext_types import ENCODERS, late_encoder
+    from .registry import find
+
+    return kind is bytes or kind in ENCODERS or late_encoder(kind) is not None or find(kind) is not None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 from uuid import UUID
 
-from ..errors import CorruptValueError, ValueTypeError
+from ..errors import CorruptValueError, ValueTypeError, a_or_an
 from ..handlers import passes_through
+from .main_module import MAIN_NAMES, importable_name
 
 T = TypeVar("T")
+_MISSING: Any = object()
 
 
 class Registration(NamedTuple):
@@ -30,6 +31,7 @@ _BUILT_IN = frozenset(
     {
         *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, list, tuple, dict, set, frozenset),
         *(range, date, datetime, time, timedelta, UUID, Path, PurePosixPath, PureWindowsPath),
+        *(OrderedDict, defaultdict, Counter, deque),
     }
 )
 # Also built in; by name, so that their modules are not imported.
@@ -38,38 +40,132 @@ _by_type: dict[type, Registration] = {}
 _by_name: dict[str, Registration] = {}
 
 
+@overload
 def register_type(
     cls: type[T],
     *,
     name: str | None = None,
     encode: Callable[[T], Any] | None = None,
     decode: Callable[[Any], T] | None = None,
-) -> type[T]:
-    """Let the default codec store instances of exactly `cls`. Returns `cls`, so it works as a decorator.
+) -> type[T]: ...
+@overload
+def register_type(
+    *,
+    name: str | None = None,
+    encode: Callable[[Any], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
+) -> Callable[[type[T]], type[T]]: ...
+def register_type(
+    cls: Any = _MISSING,
+    *,
+    name: str | None = None,
+    encode: Callable[[Any], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Let the default codec store instances of exactly `cls`. Returns `cls`; without `cls`, a decorator.
 
     `encode` turns an instance into a value that the codec takes; `decode` turns that back. Omit both for dataclasses,
-    enums, pydantic models and numpy's `ndarray` and scalar types. `name` is what is stored (default: module and
-    qualified name): keep it when the class moves. Registration is global to the process, thread-safe, and must
-    precede the first read of such a value. Reading calls `decode` and, for the kinds above, the class itself;
-    nothing else is ever imported or run.
+    enums, namedtuples, subclasses of the built-in types, pydantic models, msgspec structs, and numpy's `ndarray` and
+    scalar types. `name` is what is stored (default: module and qualified name): keep it when the class moves. A class
+    of `__main__` is stored under the name by which its module is imported. Registration is global to the process,
+    thread-safe, and must precede the first read of such a value. Reading calls `decode` and, for the kinds above, the
+    class itself; nothing else is ever imported or run.
 
-    Raises ValueTypeError if `cls` needs `encode` and `decode`, if only one is given, if the codec handles `cls`
-    itself, or if another class has the name.
+    Raises ValueTypeError if `cls` is not a class, needs `encode` and `decode`, or is handled by the codec itself; if
+    only one function is given; if another class has the name; or if `cls` belongs to a program that has no importable
+    name and `name` is omitted.
     """
+    _validate_arguments(name, encode, decode)
+    if cls is _MISSING:
+        return lambda cls: _register(cls, name, encode, decode)
+    return _register(cls, name, encode, decode)
+
+
+def _validate_arguments(name: object, encode: object, decode: object) -> None:
+    if name is not None and (type(name) is not str or not name):
+        what = "empty" if name == "" else a_or_an(type(name).__name__)
+        raise ValueTypeError(f"register_type: name= is {what}: a text was expected. Pass a text such as 'app.User'")
+    if type(name) is str and name.encode("utf-8", "replace").decode() != name:
+        raise ValueTypeError("register_type: name= has a lone surrogate, which cannot be stored. Pass another name=")
     if (encode is None) != (decode is None):
-        raise ValueTypeError(f"register_type({cls.__qualname__}): give both encode= and decode=, or neither")
-    if cls in _BUILT_IN or (cls.__module__, cls.__qualname__) in _BUILT_IN_NAMES or cls.__module__ == "ormsgpack":
-        raise ValueTypeError(f"register_type({cls.__qualname__}): the codec encodes this type itself")
-    name = name or f"{cls.__module__}.{cls.__qualname__}"
-    taken = _by_name.get(name)
-    if taken is not None and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueTypeError(f"register_type: the name {name!r} already stands for {taken.cls!r}; pass another name=")
+        raise ValueTypeError("register_type: give both encode= and decode=, or neither")
+    for argument, function in (("encode", encode), ("decode", decode)):
+        if function is not None and not callable(function):
+            raise ValueTypeError(
+                f"register_type: {argument}= is {a_or_an(type(function).__name__)}: a function was expected. Pass one, "
+                "such as encode=vars, decode=lambda state: User(**state)"
+            )
+
+
+def _register(
+    cls: Any, name: str | None, encode: Callable[[Any], Any] | None, decode: Callable[[Any], Any] | None
+) -> Any:
+    _validate_class(cls)
+    if name is None and cls.__module__ in MAIN_NAMES:
+        module = importable_name(cls.__module__)
+        if module is None:
+            raise ValueTypeError(
+                f"register_type({cls.__qualname__}): the class is defined in a program or at a prompt that cannot be "
+                f"imported by name, so no other program could read its instances. Pass name=: "
+                f"@hutch.register_type(name={'app.' + cls.__qualname__!r})"
+            )
+    else:
+        module = cls.__module__
+    stored = name or f"{module}.{cls.__qualname__}"
+    taken = _by_name.get(stored)
+    if taken is not None and _identity(taken.cls) != _identity(cls):
+        raise ValueTypeError(f"register_type: the name {stored!r} already stands for {taken.cls!r}; pass another name=")
     if encode is None or decode is None:
         encode, decode = _recipe(cls)
-    registration = Registration(cls, name, encode, decode)
-    _by_name[name] = registration
+    registration = Registration(cls, stored, encode, decode)
+    _by_name[stored] = registration
+    if name is None and cls.__module__ in MAIN_NAMES:
+        # The first versions stored such classes under this name.
+        _by_name.setdefault(f"__main__.{cls.__qualname__}", registration)
     _by_type[cls] = registration
     return cls
+
+
+def _identity(cls: type) -> tuple[str, str]:
+    """Return what a class keeps when its module is loaded again, also as the program itself."""
+    module = cls.__module__
+    return (importable_name(module) or module) if module in MAIN_NAMES else module, cls.__qualname__
+
+
+def _validate_class(cls: Any) -> None:
+    if type(cls) is str:
+        raise ValueTypeError(
+            "register_type: a class was expected, not a str. Pass the stored name as name=: "
+            '@hutch.register_type(name="app.User")'
+        )
+    if not isinstance(cls, type):
+        raise ValueTypeError(
+            f"register_type: a class was expected, not {a_or_an(type(cls).__name__)}. Pass the class itself, as in "
+            "hutch.register_type(User)"
+        )
+    if (
+        cls in _BUILT_IN
+        or cls.__module__ in ("ormsgpack", "ipaddress")
+        or (cls.__module__, cls.__qualname__) in _BUILT_IN_NAMES
+    ):
+        raise ValueTypeError(
+            f"register_type({cls.__qualname__}): the codec encodes this type itself. Store the value as it is"
+            if cls not in (bytearray, memoryview)
+            else f"register_type({cls.__qualname__}): the codec encodes this type itself, as bytes. Convert the value "
+            "with bytes()"
+        )
+
+
+def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    from .recipes import find_recipe
+
+    recipe = find_recipe(cls)
+    if recipe is None:
+        raise ValueTypeError(
+            f"register_type({cls.__qualname__}): no recipe for this kind of class; pass encode= and decode=, such as "
+            f"encode=vars, decode=lambda state: {cls.__name__}(**state)"
+        )
+    return recipe
 
 
 def find(cls: type) -> Registration | None:
@@ -81,10 +177,7 @@ def decode(name: str, payload: Any) -> Any:
     """Return the instance stored as `payload` under `name`. Raises CorruptValueError if it cannot be restored."""
     registration = _by_name.get(name) if type(name) is str else None
     if registration is None:
-        shown = repr(name[:100]) if type(name) is str else "value of a type without a name"
-        raise CorruptValueError(
-            f"it holds a {shown}, which is not registered in this process; call hutch.register_type first"
-        )
+        raise CorruptValueError(_unregistered(name))
     try:
         return registration.decode(payload)
     except Exception as error:
@@ -96,6 +189,21 @@ def decode(name: str, payload: Any) -> Any:
         ) from None
 
 
+def _unregistered(name: object) -> str:
+    if type(name) is not str:
+        return "it holds an instance of a registered class without a name, which hutch does not write"
+    shown = ascii(name[:100])
+    module, _, cls = name[:100].rpartition(".")
+    if not cls.isascii() or not cls.isidentifier():
+        cls = "THE_CLASS"
+    where = f"Import {module}, " if module and all(p.isascii() and p.isidentifier() for p in module.split(".")) else ""
+    return (
+        f"it holds a {shown}, which is not registered in this process. {where or 'Import the module '}"
+        f"{'if it' if where else 'that'} registers the class, or call "
+        f"hutch.register_type({cls}, name={shown}) first, with the encode= and decode= it was written with, if any"
+    )
+
+
 def raised_where(error: BaseException) -> str:
     """Return the type of `error` and the line of code that raised it, without its text, which may quote a value."""
     traceback = error.__traceback__
@@ -105,98 +213,3 @@ def raised_where(error: BaseException) -> str:
         return type(error).__name__
     file = Path(traceback.tb_frame.f_code.co_filename).name
     return f"{type(error).__name__} in {ascii(file)[1:-1]}, line {traceback.tb_lineno}"
-
-
-def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    if issubclass(cls, enum.Enum):
-        # By value, because a combination of flags has no name.
-        return (lambda v: v.value), cls
-    if dataclasses.is_dataclass(cls):
-        return _dataclass_recipe(cls)
-    if hasattr(cls, "__pydantic_fields__"):
-        return _pydantic_recipe(cls)
-    if cls.__module__.partition(".")[0] == "numpy":
-        import numpy
-
-        # Not matrix, recarray and MaskedArray, which would come back as plain arrays.
-        if cls is numpy.ndarray or issubclass(cls, numpy.generic):
-            return _numpy_recipe(cls)
-    raise ValueTypeError(
-        f"register_type({cls.__qualname__}): no recipe for this kind of class; pass encode= and decode="
-    )
-
-
-def _dataclass_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    names = [field.name for field in dataclasses.fields(cls)]
-
-    def encode(value: Any) -> dict[str, Any]:
-        return {name: getattr(value, name) for name in names}
-
-    def decode(payload: dict[str, Any]) -> Any:
-        # As pickle does, the stored state is set without running __init__ and __post_init__ again.
-        value = object.__new__(cls)
-        for field in dataclasses.fields(cls):
-            if field.name in payload:
-                object.__setattr__(value, field.name, payload[field.name])
-            elif field.default is not dataclasses.MISSING:
-                object.__setattr__(value, field.name, field.default)
-            elif field.default_factory is not dataclasses.MISSING:
-                object.__setattr__(value, field.name, field.default_factory())
-            else:
-                raise KeyError(field.name)
-        return value
-
-    return encode, decode
-
-
-def _pydantic_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    def encode(value: Any) -> list[Any]:
-        state = {name: value.__dict__[name] for name in cls.__pydantic_fields__ if name in value.__dict__}
-        return [state, value.__pydantic_extra__, sorted(value.__pydantic_fields_set__), value.__pydantic_private__]
-
-    def decode(payload: list[Any]) -> Any:
-        state, extra, fields_set, private = payload
-        # As for a dataclass, the stored state is set; validators do not run again, because they could change it.
-        # Fields added to the class since get their defaults.
-        value = cls.model_construct(**state)
-        for name in cls.__pydantic_fields__:
-            if name not in value.__dict__:
-                raise KeyError(name)
-        value.__setstate__(
-            {
-                "__dict__": {name: value.__dict__[name] for name in cls.__pydantic_fields__},
-                "__pydantic_extra__": extra,
-                "__pydantic_fields_set__": set(fields_set),
-                "__pydantic_private__": private,
-            }
-        )
-        return value
-
-    return encode, decode
-
-
-def _numpy_recipe(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    import numpy
-
-    # Not as array items, which lose trailing NULs.
-    if issubclass(cls, numpy.str_):
-        return str.__str__, cls
-    if issubclass(cls, numpy.bytes_):
-        return bytes, cls
-
-    def encode(value: Any) -> list[Any]:
-        if value.dtype.hasobject:
-            raise ValueTypeError("a numpy array of Python objects has no bytes of its own; convert it with tolist()")
-        if not value.dtype.itemsize:
-            raise ValueTypeError("a numpy array of items of no size cannot be read back")
-        array = numpy.asarray(value)
-        order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        return [numpy.lib.format.dtype_to_descr(array.dtype), list(array.shape), order, array.tobytes(order)]
-
-    def decode(payload: list[Any]) -> Any:
-        descr, shape, order, data = payload
-        dtype = numpy.lib.format.descr_to_dtype(descr)
-        array = numpy.frombuffer(bytearray(data), dtype).reshape(shape, order=order)
-        return array if cls is numpy.ndarray else array[()]
-
-    return encode, decode

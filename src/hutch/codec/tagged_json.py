@@ -10,19 +10,23 @@ import json
 import math
 import struct
 from base64 import b64decode, b64encode
+from collections import defaultdict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError, a_or_an
 from ..handlers import passes_through, raised_by_handler
-from . import registry
+from . import addresses, containers, registry
 from .bounds import EQUAL_HASHES, LONG_FRACTION, has_equal_hashes, is_short
+from .ext_types import COLLECTIONS
 from .json import MOST_DIGITS, parse_int
+from .refusals import full_name, way_out
 from .walk import MAX_DEPTH
 from .zones import ZoneError, decode_zone, encode_zone
 
@@ -30,6 +34,7 @@ from .zones import ZoneError, decode_zone, encode_zone
 _LARGEST_PLAIN_INT = 2**53 - 1
 # CPython refuses to parse or format longer decimal numbers; hexadecimal has no such limit.
 _LONGEST_DECIMAL_BITS = 10_000
+_TAGS: dict[type, str] = dict(zip(COLLECTIONS, ("$ordered_dict", "$defaultdict", "$counter", "$deque"), strict=True))
 _float_bits = struct.Struct(">d")
 _PLAIN_NAN = bytes.fromhex("7ff8000000000000")
 
@@ -107,7 +112,9 @@ def _tag(value: Any, depth: int) -> Any:
         return [_tag(item, depth + 1) for item in value]
     if kind is dict:
         return _tag_dict(value, depth)
-    write = _WRITERS.get(kind)
+    if kind in _TAGS:
+        return {_TAGS[kind]: _tag_collection(value, depth)}
+    write = _WRITERS.get(kind) or _late_writer(kind)
     if write is not None:
         tag, payload = write(value)
         return {tag: _tag(payload, depth)}
@@ -119,10 +126,9 @@ def _tag(value: Any, depth: int) -> Any:
     known = registry.find(kind)
     if known is not None:
         return {"$type": known.name, "value": _tag(_state(known, value), depth + 1)}
-    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     raise ValueTypeError(
-        f"it is or holds {a_or_an(name)}, which JSON with type tags cannot store; register it with "
-        f"hutch.register_type({kind.__qualname__}), or convert it"
+        f"it is or holds {a_or_an(full_name(kind))}, which JSON with type tags cannot store. "
+        + way_out(kind, pickle=False)
     )
 
 
@@ -148,9 +154,24 @@ def _tag_text(text: str) -> Any:
 def _tag_dict(value: dict[Any, Any], depth: int) -> Any:
     if all(type(key) is str and key[:1] != "$" and (key.isascii() or type(_tag_text(key)) is str) for key in value):
         return {key: _tag(item, depth + 1) for key, item in value.items()}
+    return {"$dict": _tag_pairs(value, depth)}
+
+
+def _tag_pairs(value: dict[Any, Any], depth: int) -> list[Any]:
     if has_equal_hashes(value.keys()):
-        raise ValueTypeError(f"it is or holds a dict: {EQUAL_HASHES}")
-    return {"$dict": [[_tag(key, depth + 1), _tag(item, depth + 1)] for key, item in value.items()]}
+        raise ValueTypeError(f"it is or holds {a_or_an(type(value).__name__)}: {EQUAL_HASHES}")
+    return [[_tag(key, depth + 1), _tag(item, depth + 1)] for key, item in value.items()]
+
+
+def _tag_collection(value: Any, depth: int) -> list[Any]:
+    try:
+        header = containers.header_of(value)
+    except ValueTypeError as error:
+        raise ValueTypeError(f"it is or holds {error}") from None
+    if type(value) not in containers.MAPPINGS:
+        return [*header, [_tag(item, depth + 1) for item in value]]
+    pairs = _tag_pairs(value, depth)
+    return [*header, pairs] if header else pairs
 
 
 def _digits(value: int) -> str:
@@ -181,7 +202,8 @@ def _zone_of(value: datetime | time) -> object:
         return encode_zone(value.tzinfo)
     except ZoneError as error:
         raise ValueTypeError(
-            f"it is or holds {a_or_an(type(value).__name__)} with a {error}, which hutch cannot write"
+            f"it is or holds {a_or_an(type(value).__name__)} with a {error}, which hutch cannot write. Use "
+            "zoneinfo.ZoneInfo or datetime.timezone, or convert a datetime with .astimezone(datetime.UTC)"
         ) from None
 
 
@@ -214,6 +236,13 @@ _WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     PureWindowsPath: lambda v: ("$pure_windows_path", str(v)),
     type(Path()): lambda v: (_PATH_TAG, str(v)),
 }
+
+
+def _late_writer(kind: type) -> Callable[[Any], tuple[str, Any]] | None:
+    if kind.__module__ != "ipaddress" or kind not in addresses.classes():
+        return None
+    tag = f"$ip_{addresses.classes()[kind]}"
+    return lambda value: (tag, str(value))
 
 
 # --- reading ---
@@ -285,6 +314,20 @@ def _hashed(items: list[Any]) -> list[Any]:
     return items
 
 
+def _read_collection(kind: type, payload: Any) -> Any:
+    if kind is deque:
+        maxlen, items = _list(payload)
+        return containers.make_deque(maxlen, _list(items))
+    factory, pairs = _list(payload) if kind is defaultdict else (None, payload)
+    return containers.make_mapping(kind, _read_dict(pairs), factory)
+
+
+def _read_address(kind: str, payload: Any) -> Any:
+    import ipaddress
+
+    return getattr(ipaddress, f"ip_{kind}")(_text(payload))
+
+
 def _read_dict(payload: Any) -> dict[Any, Any]:
     pairs = list(map(_list, _list(payload)))
     _hashed([key for key, _ in pairs])
@@ -350,4 +393,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "$windows_path": _read_path(windows=True),
     "$pure_posix_path": lambda p: PurePosixPath(_text(p)),
     "$pure_windows_path": lambda p: PureWindowsPath(_text(p)),
+    **{tag: partial(_read_collection, kind) for kind, tag in _TAGS.items()},
+    **{f"$ip_{kind}": partial(_read_address, kind) for kind in addresses.KINDS},
 }

@@ -9,9 +9,10 @@ from ormsgpack import Ext
 
 from ..errors import ValueTypeError, a_or_an
 from ..handlers import passes_through
-from . import registry
+from . import containers, registry
 from .bounds import EQUAL_HASHES, SHORT, has_equal_hashes
 from .ext_types import (
+    COLLECTIONS,
     ENCODERS,
     MAP,
     OPTIONS,
@@ -22,6 +23,7 @@ from .ext_types import (
     encode_int,
     late_encoder,
 )
+from .refusals import refusal
 from .zones import ZoneError
 
 #: How deep lists, dicts, tuples and sets may nest. ormsgpack itself reads 1,023 levels; inside an extension its count
@@ -30,6 +32,7 @@ MAX_DEPTH = 200
 
 _packb = ormsgpack.packb
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
+_TEXT = frozenset({str})
 _ATOMS = frozenset({type(None), bool, int, float, bytes})
 
 
@@ -60,6 +63,8 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
         if number != TUPLE and len(data) > SHORT and Ext in map(type, tagged) and has_equal_hashes(value):
             raise ValueTypeError(f"{where}: {EQUAL_HASHES}")
         return Ext(number, data)
+    if kind in COLLECTIONS:
+        return _tag_collection(value, where, depth)
     encode = ENCODERS.get(kind) or late_encoder(kind)
     if encode is not None:
         try:
@@ -68,11 +73,12 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
             raise ValueTypeError(f"{where} is {error}") from None
         except ZoneError as error:
             raise ValueTypeError(
-                f"{where} is {a_or_an(kind.__name__)} with a {error}, which hutch cannot store"
+                f"{where} is {a_or_an(kind.__name__)} with a {error}, which hutch cannot store. "
+                "Use zoneinfo.ZoneInfo or datetime.timezone, or convert a datetime with .astimezone(datetime.UTC)"
             ) from None
     known = registry.find(kind)
     if known is None:
-        raise _refusal(kind, where)
+        raise refusal(kind, where)
     payload = tag_exactly(_state(known, value, where), f"{where} ({a_or_an(kind.__name__)})", depth + 1)
     return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))
 
@@ -99,17 +105,34 @@ def _tag_text(text: str) -> str | Ext:
     return text
 
 
-def _tag_dict(value: dict[Any, Any], where: str, depth: int) -> Any:
-    plain: dict[str, Any] = {}
+def _tag_collection(value: Any, where: str, depth: int) -> Ext:
+    try:
+        header = containers.header_of(value)
+    except ValueTypeError as error:
+        raise ValueTypeError(f"{where} is {error}") from None
+    if type(value) in containers.MAPPINGS:
+        tagged = _tag_items(value, where, depth)
+    else:
+        tagged = [tag_exactly(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+    data = _packb(header + tagged, None, OPTIONS)
+    if len(data) > SHORT and type(value) in containers.MAPPINGS and has_equal_hashes(value.keys()):
+        raise ValueTypeError(f"{where}: {EQUAL_HASHES}")
+    return Ext(COLLECTIONS[type(value)], data)
+
+
+def _tag_items(value: dict[Any, Any], where: str, depth: int) -> list[Any]:
+    """Return key, value, key, value, ... of `value`, each as `tag_exactly` returns it."""
     flat: list[Any] = []
     for key, item in value.items():
-        tagged_key = tag_exactly(key, f"a key of {where}", depth + 1)
-        tagged = tag_exactly(item, f"{where}{_item(key)}", depth + 1)
-        flat += (tagged_key, tagged)
-        if type(tagged_key) is str:
-            plain[tagged_key] = tagged
-    if len(plain) * 2 == len(flat):
-        return plain
+        flat.append(tag_exactly(key, f"a key of {where}", depth + 1))
+        flat.append(tag_exactly(item, f"{where}{_item(key)}", depth + 1))
+    return flat
+
+
+def _tag_dict(value: dict[Any, Any], where: str, depth: int) -> Any:
+    flat = _tag_items(value, where, depth)
+    if _TEXT.issuperset(map(type, flat[::2])):
+        return dict(zip(flat[::2], flat[1::2], strict=True))
     data = _packb(flat, None, OPTIONS)
     if len(data) > SHORT and has_equal_hashes(value.keys()):
         raise ValueTypeError(f"{where}: {EQUAL_HASHES}")
@@ -122,22 +145,3 @@ def _item(key: Any) -> str:
         return f"[{key[:40]!a}]"
     # Python refuses to format an int of thousands of digits.
     return f"[{key}]" if type(key) is int and _INT64_MIN <= key <= _UINT64_MAX else ""
-
-
-def _refusal(kind: type, where: str) -> ValueTypeError:
-    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-    bases = [base.__name__ for base in kind.__mro__[1:] if base in ENCODERS or base in (*_ATOMS, str, list, dict)]
-    from .pickled import Pickled
-
-    if kind is Pickled:
-        return ValueTypeError(
-            f"{where} is a pickle that was not loaded, which this codec does not store. Choose CODEC: "
-            "passthrough, or add ?codec=passthrough (&codec=passthrough after other options) to the store's URL"
-        )
-    if kind in (bytearray, memoryview):
-        way_out = "Convert it with bytes()."
-    else:
-        convert = f"Convert it with {bases[0]}(), " if bases else ""
-        register = f"{'r' if bases else 'R'}egister it with hutch.register_type({kind.__qualname__})"
-        way_out = f"{convert}{register}, or choose CODEC: pickle."
-    return ValueTypeError(f"{where} is {a_or_an(name)}, which would not come back as one. {way_out}")
