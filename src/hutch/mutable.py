@@ -13,7 +13,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, overload
 
 from .contract import MISSING, StorageBase
 from .errors import ConflictError, StoreNotOpenError
@@ -98,6 +98,27 @@ class Mutable:
             raise
 
     __exit__ = _Exit()
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError(
+            f"mutable() of key {self.ticket.key!r} returns a block, not the value: write `with namespace.mutable(key) "
+            "as value:` and change the value inside"
+        )
+
+    __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = _refuse
+
+    def __bool__(self) -> bool:
+        return True
+
+    if not TYPE_CHECKING:  # type checkers report an unknown name themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in Mutable.__slots__:
+                raise AttributeError(name)  # not set yet
+            raise AttributeError(
+                f"mutable() of key {self.ticket.key!r} returns a block, which has no attribute {name!r}: write `with "
+                "namespace.mutable(key) as value:` and use the value inside"
+            )
 
     def write_back(self) -> None:
         """Write the value back. Raises ConflictError if it was changed, StoreNotOpenError if the handle was closed."""

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .backup import StoreFiles
 from .config import StoreConfig, read_config
@@ -71,6 +71,14 @@ class Namespace(StoreMixin[V]):
         if owner is not None and claim is not Namespace._claim:
             owner._forget(str(self.namespace), claim)
             owner._notify("hutch_namespace_closed", namespace=str(self.namespace))
+
+    if not TYPE_CHECKING:  # type checkers report an unknown name themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            from .hints import spelling_of
+
+            kind = type(self).__name__
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}{spelling_of(name)}", name=name, obj=self)
 
     def __copy__(self) -> NoReturn:
         refuse_copy("namespace")
