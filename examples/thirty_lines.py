@@ -1,4 +1,4 @@
-"""Store what two plugins count. Run it twice, then `hutch -s lmdb://state ls`."""
+"""Store what two plugins count. Run it twice."""
 
 import hutch
 

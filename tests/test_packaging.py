@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,10 @@ def test_the_wheel_holds_the_package_its_types_and_its_engines_and_nothing_else(
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hutch"}
     assert "hutch/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    urls = dict(re.findall(r"^Project-URL: (\w+), (https://\S+)$", metadata, re.MULTILINE))
+    assert urls.keys() == {"Documentation", "Source", "Issues", "Changelog"}
+    # PyPI shows the README by itself: a relative link would lead nowhere.
+    assert re.findall(r"(?:\]\(|^\[[\w-]+\]: |src=\")(?!https://).*", metadata.partition("\n\n")[2], re.MULTILINE) == []
     for descriptor in (ROOT / "plugins").glob("*/*.plug"):
         for file in (descriptor, *descriptor.parent.glob("*.py")):
             assert f"hutch/{file.relative_to(ROOT).as_posix()}" in names
