@@ -57,20 +57,36 @@ class ProcessLock:
             return False
 
 
+class ReaderLock:
+    """A shared lock on the lock file, which excludes writers. A missing lock file is not created."""
+
+    def __init__(self, path: Path, namespace: str) -> None:
+        """Take the lock without waiting. Raises StoreLockedError, as `ProcessLock` does."""
+        with storage_errors(path):
+            self._file = open_existing(path) if validate_regular_file(path) is not None else None
+        #: Whether there is a lock file.
+        self.is_held = self._file is not None
+        self.release: Callable[[], None] = _nothing if self._file is None else self._file.close
+        if self._file is not None:
+            try:
+                _lock_now(self._file, path, namespace, to_read=True)
+            except BaseException:
+                self.release()
+                raise
+
+
+def _nothing() -> None:
+    pass
+
+
 @contextlib.contextmanager
 def exclude_writers(path: Path, namespace: str) -> Iterator[None]:
-    """Hold a shared lock on `path` during the block, which excludes writers. A missing lock file is not created.
-
-    Raises StoreLockedError, as `ProcessLock` does. Several processes may read at a time.
-    """
-    with storage_errors(path):
-        file = open_existing(path) if validate_regular_file(path) is not None else None
-    if file is None:
+    """Hold a `ReaderLock` on `path` during the block. Several processes may read at a time."""
+    lock = ReaderLock(path, namespace)
+    try:
         yield
-        return
-    with file:
-        _lock_now(file, path, namespace, to_read=True)
-        yield
+    finally:
+        lock.release()
 
 
 def _lock_now(file: io.FileIO, path: Path, namespace: str, *, to_read: bool) -> None:

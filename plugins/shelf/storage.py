@@ -44,6 +44,7 @@ from .database import Database
 from .dialects import holds_data, open_to_read
 from .files import Folder, Place, storage_errors
 from .lock import exclude_writers
+from .read_only import ReadOnlyShelf, reason_to_only_read
 from .shared import SharedShelf, open_shelf, share
 
 # Errbot's protocol, which a bot on any Python 3 can read.
@@ -91,7 +92,7 @@ class ShelfPlugin(StoragePluginBase):
         Raises StoreLockedError if another process has it open, CorruptValueError if its files are no database, and
         StorageUnavailableError if they cannot be used, for example if this Python lacks the module for their dialect.
         """
-        storage = ShelfStorage(self, namespace, share(self._folder, validate_namespace(namespace)))
+        storage = ShelfStorage(self, namespace, self._shelf_of(validate_namespace(namespace)))
         self._storages.add(weakref.ref(storage, self._storages.discard))
         try:
             storage.join()
@@ -99,6 +100,15 @@ class ShelfPlugin(StoragePluginBase):
         except BaseException:
             storage.close()
             raise
+
+    def _shelf_of(self, namespace: str) -> SharedShelf:
+        # What this process has open to write can be read through the same files only.
+        shelf = open_shelf((str(self._folder.path), namespace))
+        if shelf is None or not shelf.is_open():
+            reason = reason_to_only_read(self._folder, namespace, self.is_readonly)
+            if reason is not None:
+                return ReadOnlyShelf(self._folder, namespace, reason)
+        return share(self._folder, namespace)
 
     def close(self) -> None:
         """Close the storages that are still open, such as one whose own `close` a signal handler interrupted."""

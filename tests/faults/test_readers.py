@@ -24,7 +24,7 @@ if sys.platform == "win32":
 
 _SECONDS = float(os.environ.get("HUTCH_READER_S", "2"))
 DATA = {"one": 1, "two": [2], "long": "x" * 100_000, **{f"k{number:03}": number for number in range(300)}}
-ENGINES = ["lmdb", "sqlite"]
+ENGINES = ["lmdb", "sqlite", "shelf"]
 LIVE = [name for name in ENGINES if name != "shelf"]
 
 
