@@ -91,20 +91,21 @@ class LmdbStorage(EncodedStorage):
         except _READ_ERRORS as error:
             if raised_by_handler(error):
                 raise
-            return super().get(key)
-        if data is None:
-            validate_key(key)
-            raise KeyError(key)
-        try:
-            value = self.decode_frame(data, crc32(name))
-        except CorruptValueError as error:
-            if raised_by_handler(error):
-                raise
-            return self.decode_value(key, data)  # its error names the key
-        # This may cache a newer value that another process committed meanwhile; no later read uses it.
-        if current is not None and not current.add(key, data, self._body):
-            read_cache.end(too_few_hits=True)
-        return value
+        else:
+            if data is None:
+                validate_key(key)
+                raise KeyError(key)
+            try:
+                value = self.decode_frame(data, crc32(name))
+            except CorruptValueError as error:
+                if raised_by_handler(error):
+                    raise
+                return self.decode_value(key, data)  # its error names the key
+            # This may cache a newer value that another process committed meanwhile; no later read uses it.
+            if current is not None and not current.add(key, data, self._body):
+                read_cache.end(too_few_hits=True)
+            return value
+        return super().get(key)  # not inside `except`: its error would be shown with the driver's
 
     def contains(self, key: str) -> bool:
         # `exists` and the key's validation by EncodedStorage, inlined.
@@ -115,9 +116,9 @@ class LmdbStorage(EncodedStorage):
         except _READ_ERRORS as error:
             if raised_by_handler(error):
                 raise
-            return super().contains(key)
-        if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (found or type(key) is str):
-            return found
+        else:
+            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (found or type(key) is str):
+                return found
         return super().contains(key)
 
     def exists(self, key: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
-from hutch.limits import validate_key
+from hutch.limits import explain_failure, validate_key
 
 
 class _Data:
@@ -119,8 +119,8 @@ class MemoryStorage(EncodedStorage):
         # `read` and the decoding of EncodedStorage, inlined: a call costs a tenth of a read.
         try:
             data = self._data.get(key)
-        except TypeError:
-            validate_key(key)  # not hashable
+        except TypeError as error:
+            explain_failure(key, error)  # not hashable
             raise
         if data is None:
             validate_key(key)

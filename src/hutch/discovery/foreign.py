@@ -118,4 +118,5 @@ class AdaptedStorage(StorageBase):
                 raise
             # The text of an error may quote the value, so it stays in the cause.
             message = "" if verb in ("get", "set") else f": {redact(str(error))[:300]}"
-            raise PluginError(f"{self._where}: {verb} raised {type(error).__name__}{message}") from error
+            call = f"{verb} of key {arguments[0]!r}" if arguments else verb
+            raise PluginError(f"{self._where}: {call} raised {type(error).__name__}{message}") from error

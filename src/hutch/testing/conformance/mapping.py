@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 import unittest
 from collections.abc import Callable, ItemsView, KeysView, MutableMapping, ValuesView
 from itertools import count
@@ -89,6 +90,36 @@ class MappingProtocol(Promises):
             assert list(reversed(ns)) == ["c", "b", "a"]
         assert sorted([*reversed(ns.items())]) == [("a", 1), ("b", 2), ("c", 3)]
         assert sorted([*reversed(ns.values())]) == [1, 2, 3]
+
+    def test_one_error_shows_one_traceback(self, ns: hutch.Namespace) -> None:
+        """The error for a missing key, a bad key or a bad argument is shown alone, without one that led to it."""
+        wrong: Any = ns
+        calls: list[Callable[[], Any]] = [
+            *(lambda: ns["missing"], lambda: ns.pop("missing"), lambda: ns.modify("missing", len), ns.popitem),
+            *(lambda: wrong.__delitem__("missing"), lambda: ns.mutable("missing").__enter__()),
+            *(lambda: wrong[7], lambda: wrong[["unhashable"]], lambda: wrong[b"bytes"], lambda: ns["\ud800"]),
+            *(
+                lambda: wrong.get(7),
+                lambda: wrong.get([]),
+                lambda: 7 in wrong,
+                lambda: [] in wrong,
+                lambda: wrong.pop(7),
+            ),
+            *(lambda: wrong.__setitem__(7, 1), lambda: wrong.__delitem__(7), lambda: wrong.update({7: 1})),
+            *(
+                lambda: wrong.get_many([7]),
+                lambda: wrong.remove_many([[]]),
+                lambda: wrong.setdefault(7),
+                lambda: wrong.pop(7),
+            ),
+            *(lambda: wrong.scan(prefix=1), lambda: wrong.scan_keys(stop=b"z"), lambda: wrong.modify("k", 5)),
+        ]
+        for call in calls:
+            with pytest.raises((KeyError, TypeError, hutch.KeyLimitError)) as raised:
+                call()
+            shown = "".join(traceback.format_exception(raised.value))
+            assert "During handling of the above exception" not in shown, shown
+        assert len(ns) == 0
 
     def test_views_are_live(self, ns: hutch.Namespace) -> None:
         """The views keys, items and values show the current data, not the data of when they were taken."""
