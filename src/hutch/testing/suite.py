@@ -14,6 +14,7 @@ from .conformance.lifecycle import Lifecycle
 from .conformance.limits import Limits
 from .conformance.mapping import MappingProtocol
 from .conformance.processes import Processes
+from .conformance.readers import Readers
 from .conformance.reentrancy import Reentrancy
 from .conformance.scans import Scans
 from .conformance.stateful import Stateful
@@ -42,6 +43,7 @@ class StorageSuite(
     Updates,
     MappingProtocol,
     Lifecycle,
+    Readers,
     Verbs,
 ):
     """Every promise as a pytest test: subclass it and add a fixture `config`.
