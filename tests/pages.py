@@ -2,7 +2,7 @@
 
 They run in order, in one empty folder. A block whose first line is a comment with a file's name is written to that
 file; ``python`` blocks run, all of a page in one namespace; so does every line of ``console`` that starts with ``$
-hutch``. A ``py`` block is a fragment and does not run.
+hutch`` or sets PYTHONPATH for it. A ``py`` block is a fragment and does not run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(block: Block) -> list[str]:
     lines = block.text.splitlines() if block.language == "console" else []
-    return [line[2:] for line in lines if line.startswith("$ ") and line[2:].startswith("hutch ")]
+    return [
+        line[2:] for line in lines if line.startswith("$ ") and line[2:].startswith(("hutch ", "PYTHONPATH=. hutch "))
+    ]
 
 
 def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

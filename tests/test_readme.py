@@ -6,7 +6,9 @@ which their own tests run where the framework is installed.
 
 from __future__ import annotations
 
+import gc
 import re
+import shelve
 import subprocess
 import sys
 import tomllib
@@ -58,7 +60,23 @@ def shown(page: Path) -> str:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=shown)
 def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.name == "move.md":
+        write_files_to_move(tmp_path)
     run(page, tmp_path, monkeypatch)
+
+
+def write_files_to_move(folder: Path) -> None:
+    """Write what the reader of docs/howto/move.md has already."""
+    import diskcache
+    import sqlitedict
+
+    with diskcache.Cache(str(folder / "cache")) as cache, shelve.open(str(folder / "settings")) as shelf:
+        cache["page"] = shelf["sizes"] = (800, 600)
+    with sqlitedict.SqliteDict(str(folder / "my.sqlite"), "users", autocommit=True) as users:
+        users["ada"] = {"admin"}
+    gc.collect()
+    (folder / "data.json").write_text('{"a": 1}')
+    (folder / "people.csv").write_text("id,name\n1,Ada\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=shown)

@@ -162,6 +162,10 @@ class Folder:
             )
         return plain or own
 
+    def shelf(self, name: str) -> Place | None:
+        """Return the place of the shelf that ``shelve.open(name)`` would open in the folder, or None."""
+        return _find_place(self.path, name, _names_in(self.path))
+
     def errbot3_place(self, namespace: str) -> Place | None:
         """Return the place where Errbot 3 stored `namespace`, if the files are still there, else None."""
         if not _can_be_file(namespace):

@@ -175,6 +175,22 @@ class ShelfPlugin(StoragePluginBase):
             before, after = before + sizes[0], after + sizes[1]
         return before, after
 
+    def pickles_at(self, name: str) -> Iterator[tuple[str, bytes]]:
+        """Yield each key of the shelf that ``shelve.open(name)`` would open in the folder, with its pickle, not loaded.
+
+        Changes, creates and locks nothing. Yields nothing if there is no such shelf. Raises what `pickles` raises.
+        """
+        with storage_errors(self._folder.path):
+            place = self._folder.shelf(name)
+            database = None if place is None else open_to_read(place)
+            if database is None:
+                return
+            with contextlib.closing(database):
+                for key in database.keys():  # noqa: SIM118 - not a dict
+                    data = database.get(key)
+                    if data is not None:
+                        yield _decode_key(key, f"the shelf {name!r} in {self._folder.path}"), data
+
     def _holds(self, namespace: str, place: Place) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
         if shelf is not None and shelf.is_open():

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 
 from hutch.bridges.errbot.pickle_constructors import NotPlainError
 from hutch.bridges.errbot.plain_pickle import read_plain
-from hutch.bridges.errbot.shelf_files import _value
+from hutch.bridges.pickles import value_of
 from hutch.codec.pickled import Pickled
 from hutch.testing.signal_points import Interrupt, Visit, points, raise_interrupt
 
@@ -55,7 +55,7 @@ def carried(pickled: bytes) -> bool:
     tracemalloc.start()
     began = time.monotonic()
     try:
-        value = _value(Path("shelf"), "n", "k", pickled)
+        value = value_of(pickled, "shelf")
         assert time.monotonic() - began < PROMPT_S * 10
         assert tracemalloc.get_traced_memory()[1] < 20_000_000 + 200 * len(pickled)
     finally:
@@ -242,7 +242,7 @@ def test_a_length_beyond_the_input_is_a_damaged_pickle(pickled: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(Exception, match="not a complete pickle"):
-            _value(Path("shelf"), "n", "k", pickled)
+            value_of(pickled, "shelf")
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
@@ -251,10 +251,7 @@ def test_a_length_beyond_the_input_is_a_damaged_pickle(pickled: bytes) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is of Linux")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_no_bomb_ends_the_process_where_memory_is_scarce(bomb: str) -> None:
-    code = (
-        "import sys; from pathlib import Path; from hutch.bridges.errbot.shelf_files import _value\n"
-        "_value(Path('shelf'), 'n', 'k', sys.stdin.buffer.read())"
-    )
+    code = "import sys; from hutch.bridges.pickles import value_of\nvalue_of(sys.stdin.buffer.read(), 'shelf')"
     limit = 1 << 30
     done = subprocess.run(
         [sys.executable, "-c", code],

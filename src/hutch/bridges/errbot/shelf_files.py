@@ -8,7 +8,6 @@ packages are installed here, or which bot is running.
 from __future__ import annotations
 
 import os
-import pickletools
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import hutch
-from hutch import ConfigError, CorruptValueError, NamespaceError, Store
+from hutch import ConfigError, NamespaceError, Store
 
-from ...codec.msgpack import MsgpackCodec
 from ...codec.pickled import Pickled
-from ...handlers import passes_through
-from .plain_pickle import read_plain
+from ..pickles import value_of
 
 _BATCH_ITEMS: Final = 1000
 # The suffixes of a shelf's files, of which each kind of database uses one or two.
@@ -42,7 +39,7 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
         raise ConfigError(f"{str(path)!r} is not a folder; expected the folder of the bot's shelves, its BOT_DATA_DIR")
     with _shelves(path) as shelves:
         for namespace, key, pickled in shelves.pickles():
-            yield namespace, key, _value(path, namespace, key, pickled)
+            yield namespace, key, value_of(pickled, f"{path}: the value of key {key!r} in the shelf {namespace!r}")
 
 
 def write(store: Store, path: Path) -> int:
@@ -96,31 +93,3 @@ def _fill(shelf: Any, items: Iterable[tuple[str, Any]]) -> int:
             shelf.set_many({key: value for key, value in batch.items() if key not in pickles})
         count += len(batch)
     return count
-
-
-# --- pickles ---
-
-_codec = MsgpackCodec()
-
-
-def _value(path: Path, namespace: str, key: str, pickled: bytes) -> Any:
-    """Return the pickled value if it is made of types that hutch stores, otherwise the pickle."""
-    try:
-        value = read_plain(pickled)
-        _codec.encode(value)
-        return value
-    except Exception as error:
-        if passes_through(error):
-            raise
-        # Whatever the reason, the bot may be able to load it.
-    try:
-        for _ in pickletools.genops(pickled):
-            pass
-    except Exception as error:
-        if passes_through(error):
-            raise
-        raise CorruptValueError(
-            f"{path}: the value of key {key!r} in the shelf {namespace!r} is not a complete pickle "
-            f"({type(error).__name__}); the file was damaged, restore it from a backup"
-        ) from error
-    return Pickled(pickled)

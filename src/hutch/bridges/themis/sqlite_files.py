@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import hutch
 
+from ..json_types import reason_not_json
 from .layout import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix, snapshot_key, stage_key
 
 _TABLES = """
@@ -201,29 +202,12 @@ def _text_of(namespace: str, key: str, value: Any, field: str) -> str:
 
 
 def _json(namespace: str, key: str, value: Any) -> str:
-    if reason := _reason_not_json(value):
+    if reason := reason_not_json(value):
         _refuse_value(namespace, key, reason)
     try:
         return json.dumps(value)  # in the value's order: Themis sorts the names, and reads any order
     except ValueError:
         _refuse_value(namespace, key, f"it holds a number of more than {sys.get_int_max_str_digits():,} digits")
-
-
-def _reason_not_json(value: Any) -> str | None:
-    """Return what in `value` JSON would change; None if nothing."""
-    if type(value) is dict:
-        for key, item in value.items():
-            if type(key) is not str:
-                return f"it has a key of type {type(key).__name__}"
-            if reason := _reason_not_json(item):
-                return reason
-    elif type(value) is list:
-        for item in value:
-            if reason := _reason_not_json(item):
-                return reason
-    elif value is not None and type(value) not in (bool, int, float, str):
-        return f"it holds a value of type {type(value).__name__}"
-    return None
 
 
 def _refuse_key(namespace: str, key: str) -> NoReturn:
