@@ -142,14 +142,8 @@ class ShelfPlugin(StoragePluginBase):
         for namespace in namespaces:
             with exclude_writers(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
                 place = self._folder.find(namespace) or self._folder.errbot3_place(namespace)
-                database = None if place is None else open_to_read(place)
-                if database is None:
-                    continue
-                with contextlib.closing(database):
-                    for key in database.keys():  # noqa: SIM118 - not a dict
-                        data = database.get(key)
-                        if data is not None:
-                            yield namespace, _decode_key(key, f"namespace {namespace!r} in {self._folder.path}"), data
+                for key, data in _pickles_in(place, f"namespace {namespace!r} in {self._folder.path}"):
+                    yield namespace, key, data
 
     def backup(self, dest: Path) -> None:
         """Copy the pickles of each namespace to new files in the folder `dest`, without loading one.
@@ -181,15 +175,7 @@ class ShelfPlugin(StoragePluginBase):
         Changes, creates and locks nothing. Yields nothing if there is no such shelf. Raises what `pickles` raises.
         """
         with storage_errors(self._folder.path):
-            place = self._folder.shelf(name)
-            database = None if place is None else open_to_read(place)
-            if database is None:
-                return
-            with contextlib.closing(database):
-                for key in database.keys():  # noqa: SIM118 - not a dict
-                    data = database.get(key)
-                    if data is not None:
-                        yield _decode_key(key, f"the shelf {name!r} in {self._folder.path}"), data
+            yield from _pickles_in(self._folder.shelf(name), f"the shelf {name!r} in {self._folder.path}")
 
     def _holds(self, namespace: str, place: Place) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
@@ -354,6 +340,17 @@ class ShelfStorage(StorageBase):
                 f"the value of key {key!r} in {self._where} cannot be unpickled ({type(error).__name__}); it was "
                 "damaged, or not written by shelve"
             ) from error
+
+
+def _pickles_in(place: Place | None, where: str) -> Iterator[tuple[str, bytes]]:
+    """Yield each key of the shelf at `place` with its pickle; `where` begins the message of an error."""
+    database = None if place is None else open_to_read(place)
+    if database is not None:
+        with contextlib.closing(database):
+            for key in database.keys():  # noqa: SIM118 - not a dict
+                data = database.get(key)
+                if data is not None:
+                    yield _decode_key(key, where), data
 
 
 def _decode_key(key: bytes, where: str) -> str:
