@@ -368,15 +368,17 @@ class _Layered:
             raise
 
 
-def connect(config: Any = None) -> Store:
-    """Return the store that `config` describes: a URL, a YAML or TOML file, a mapping, or a Python module.
+def connect(config: Any = None, *, app: str | None = None) -> Store:
+    """Return the store that `config` describes: a URL, a path, a mapping, or a Python module.
 
-    Without a config, use `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else LMDB in the user's data
-    directory; the working folder is never searched for a file. Raises ConfigError for an invalid config,
+    A path ends in .yaml, .yml or .toml (a config file) or .db, .sqlite or .sqlite3 (SQLite), else is an LMDB folder; as
+    text without such a suffix it names its folder, "./state". `${NAME}` and `${NAME:-default}` in text expand.
+    Without a config, use `$HUTCH_STORAGE` (a URL), else `$HUTCH_CONFIG` (a file), else LMDB in the folder `app` of the
+    user's data directory; the working folder is never searched. Raises ConfigError for an invalid config,
     PluginNotFoundError, PluginConflictError or PluginLoadError if its engine cannot be found or loaded, and
     StorageUnavailableError and the like if the storage cannot be reached.
     """
-    checked = read_config(config)
+    checked = read_config(config, app=app)
     info, factory = build(checked)
     try:
         return Store(checked, info, factory)

@@ -145,7 +145,7 @@ core = shared.shared_namespace(sys.argv[1], "core")
 core["1"] = 1
 held, done = threading.Event(), threading.Event()
 def hold():  # a thread that does not exist in the child
-    with shared._lock:
+    with shared._lock.current:
         held.set()
         done.wait(30)
 thread = threading.Thread(target=hold)

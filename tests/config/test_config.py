@@ -393,9 +393,32 @@ def test_a_variable_that_cannot_expand_is_named(text: str, problem: str) -> None
     assert problem in error_of({"STORAGE": "x", "STORAGE_CONFIG": {"a": [text]}}, B="1")
 
 
-def test_a_url_argument_and_python_objects_are_taken_literally() -> None:
-    assert read("lmdb://${A}", A="1").url == "lmdb://${A}"
-    assert read(None, HUTCH_STORAGE="lmdb://${A}", A="1").url == "lmdb://${A}"
+def test_a_variable_expands_in_a_url_and_in_a_path_given_as_text() -> None:
+    assert read("lmdb://${A}?durability=${D:-strict}", A="1").url == "lmdb://1"
+    assert read("lmdb://${A}?durability=${D:-strict}", A="1").options == {"durability": "strict"}
+    assert read(None, HUTCH_STORAGE="lmdb://${A}", A="1").url == "lmdb://1"
+    assert read("${URL}", URL="redis://u:p@h?prefix=x").options == {"prefix": "x"}
+    assert read("${URL}", URL="lmdb://${A}").url == "lmdb://${A}", "a value is not expanded again"
+    assert read("${FOLDER}/state", FOLDER="/srv").options == {"path": "/srv/state"}
+    assert read("lmdb://$${A}", A="1").url == "lmdb://${A}"
+
+
+@pytest.mark.parametrize("text", ["redis://:${SECRET_NAME}@h", "${SECRET_NAME}", "./${SECRET_NAME}"])
+def test_a_variable_of_a_url_that_is_not_set_is_named(text: str) -> None:
+    assert "argument: the environment variable SECRET_NAME is not set; set it" in error_of(text)
+    shown = error_of(None, HUTCH_STORAGE="redis://:${SECRET_NAME}@h")
+    assert "$HUTCH_STORAGE: the environment variable SECRET_NAME is not set" in shown
+
+
+def test_the_value_of_a_variable_is_in_no_message() -> None:
+    assert "hunter2" not in error_of("${SECRET_NAME}", SECRET_NAME="hunter2")
+    message = error_of("redis://:${SECRET_NAME}@h", SECRET_NAME="hunter2?x")
+    assert "SECRET_NAME" in message
+    assert "hunter2" not in message
+
+
+def test_python_objects_are_taken_literally() -> None:
+    assert read(Path("${A}"), A="1").options == {"path": "${A}"}
     assert read(SimpleNamespace(STORAGE="x", STORAGE_CONFIG={"p": "${A}"}), A="1").options == {"p": "${A}"}
 
 
@@ -527,6 +550,81 @@ def test_the_error_for_any_other_config_lists_the_valid_forms(config: object) ->
 def test_a_config_passes_through() -> None:
     config = read("memory://")
     assert read(config) is config
+
+
+# --- paths ---
+
+
+@pytest.mark.parametrize(
+    ("path", "engine"),
+    [
+        (Path("state"), "lmdb"),
+        ("./state", "lmdb"),
+        ("/srv/state", "lmdb"),
+        ("../state", "lmdb"),
+        ("data/state", "lmdb"),
+        ("state/", "lmdb"),
+        (".state", "lmdb"),
+        ("/srv/a b/ü%20", "lmdb"),
+        ("/srv/state.v2", "lmdb"),
+        ("C:\\data\\state", "lmdb"),
+        ("C:/data/state", "lmdb"),
+        ("data\\state", "lmdb"),
+        ("kv.db", "sqlite"),
+        (Path("kv.sqlite"), "sqlite"),
+        ("/srv/kv.sqlite3", "sqlite"),
+        ("C:\\data\\KV.DB", "sqlite"),
+        ("./user@host/kv.db", "sqlite"),
+    ],
+)
+def test_a_path_is_a_store_whose_engine_its_ending_chooses(path: str | Path, engine: str) -> None:
+    config = read(path)
+    assert (config.storage, config.url, dict(config.options)) == (engine, None, {"path": str(path)})
+    assert (config.base_dir, config.private) == (NOWHERE, False)
+
+
+@pytest.mark.parametrize("name", ["app.yaml", "app.yml", "app.toml"])
+def test_a_path_with_the_ending_of_a_config_file_is_read(name: str) -> None:
+    assert "there is no such file" in error_of(name)
+    assert "there is no such file" in error_of(Path(name))
+
+
+@pytest.mark.parametrize("text", ["state", "core"])
+def test_the_error_for_a_bare_word_shows_both_spellings(text: str) -> None:
+    assert f"write './{text}'" in error_of(text)
+    assert f"write '{text}://PATH'" in error_of(text)
+
+
+@pytest.mark.parametrize("text", ["~/state", Path("~/state"), "~ada/state.db"])
+def test_a_tilde_is_not_a_folder(text: str | Path) -> None:
+    assert "expanduser()" in error_of(text)
+    assert read("./~/state").options == {"path": "./~/state"}
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    assert "NUL" in error_of(Path("a\0b"))
+    assert "NUL" in error_of("./a\0b")
+
+
+# --- the folder of an application ---
+
+
+def test_app_names_the_folder_of_the_default_store() -> None:
+    environ = {"XDG_DATA_HOME": "/data", "LOCALAPPDATA": "/data", "HOME": "/home/ada"}
+    config = read_config(app="bot", environ=environ, cwd=NOWHERE)
+    assert Path(str(config.options["path"])).parts[-2:] == ("bot", "store")
+    assert config.private
+    given = read_config(None, app="bot", environ={"HUTCH_STORAGE": "memory://"}, cwd=NOWHERE)
+    assert given.url == "memory://", "what the operator names comes first"
+    assert read_config("memory://", app="bot", environ={}, cwd=NOWHERE).url == "memory://"
+
+
+@pytest.mark.parametrize(
+    "app", ["", ".", "..", ".bot", "a/b", "a\\b", "a\0b", " bot", "bot.", "C:x", "x" * 101, 7, b"bot"]
+)
+def test_an_app_that_cannot_name_a_folder_is_refused(app: Any) -> None:
+    with pytest.raises(ConfigError, match="app: expected the name of"):
+        read_config("memory://", app=app, environ={}, cwd=NOWHERE)
 
 
 # --- text that is not a URL ---

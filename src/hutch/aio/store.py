@@ -66,8 +66,10 @@ class Opening(Opened, Generic[C]):
             await self._opened.close()
 
 
-def connect(config: Any = None, *, threads: int = _THREADS, inline_reads: bool = False) -> Opening[Store]:
-    """Return the store for `config`, in any form that `hutch.connect` takes.
+def connect(
+    config: Any = None, *, app: str | None = None, threads: int = _THREADS, inline_reads: bool = False
+) -> Opening[Store]:
+    """Return the store for `config` and `app`, in any form that `hutch.connect` takes.
 
     At most `threads` calls run at once, 8 by default; more wait in a queue. With `inline_reads`, `get`, `[]` and
     `contains` run on the event loop itself, about 40 us faster per call. Use it only for data in memory (`memory://`,
@@ -82,7 +84,7 @@ def connect(config: Any = None, *, threads: int = _THREADS, inline_reads: bool =
         pool = WorkerPool(threads, "hutch.aio")
         calls = Calls(pool, _describe)
         try:
-            store = await calls.write((), functools.partial(hutch.connect, config), undo=hutch.Store.close)
+            store = await calls.write((), functools.partial(hutch.connect, config, app=app), undo=hutch.Store.close)
         except BaseException:
             pool.shut_down()
             raise

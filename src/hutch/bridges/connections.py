@@ -44,9 +44,7 @@ def shared_store(url: str | object | None = None) -> hutch.Store:
     with _lock.current:
         key = _key(config)
         if key not in _stores:
-            # Variables are expanded in a URL inside a mapping, but not in a URL on its own.
-            form = {"STORAGE": config} if isinstance(config, str) and "://" in config else config
-            made = config, hutch.connect(form)
+            made = config, hutch.connect(config)
             # A signal handler or finalizer may have connected meanwhile; keep its store, which may be in use.
             if _stores.setdefault(key, made) is not made:
                 made[1].close()

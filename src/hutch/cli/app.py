@@ -48,11 +48,11 @@ class Call:
     config: str | None = None
     modules: list[str] = field(default_factory=list)
 
-    def config_form(self) -> str | Path | None:
-        """Return the argument for `hutch.connect`: URL, file path or None. Raises click.UsageError for -s with -c."""
+    def config_form(self) -> str | None:
+        """Return the argument for `hutch.connect`: URL, path or None. Raises click.UsageError for -s with -c."""
         if self.storage is not None and self.config is not None:
             raise click.UsageError("give -s or -c, not both")
-        return Path(self.config) if self.config is not None else self.storage
+        return self.config if self.config is not None else self.storage
 
     def connect(self) -> Store:
         """Return the store that the options name, for a command that may create it. Raises as `hutch.connect` does."""
@@ -62,7 +62,7 @@ class Call:
         """Return the store that the options name. Raises StoreMissingError if it does not exist; creates nothing."""
         return connect_existing(self._prepared_form())
 
-    def _prepared_form(self) -> str | Path | None:
+    def _prepared_form(self) -> str | None:
         form = self.config_form()
         self.import_modules()
         if form is None:
@@ -91,7 +91,7 @@ def _warn_of_unread_config() -> None:
             return
 
 
-def connect_existing(form: str | Path | None) -> Store:
+def connect_existing(form: str | None) -> Store:
     """Return the store that `form` describes. Raises StoreMissingError if it does not exist; creates nothing."""
     return connect(without_creating(read_config(form)))
 
@@ -123,14 +123,14 @@ def storage_options(command: _Command) -> _Command:
             metavar="FILE",
             expose_value=False,
             callback=remember,
-            help="A YAML or TOML config file.",
+            help="A YAML or TOML config file; or anything that -s takes.",
         ),
         click.option(
             *("-s", "--storage"),
             metavar="URL",
             expose_value=False,
             callback=remember,
-            help="A storage URL, such as lmdb:///srv/state.",
+            help="A storage URL such as lmdb:///srv/state, or a path such as ./state or kv.db.",
         ),
     ):
         command = option(command)

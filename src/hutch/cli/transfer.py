@@ -80,7 +80,7 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
 def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool, skip_errors: bool) -> int:
     """Copy all items of SRC to DST.
 
-    Each is a storage URL or a config file. Values of existing keys in DST are replaced, nothing is
+    Each is a URL, a path or a config file. Values of existing keys in DST are replaced, nothing is
     removed. After an interruption, run it again: equal items are not written a second time. Between
     stores of the same codec the stored bytes move, and no type need be registered.
     """

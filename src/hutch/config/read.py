@@ -1,9 +1,9 @@
 """Read a config: extract the six keys from any form, then let `Checker` build a `StoreConfig` from them.
 
-``${NAME}`` and ``${NAME:-default}`` expand in every text value of a file or a mapping; never in a key, in a URL
-argument, or in a Python object (an Errbot config is Python, and may have a ``${`` in a password). ``$${`` stands
-for a plain ``${``. The default applies if the variable is unset or empty. The value of a variable is not expanded
-again, and within a URL it must be escaped as URLs are (``%3F`` for ``?``).
+``${NAME}`` and ``${NAME:-default}`` expand in every text value of a file or a mapping, and in a URL or a path that is
+passed as text; never in a key, a path object, or a Python object (an Errbot config is Python, and may have a ``${`` in
+a password). ``$${`` stands for a plain ``${``. The default applies if the variable is unset or empty. The value of a
+variable is not expanded again, and within a URL it must be escaped as URLs are (``%3F`` for ``?``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from types import ModuleType
 
 from ..errors import ConfigError, nearest
 from ..handlers import passes_through
-from .bounds import SUFFIXES
 from .model import CodecConfig, FrozenDict, StoreConfig
 from .url import shown_name
 from .validate import KEYS, Checker
+from .variables import expand, without_variables
 
 # STORAGE in an Errbot config that uses hutch.bridges.errbot; its STORAGE_CONFIG is then a hutch config.
 _BRIDGE = "hutch"
@@ -28,26 +28,35 @@ _BRIDGE = "hutch"
 _BRIDGE_CODEC = CodecConfig("pickle", FrozenDict({"prefer": "msgpack"}))
 _BRIDGE_FORMS = "Expected a URL, as in {'url': 'lmdb:///srv/bot/state'}, or keys of a hutch config: " + ", ".join(KEYS)
 _FORMS = (
-    "Expected a URL such as lmdb:///srv/state, the path of a .yaml or .toml file, a mapping with the key STORAGE, "
-    "a Python module or object with the attribute STORAGE, or None for the defaults"
+    "Expected a URL such as lmdb:///srv/state, a path such as ./state (LMDB) or ./state.db (SQLite), the path of a "
+    ".yaml or .toml file, a mapping with the key STORAGE, a Python module or object with the attribute STORAGE, or "
+    "None for the defaults"
 )
 
 
 def read_config(
-    config: object = None, *, environ: Mapping[str, str] | None = None, cwd: Path | None = None
+    config: object = None,
+    *,
+    app: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> StoreConfig:
     """Return the `StoreConfig` that `config` describes, in any form.
 
-    `config` is a URL, the path of a YAML or TOML file (`str` or path object), a mapping with a file's keys, a
-    Python module or object (an Errbot ``config.py``), a `StoreConfig` (returned unchanged), or None. None means
-    ``$HUTCH_STORAGE`` (a URL), else ``$HUTCH_CONFIG`` (a file), else LMDB in the user's data directory; an empty
-    variable counts as unset. The working folder is never searched for a file. `environ` and `cwd` replace
-    `os.environ` and the working folder. Relative paths in a file are relative to the file; in every other form, Python
-    modules included, to the working folder, as in Errbot.
+    `config` is a URL, a path (`str` or path object: a YAML or TOML file, a SQLite file, or else the folder of an LMDB
+    store), a mapping with a file's keys, a Python module or object (an Errbot ``config.py``), a `StoreConfig` (returned
+    unchanged), or None. None means ``$HUTCH_STORAGE`` (a URL), else ``$HUTCH_CONFIG`` (a file), else LMDB in the folder
+    `app` (default: ``hutch``) of the user's data directory; an empty variable counts as unset. The working folder is
+    never searched for a file. `environ` and `cwd` replace `os.environ` and the working folder. Relative paths in a file
+    are relative to the file; in every other form, Python modules included, to the working folder, as in Errbot.
 
     Opens only the config file and writes nothing. Raises ConfigError that names the place, what was expected and the
     nearest valid name, and shows no value.
     """
+    if app is not None:
+        from .path import validate_app
+
+        validate_app(app)
     if isinstance(config, StoreConfig):
         return config
     environ = os.environ if environ is None else environ
@@ -58,29 +67,29 @@ def read_config(
             raise
         raise ConfigError("the working folder no longer exists; change to one that does") from error
     if config is None:
-        return _from_surroundings(environ, here)
+        return _from_surroundings(environ, here, app or "hutch")
     if isinstance(config, Mapping):
         return Checker("argument", here, environ).read(config)
     path = os.fspath(config) if isinstance(config, os.PathLike) else None
     if isinstance(path, str):
-        return _from_file(path, path, environ, here)
+        return _from_path(path, environ, here)
     if isinstance(config, str):
         return _from_text(config, environ, here)
     return _from_object(config, here)
 
 
-def _from_surroundings(environ: Mapping[str, str], here: Path) -> StoreConfig:
+def _from_surroundings(environ: Mapping[str, str], here: Path, app: str) -> StoreConfig:
     if url := environ.get("HUTCH_STORAGE"):
         if "://" not in url:
             raise ConfigError(
                 "$HUTCH_STORAGE: expected a URL such as lmdb:///srv/state; the path of a file goes into $HUTCH_CONFIG"
             )
-        return _from_url(url, "$HUTCH_STORAGE", here)
+        return _from_url(url, "$HUTCH_STORAGE", environ, here)
     if path := environ.get("HUTCH_CONFIG"):
         if "://" in path:
             raise ConfigError("$HUTCH_CONFIG: expected the path of a file; a URL goes into $HUTCH_STORAGE")
         return _from_file(path, f"$HUTCH_CONFIG ({path})", environ, here)
-    options = FrozenDict({"path": str(_data_dir(environ) / "hutch" / "store")})
+    options = FrozenDict({"path": str(_data_dir(environ) / app / "store")})
     return StoreConfig("lmdb", options, base_dir=here, source="default", private=True)
 
 
@@ -108,22 +117,39 @@ def _home(environ: Mapping[str, str], variable: str) -> Path:
         ) from error
 
 
-def _from_url(url: str, source: str, here: Path) -> StoreConfig:
-    return Checker(source, here, keyed=False).read({"STORAGE": url})
+def _from_url(url: str, source: str, environ: Mapping[str, str] | None, here: Path) -> StoreConfig:
+    return Checker(source, here, environ, keyed=False).read({"STORAGE": url})
 
 
-def _from_text(text: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
-    if "://" in text:
-        return _from_url(text, "argument", here)
-    if Path(text).suffix.casefold() in (*SUFFIXES, ".py"):
-        return _from_file(text, text, environ, here)
+def _from_text(given: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
+    if "://" in without_variables(given):
+        return _from_url(given, "argument", environ, here)
+    text = expand(given, environ, "argument") if "${" in given else given
+    if "://" in text:  # the value of a variable
+        return _from_url(text, "argument", None, here)
+    from .path import is_config_file, is_path
+
+    if is_config_file(text) or is_path(text):
+        return _from_path(text, environ, here)
     # Show the text only if it is a plain word: it could be a URL that lacks a slash and contains a password.
-    if text.isidentifier():
+    if text.isidentifier() and text is given:
         raise ConfigError(
-            f"argument: {text!r} is neither a URL nor the path of a .yaml or .toml file. Is it the name of a storage? "
-            f"Then write '{text}://PATH'"
+            f"argument: {text!r} is neither a URL nor a path. For a store in the folder {text!r} write './{text}'; for "
+            f"the storage {text!r} write '{text}://PATH'"
         )
-    raise ConfigError(f"argument: this text is neither a URL (it has no '://') nor the path of a config file. {_FORMS}")
+    raise ConfigError(
+        "argument: this text is neither a URL (it has no '://') nor a path (a path without a folder starts with './'). "
+        f"{_FORMS}"
+    )
+
+
+def _from_path(path: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
+    from .path import is_config_file, store_at  # here, because a URL needs none of it
+
+    if is_config_file(path):
+        return _from_file(path, path, environ, here)
+    engine, options = store_at(path, here)
+    return StoreConfig(engine, FrozenDict(options), base_dir=here)
 
 
 def _from_file(path: str, source: str, environ: Mapping[str, str], here: Path) -> StoreConfig:
