@@ -344,12 +344,10 @@ class ShelfStorage(StorageBase):
 
 def _pickles_in(place: Place | None, where: str) -> Iterator[tuple[str, bytes]]:
     """Yield each key of the shelf at `place` with its pickle; `where` begins the message of an error."""
-    database = None if place is None else open_to_read(place)
-    if database is not None:
+    if place is not None and (database := open_to_read(place)) is not None:
         with contextlib.closing(database):
             for key in database.keys():  # noqa: SIM118 - not a dict
-                data = database.get(key)
-                if data is not None:
+                if (data := database.get(key)) is not None:
                     yield _decode_key(key, where), data
 
 
