@@ -9,9 +9,9 @@ import click
 
 from .. import CorruptValueError, ValueTypeError
 from ..errors import a_or_an
-from ..transfer import from_json
 from .app import Call, hutch, json_option, missing_namespace, not_there, pass_call, storage_options
-from .output import print_json, print_line, print_table, print_value, printable
+from .literals import read_literal
+from .output import print_item, print_json, print_line, print_table, print_value, printable
 
 
 @hutch.command()
@@ -36,19 +36,29 @@ def ls(call: Call, as_json: bool) -> None:
 @click.argument("namespace")
 @click.option("--prefix", default="", metavar="TEXT", help="Only keys that start with TEXT.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Print at most N keys.")
+@click.option("--values", is_flag=True, help="Print each value beside its key.")
 @storage_options
 @json_option
 @pass_call
-def keys(call: Call, namespace: str, prefix: str, limit: int | None, as_json: bool) -> int:
+def keys(call: Call, namespace: str, prefix: str, limit: int | None, values: bool, as_json: bool) -> int:
     """List the keys of NAMESPACE in order.
 
-    Unprintable characters are shown escaped; --json prints every key exactly.
+    Unprintable characters are shown escaped; --json prints every key exactly. With --values there is
+    a tab between key and value, and --json prints {"key": ..., "value": ...}.
     """
     with call.connect_existing() as store, store.open(namespace) as handle:
         found = False
-        for key in itertools.islice(handle.scan_keys(prefix), limit):
-            found = True
-            (print_json if as_json else print_line)(key)
+        if values:
+            for key, value in itertools.islice(handle.scan(prefix), limit):
+                found = True
+                if as_json:
+                    print_json({"key": key, "value": value})
+                else:
+                    print_item(key, value)
+        else:
+            for key in itertools.islice(handle.scan_keys(prefix), limit):
+                found = True
+                (print_json if as_json else print_line)(key)
         if not found and not len(handle):
             raise missing_namespace(store, namespace)
     return 0
@@ -57,7 +67,7 @@ def keys(call: Call, namespace: str, prefix: str, limit: int | None, as_json: bo
 @hutch.command()
 @click.argument("namespace")
 @click.argument("key")
-@click.option("--text", is_flag=True, help="Print a text as it is, without quotes.")
+@click.option("--text", is_flag=True, help="Print a text as it is, without quotes; into a pipe, without a line end.")
 @storage_options
 @json_option
 @pass_call
@@ -87,7 +97,9 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
         for line in value.split("\n"):
             print_line(line)
     else:
-        sys.stdout.write(value + "\n")
+        # Exactly the text: `set --text -` stores it again.
+        sys.stdout.flush()
+        sys.stdout.buffer.write(value.encode("utf-8", "surrogatepass"))
     return 0
 
 
@@ -100,10 +112,10 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
 @storage_options
 @pass_call
 def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
-    """Set KEY to VALUE, which is JSON.
+    """Set KEY to VALUE, which is JSON, or what `get` printed.
 
     With "-" the value is read from standard input. Types that JSON lacks have tags, as in the
-    output of `get --json` and `dump`: '{"$set": ["a", "b"]}'.
+    output of `get --json` and `dump`: '{"$set": ["a", "b"]}', or as in that of `get`: 'set("a", "b")'.
     """
     if value == "-":
         data = sys.stdin.buffer.read()
@@ -114,7 +126,7 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
     # Before the value is parsed, because the modules may register its type.
     call.import_modules()
     try:
-        parsed = value if text else from_json(value)
+        parsed = value if text else read_literal(value)
     except CorruptValueError as error:
         raise click.UsageError(
             f"the value cannot be read: {error}. For plain text add --text; in JSON a text has quotes: '\"text\"'"

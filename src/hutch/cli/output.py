@@ -16,6 +16,7 @@ from typing import Any
 from .. import ValueTypeError
 from ..errors import a_or_an
 from ..transfer import json_text, to_json, to_tagged
+from .literals import is_plain_name
 
 _PIPE_COLUMNS = 100
 _INDENT = 2
@@ -40,6 +41,15 @@ def print_json(value: Any) -> None:
 def print_line(text: str) -> None:
     """Print one line of text that may come from a store."""
     sys.stdout.write(printable(text) + "\n")
+
+
+def print_item(key: str, value: Any) -> None:
+    """Print a key and its value as one line with a tab between them, as `print_value` writes values."""
+    try:
+        text = "".join(text for text, _ in _flat(to_tagged(value)))
+    except ValueTypeError:
+        text = printable(_described(value, sys.maxsize))
+    sys.stdout.write(f"{printable(key)}\t{text}\n")
 
 
 def print_value(value: Any) -> None:
@@ -145,13 +155,16 @@ def _parts(tagged: Any) -> tuple[_Piece, list[tuple[Any, Any]] | None, str]:
     if tag[:1] != "$":
         return ("{", ""), list(tagged.items()), "}"
     payload = tagged[tag]
-    if tag == "$dict":
+    # `literals` reads all of these. Text keys of which one starts with "$" would look like a tag.
+    if tag == "$dict" and not all(type(key) is str for key, _ in payload):
         return ("{", ""), [(key, item) for key, item in payload], "}"
     if tag == "$bytes":
         return (repr(b64decode(payload)), "green"), None, ""
     if tag in ("$int", "$float"):
         return (payload, "cyan"), None, ""
     if tag == "$type":
+        if not is_plain_name(payload):
+            return ("{", ""), list(tagged.items()), "}"
         return (f"{printable(payload)}(", "yellow"), [(_NO_KEY, tagged["value"])], ")"
     items = payload if type(payload) is list else [payload]
     return (f"{tag[1:]}(", "yellow"), [(_NO_KEY, item) for item in items], ")"
