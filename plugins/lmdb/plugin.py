@@ -6,11 +6,11 @@ layout.py describes the stored data; open_files.py, commit_queue.py and writer_g
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from hutch import Finding, Option, StoragePluginBase, StoreError, StoreLockedError
+from hutch import CapabilityError, Finding, Option, StoragePluginBase, StoreError, StoreLockedError
 
 from .files import is_there, reason_to_read_pages
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
@@ -89,7 +89,10 @@ class LmdbPlugin(StoragePluginBase):
             raise
 
     def open(self, namespace: str) -> LmdbStorage:
-        return LmdbStorage(self, namespace, self._shared)
+        environment = self._shared
+        if self.is_readonly and environment.is_shared:
+            return LmdbStorage(self, namespace, cast("Environment", _Reading(cast("Environment", environment))))
+        return LmdbStorage(self, namespace, environment)
 
     def namespaces(self) -> list[str]:
         def listing(txn: Txn) -> list[str]:
@@ -163,6 +166,26 @@ class LmdbPlugin(StoragePluginBase):
     def _shared(self) -> Environment | PageEnvironment:
         assert self._environment is not None, "a closed factory"
         return self._environment
+
+
+class _Reading:
+    """The reading half of an environment through which others of this process may write."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self.path, self.read = environment.path, environment.read
+        self.reads_large_chunks = environment.reads_large_chunks
+
+    @property
+    def begin(self) -> Callable[..., Any]:
+        # Another function after the files were opened, or opened anew.
+        return self._environment.begin
+
+    def write(self, *_: object) -> NoReturn:
+        raise CapabilityError(
+            f"lmdb {self.path}: the store was connected with readonly=true; nothing was written. To write to it, "
+            "connect without readonly"
+        )
 
 
 def _environment_of(user: LmdbPlugin, options: Mapping[str, Any]) -> Environment | PageEnvironment:
