@@ -112,15 +112,19 @@ def _dots(title: str, about: str, scale: _Scale, rows: dict[str, list[str]]) -> 
     body = []
     for mark in scale.marks():
         x = scale.at(mark)
-        kind = "one" if mark == 1 else "grid"
-        body.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
         anchor = "start" if x < _MARGIN + 8 else "middle"
         body += [f'<text class="soft" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{mark:g}</text>'
                  for y in (_TOP - 5, bottom + 14)]  # fmt: skip
+    # The grid is drawn beside the dots alone: a line through a label makes it hard to read.
+    grid = "".join(
+        f'<line class="{"one" if mark == 1 else "grid"}" x1="{scale.at(mark):.1f}" x2="{scale.at(mark):.1f}" '
+        f'y1="-6" y2="6"/>'
+        for mark in scale.marks()
+    )
     for number, (name, marks) in enumerate(rows.items()):
         y = _TOP + _ROW * number
         body.append(f'<text x="{_MARGIN}" y="{y + 12}">{escape(name)}</text>')
-        body.append(f'<g transform="translate(0 {y + 22})">{"".join(marks)}</g>')
+        body.append(f'<g transform="translate(0 {y + 22})">{grid}{"".join(marks)}</g>')
     return _svg(title, about, bottom + 22, body)
 
 
