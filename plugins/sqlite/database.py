@@ -41,7 +41,7 @@ class Database:
         self.path = settings[0]
         self._settings = settings
         path, durability, wait_s, mmap_bytes, reason = settings
-        #: Whether the file is only read, because this process may not write to it or was told not to.
+        #: Whether the file is only read, because this process may not write to it or is opened read-only.
         self.is_read_only = reason is not None
         if reason is None:
             self._file = DatabaseFile(path, durability, wait_s, mmap_bytes)

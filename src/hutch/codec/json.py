@@ -96,10 +96,10 @@ def _validate(value: Any, where: str, depth: int) -> None:
                 _validate(key, f"a key of {where}", depth)
             _validate(item, f"{where}[{ascii(key)[:40]}]", depth + 1)
     elif value is not None and kind is not bool:
-        kept = "it" if _is_taken_by_default(kind) else "instances of registered classes"
+        retained = "it" if _is_taken_by_default(kind) else "instances of registered classes"
         raise ValueTypeError(
             f"{where} is {a_or_an(kind.__name__)}, which JSON would change or cannot express; convert it, or use the "
-            f"default codec (msgpack), which keeps {kept}"
+            f"default codec (msgpack), which keeps {retained}"
         )
 
 
