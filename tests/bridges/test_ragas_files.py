@@ -21,7 +21,7 @@ import pytest
 
 import hutch
 from hutch import transfer
-from hutch.bridges.ragas import jsonl_files, layout
+from hutch.bridges.ragas import csv_files, jsonl_files, layout
 
 FOLDER = Path(__file__).parent / "data" / "ragas"
 NAMES = {"datasets": ["capitals", "empty", "six hundred, 100%"], "experiments": ["capitals"]}
@@ -333,3 +333,43 @@ def test_an_invalid_row_is_refused_with_its_position(store: hutch.Store, tmp_pat
     with pytest.raises(hutch.ValueTypeError, match=r"table 't' of 'ragas.datasets', row 1: .* a row of type str"):
         jsonl_files.write(store, tmp_path)
     assert not list((tmp_path / "datasets").iterdir())
+
+
+# --- local/csv ---
+
+
+def csv_folder(root: Path, text: str) -> Path:
+    (root / "experiments").mkdir()
+    (root / "experiments" / "nightly run.csv").write_text(text, encoding="utf-8", newline="")
+    return root
+
+
+def test_a_folder_of_local_csv_is_read_as_ragas_reads_it(store: hutch.Store, tmp_path: Path) -> None:
+    folder = csv_folder(tmp_path, 'question,score\r\n"a, ""b""\nü",0.5\r\nc,\r\n')
+    items = list(csv_files.read(folder))
+    assert items == list(csv_files.read(folder))
+    transfer.copy_items(items, store)
+    rows = rows_of(store, layout.EXPERIMENTS, "nightly run")
+    assert rows == [{"question": 'a, "b"\nü', "score": "0.5"}, {"question": "c", "score": ""}]
+
+
+def test_the_command_imports_local_csv(tmp_path: Path) -> None:
+    csv_folder(tmp_path, "a,b\n1,2\n")
+    command = [sys.executable, "-m", "hutch", "-s", f"lmdb://{tmp_path / 'store'}", "import", "ragas-csv"]
+    for written, present in ((2, 0), (0, 2)):
+        done = subprocess.run([*command, str(tmp_path)], check=True, capture_output=True, text=True).stdout
+        assert f"imported {written} items, {present} were there already" in done
+        assert "verified 2 items: all equal" in done
+
+
+def test_an_invalid_line_of_local_csv_is_named_and_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(hutch.CorruptValueError, match=r"nightly run\.csv', line 3: it has 1 fields") as raised:
+        list(csv_files.read(csv_folder(tmp_path, "a,b\n1,2\nsecret\n")))
+    assert "secret" not in str(raised.value)
+    assert not next(iter(csv_files.read(csv_folder_empty(tmp_path))))[2]["rows"]
+
+
+def csv_folder_empty(root: Path) -> Path:
+    """Return a folder with the file that ragas writes for a table without rows."""
+    (root / "experiments" / "nightly run.csv").write_bytes(b"")
+    return root

@@ -39,6 +39,7 @@ _FORMATS = {
     "errbot-shelf": _Format("the folder of a bot's shelves (BOT_DATA_DIR)", "errbot.shelf_files"),
     "dotevals-json": _Format("the folder of its JSON storage (.dotevals)", "dotevals.json_files"),
     "ragas-jsonl": _Format("the root folder of its local/jsonl backend", "ragas.jsonl_files"),
+    "ragas-csv": _Format("the root folder of its local/csv backend", "ragas.csv_files", is_exported=False),
     "themis-sqlite": _Format("the file of its SQLite store", "themis.sqlite_files"),
     "shelve": _Format("the name that shelve.open was given", "formats.shelve_files", _PICKLES, False),
     "sqlitedict": _Format("its file; a table is a namespace", "formats.sqlitedict_files", _PICKLES, False),
@@ -88,7 +89,7 @@ def import_files(call: Call, /, format_name: str, path: Path, **options: Any) ->
     if not getattr(files, "exists", Path.exists)(path):
         raise click.BadParameter(f"Path {str(path)!r} does not exist.")
     read: Callable[[], _Items] = partial(files.read, path, **options)
-    if chosen.options:
+    if chosen.options or format_name == "ragas-csv":
         call.import_modules()  # whose classes --unpickle may load
         with _with_a_name(path):
             # Before the store is opened, which may create it.

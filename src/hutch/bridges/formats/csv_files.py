@@ -24,21 +24,33 @@ def read(path: Path, *, namespace: str | None = None, key_column: str = "key") -
 
     Raises ConfigError without such a column, CorruptValueError that names the line for a row that cannot be read.
     """
+    for row in read_rows(path):
+        # The names are not shown: in a file without a header they are values.
+        if key_column not in row:
+            raise hutch.ConfigError(
+                f"{str(path)!r}: none of the {len(row)} columns in its first row is called {key_column!r}. Name the "
+                "column of the key: --key COLUMN"
+            )
+        key = row.pop(key_column)
+        yield namespace or path.stem, key, row
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield each row of the CSV file `path` after the first, which names the columns, as a dict of str.
+
+    Raises ConfigError if two columns have one name, CorruptValueError that names the line.
+    """
     # The default, 128 KiB, is less than hutch holds. It is a setting of the whole process.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     with open_text(path, newline="") as text:
         lines = csv.reader(text, strict=True)
-        header = next(_rows(lines, path), None)
-        if header is None:
-            return
-        _validate_header(header, key_column, path)
-        at = header.index(key_column)
+        header = next(_rows(lines, path), [])
+        if len(set(header)) < len(header):
+            raise hutch.ConfigError(f"{str(path)!r}: two columns in its first row have the same name. Rename one")
         for row in _rows(lines, path):
             if len(row) != len(header):
                 _refuse(path, lines.line_num, f"it has {len(row)} fields: expected {len(header)}, as in the first row")
-            key = row[at]
-            fields = {name: field for place, (name, field) in enumerate(zip(header, row, strict=True)) if place != at}
-            yield namespace or path.stem, key, fields
+            yield dict(zip(header, row, strict=True))
 
 
 def _rows(lines: Any, path: Path) -> Iterator[list[str]]:
@@ -53,17 +65,6 @@ def _rows(lines: Any, path: Path) -> Iterator[list[str]]:
             return
         if row:
             yield row
-
-
-def _validate_header(header: list[str], key_column: str, path: Path) -> None:
-    # The names are not shown: in a file without a header they are values.
-    if key_column not in header:
-        raise hutch.ConfigError(
-            f"{str(path)!r}: none of the {len(header)} columns in its first row is called {key_column!r}. Name the "
-            "column of the key: --key COLUMN"
-        )
-    if len(set(header)) < len(header):
-        raise hutch.ConfigError(f"{str(path)!r}: two columns in its first row have the same name. Rename one")
 
 
 def _refuse(path: Path, line: int, reason: str) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,32 +45,46 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     with other contents gives other row keys. Blank lines are skipped, as in ragas. Raises ConfigError if both folders
     are missing, CorruptValueError that names file and line for a line that is not a row. Holds one chunk at a time.
     """
+    return read_tables(path, "jsonl", _read_lines)
+
+
+def read_tables(
+    path: Path, kind: str, rows_of: Callable[[Path], Iterable[tuple[Row, int]]]
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield the items of every table below `path`, in files of the suffix `kind`.
+
+    `rows_of` yields the rows of one file, each with its size in bytes.
+    """
     folders = [name for name in _FOLDERS if (path / name).is_dir()]
     if not folders:
         raise hutch.ConfigError(
             f"{str(path)!r} has neither a folder 'datasets' nor a folder 'experiments'; name the root_dir of the "
-            "local/jsonl backend"
+            f"local/{kind} backend"
         )
     for folder in folders:
-        for file in sorted((path / folder).glob("*.jsonl")):
-            for key, value in _read_file(file):
+        for file in sorted((path / folder).glob(f"*.{kind}")):
+            for key, value in _read_file(file, rows_of):
                 yield _FOLDERS[folder], key, value
 
 
-def _read_file(file: Path) -> Iterator[tuple[str, Any]]:
+def _read_file(file: Path, rows_of: Callable[[Path], Iterable[tuple[Row, int]]]) -> Iterator[tuple[str, Any]]:
     name = file.stem
-    with file.open("rb") as lines:
-        version = file_version(hashlib.file_digest(lines, "sha256").hexdigest()[:16])
-        lines.seek(0)
-        rows = chunks = 0
-        for chunk in _chunks(_read_lines(file, lines)):
-            yield chunk_key(name, version, chunks), chunk
-            rows += len(chunk)
-            chunks += 1
+    with file.open("rb") as data:
+        version = file_version(hashlib.file_digest(data, "sha256").hexdigest()[:16])
+    rows = chunks = 0
+    for chunk in _chunks(rows_of(file)):
+        yield chunk_key(name, version, chunks), chunk
+        rows += len(chunk)
+        chunks += 1
     yield table_key(name), table_of(name, version, rows, chunks)
 
 
-def _read_lines(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[Row, int]]:
+def _read_lines(file: Path) -> Iterator[tuple[Row, int]]:
+    with file.open("rb") as lines:
+        yield from _parse_lines(file, lines)
+
+
+def _parse_lines(file: Path, lines: Iterable[bytes]) -> Iterator[tuple[Row, int]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
