@@ -330,6 +330,19 @@ def test_plugins_says_of_each_whether_it_loads_and_why_not(tmp_path: Path) -> No
     assert "\x1b" not in plain
 
 
+def test_an_engine_without_its_driver_is_not_installed_and_the_pip_command_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise ModuleNotFoundError(\"No module named 'redis'\", name='redis')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    listed = hutch_process("plugins", "--json", env=environment)
+    states = {one["name"]: (one["state"], one["note"]) for one in map(json.loads, listed.stdout.splitlines())}
+    state, note = states["redis"]
+    assert state == "not installed"
+    assert "it needs the package 'redis', which is not installed. Install it: pip install \"hutch[redis]\" (" in note
+    assert {state for name, (state, _) in states.items() if name != "redis"} == {"ok"}
+    refused = hutch_process("-s", "redis://localhost/0", "ls", env=environment)
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", f"hutch: {note}\n")
+
+
 def test_plugins_are_listed_even_if_the_config_of_the_environment_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

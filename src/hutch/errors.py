@@ -59,6 +59,9 @@ class PluginConflictError(PluginError):
 class PluginLoadError(PluginError, ImportError):
     """The plugin was found, but its descriptor, its module or its factory cannot be used."""
 
+    #: Whether only a package that the plugin needs is not installed; the message then says how to install it.
+    is_not_installed = False
+
 
 class StoreAlreadyOpenError(StoreError):
     """The handle is open already, or the namespace has a live handle in this store."""

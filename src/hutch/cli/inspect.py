@@ -98,7 +98,7 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
                 (load_codec if info.kind == "codec" else load_factory)(info)
             state = "ok"
         except PluginLoadError as error:
-            state, note = "broken", redact(str(error))
+            state, note = "not installed" if error.is_not_installed else "broken", redact(str(error))
         if state == "ok" and claims[info.kind, info.name.casefold()] > 1:
             state, note = (
                 "conflict",

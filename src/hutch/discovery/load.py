@@ -85,8 +85,9 @@ def build_factory(info: PluginInfo, config: object) -> object:
             close_interrupted(built[0])
         if not isinstance(error, Exception | SystemExit) or isinstance(error, MemoryError) or raised_by_handler(error):
             raise
-        message = _missing_driver(info, error) or f"its factory raised {error_text(error, config)}"
-        raise load_error(info, message) from error
+        if _lacks_driver(error, info):
+            raise _not_installed(info, error) from error
+        raise load_error(info, f"its factory raised {error_text(error, config)}") from error
 
 
 # --- importing ---
@@ -121,6 +122,8 @@ def _load_module(info: PluginInfo) -> ModuleType:
             _unfinished.discard(name)
             if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
                 raise
+            if _lacks_driver(error, info):
+                raise _not_installed(info, error) from error
             raise load_error(info, _import_failure(info, file, error), file) from error
         finally:
             _importing.discard(name)
@@ -169,9 +172,6 @@ def _forget(package_name: str, added: set[str]) -> None:
 
 
 def _import_failure(info: PluginInfo, file: Path, error: BaseException) -> str:
-    driver = _missing_driver(info, error)
-    if driver:
-        return driver
     if isinstance(error, SystemExit):
         return f"its module {shown(file)} called sys.exit{_line(file, error)}; a plugin must not"
     message = f"its module {shown(file)} raised {error_text(error)}{_line(file, error)}"
@@ -190,10 +190,15 @@ def _line(file: Path, error: BaseException) -> str:
     return f" at line {line}" if line else ""
 
 
-def _missing_driver(info: PluginInfo, error: BaseException) -> str:
-    if info.extra is None or not isinstance(error, ModuleNotFoundError):
-        return ""
-    return f'it needs {error.name}, which is not installed: pip install "hutch[{info.extra}]"'
+def _lacks_driver(error: BaseException, info: PluginInfo) -> TypeGuard[ModuleNotFoundError]:
+    return info.extra is not None and isinstance(error, ModuleNotFoundError)
+
+
+def _not_installed(info: PluginInfo, error: ModuleNotFoundError) -> PluginLoadError:
+    message = f"it needs the package {error.name!r}, which is not installed. Install it: "
+    raised = load_error(info, f'{message}pip install "hutch[{info.extra}]"')
+    raised.is_not_installed = True
+    return raised
 
 
 def _check_python(info: PluginInfo) -> None:
