@@ -15,7 +15,7 @@ from .config import StoreConfig, read_config
 from .contract import Finding, StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
-from .discovery.foreign import as_storage, close_interrupted
+from .discovery.foreign import as_storage, close_interrupted, is_readonly
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
 from .fork import ForkSafeLock
 from .handlers import passes_through
@@ -332,11 +332,6 @@ def refuse_copy(what: str) -> NoReturn:
         f"a {what} cannot be copied: the copy would be the same live {what}. "
         + ("dict(namespace) is a copy of its items" if what == "namespace" else "hutch.connect() makes another one")
     )
-
-
-def is_readonly(factory: Any) -> bool:
-    """Return whether the option `readonly` of `factory` is set; False for a factory that knows no such option."""
-    return isinstance(factory, StoragePluginBase) and factory.is_readonly
 
 
 class _Layered:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
-from ..contract import StorageBase
+from ..contract import StorageBase, StoragePluginBase
 from ..errors import PluginError, StoreError, a_or_an, redact
 from ..handlers import passes_through, raised_by_handler
 
 T = TypeVar("T")
 
 _VERBS = ("set", "get", "remove", "len", "keys", "close")
+
+
+def is_readonly(factory: Any) -> bool:
+    """Return whether the option `readonly` of `factory` is set; False for a factory that knows no such option."""
+    return isinstance(factory, StoragePluginBase) and factory.is_readonly
 
 
 def open_validated(factory: Any, plugin: str, namespace: str, opened: list[Any] | None = None) -> StorageBase:
