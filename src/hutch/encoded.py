@@ -18,8 +18,8 @@ from .limits import MAX_VALUE_BYTES, explain_failure, name_key, validate_key, va
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
-# `items` reads up to about this much before it lists the keys.
-_FIRST_ITEMS, _FIRST_BYTES = 128, 1 << 18
+# `items` reads about this much before it yields the first item.
+_FIRST_ITEMS, _FIRST_BYTES = 1024, 1 << 18
 
 
 class EncodedStorage(StorageBase):
@@ -186,12 +186,14 @@ class EncodedStorage(StorageBase):
         return error
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in self._chunks_at_start())
+        return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in self._bounded_chunks())
 
-    def _chunks_at_start(self) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        """Yield the chunks of all items whose keys exist now, so that a loop that adds keys ends.
+    def _bounded_chunks(self) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        """Yield the chunks of all items, such that a loop over them that adds keys ends.
 
-        The keys are listed only if there are more items than a few, which are read before the first one is yielded.
+        The first items are read before the first one is yielded; of so many a loop meets none that it adds. More items
+        are read as a scan does, without a list of the keys, until there were more than at the start: then some were
+        added, and only keys that exist by then follow.
         """
         chunks = self.read_chunks(None, None, False)
         first: list[tuple[Sequence[str], Sequence[bytes]]] = []
@@ -208,20 +210,26 @@ class EncodedStorage(StorageBase):
         except CorruptValueError:
             yield from first  # the items before a damaged key
             raise
-        present: set[str] = set()
-        if count >= _FIRST_ITEMS or size >= _FIRST_BYTES:
-            with suppress_own(CorruptValueError):  # raised below, after the items before the damaged key
-                present.update(self.keys())
         chunk = (), ()  # a chunk may be large
+        at_start = 0
+        if count >= _FIRST_ITEMS or size >= _FIRST_BYTES:
+            with suppress_own(CorruptValueError):  # a damaged count
+                at_start = self.len()
         first.reverse()
         while first:
             yield first.pop()
+        present: set[str] | None = None
         for keys, frames in chunks:
-            if present.issuperset(keys):
-                yield keys, frames
-            else:
+            if present is not None and not present.issuperset(keys):
                 pairs = [(key, data) for key, data in zip(keys, frames, strict=True) if key in present]
                 yield [key for key, _ in pairs], [data for _, data in pairs]
+                continue
+            yield keys, frames
+            count += len(keys)
+            if present is None and count > at_start:
+                present = set()
+                with suppress_own(CorruptValueError):  # raised by `chunks`, after the items before the damaged key
+                    present.update(self.keys())
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False

@@ -216,7 +216,7 @@ class StoreMixin(MutableMapping[str, V]):
         return Keys(self)
 
     def items(self) -> Items[V]:
-        """Return a view of the items. Iterating reads them in batches, and may list all keys first; see `scan`."""
+        """Return a view of the items. Iterating reads them in batches, and ends although a loop adds keys."""
         self._must_be_open()
         return Items(self)
 

@@ -82,6 +82,19 @@ class Iteration(Promises):
         assert sorted(seen) == keys
         assert len(ns) == 2 * count
 
+    @pytest.mark.parametrize("way", ["items", "values"])
+    def test_a_long_loop_over_items_that_adds_keys_ends(self, ns: hutch.Namespace, way: str) -> None:
+        """A loop over more items than are read at once, which adds keys further on at each step, ends."""
+        keys = fill(ns)
+        seen = []
+        for key in WAYS[way](ns):
+            assert len(seen) < 4 * COUNT, "the loop goes on with the keys that it adds"
+            seen.append(key)
+            if len(seen) > COUNT - 50:  # the first items are read at once
+                ns.update({f"x{len(seen)} {number}": f"x{len(seen)} {number}" for number in range(3)})
+        assert set(keys) <= set(seen)
+        assert len(set(seen)) == len(seen)
+
     @every_way
     def test_iterating_survives_clear(self, ns: hutch.Namespace, way: str) -> None:
         """clear during an iteration ends it, sooner or later, without an error."""
