@@ -277,7 +277,7 @@ def test_a_value_that_cannot_be_stored_is_named_by_row_and_column_and_changes_no
         hutch.ValueTypeError, match=f"Dataset 't' was not saved: row {before}, column 'not fine'"
     ) as message:
         backend.save_dataset("t", bad)
-    assert "hutch.register_type(Own)" in str(message.value)
+    assert "hutch.register_type(Own, encode=..., decode=...)" in str(message.value)
     assert isinstance(message.value.__cause__, hutch.ValueTypeError)
     with pytest.raises(hutch.ValueTypeError, match="row 0, column 'e'"):
         backend.save_experiment("t", [{"e": Color.RED}])
