@@ -411,4 +411,4 @@ def test_a_bot_s_state_is_copied_from_engine_to_engine_identifiers_and_all(
         assert type(bench["who"]) is Pickled
         assert bench["wait"] == timedelta(days=1)
         with pytest.raises(hutch.ValueTypeError):
-            bench["new"] = OrderedDict()
+            bench["new"] = bytearray()
