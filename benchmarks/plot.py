@@ -179,7 +179,7 @@ def peers(rows: list[dict[str, str]]) -> str:
     }
     return _dots(
         "hutch beside its peers, at equal durability",
-        "time of hutch / time of the peer; one dot per operation; left of 1: hutch is faster",
+        "time of hutch / time of the peer; left of 1 hutch is faster",
         scale,
         drawn_rows,
     )

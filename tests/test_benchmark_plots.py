@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ PAGE = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding
 def test_a_plot_is_drawn_from_the_tables_of_its_page(name: str) -> None:
     committed = (Path(plot.DOCS) / "img" / name).read_text(encoding="utf-8")
     assert plot.drawn(PAGE)[name] == committed, "python -m benchmarks.plot draws it again"
+    # 400 units hold about 70 letters.
+    assert [text for text in re.findall(r"<text[^>]*>([^<]*)", committed) if len(html.unescape(text)) > 70] == []
 
 
 def test_the_front_page_shows_each_peer_it_names_and_also_where_hutch_is_slower() -> None:
