@@ -254,6 +254,22 @@ def test_the_default_store_and_hutch_before_a_url_work(tmp_path: Path, monkeypat
 # --- coordinates ---
 
 
+def test_without_arguments_each_storage_is_a_new_dataset_of_the_store_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"lmdb://{tmp_path}/scope"
+    monkeypatch.setenv("HUTCH_STORAGE", url)
+    storages = [HutchStorage(), HutchStorage()]
+    for number, storage in enumerate(storages):
+        storage.put({"time": 0}, np.full((2, 2), number), {})
+    names = [storage.name for storage in storages]
+    assert names == HutchStorage.datasets(url)
+    assert [int(HutchStorage(url, name, mode="r")[{"time": 0}].max()) for name in names] == [0, 1]
+    for mode in ("a", "r"):
+        with pytest.raises(ValueError, match="expected its name"):
+            HutchStorage(mode=mode)  # type: ignore[arg-type]
+
+
 def test_equal_coordinates_are_one_frame_whatever_their_order_and_kind(url: str) -> None:
     storage = HutchStorage(url, "cells")
     storage.put(DataCoordinates({"z": np.int64(0), "channel": "DAPI", "time": 1}), _FRAME, {})

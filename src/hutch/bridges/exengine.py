@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import operator
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -58,8 +59,9 @@ Coordinates = Mapping[str, int | str]
 class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
     """One dataset of a hutch store. Any thread may use it; several processes may write and read one dataset.
 
-    `url` is a storage's URL (or config file; None for hutch's default), `name` the dataset's name, 1 to 246 bytes of
-    UTF-8. `mode` is "x" to create it (FileExistsError if it exists: frames are never mixed up or silently replaced),
+    `url` is a storage's URL (or config file; None for `$HUTCH_STORAGE` and hutch's other defaults), `name` the
+    dataset's name, 1 to 246 bytes of UTF-8; without one, the time makes a new name, which the attribute `name` holds.
+    `mode` is "x" to create it (FileExistsError if it exists: frames are never mixed up or silently replaced),
     "a" to continue or create it, and "r" to read it (FileNotFoundError if it is missing). `summary_metadata` describes
     the whole dataset; with "a" it replaces the stored metadata, if given.
 
@@ -72,8 +74,8 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
 
     def __init__(
         self,
-        url: str | None,
-        name: str,
+        url: str | None = None,
+        name: str | None = None,
         summary_metadata: Any = None,
         *,
         mode: Literal["x", "a", "r"] = "x",
@@ -81,6 +83,10 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
     ) -> None:
         if mode not in ("x", "a", "r"):
             raise ValueError(f"mode must be 'x' (create), 'a' (create or continue) or 'r' (read), not {mode!r}")
+        if name is None:
+            if mode != "x":
+                raise ValueError(f"mode {mode!r} opens an existing dataset: expected its name. Pass name=")
+            name = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}-{secrets.token_hex(2)}"
         if not isinstance(name, str) or not name:
             raise ValueError("a dataset needs a name of at least one character")
         self.name = name
