@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import threading
 import types
@@ -35,7 +36,7 @@ from dotevals.summary import EvaluationSummary
 import hutch
 from hutch import transfer
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.dotevals import HutchStorage, metrics, schemes
+from hutch.bridges.dotevals import HutchStorage, bare_names, metrics, schemes
 from hutch.bridges.dotevals import json_files as dotevals_json
 from hutch.bridges.dotevals.layout import EXPERIMENTS, NAMESPACE, evaluation_key, experiment_key, results_prefix
 from tests import pages
@@ -960,6 +961,7 @@ def test_an_engines_own_scheme_leads_to_the_same_store(lasting_url: str) -> None
 def test_the_schemes_are_entry_points_and_come_from_the_descriptors() -> None:
     found = {one.name: one for one in entry_points(group="dotevals.storage") if one.value.startswith("hutch.")}
     assert found.pop("hutch").load() is HutchStorage
+    assert found.pop("json").load() is bare_names.json_storage
     assert set(found) == {"lmdb", "sqlite", "redis", "rediss", "valkey", "valkeys"}
     described = {scheme for plugin in hutch.find_plugins().plugins for scheme in plugin.schemes}
     for name, entry_point in found.items():
@@ -1041,3 +1043,34 @@ print([name for name in ("lmdb", "sqlite3", "redis", "ormsgpack", "hutch.store")
 
 def test_the_page_about_it_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages.run(ROOT / "docs" / "bridges" / "dotevals.md", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["hutch", "lmdb", "sqlite"])
+def test_a_name_without_a_url_is_an_error_with_both_spellings_and_no_folder_of_json(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"write hutch:// .*json://./{name}"):
+        get_storage(name)
+    assert not list(tmp_path.iterdir())
+    begun(get_storage(f"json://./{name}"))
+    assert (tmp_path / name).is_dir()
+    assert get_storage(name).list_experiments() == ["x"]  # its results go on
+    assert get_storage(".other").list_experiments() == []
+
+
+def test_pytest_with_a_name_in_place_of_a_url_says_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "eval_one.py").write_text(
+        "from dotevals import Result, foreach\nfrom dotevals.evaluators import exact_match\n\n\n"
+        "@foreach('a', [('1',)])\ndef eval_one(a):\n    return Result(exact_match(a, a), prompt=a)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--experiment", "e", "eval_one.py"]
+    wrong = subprocess.run([*command, "--storage", "hutch"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert wrong.returncode != 0
+    assert "write hutch:// (its default store)" in wrong.stdout + wrong.stderr
+    assert not (tmp_path / "hutch").exists()
+    environment = {**os.environ, "HUTCH_STORAGE": f"lmdb://{tmp_path}/evals"}
+    right = [*command, "--storage", "hutch://"]
+    done = subprocess.run(right, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout
+    assert get_storage(f"lmdb://{tmp_path}/evals").list_experiments() == ["e"]
