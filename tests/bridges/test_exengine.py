@@ -267,7 +267,7 @@ def test_without_arguments_each_storage_is_a_new_dataset_of_the_store_in_the_env
     assert [int(HutchStorage(url, name, mode="r")[{"time": 0}].max()) for name in names] == [0, 1]
     for mode in ("a", "r"):
         with pytest.raises(ValueError, match="expected its name"):
-            HutchStorage(mode=mode)  # type: ignore[arg-type]
+            HutchStorage(mode=mode)
 
 
 def test_equal_coordinates_are_one_frame_whatever_their_order_and_kind(url: str) -> None:
