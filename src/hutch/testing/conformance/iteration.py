@@ -86,7 +86,7 @@ class Iteration(Promises):
     def test_a_long_loop_over_items_that_adds_keys_ends(self, ns: hutch.Namespace, way: str) -> None:
         """A loop over more items than are read at once, which adds keys further on at each step, ends."""
         keys = fill(ns)
-        seen = []
+        seen: list[str] = []
         for key in WAYS[way](ns):
             assert len(seen) < 4 * COUNT, "the loop goes on with the keys that it adds"
             seen.append(key)
