@@ -40,11 +40,12 @@ if TYPE_CHECKING:
         ValueLimitError,
         ValueTypeError,
     )
+    from .handle import Namespace
     from .hooks import hookimpl, register_hooks, unregister_hooks
     from .integrity import verify
     from .namespace import StoreMixin
     from .options import Option
-    from .store import Namespace, Store, connect
+    from .store import Store, connect
 
 __version__ = "0.1.0"
 
@@ -102,11 +103,12 @@ _HOME = {
     "discovery.factory": ("find_plugins", "load_plugin"),
     "discovery.discovery": ("Discovery",),
     "encoded": ("EncodedStorage",),
+    "handle": ("Namespace",),
     "hooks": ("hookimpl", "register_hooks", "unregister_hooks"),
     "integrity": ("verify",),
     "namespace": ("StoreMixin",),
     "options": ("Option",),
-    "store": ("Namespace", "Store", "connect"),
+    "store": ("Store", "connect"),
 }
 _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 

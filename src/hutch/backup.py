@@ -46,7 +46,10 @@ class StoreFiles:
         self._must_be_open()
         self._refuse_if_readonly("*")
         if names := self._names_in_use():
-            raise StoreAlreadyOpenError(f"namespace {names[0]!r} is open in this store; close it before compact()")
+            raise StoreAlreadyOpenError(
+                f"namespace {names[0]!r} is open in this store; close it before compact(). A "
+                "shared handle, store[name], closes with its store: call compact() before its first use"
+            )
         method = getattr(self._factory, "compact", None)
         if method is None:
             raise CapabilityError(f"the {self.name} engine cannot compact its files")

@@ -17,7 +17,8 @@ from .config.model import FrozenDict
 from .fork import ForkSafeLock
 
 if TYPE_CHECKING:
-    from .store import Namespace, Store
+    from .handle import Namespace
+    from .store import Store
 
 _lock = ForkSafeLock()
 # By config (its repr, distinct for distinct configs) and whether the store serves namespaces.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from .backup import StoreFiles
 from .config import StoreConfig, read_config
@@ -16,95 +15,15 @@ from .contract import Finding, StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted, is_readonly
-from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, redact
+from .errors import CapabilityError, StoreNotOpenError, redact
 from .fork import ForkSafeLock
+from .handle import Claim, Namespace, refuse_copy
 from .handlers import passes_through
 from .limits import validate_namespace
-from .namespace import StoreMixin
-from .views import V
+from .shared_handles import SharedHandles
 
 
-class _Claim:
-    """The exclusive right of one handle to a namespace. A claim that has ended does not count, even if still listed."""
-
-    __slots__ = ("ended", "handle")
-
-    def __init__(self, handle: Namespace | None) -> None:
-        self.ended = False
-        self.handle = None if handle is None else weakref.ref(handle)
-
-
-class Namespace(StoreMixin[V]):
-    """An open namespace of a `Store`: a mapping from `str` to any value that the codec accepts."""
-
-    # Keeps the store alive as long as its handles: it holds what they share.
-    _owner: Store | None = None
-    _claim: _Claim = _Claim(None)
-    #: Whether the whole process shares this handle because it was unpickled; `close` then does nothing.
-    _is_shared = False
-
-    def close(self) -> None:
-        """Close this handle; does nothing if it is closed already."""
-        self._close_storage()
-
-    def _close_storage(self) -> bool:
-        if self._is_shared:
-            return True
-        storage = self._store
-        try:
-            return super()._close_storage()
-        finally:
-            # False if a signal handler raised before the storage was closed. No call precedes the end of the claim,
-            # so the namespace can be opened again whatever a handler raises here.
-            if self._store is not storage:
-                self._claim.ended = True
-                self._end_claim()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _end_claim(self) -> None:
-        claim, self._claim = self._claim, Namespace._claim
-        owner = self._owner
-        if owner is not None and claim is not Namespace._claim:
-            owner._forget(str(self.namespace), claim)
-            owner._notify("hutch_namespace_closed", namespace=str(self.namespace))
-
-    if not TYPE_CHECKING:  # type checkers report an unknown name themselves
-
-        def __getattr__(self, name: str) -> NoReturn:
-            from .hints import spelling_of
-
-            kind = type(self).__name__
-            raise AttributeError(f"{kind!r} object has no attribute {name!r}{spelling_of(name)}", name=name, obj=self)
-
-    def __copy__(self) -> NoReturn:
-        refuse_copy("namespace")
-
-    def __deepcopy__(self, _: object) -> NoReturn:
-        refuse_copy("namespace")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        self._must_be_open()
-        if self._owner is None:
-            raise TypeError("this namespace cannot be pickled: no store opened it")
-        from .pickling import namespace_state
-
-        return restore_namespace, (namespace_state(self._owner), self.namespace)
-
-    def __del__(self) -> None:
-        try:
-            is_open = self.is_open_storage()
-        except TypeError:
-            return  # the interpreter is shutting down and has cleared the modules
-        if is_open:
-            warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
-            self.close()
-
-
-class Store(StoreFiles):
+class Store(StoreFiles, SharedHandles):
     """An engine built from a config by `connect`. It opens namespaces; any thread may use it."""
 
     #: Whether the whole process shares this store because it was unpickled; `close` then does nothing.
@@ -116,7 +35,9 @@ class Store(StoreFiles):
         self.name = info.name
         self._factory = factory
         self._lock = ForkSafeLock()
-        self._claims: dict[str, _Claim] = {}
+        self._opening = ForkSafeLock()
+        self._claims: dict[str, Claim] = {}
+        self._shared: dict[str, Namespace[Any]] = {}
         self._is_open = True
         self._is_closing = False
         self._factory_is_open = True
@@ -137,7 +58,7 @@ class Store(StoreFiles):
         """
         name = validate_namespace(namespace)
         handle = Namespace()
-        claim = _Claim(handle)
+        claim = Claim(handle)
         try:
             self._take(name, claim)
             return self._open(handle, claim, name)
@@ -146,9 +67,9 @@ class Store(StoreFiles):
             self._forget(name, claim)
             raise
 
-    def _open(self, handle: Namespace, claim: _Claim, name: str) -> Namespace:
+    def _open(self, handle: Namespace, claim: Claim, name: str) -> Namespace:
         try:
-            handle.open_storage(_Layered(self._factory, self.config, self.name), name)
+            handle.open_storage(self._layered(), name)
             with self._lock.current:
                 # If this raises, `close` has seen the claim and closes the handle.
                 self._must_be_open()
@@ -172,7 +93,7 @@ class Store(StoreFiles):
     def drop(self, namespace: str) -> None:
         """Remove `namespace` and all its data; does nothing if it does not exist.
 
-        Raises StoreAlreadyOpenError if this store has a live handle on it, CapabilityError if it is configured
+        Raises StoreAlreadyOpenError if this store has an exclusive handle on it, CapabilityError if it is configured
         read-only. Other processes that have it open see it empty.
         """
         name = validate_namespace(namespace)
@@ -181,9 +102,10 @@ class Store(StoreFiles):
             from .layers.select import validate_drop
 
             validate_drop(layers, name)
-        claim = _Claim(None)
+        claim = Claim(None)
         try:
-            with self._lock.current:
+            with self._opening.current, self._lock.current:
+                self._close_shared(name)
                 self._take(name, claim)
                 # The default `drop` needs `clear`, which a storage with just the six verbs lacks; a handle has it.
                 if getattr(type(self._factory), "drop", StoragePluginBase.drop) is StoragePluginBase.drop:
@@ -228,6 +150,8 @@ class Store(StoreFiles):
                 self._is_closing = mine = True
             with ExitStack() as closing:
                 closing.callback(self._close_factory)
+                for name in list(self._shared):
+                    closing.callback(self._close_shared, name)
                 for handle in self._left_open():
                     closing.callback(self._close_left_open, handle)
         finally:
@@ -255,10 +179,11 @@ class Store(StoreFiles):
         return restore_store, (store_state(self),)
 
     def __del__(self) -> None:
-        # Handles keep their store alive, so none is open here: nothing can be lost, and no warning is needed.
+        # Handles keep their store alive, so only shared ones may be open here: nothing can be lost, and no warning is
+        # needed.
         if getattr(self, "_factory_is_open", False):
-            self._is_open = False
-            self._close_factory()
+            self._is_shared = False
+            self.close()
 
     def _close_factory(self) -> None:
         close = getattr(self._factory, "close", None)
@@ -271,12 +196,15 @@ class Store(StoreFiles):
             raise
         self._factory_is_open = False
 
+    def _layered(self) -> _Layered:
+        return _Layered(self._factory, self.config, self.name)
+
     def _names_in_use(self) -> list[str]:
         return sorted(name for name, claim in list(self._claims.items()) if not claim.ended)
 
     def _left_open(self) -> list[Namespace]:
         handles = [claim.handle() for claim in list(self._claims.values()) if claim.handle and not claim.ended]
-        return [handle for handle in handles if handle is not None]
+        return [handle for handle in handles if handle is not None and not handle._is_of_store]
 
     @staticmethod
     def _close_left_open(handle: Namespace) -> None:
@@ -294,11 +222,16 @@ class Store(StoreFiles):
 
             raise refusal(namespace, by_option=True)
 
+    def _reduce_handle(self, name: str) -> tuple[Any, ...]:
+        from .pickling import namespace_state
+
+        return restore_namespace, (namespace_state(self), name)
+
     def _must_be_open(self) -> None:
         if not self._is_open:
             raise StoreNotOpenError("this store is closed; connect again to use it")
 
-    def _take(self, name: str, claim: _Claim) -> None:
+    def _take(self, name: str, claim: Claim) -> None:
         """Add `claim`. Raises StoreNotOpenError if the store is closed, StoreAlreadyOpenError if `name` is claimed."""
         claims = self._claims
         with self._lock.current:
@@ -307,11 +240,9 @@ class Store(StoreFiles):
             if name not in claims or claims[name].ended:
                 claims[name] = claim
                 return
-        raise StoreAlreadyOpenError(
-            f"namespace {name!r} has a live handle in this store; share it between threads, or close it"
-        )
+        raise self._is_claimed(name)
 
-    def _forget(self, name: str, claim: _Claim) -> None:
+    def _forget(self, name: str, claim: Claim) -> None:
         """Remove `claim`, which has ended, from the list."""
         # Without the lock, because a finalizer may run this while another thread holds it and waits. No call between
         # the test and the removal, so neither a signal handler nor another thread can run in between.
@@ -324,14 +255,6 @@ class Store(StoreFiles):
             from .hooks import notify
 
             notify(hook, store=self.name, **event)
-
-
-def refuse_copy(what: str) -> NoReturn:
-    """Raise the TypeError for an attempt to copy a store or namespace."""
-    raise TypeError(
-        f"a {what} cannot be copied: the copy would be the same live {what}. "
-        + ("dict(namespace) is a copy of its items" if what == "namespace" else "hutch.connect() makes another one")
-    )
 
 
 class _Layered:

@@ -82,7 +82,6 @@ STORE: dict[str, tuple[Use, str]] = {
     "for": (loop_over, "for name in await store.namespaces()"),
     "len": (len, "len(await store.namespaces())"),
     "with": (block, "async with hutch.aio.connect(config) as store"),
-    "[]": (lambda store: store["core"], "store.open(name)"),
     "[]=": (set_it, "await namespace.update(mapping)"),
     "del": (delete_it, "await store.drop(name)"),
     "copy": (copy.copy, "hutch.aio.connect(config)"),
@@ -98,6 +97,11 @@ NOT_AWAITED: dict[str, tuple[Use, str]] = {
     "open()[k] = v": (lambda store: set_it(store.open("other")), "await store.open(...)"),
     "in open()": (lambda store: "k" in store.open("other"), "await store.open(...)"),
     "for over open()": (lambda store: loop_over(store.open("other")), "await store.open(...)"),
+    "store[name].get": (lambda store: store["other"].get("k"), "await store[...]"),
+    "store[name][k]": (lambda store: store["other"]["k"], "await store[...]"),
+    "store[name][k] = v": (lambda store: set_it(store["other"]), "await store[...]"),
+    "for over store[name]": (lambda store: loop_over(store["other"]), "await store[...]"),
+    "with store[name]": (lambda store: block(store["other"]), "async with store[...]"),
     "with open()": (lambda store: block(store.open("other")), "async with store.open(...)"),
 }
 
@@ -304,6 +308,6 @@ def test_every_verb_that_the_blocking_surface_spells_otherwise_is_refused_here()
     given = {
         name for name in dir(hutch.Namespace) if name.startswith("__") and callable(getattr(hutch.Namespace, name))
     }
-    plain = set(dir(object)) | {"__class_getitem__", "__subclasshook__", "__del__", "__getitem__"}
+    plain = set(dir(object)) | {"__class_getitem__", "__subclasshook__", "__del__", "__getitem__", "__getattr__"}
     assert {name for name in given - plain if not hasattr(hutch.aio.Namespace, name)} == set()
     assert inspect.iscoroutinefunction(hutch.aio.Namespace.__getitem__)

@@ -69,4 +69,53 @@ MISTAKES = [
         advice=f"{_AT_HOME}    " + _write("hutch.connect(app='my-bot')"),
         then="len(list(folder.rglob('my-bot/store/data.mdb'))) == 1",
     ),
+    Mistake(
+        made="'core' in store",
+        error="TypeError",
+        says=("every name can be opened", "use store.namespaces()"),
+        advice="found = 'core' in store.namespaces()",
+        then="found",
+    ),
+    Mistake(
+        made="[name for name in store]",
+        error="TypeError",
+        says=("cannot be iterated over", "`for name in store.namespaces()`"),
+        advice="found = [name for name in store.namespaces()]",
+        then="found == ['core']",
+    ),
+    Mistake(
+        made="store['users'] = {'ada': 36}",
+        error="TypeError",
+        says=("is not possible", "`store[name].update(items)`"),
+        advice="store['users'].update({'ada': 36})",
+        then="store['users']['ada'] == 36",
+    ),
+    Mistake(
+        made="del store['core']",
+        error="TypeError",
+        says=("is not possible", "`store.drop(name)`"),
+        advice="ns.close(); store.drop('core')",
+        then="store.namespaces() == []",
+    ),
+    Mistake(
+        before="store['users']['ada'] = 36",
+        made="store.open('users')",
+        error="StoreAlreadyOpenError",
+        says=("namespace 'users'", "shared handle", "use store['users'] here too"),
+        advice="users = store['users']",
+        then="users['ada'] == 36",
+    ),
+    Mistake(
+        before="import pickle; store['users']['ada'] = 36",
+        made="pickle.dumps(store['users'])",
+        error="TypeError",
+        says=("the shared handle store[name] cannot be pickled", "Send the store and the name"),
+        advice="""
+            import hutch.pickling
+            sent, name = pickle.loads(pickle.dumps((store, 'users')))
+            found = sent[name]['ada']
+            hutch.pickling.close_unpickled()
+        """,
+        then="found == 36",
+    ),
 ]

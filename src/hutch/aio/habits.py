@@ -95,11 +95,8 @@ class StoreHabits(Opened):
     def __bool__(self) -> bool:
         return True
 
-    def __getitem__(self, name: str) -> Any:
-        raise _wrong("`store[name]`", "`async with store.open(name) as namespace`")
-
     def __setitem__(self, name: str, value: object) -> NoReturn:
-        raise _wrong("`store[name] = value`", "`await namespace.update(mapping)` of an open namespace")
+        raise _wrong("`store[name] = value`", "`await namespace.update(mapping)` of `namespace = await store[name]`")
 
     def __delitem__(self, name: str) -> NoReturn:
         raise _wrong("`del store[name]`", "`await store.drop(name)`")

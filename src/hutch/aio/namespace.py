@@ -33,8 +33,12 @@ class Namespace(SyncHabits):
     A value is encoded in a thread while the event loop runs: do not change it until its `set` has returned.
     """
 
-    def __init__(self, handle: hutch.Namespace, store_calls: Calls, inline_reads: bool) -> None:
+    def __init__(
+        self, handle: hutch.Namespace, store_calls: Calls, inline_reads: bool, *, is_shared: bool = False
+    ) -> None:
         self._handle = handle
+        #: Whether this is the handle `store[name]`, which its store closes.
+        self._is_shared = is_shared
         self._calls = Calls(
             store_calls.pool,
             functools.partial(_describe_key, self.namespace),
@@ -68,6 +72,8 @@ class Namespace(SyncHabits):
         Waits at most one second for abandoned calls (their callers gave up); the engine's handle is then closed once
         they are done. A second `close` does nothing.
         """
+        if self._is_shared:
+            return
         name = self.namespace
         # Inline reads would bypass the refusal until the engine's handle is closed.
         self._inline_reads = False

@@ -101,6 +101,7 @@ class Store(StoreHabits):
         self._store = store
         self._calls = calls
         self._inline_reads = inline_reads
+        self._shared: dict[str, Namespace] = {}
         # The threads of a store that is never closed end with it.
         weakref.finalize(calls, calls.pool.shut_down, join=False).atexit = False
 
@@ -130,6 +131,24 @@ class Store(StoreHabits):
             return Namespace(handle, self._calls, self._inline_reads)
 
         return Opening(opening, Namespace, "store.open(...)")
+
+    def __getitem__(self, name: str) -> Opening[Namespace]:
+        """Return the shared handle on the namespace `name`: ``core = await store["core"]``.
+
+        It is opened once and the same for every task and event loop. Its `close` does nothing, nor does leaving its
+        block: the store closes it. Meanwhile `open(name)` raises StoreAlreadyOpenError.
+        """
+
+        async def opening() -> Namespace:
+            shared = self._shared.get(name)
+            if shared is not None and shared.is_open_storage():
+                return shared
+            handle = await self._calls.write((name,), self._store.__getitem__, name)
+            return self._shared.setdefault(
+                str(handle.namespace), Namespace(handle, self._calls, self._inline_reads, is_shared=True)
+            )
+
+        return Opening(opening, Namespace, "store[...]")
 
     async def namespaces(self) -> list[str]:
         """Return the sorted names of namespaces that hold data. Raises CapabilityError if the engine cannot do it."""

@@ -1,0 +1,111 @@
+"""The handle on an open namespace of a store, and its claim to the name."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .namespace import StoreMixin
+from .views import V
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+class Claim:
+    """The exclusive right of one handle to a namespace. A claim that has ended does not count, even if still listed."""
+
+    __slots__ = ("ended", "handle")
+
+    def __init__(self, handle: Namespace | None) -> None:
+        self.ended = False
+        self.handle = None if handle is None else weakref.ref(handle)
+
+
+class Namespace(StoreMixin[V]):
+    """An open namespace of a `Store`: a mapping from `str` to any value that the codec accepts."""
+
+    # Keeps the store alive as long as its handles: it holds what they share.
+    _owner: Store | None = None
+    _claim: Claim = Claim(None)
+    #: Whether `close` does nothing: the whole process shares this handle, because it was unpickled or by `store[name]`.
+    _is_shared = False
+    #: Whether this is the handle `store[name]`, which its store closes.
+    _is_of_store = False
+
+    def close(self) -> None:
+        """Close this handle; does nothing if it is closed already."""
+        self._close_storage()
+
+    def _close_storage(self) -> bool:
+        if self._is_shared:
+            return True
+        storage = self._store
+        try:
+            return super()._close_storage()
+        finally:
+            # False if a signal handler raised before the storage was closed. No call precedes the end of the claim,
+            # so the namespace can be opened again whatever a handler raises here.
+            if self._store is not storage:
+                self._claim.ended = True
+                self._end_claim()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end_claim(self) -> None:
+        claim, self._claim = self._claim, Namespace._claim
+        owner = self._owner
+        if owner is not None and claim is not Namespace._claim:
+            owner._forget(str(self.namespace), claim)
+            owner._notify("hutch_namespace_closed", namespace=str(self.namespace))
+
+    if not TYPE_CHECKING:  # type checkers report an unknown name themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            from .hints import spelling_of
+
+            kind = type(self).__name__
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}{spelling_of(name)}", name=name, obj=self)
+
+    def __copy__(self) -> NoReturn:
+        refuse_copy("namespace")
+
+    def __deepcopy__(self, _: object) -> NoReturn:
+        refuse_copy("namespace")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._must_be_open()
+        if self._owner is None:
+            raise TypeError("this namespace cannot be pickled: no store opened it")
+        if self._is_of_store:
+            raise TypeError(
+                "the shared handle store[name] cannot be pickled: it belongs to its store. Send the store and the "
+                "name, and use store[name] there"
+            )
+        return self._owner._reduce_handle(str(self.namespace))
+
+    def __del__(self) -> None:
+        try:
+            is_open = self.is_open_storage()
+        except TypeError:
+            return  # the interpreter is shutting down and has cleared the modules
+        if is_open and self._is_of_store:
+            # Only the garbage collector gets here, because the store and this handle refer to each other.
+            if self._owner is not None:
+                self._owner.close()
+        elif is_open:
+            warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
+            self.close()
+
+
+def refuse_copy(what: str) -> NoReturn:
+    """Raise the TypeError for an attempt to copy a store or namespace."""
+    raise TypeError(
+        f"a {what} cannot be copied: the copy would be the same live {what}. "
+        + ("dict(namespace) is a copy of its items" if what == "namespace" else "hutch.connect() makes another one")
+    )
