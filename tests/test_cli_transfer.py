@@ -333,3 +333,24 @@ def test_skip_errors_names_and_counts_what_cannot_be_read(target: str, tmp_path:
     assert hutch_("-s", "lmdb://loaded", "load", "dump").out.startswith("loaded 3 items")
     verified = hutch_("copy", "lmdb://source", target, "--verify", "--skip-errors")
     assert (verified.code, "verified 3 items: all equal" in verified.out) == (1, True)
+
+
+def test_signed_pickles_move_without_the_key_and_keep_their_signature() -> None:
+    def signed(path: str) -> dict[str, object]:
+        codec = {"name": "pickle", "key": "0123456789abcdef"}
+        return {"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": path}, "CODEC": codec}
+
+    fill(signed("source"), core={"k": io.UnsupportedOperation("only pickle holds this")})
+    done = hutch_("copy", "lmdb://source?codec=pickle", "lmdb://target?codec=pickle", "--verify")
+    assert (done.code, done.err) == (0, "")
+    assert str(held(signed("target"), "core")["k"]) == "only pickle holds this"
+
+
+def test_a_layer_of_the_target_is_not_passed_by(tmp_path: Path) -> None:
+    fill("lmdb://source", core={"k": 1})
+    config = {"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": str(tmp_path / "target")}, "LAYERS": ["read-only"]}
+    (tmp_path / "target.yaml").write_text(json.dumps(config))
+    refused = hutch_("copy", "lmdb://source", "target.yaml")
+    assert refused.code == 2
+    assert "read-only" in refused.err
+    assert held("lmdb://target", "core") == {}

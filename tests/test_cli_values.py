@@ -107,7 +107,7 @@ def store() -> Any:
         yield store
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(_VALUES)
 def test_what_get_prints_of_a_random_value_set_takes_back(store: hutch.Store, value: Any) -> None:
     with store.open("core") as core:
