@@ -89,6 +89,19 @@ def test_a_process_that_was_spawned_reads_what_its_parent_wrote(tmp_path: Path) 
         assert output(tmp_path, *arguments, "write").splitlines() == ["bot.User", "['ada']"]
 
 
+def test_a_module_that_is_the_program_and_imported_too_gives_no_value_of_the_other_class(tmp_path: Path) -> None:
+    """Its two classes have one name, so an instance of the first would come back as one of the second."""
+    program = BOT.replace('if "write" in sys.argv:', "import bot\n        if 1:")
+    (tmp_path / "bot.py").write_text(program)
+    done = ran(tmp_path, "bot.py", "write")
+    assert "is a __main__.User, which would not come back as one. Another class of its name was" in done.stderr
+    # The advice: a module of its own.
+    head, tail = program.split("if __name__")
+    (tmp_path / "models.py").write_text(head)
+    (tmp_path / "bot.py").write_text("from models import User\nimport hutch, sys\nif __name__" + tail)
+    assert output(tmp_path, "bot.py", "write") == "models.User"
+
+
 def test_what_the_first_versions_stored_is_read(tmp_path: Path) -> None:
     """They stored a class of the program under the name `__main__`."""
     old = BOT.replace("@hutch.register_type\n", "").replace(

@@ -362,6 +362,20 @@ def test_a_misuse_of_register_type_is_an_error_whose_advice_works(made: str, say
     eval(advice, names)
 
 
+def test_an_instance_of_a_class_that_was_registered_again_is_refused() -> None:
+    def make() -> Any:
+        return type("Again", (str,), {"__module__": "reloaded"})
+
+    old, new = make(), make()
+    assert hutch.register_type(old) is hutch.register_type(old) is old
+    assert type(copies(old("a"))[0]) is old
+    assert hutch.register_type(new) is new
+    assert "Make the value with the class that was registered last" in refusal([old("a")])
+    assert {type(got) for got in copies(new("a"))} == {new}
+    hutch.register_type(old)
+    assert {type(got) for got in copies(old("a"))} == {old}
+
+
 def test_an_unreadable_value_names_what_is_missing_and_the_line_that_registers_it() -> None:
     for cls, name in ((Pair, None), (Pair, "app.models.Pair"), (Pair, "Pair"), (Plane, "app.Plane")):
         hutch.register_type(cls, name=name)

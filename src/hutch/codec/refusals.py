@@ -8,6 +8,7 @@ from ..errors import ValueTypeError, a_or_an
 from .containers import MAPPINGS
 from .ext_types import ENCODERS
 from .main_module import MAIN_NAMES, importable_name
+from .registry import is_replaced
 
 _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _CONVERTIBLE = frozenset({*ENCODERS, *MAPPINGS, int, float, bytes, str, list, dict})
@@ -32,6 +33,12 @@ def full_name(kind: type) -> str:
 
 def way_out(kind: type, *, pickle: bool = True) -> str:
     """Return sentences that say what to do with an instance of `kind`; `pickle` says whether a codec may be named."""
+    if is_replaced(kind):
+        return (
+            "Another class of its name was registered since: its module was reloaded, or runs as the program and was "
+            "imported too. Make the value with the class that was registered last, or move the class to a module of "
+            "its own that the whole program imports."
+        )
     if kind in (bytearray, memoryview):
         return "Convert it with bytes()."
     if kind is MappingProxyType:

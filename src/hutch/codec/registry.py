@@ -38,6 +38,8 @@ _BUILT_IN = frozenset(
 _BUILT_IN_NAMES = frozenset({("decimal", "Decimal"), ("fractions", "Fraction")})
 _by_type: dict[type, Registration] = {}
 _by_name: dict[str, Registration] = {}
+# Classes whose name another class has taken over: an instance would come back as one of that class.
+_replaced: set[type] = set()
 
 
 @overload
@@ -118,6 +120,10 @@ def _register(
     if encode is None or decode is None:
         encode, decode = _recipe(cls)
     registration = Registration(cls, stored, encode, decode)
+    if taken is not None and taken.cls is not cls and _by_type.get(taken.cls) is taken:
+        _replaced.add(taken.cls)
+        del _by_type[taken.cls]
+    _replaced.discard(cls)
     _by_name[stored] = registration
     if name is None and cls.__module__ in MAIN_NAMES:
         # The first versions stored such classes under this name.
@@ -171,6 +177,11 @@ def _recipe(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 def find(cls: type) -> Registration | None:
     """Return the registration of exactly `cls`, or None."""
     return _by_type.get(cls)
+
+
+def is_replaced(cls: type) -> bool:
+    """Return whether a class that was registered later has taken over the stored name of `cls`."""
+    return cls in _replaced
 
 
 def decode(name: str, payload: Any) -> Any:
