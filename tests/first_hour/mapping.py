@@ -209,6 +209,23 @@ MISTAKES = [
         then="ns['log'] == ['started']",
     ),
     Mistake(
+        before="import hutch.aio",
+        made="""
+        async with hutch.aio.connect('memory://') as other, other.open('core') as core:
+            async with core.mutable('log') as log:
+                log.append('started')
+        """,
+        error="KeyError",
+        says=("'log'",),
+        advice="""
+        async with hutch.aio.connect('memory://') as other, other.open('core') as core:
+            async with core.mutable('log', default=[]) as log:
+                log.append('started')
+            stored = await core['log']
+        """,
+        then="stored == ['started']",
+    ),
+    Mistake(
         made="ns.mutable('visits').append(2)",
         error="AttributeError",
         says=("key 'visits'", "no attribute 'append'", "`with namespace.mutable(key) as value:`"),
