@@ -45,6 +45,7 @@ from hutch.bridges.keyvalue import HutchStore, entries, storage
 from .. import pages
 from ..servers import RedisServer
 from . import processes
+from .keyvalue_store_tests import UpstreamStoreTests
 
 _PAGE = Path(__file__).parents[2] / "docs" / "bridges" / "keyvalue.md"
 
@@ -1195,7 +1196,7 @@ import hutch.bridges, hutch.bridges.connections
 try:
     import hutch.bridges.keyvalue
 except ImportError as error:
-    assert "pip install 'py-key-value-aio>=0.4.6,<0.5'" in str(error), error
+    assert "pip install 'py-key-value-aio>=0.4.6,<0.6'" in str(error), error
     assert isinstance(error.__cause__, ImportError)
 else:
     raise SystemExit("it was imported")
@@ -1214,3 +1215,19 @@ assert not [name for name in sys.modules if name.startswith(("key_value", "fastm
 
 def test_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages.run(_PAGE, tmp_path, monkeypatch)
+
+
+# --- py-key-value's own tests of a store ---
+
+
+@pytest.mark.parametrize("name", [name for name in vars(UpstreamStoreTests) if name.startswith("test_")])
+def test_the_tests_of_py_key_values_own_stores_hold(name: str, store: HutchStore) -> None:
+    run(lambda: getattr(UpstreamStoreTests(), name)(store))
+
+
+def test_its_interface_has_no_put_if_absent_that_the_store_would_lack() -> None:
+    """When this fails, py-key-value has gained a call that `compare_and_set` makes atomic: implement it."""
+    for protocol in (protocols.AsyncKeyValueProtocol, protocols.AsyncKeyValue):
+        calls = {call for call in dir(protocol) if not call.startswith("_")}
+        assert calls <= set(dir(HutchStore))
+        assert not {call for call in calls if "absent" in call or "not_exist" in call or call in ("add", "put_new")}

@@ -33,8 +33,8 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        "hutch.bridges.keyvalue needs py-key-value-aio, 0.4.6 or later and below 0.5; "
-        "pip install 'py-key-value-aio>=0.4.6,<0.5', or FastMCP, which brings it"
+        "hutch.bridges.keyvalue needs py-key-value-aio, 0.4.6 or later and below 0.6; "
+        "pip install 'py-key-value-aio>=0.4.6,<0.6', or FastMCP, which brings it"
     ) from error
 
 T = TypeVar("T")
