@@ -10,10 +10,12 @@ import math
 import pickle
 import struct
 import tracemalloc
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
@@ -103,6 +105,9 @@ VALUES: list[Any] = [
     *(timedelta(days=-1, microseconds=1), timedelta.max, Decimal("1.50"), Decimal("NaN123"), Decimal("-Infinity")),
     *(Fraction(-1, 3), complex(-0.0, 1), complex(math.nan, math.inf), UUID(int=5), range(0), range(10, 0, -3)),
     *(range(2**70), Path("/srv/x"), Path("rel/\udcff"), PurePosixPath("a/b"), PureWindowsPath("C:\\x\\y"), Path()),
+    *(OrderedDict(b=1, a={1: 2}), OrderedDict({(1,): 2}), Counter("abca"), Counter({"a": 0}), deque([1, (2,)], 3)),
+    *(deque(), defaultdict(list, a=[1]), defaultdict(None, {1: 2}), ip_address("fe80::1%eth0")),
+    *(ip_network("192.0.2.0/24"), ip_interface("::1/64")),
     *(Colour.RED, Point(1, {2: (Point(3),)}), nested(199, list), nested(199, tuple), nested(199, dict)),
 ]
 
