@@ -92,19 +92,21 @@ class PlainStorage(hutch.EncodedStorage):
         pass
 
 
+class PlainCodec(hutch.Codec):
+    headers = b"\x80"
+
+    def encode(self, value: object, /) -> tuple[int, bytes]:
+        return 0x80, json.dumps(value).encode()
+
+    def decode(self, header: int, body: bytes, /) -> Any:
+        return json.loads(body)
+
+
 class PlainPlugin(hutch.StoragePluginBase):
     """A factory with its own codec, so that no test depends on another part."""
 
-    def codec_for(self, namespace: str) -> Any:
-        return self
-
-    @staticmethod
-    def encode(value: object) -> bytes:
-        return json.dumps(value).encode()
-
-    @staticmethod
-    def decode(data: bytes) -> Any:
-        return json.loads(data)
+    def codec_for(self, namespace: str) -> hutch.Codec:
+        return PlainCodec()
 
     def open(self, namespace: str) -> PlainStorage:
         return PlainStorage(self, namespace)

@@ -643,6 +643,7 @@ def test_metrics_lose_no_call_of_any_thread(engine: Engine) -> None:
     assert snapshot()[label, "core"]["contains"].calls == 16_000
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
 def test_a_forked_child_has_an_empty_cache_and_figures_of_its_own_and_waits_for_no_lock_of_its_parent() -> None:
     script = """

@@ -253,6 +253,7 @@ def test_keys_without_a_holder_have_no_lock(plugin: Greeter) -> None:
     assert plugin["k"] == 200
 
 
+@pytest.mark.usefixtures("unmeasured")
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_forked_while_a_thread_held_a_key_does_not_wait_for_it(plugin: Greeter) -> None:
@@ -285,6 +286,7 @@ def test_a_child_forked_while_a_thread_held_a_key_does_not_wait_for_it(plugin: G
     assert plugin["k"] == [1, "parent"]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_forked_within_mutable_releases_the_key_like_its_parent(plugin: Greeter) -> None:

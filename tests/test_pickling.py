@@ -134,6 +134,7 @@ def test_what_is_closed_is_not_pickled(url: str) -> None:
         pickle.dumps(store)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_unpickles_what_its_parent_had_unpickled(url: str) -> None:

@@ -933,6 +933,7 @@ def test_the_threads_end_with_their_store() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
 def test_a_forked_child_uses_an_inherited_store_on_a_loop_of_its_own(tmp_path: Path) -> None:
     script = """

@@ -302,7 +302,7 @@ def test_errbot_finds_the_bridge_by_its_folder_too_and_that_folder_shadows_nothi
         )
     # Errbot puts the folder on sys.path, where these names must hide no module of the bot.
     modules = {file.stem for file in Path(plugin_dir).glob("*.py")}
-    assert modules == {"__init__", "hutch_storage", "plain_pickle", "shelf_files"}
+    assert modules == {"__init__", "hutch_storage", "pickle_constructors", "plain_pickle", "shelf_files"}
     assert not modules & sys.stdlib_module_names
     config = ModuleType("config")  # hutch reads that folder too, and must not raise
     exec(folder.config.read_text(), config.__dict__)

@@ -612,6 +612,7 @@ def test_a_process_may_fork_in_the_middle_of_its_threads_writes(path: Path) -> N
     assert everything(path)["before"] == 1
 
 
+@pytest.mark.usefixtures("unmeasured")
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_that_only_reads_an_unwritten_store_creates_no_file(path: Path) -> None:

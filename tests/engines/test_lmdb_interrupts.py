@@ -155,7 +155,9 @@ def test_opening_the_first_write_and_closing_with_a_handler_at_any_point(tmp_pat
 def test_a_finalizer_of_another_store_within_close_leaves_the_files_to_that_close(tmp_path: Path) -> None:
     """The finalizer closes every environment without users, of which this one is just being closed."""
     visited: list[str] = []
-    for point in range(1, 100):
+    # 0 visits nothing: it counts. Environments that earlier tests left are looked at first.
+    numbers = [0]
+    for point in numbers:
         plugin: Any = hutch.load_plugin("lmdb", {"path": str(tmp_path / "state"), "durability": "relaxed"})
         with plugin.open("core") as space:
             space.set("k", point)
@@ -165,6 +167,8 @@ def test_a_finalizer_of_another_store_within_close_leaves_the_files_to_that_clos
         gc.collect()
         visit = Visit(point, others.clear)
         visit.run(plugin.close, loops=False)
+        if not point:
+            numbers += range(max(1, visit.passed - 110), visit.passed)
         visited += [visit.where] if visit.where else []
         others.clear()
         with hutch.connect(f"lmdb://{tmp_path}/state?durability=relaxed") as store, store.open("core") as core:

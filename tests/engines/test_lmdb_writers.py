@@ -119,7 +119,7 @@ def test_a_write_that_cannot_be_fails_alone(store: hutch.Store, space: hutch.Nam
     """Its transaction is undone; the other writes in it are committed without it."""
     with store.open("damaged") as damaged:
         damaged["x"] = 1
-        [txn_id] = [damaged._store._own_id([environment(store).begin()])]  # type: ignore[attr-defined]
+        txn_id = damaged._store._with_id(lambda _, id_: id_, None)  # type: ignore[attr-defined]
         environment(store).write(lambda slot: slot[0].put(txn_id, bytes(8)))  # the count, which is now too low
         found = outcomes(
             store,

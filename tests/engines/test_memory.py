@@ -65,6 +65,7 @@ def test_bad_options_are_refused_by_name() -> None:
         hutch.connect({"STORAGE": "memory", "STORAGE_CONFIG": {"nmae": "x"}})
 
 
+@pytest.mark.usefixtures("unmeasured")
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_has_a_copy_of_the_data_and_changes_only_that() -> None:

@@ -890,6 +890,7 @@ def test_connections_are_shared_between_calls_and_gone_when_the_store_is_closed(
     assert clients_in_the_end(idle) == idle
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("over_tls", [False, True])
 def test_a_forked_child_uses_an_inherited_handle_on_a_connection_of_its_own(

@@ -581,6 +581,7 @@ def test_two_stores_of_one_process_share_the_open_files(tmp_path: Path, dialect:
     assert errbot_reads(tmp_path, dialect) == {"k": 3}
 
 
+@pytest.mark.usefixtures("unmeasured")
 @needs_fork
 def test_a_forked_child_is_refused_while_the_parent_has_it_open_and_harms_nothing(tmp_path: Path, dialect: str) -> None:
     errbot_writes(tmp_path, dialect, k=1)
@@ -609,6 +610,7 @@ def test_a_forked_child_is_refused_while_the_parent_has_it_open_and_harms_nothin
     assert errbot_reads(tmp_path, dialect) == {"k": 3}
 
 
+@pytest.mark.usefixtures("unmeasured")
 @needs_fork
 def test_a_forked_child_opens_it_anew_once_the_parent_has_closed_it(tmp_path: Path, dialect: str) -> None:
     errbot_writes(tmp_path, dialect, k=1)

@@ -185,8 +185,8 @@ class _CachedValues:
     def _forget(self, keys: frozenset[str] | None) -> None:
         if keys is None:
             self._readings.clear()
-            self._entries.clear()
-            self._bytes = 0
+            empty: OrderedDict[str, _Entry] = OrderedDict()
+            self._entries, self._bytes = empty, 0
         else:
             for key in keys:
                 self._readings.pop(key, None)
