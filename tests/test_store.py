@@ -83,7 +83,7 @@ def test_a_plugin_with_six_verbs_is_a_store_with_all_of_them(duck: hutch.Store) 
         with pytest.raises(KeyError):
             del space["a"]
     assert duck.capabilities == frozenset()
-    assert duck.stats() == {}
+    assert duck.stats() == {"engine": "Duck", "location": "Duck://"}
 
 
 def test_what_a_plugin_of_six_verbs_cannot_do_is_done_or_said(duck: hutch.Store) -> None:
@@ -257,7 +257,9 @@ def test_a_handle_keeps_its_store_alive() -> None:
 
 def test_a_handle_that_is_forgotten_together_with_its_store_warns_once() -> None:
     spaces = [hutch.connect("memory://").open("core")]
-    with pytest.warns(ResourceWarning, match="unclosed <Namespace 'core', open>; use it in a with block") as warned:
+    with pytest.warns(
+        ResourceWarning, match="unclosed <hutch.Namespace 'core' of memory://, open>; use it in a with block"
+    ) as warned:
         spaces.clear()
     assert len(warned) == 1
 
@@ -373,11 +375,11 @@ def test_a_handler_that_opens_and_closes_namespaces_meanwhile(tmp_path: Path) ->
 
 def test_a_store_says_what_it_is_and_no_secret() -> None:
     with hutch.connect("memory://") as store:
-        assert repr(store) == "<hutch.Store memory, open, from argument>"
+        assert repr(store) == "<hutch.Store memory://, open>"
         with store.open("a b") as space:
-            assert repr(space) == "<Namespace 'a b', open>"
-    assert repr(store) == "<hutch.Store memory, closed, from argument>"
-    assert repr(space) == "<Namespace closed>"
+            assert repr(space) == "<hutch.Namespace 'a b' of memory://, open>"
+    assert repr(store) == "<hutch.Store memory://, closed>"
+    assert repr(space) == "<hutch.Namespace 'a b' of memory://, closed>"
 
 
 # --- one handle a namespace ---

@@ -35,6 +35,12 @@ class Namespace(StoreMixin[V]):
     #: Whether this is the handle `store[name]`, which its store closes.
     _is_of_store = False
 
+    def __repr__(self) -> str:
+        if self._owner is None:
+            return super().__repr__()
+        state = "open" if self.is_open_storage() else "closed"
+        return f"<hutch.Namespace {self.namespace!r} of {self._owner.location}, {state}>"
+
     def close(self) -> None:
         """Close this handle; does nothing if it is closed already."""
         self._close_storage()

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from .backup import StoreFiles
-from .config import StoreConfig, read_config
+from .config import StoreConfig, read_config, shown_location
 from .contract import Finding, StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted, is_readonly
-from .errors import CapabilityError, StoreNotOpenError, redact
+from .errors import CapabilityError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handle import Claim, Namespace, refuse_copy
 from .handlers import passes_through
@@ -33,6 +33,8 @@ class Store(StoreFiles, SharedHandles):
         self.config = config
         #: The plugin's name from its descriptor.
         self.name = info.name
+        #: Where the data is, for people: a URL or a path, without a secret.
+        self.location = shown_location(config, info.url_option)
         self._factory = factory
         self._lock = ForkSafeLock()
         self._opening = ForkSafeLock()
@@ -43,7 +45,7 @@ class Store(StoreFiles, SharedHandles):
         self._factory_is_open = True
 
     def __repr__(self) -> str:
-        return f"<hutch.Store {self.name}, {'open' if self._is_open else 'closed'}, from {redact(self.config.source)}>"
+        return f"<hutch.Store {self.location}, {'open' if self._is_open else 'closed'}>"
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -118,10 +120,29 @@ class Store(StoreFiles, SharedHandles):
             self._forget(name, claim)
 
     def stats(self) -> dict[str, object]:
-        """Return the engine's figures by name, for people. The names depend on the engine; there may be none."""
+        """Return figures about the store by name, for people: where it is, its namespaces and keys, the engine's own.
+
+        `namespaces` and `keys` are left out if the engine cannot list its namespaces.
+        """
         self._must_be_open()
-        figures = getattr(self._factory, "stats", None)
-        return dict(figures()) if callable(figures) else {}
+        figures: dict[str, object] = {"engine": self.name, "location": self.location}
+        try:
+            names = self.namespaces()
+        except CapabilityError:
+            pass
+        else:
+            figures |= {"namespaces": len(names), "keys": sum(map(self._count, names))}
+        own = getattr(self._factory, "stats", None)
+        return figures | (dict(own()) if callable(own) else {})
+
+    def _count(self, name: str) -> int:
+        """Return the number of keys of the namespace `name`, which may be open."""
+        claim = self._claims.get(name)
+        handle = claim.handle() if claim is not None and claim.handle is not None else None
+        if handle is not None and handle.is_open_storage():
+            return len(handle)
+        with as_storage(self._factory.open(name), self.name, name) as storage:
+            return storage.len()
 
     def verify(self, *, repair: bool = False, salvage: str | os.PathLike[str] | None = None) -> Iterator[Finding]:
         """Read everything in the store and yield each problem; see `hutch.verify`, which takes a config."""

@@ -49,7 +49,7 @@ class Namespace(SyncHabits):
         self._inline_run = 0
 
     def __repr__(self) -> str:
-        return f"<hutch.aio.Namespace of {self._handle!r}>"
+        return f"<hutch.aio.{repr(self._handle).removeprefix('<hutch.')}"
 
     @property
     def namespace(self) -> str:

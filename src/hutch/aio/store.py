@@ -106,7 +106,7 @@ class Store(StoreHabits):
         weakref.finalize(calls, calls.pool.shut_down, join=False).atexit = False
 
     def __repr__(self) -> str:
-        return f"<hutch.aio.Store of {self._store!r}>"
+        return f"<hutch.aio.{repr(self._store).removeprefix('<hutch.')}"
 
     @property
     def name(self) -> str:

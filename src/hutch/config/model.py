@@ -113,3 +113,17 @@ class StoreConfig:
             "host_config": f"<{type(self.host_config).__name__}>",  # its repr may show its attributes
         }
         return f"StoreConfig({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+def shown_location(config: StoreConfig, url_option: str) -> str:
+    """Return where the data of `config` is, as a URL without secrets; `url_option` is what the engine's URL names."""
+    given = config.url or config.options.get(url_option) or ""
+    if isinstance(given, Path):
+        given = str(given)
+    if not isinstance(given, str):
+        given = ""
+    if "://" not in given:
+        is_path = url_option in ("path", "basedir") and given
+        given = f"{config.storage}://{(config.base_dir / given).as_posix() if is_path else given}"
+    shown = shown_url(given.partition("?")[0] if config.url is None and url_option == "url" else given)
+    return shown if shown.isprintable() else ascii(shown)
