@@ -200,7 +200,10 @@ def test_a_cache_moves_with_its_large_values_and_without_what_has_expired() -> N
         cache.set("gone", 1, expire=0.01)
         cache.set("later", 1, expire=1000, tag="t")
     time.sleep(0.05)
+    gc.collect()
+    before = {file: file.read_bytes() for file in Path("cache").rglob("*") if file.is_file()}
     shown = hutch_("import", "diskcache", "cache")
+    assert {file: file.read_bytes() for file in Path("cache").rglob("*") if file.is_file()} == before
     assert "hutch: 1 items have an expiry, which is not kept" in shown
     assert "verified 12 items: all equal" in shown
     more = {

@@ -17,8 +17,12 @@ def open_file(path: Path, whose: str) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise hutch.ConfigError(f"{str(path)!r} is not a file; expected {whose}")
     try:
-        # A path can have any character; `as_uri` quotes it. Read-only, so the source stays as it is.
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
+        # A path can have any character; `as_uri` quotes it. Without a log all data is in the file itself, and
+        # "immutable" keeps SQLite from creating one, as it would for a file in WAL mode even when it only reads.
+        place = path.resolve()
+        has_log = any(place.with_name(place.name + suffix).exists() for suffix in ("-wal", "-journal"))
+        mode = "mode=ro" if has_log else "immutable=1"
+        with closing(sqlite3.connect(f"{place.as_uri()}?{mode}", uri=True, isolation_level=None)) as file:
             file.text_factory = _decode_or_none
             yield file
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for damaged names of tables
