@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -269,3 +270,17 @@ def test_a_compact_that_is_killed_leaves_whole_files(url: str) -> None:
         assert list(hutch.verify(url)) == [], seed
     assert hutch_("-s", url, "compact").code == 0
     assert held(url, "core") == items, seed
+
+
+def test_a_process_that_opens_an_lmdb_store_in_the_middle_of_a_compact_reads_the_new_file() -> None:
+    url = ENGINES["lmdb"]
+    grow(url, 30_000)
+    for number in range(7):  # the former file has seen more transactions
+        fill(url, core={f"n{number}": number})
+    items = held(url, "core")
+    with subprocess.Popen([sys.executable, "-m", "hutch", "-s", url, "compact"], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            with contextlib.suppress(hutch.StorageUnavailableError):  # replaced while it was opened
+                assert held(url, "core") == items
+    assert held(url, "core") == items
+    assert list(hutch.verify(url)) == []

@@ -23,6 +23,7 @@ from hutch.handlers import raised_by_handler
 
 from .files import lmdb_name
 from .layout import validate_format
+from .open_files import MAX_READERS
 from .writer_gate import LOCK_EX, LOCK_NB, lockf
 
 if TYPE_CHECKING:
@@ -149,6 +150,9 @@ def replace_by_compact_copy(folder: Path) -> tuple[int, int]:
             copy_permissions(status, new / "data.mdb")
             after = (new / "data.mdb").stat().st_size
             (new / "data.mdb").replace(data)
+            # A process that waits to open the folder would read the former file's last transaction id in lock.mdb: LMDB
+            # writes it there only when it opens a folder that is not in use.
+            lmdb.open(lmdb_name(folder), max_readers=MAX_READERS).close()
             flush_folder(folder)
         finally:
             _remove_unfinished(folder)

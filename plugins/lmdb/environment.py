@@ -318,7 +318,7 @@ class Environment(OpenFiles):
                 self.is_replacing = True
                 self._shut()
                 sizes += replace_by_compact_copy(self.path)
-            except OSError as error:
+            except (lmdb.Error, OSError) as error:
                 self._raise(error, "compacting")
             finally:
                 self.files = None
