@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from ..codec.codec import Codec
-from ..codec.select import is_built_in, make_codec
 from ..config import CodecConfig, StoreConfig, read_config, url_path
 from ..contract import StoragePluginBase
 from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
@@ -155,6 +154,9 @@ class Codecs:
         """Return the codec that `wanted` names. Raises ConfigError, PluginConflictError or PluginLoadError."""
         made = self._made.get(id(wanted))
         if made is None:
+            # Imported late, with ormsgpack: listing plugins needs no codec.
+            from ..codec.select import is_built_in, make_codec
+
             if is_built_in(wanted.name):
                 made = make_codec(wanted.name, wanted.options)
             else:
