@@ -61,4 +61,7 @@ def test_stats_count_namespaces_and_keys_and_are_plain(
         assert (found["engine"], found["location"]) == (store.name, store.location)
         assert (found["namespaces"], found["keys"]) == (2, 3)
         assert json.loads(json.dumps(found)) == found
+        if url.startswith(("lmdb", "sqlite")):
+            assert int(str(found["bytes"])) > 0
+            assert str(found[store.name])[0].isdigit(), "the version of the engine"
         assert all(isinstance(figure, str | int | float | bool) for figure in found.values())

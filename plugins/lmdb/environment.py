@@ -332,7 +332,7 @@ class Environment(OpenFiles):
         env = self.open_now()
         info = env.info()
         return figures | {
-            "file_bytes": (self.path / "data.mdb").stat().st_size,
+            "bytes": (self.path / "data.mdb").stat().st_size,
             "map_size_bytes": info["map_size"],
             "readers": info["num_readers"],
             "lmdb": ".".join(map(str, lmdb.version(lib_version=env.lib_version()[0]))),

@@ -127,7 +127,7 @@ class PageEnvironment:
 
     def figures(self) -> dict[str, object]:
         size = self._data.stat().st_size
-        return {"path": str(self.path), "durability": self.durability, "file_bytes": size, "reads": "without a lock"}
+        return {"path": str(self.path), "durability": self.durability, "bytes": size, "reads": "without a lock"}
 
     def close(self) -> None:
         for file in self._files:

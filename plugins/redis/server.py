@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from redis import __version__ as driver_version
 from redis import exceptions as driver
 
-from hutch import ConfigError
+from hutch import ConfigError, StoreError
 
 from .errors import code_of, has_moved, may_pass, store_error
 from .pool import Pool
@@ -121,3 +122,16 @@ def _refusal_in(answers: list[Any]) -> driver.ResponseError | None:
             if isinstance(answer, driver.ResponseError):
                 return answer
     return None
+
+
+def server_figures(server: Server) -> dict[str, object]:
+    """Return the versions of driver and `server`, and the bytes of all that it keeps; not those it refuses to tell."""
+    figures: dict[str, object] = {"driver": f"redis-py {driver_version}"}
+    try:
+        answers = [bytes(server.call("INFO", section)) for section in ("server", "memory")]
+    except StoreError:
+        return figures
+    text = b"\n".join(answers).decode("utf-8", "replace")
+    given = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    version, used = given.get("redis_version"), given.get("used_memory")
+    return figures | ({"version": version} if version else {}) | ({"server_bytes": int(used)} if used else {})

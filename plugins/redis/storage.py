@@ -19,7 +19,7 @@ from .listing import Listing
 from .pool import Pool
 from .protocol import Command, Connection, packed
 from .scripts import CLEAR, DELETE, SWAP, WRITE
-from .server import Server
+from .server import Server, server_figures
 
 T = TypeVar("T")
 
@@ -125,6 +125,9 @@ class RedisPlugin(StoragePluginBase):
                 break
         names = self._names(named)
         return [name for chunk in _chunks(names, _CHUNK_KEYS) for name in self._with_data(chunk)]
+
+    def stats(self) -> dict[str, object]:
+        return {"server": self.where} | server_figures(self.server)
 
     def verify(self, repair: bool = False) -> Iterator[Finding]:
         return verify_store(self, repair)

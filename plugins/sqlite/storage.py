@@ -6,6 +6,7 @@ Keys are stored as UTF-8, so that SQLite's byte order is code point order. file.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -22,7 +23,7 @@ from hutch import (
     StorageUnavailableError,
     StoreNotOpenError,
 )
-from hutch.filesystem import is_missing
+from hutch.filesystem import is_missing, total_bytes
 from hutch.limits import legible, validate_key
 
 from .copying import backup, vacuum
@@ -128,6 +129,10 @@ class SqlitePlugin(StoragePluginBase):
             return [name for (name,) in self._shared().rows("SELECT name FROM namespaces WHERE entries > 0")]
         except NoDataError:
             return []
+
+    def stats(self) -> dict[str, object]:
+        files = (self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm"))
+        return {"path": str(self._path), "bytes": total_bytes(files), "sqlite": sqlite3.sqlite_version}
 
     def drop(self, namespace: str) -> None:
         database = self._shared()

@@ -15,7 +15,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import StorageUnavailableError
@@ -235,3 +235,16 @@ def _refusal(path: str | os.PathLike[str], status: os.stat_result) -> StorageUna
     return StorageUnavailableError(
         f"{os.fspath(path)!r} is {kind}: expected a regular file. Nothing was opened; move it away"
     )
+
+
+def total_bytes(paths: Iterable[Path]) -> int:
+    """Return the size of the regular files among `paths`; one that is missing counts as empty."""
+    total = 0
+    for path in paths:
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            total += status.st_size
+    return total

@@ -99,7 +99,7 @@ def test_stats_say_how_large_it_is(path: Path) -> None:
         space["k"] = b"x" * 100_000
         message = figures(store)
         assert message["path"] == str(path)
-        assert message["file_bytes"] == (path / "data.mdb").stat().st_size >= 100_000
+        assert message["bytes"] == (path / "data.mdb").stat().st_size >= 100_000
         assert message["map_size_bytes"] == 2 * MIB
         assert str(message["lmdb"]).startswith("1.")
 
@@ -140,7 +140,7 @@ def test_values_that_come_in_the_order_of_their_keys_fill_the_pages(path: Path) 
         for number in range(300):
             space[f"{number:08}"] = value
         # Two of them fill a page of 4 KiB.
-        assert figures(store)["file_bytes"] < 1.7 * 300 * len(value)
+        assert figures(store)["bytes"] < 1.7 * 300 * len(value)
         for number in range(0, 300, 7):
             space[f"{number:08}"] = number
         assert len(space) == 300

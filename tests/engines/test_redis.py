@@ -115,6 +115,17 @@ def test_it_is_reached_over_tcp_and_over_a_unix_socket(redis_server: RedisServer
     use(connect(getattr(redis_server, way), prefix=prefix))
 
 
+def test_stats_name_the_server_and_the_versions(redis_server: RedisServer, prefix: str) -> None:
+    with connect(redis_server.url, prefix=prefix) as store:
+        store["core"]["key"] = 1
+        found = store.stats()
+    assert (found["namespaces"], found["keys"]) == (1, 1)
+    assert str(found["driver"]).startswith("redis-py ")
+    assert str(found["version"])[0].isdigit()
+    assert int(str(found["server_bytes"])) > 0
+    assert str(redis_server.url).split(":")[-1].split("/")[0] in str(found["server"])
+
+
 def test_both_names_of_the_unix_scheme_mean_the_same_data(redis_server: RedisServer, prefix: str) -> None:
     with connect(redis_server.unix_url, prefix=prefix, db=2) as store, store.open("core") as core:
         core["key"] = 1
