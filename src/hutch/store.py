@@ -48,6 +48,11 @@ class Store(StoreFiles, SharedHandles):
         return f"<hutch.Store {self.location}, {'open' if self._is_open else 'closed'}>"
 
     @property
+    def factory(self) -> Any:
+        """The plugin's factory (stage 1), for the other rooms of the package."""
+        return self._factory
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """The capabilities that the engine declares beyond the six verbs."""
         return frozenset(getattr(self._factory, "capabilities", ()))

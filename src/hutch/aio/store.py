@@ -88,7 +88,7 @@ def connect(
         except BaseException:
             pool.shut_down()
             raise
-        calls.patience_s = patience_s(getattr(store._factory, "_storage_config", {}))
+        calls.patience_s = patience_s(getattr(store.factory, "_storage_config", {}))
         return Store(store, calls, inline_reads)
 
     return Opening(opening, Store, "hutch.aio.connect(...)")

@@ -77,7 +77,7 @@ def shared_calls(handle: hutch.Namespace, store: hutch.Store) -> Calls:
         if _pool is None:
             _pool = WorkerPool(_THREADS, "hutch.bridges")
         namespace = str(handle.namespace)
-        options = getattr(store._factory, "_storage_config", {})
+        options = getattr(store.factory, "_storage_config", {})
         return Calls(_pool, lambda key: f"{key!r} of namespace {namespace!r}", patience_s(options))
 
 

@@ -54,7 +54,7 @@ def needs(store: hutch.Store, *capabilities: str) -> None:
 
 def stage2(store: hutch.Store, namespace: str) -> Any:
     """What the plugin's own `open` returns, without the mapping around it."""
-    return store._factory.open(namespace)
+    return store.factory.open(namespace)
 
 
 def encoded(store: hutch.Store, namespace: str) -> hutch.EncodedStorage:

@@ -109,13 +109,13 @@ class Lifecycle(Promises):
     def test_opening_an_open_handle_is_an_error(self, store: hutch.Store) -> None:
         """open_storage on an open handle raises StoreAlreadyOpenError and leaves it as it was."""
         mixin = hutch.StoreMixin()
-        mixin.open_storage(store._factory, "core")
+        mixin.open_storage(store.factory, "core")
         mixin["k"] = 1
         with pytest.raises(hutch.StoreAlreadyOpenError):
-            mixin.open_storage(store._factory, "other")
+            mixin.open_storage(store.factory, "other")
         assert (mixin.namespace, dict(mixin)) == ("core", {"k": 1})
         mixin.close_storage()
-        mixin.open_storage(store._factory, "other")
+        mixin.open_storage(store.factory, "other")
         assert dict(mixin) == {}
         mixin.close_storage()
 
@@ -186,7 +186,7 @@ class Lifecycle(Promises):
         assert not mixin.is_open_storage()
         with pytest.raises(hutch.StoreNotOpenError):
             mixin.close_storage()
-        mixin.open_storage(store._factory, "core")
+        mixin.open_storage(store.factory, "core")
         assert mixin["k"] == 1
         mixin.close_storage()
 

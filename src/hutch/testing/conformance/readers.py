@@ -68,6 +68,6 @@ class Readers(Promises):
 
 def _with_option(store: hutch.Store, name: str, value: bool) -> hutch.StoreConfig:
     """Return the config of `store` with one more option; skip the test if the engine does not declare it."""
-    if name not in (getattr(store._factory, "OPTIONS", None) or {}):
+    if name not in (getattr(store.factory, "OPTIONS", None) or {}):
         pytest.skip(f"the {store.name} engine does not declare the option {name}")
     return replace(store.config, options={**store.config.options, name: value})

@@ -17,7 +17,7 @@ _POINTS = 10
 
 def may_refuse(store: hutch.Store) -> bool:
     """Return whether the engine says that it refuses a write in the middle of another of the same thread."""
-    return bool(getattr(store._factory, "refuses_nested_writes", False))
+    return bool(getattr(store.factory, "refuses_nested_writes", False))
 
 
 class Reentrancy(Promises):

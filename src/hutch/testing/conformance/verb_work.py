@@ -44,7 +44,7 @@ class Landing:
     """Tells where a handler ran: in hutch's or the engine's own code, or called by it."""
 
     def __init__(self, store: hutch.Store) -> None:
-        module = sys.modules[type(store._factory).__module__]
+        module = sys.modules[type(store.factory).__module__]
         engine = str(Path(module.__file__ or "").parent) + os.sep
         self._own = (_HUTCH, engine)
 
