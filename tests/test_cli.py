@@ -525,7 +525,7 @@ def test_the_installed_command_and_the_module_are_the_same(url: str) -> None:
 
 
 def test_completion_is_offered_to_shells() -> None:
-    environment = {**os.environ, "_HUTCH_COMPLETE": "bash_complete", "COMP_WORDS": "hutch pl", "COMP_CWORD": "1"}
+    environment = {**os.environ, "_HUTCH_COMPLETE": "bash_complete", "COMP_LINE": "hutch pl"}
     assert "plugins" in hutch_process(env=environment).stdout
 
 

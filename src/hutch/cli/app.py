@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
-from .. import CapabilityError, ConfigError, Store, StoreMissingError, __version__, connect
+from .. import CapabilityError, ConfigError, Finding, Store, StoreMissingError, __version__, connect, verify
 from ..config import read_config
 from ..discovery.factory import without_creating
 from ..errors import nearest
@@ -54,13 +56,27 @@ class Call:
             raise click.UsageError("give -s or -c, not both")
         return self.config if self.config is not None else self.storage
 
-    def connect(self) -> Store:
+    def connect(self) -> AbstractContextManager[Store]:
         """Return the store that the options name, for a command that may create it. Raises as `hutch.connect` does."""
         return connect(self._prepared_form())
 
-    def connect_existing(self) -> Store:
+    def connect_existing(self) -> AbstractContextManager[Store]:
         """Return the store that the options name. Raises StoreMissingError if it does not exist; creates nothing."""
         return connect_existing(self._prepared_form())
+
+    def connect_reading(self) -> AbstractContextManager[Store]:
+        """Return the store that the options name for reading only, where its engine can. Creates nothing."""
+        return connect(without_creating(read_config(self.config_form()), readonly=True))
+
+    def verify(self, repair: bool, salvage: str | None) -> Iterator[Finding]:
+        """Read everything in the store and yield each problem, as `hutch.verify` does."""
+        form = self.config_form()
+        self.import_modules()
+        return verify(form, repair=repair, salvage=salvage)
+
+    def standard_input(self) -> IO[bytes]:
+        """Return standard input, for a command that reads a value or a dump."""
+        return sys.stdin.buffer
 
     def _prepared_form(self) -> str | None:
         form = self.config_form()

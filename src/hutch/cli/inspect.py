@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .. import ConfigError, Discovery, Finding, PluginLoadError, find_plugins, verify
+from .. import ConfigError, Discovery, Finding, PluginLoadError, find_plugins
 from ..config import read_config
 from ..discovery.load import load_codec, load_factory
 from ..errors import redact
@@ -166,10 +166,8 @@ def check(call: Call, repair: bool, salvage: str | None, as_json: bool) -> int:
     Reads everything and prints one line per finding. Nothing is changed without --repair or
     --salvage. The store may be in use.
     """
-    form = call.config_form()
-    call.import_modules()
     found = Counter[bool]()
-    for finding in verify(form, repair=repair, salvage=salvage):
+    for finding in call.verify(repair, salvage):
         found[finding.repaired] += 1
         if as_json:
             print_json(

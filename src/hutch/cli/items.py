@@ -10,6 +10,7 @@ import click
 from .. import CorruptValueError, ValueTypeError
 from ..errors import a_or_an
 from .app import Call, hutch, json_option, missing_namespace, not_there, pass_call, storage_options
+from .complete import complete_key, complete_namespace
 from .literals import read_literal
 from .output import print_item, print_json, print_line, print_table, print_value, printable
 
@@ -33,7 +34,7 @@ def ls(call: Call, as_json: bool) -> None:
 
 
 @hutch.command()
-@click.argument("namespace")
+@click.argument("namespace", shell_complete=complete_namespace)
 @click.option("--prefix", default="", metavar="TEXT", help="Only keys that start with TEXT.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Print at most N keys.")
 @click.option("--values", is_flag=True, help="Print each value beside its key.")
@@ -65,8 +66,8 @@ def keys(call: Call, namespace: str, prefix: str, limit: int | None, values: boo
 
 
 @hutch.command()
-@click.argument("namespace")
-@click.argument("key")
+@click.argument("namespace", shell_complete=complete_namespace)
+@click.argument("key", shell_complete=complete_key)
 @click.option("--text", is_flag=True, help="Print a text as it is, without quotes; into a pipe, without a line end.")
 @storage_options
 @json_option
@@ -105,8 +106,8 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
 
 # "-5" is a value, not an option.
 @hutch.command("set", context_settings={"ignore_unknown_options": True})
-@click.argument("namespace")
-@click.argument("key")
+@click.argument("namespace", shell_complete=complete_namespace)
+@click.argument("key", shell_complete=complete_key)
 @click.argument("value")
 @click.option("--text", is_flag=True, help="VALUE is the text itself, not JSON.")
 @storage_options
@@ -118,7 +119,7 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
     output of `get --json` and `dump`: '{"$set": ["a", "b"]}', or as in that of `get`: 'set("a", "b")'.
     """
     if value == "-":
-        data = sys.stdin.buffer.read()
+        data = call.standard_input().read()
         try:
             value = data.decode()
         except UnicodeDecodeError as error:
@@ -136,8 +137,8 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
 
 
 @hutch.command()
-@click.argument("namespace")
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.argument("namespace", shell_complete=complete_namespace)
+@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
 @click.option("--all", "everything", is_flag=True, help="Remove the namespace with all its keys.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @storage_options

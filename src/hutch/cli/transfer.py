@@ -64,7 +64,7 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
     FILE is the output of `dump`; by default, or with "-", standard input. Values of existing keys
     are replaced, nothing is removed. After an interruption, run it again.
     """
-    with _opened(file) as lines, call.connect() as store, hint_to_run_again(), show_progress() as progress:
+    with _opened(call, file) as lines, call.connect() as store, hint_to_run_again(), show_progress() as progress:
         done = transfer.load(store, lines, globs or None, progress=progress)
     report("loaded", done)
     return not_there(f"no namespace matches {' or '.join(map(repr, globs))}") if globs and not done.namespaces else 0
@@ -181,9 +181,9 @@ def show_progress() -> Iterator[_OnProgress | None]:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[IO[bytes]]:
+def _opened(call: Call, file: str) -> Iterator[IO[bytes]]:
     if file == "-":
-        yield sys.stdin.buffer
+        yield call.standard_input()
         return
     try:
         lines = Path(file).open("rb")  # noqa: SIM115 - only opening it may fail as wrong usage

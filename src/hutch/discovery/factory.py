@@ -69,15 +69,18 @@ def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     return info, build_factory(info, checked)
 
 
-def without_creating(config: StoreConfig) -> StoreConfig:
+def without_creating(config: StoreConfig, readonly: bool = False) -> StoreConfig:
     """Return `config` with the option `create` set to False if its engine declares that option.
 
-    Connecting to a store that is missing then raises StoreMissingError. Raises what `load_plugin` raises.
+    Connecting to a store that is missing then raises StoreMissingError. With `readonly`, the option of that name is set
+    too if the engine declares it. Raises what `load_plugin` raises.
     """
     factory: Any = load_factory(_find_plugins(config, "").find(config.storage))
-    if not issubclass(factory, StoragePluginBase) or "create" not in (factory.OPTIONS or {}):
+    if not issubclass(factory, StoragePluginBase):
         return config
-    return replace(config, options=MappingProxyType({**config.options, "create": False}))
+    wanted = {"create": False} | ({"readonly": True} if readonly else {})
+    known = {name: value for name, value in wanted.items() if name in (factory.OPTIONS or {})}
+    return replace(config, options=MappingProxyType({**config.options, **known}))
 
 
 def make_private(config: StoreConfig) -> None:
