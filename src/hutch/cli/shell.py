@@ -203,12 +203,12 @@ class _Completer:
 
     def __init__(self, verbs: click.Group, call: _ShellCall, before_cursor: Callable[[], str]) -> None:
         self._verbs, self._call, self._before_cursor = verbs, call, before_cursor
-        self._found: list[str] = []
+        self._completed: list[str] = []
 
     def __call__(self, text: str, state: int) -> str | None:
         if state == 0:
-            self._found = self._completions(text)
-        return self._found[state] if state < len(self._found) else None
+            self._completed = self._completions(text)
+        return self._completed[state] if state < len(self._completed) else None
 
     def _completions(self, text: str) -> list[str]:
         line = parse_line(self._before_cursor())
