@@ -148,7 +148,7 @@ def test_every_verb_of_a_handle_has_one_here() -> None:
     sync -= {"open_storage", "close_storage"}
     assert {renamed.get(name, name) for name in sync} <= set(dir(hutch.aio.Namespace))
     stores = {name for name in dir(hutch.Store) if not name.startswith("_")}
-    assert stores <= {*dir(hutch.aio.Store), "config"}
+    assert stores <= {*dir(hutch.aio.Store), "config", "factory"}
 
 
 def test_arguments_and_defaults_are_those_of_a_handle() -> None:

@@ -835,7 +835,7 @@ def test_a_key_that_is_not_utf_8_is_an_error(path: Path) -> None:
             list(space)
         assert space["key"] == 1
         # What comes before it is given all the same.
-        keys, items = iter(space), iter(space.items())
+        keys, items = space.scan_keys(), space.scan()
         assert (next(keys), next(items)) == ("key", ("key", 1))
 
 

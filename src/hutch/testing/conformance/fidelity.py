@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zoneinfo
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import namedtuple
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -122,8 +122,6 @@ FOREIGN: list[Any] = [
     *(
         Colour.RED,
         Point(1, 2),
-        OrderedDict(a=1),
-        defaultdict(list),
         type("Text", (str,), {})("a"),
         type("N", (int,), {})(1),
     ),
