@@ -7,7 +7,7 @@ CODE := src plugins tests examples benchmarks
 unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
 
 # Each in an environment of its own, larger than all the rest; the tests of Python 3.11 run Errbot's.
-FRAMEWORKS := dotevals exengine keyvalue ragas themis themis1
+FRAMEWORKS := dotevals exengine keyvalue ragas themis themis1 web
 
 .PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 bridges bench bench-check bench-bridges growth docs servers format clean
 .DEFAULT_GOAL := help

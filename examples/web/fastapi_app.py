@@ -1,0 +1,26 @@
+"""Count visits per user with FastAPI: the lifespan opens and closes the store."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+
+import hutch.aio
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    url = os.environ.get("HUTCH_STORAGE", "lmdb://state")
+    async with hutch.aio.connect(url) as store, store.open("visits") as visits:
+        app.state.visits = visits
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.get("/visit/{user}")
+async def visit(user: str, request: Request) -> dict[str, int]:
+    visits = request.app.state.visits
+    return {"visits": await visits.modify(user, lambda n: n + 1, default=0)}
