@@ -20,6 +20,8 @@ from tests.pages import blocks, commands, run
 
 ROOT = Path(__file__).parents[1]
 COMMAND_LINE = ROOT / "docs" / "cli.md"
+# tests/bridges/test_web.py runs its examples under the real servers.
+WEB = ROOT / "docs" / "howto" / "web.md"
 BRIDGES = ROOT / "docs" / "bridges"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -49,7 +51,7 @@ def file_of(url: str) -> Path | None:
 
 
 def runs(page: Path) -> bool:
-    if page == COMMAND_LINE or page.parent == BRIDGES:
+    if page in (COMMAND_LINE, WEB) or page.parent == BRIDGES:
         return False
     return any(block.language == "python" or commands(block) for block in blocks(page))
 

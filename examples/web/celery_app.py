@@ -1,4 +1,4 @@
-"""Count visits per user in the tasks of Celery: each worker process connects."""
+"""Count visits per user in tasks of Celery, whose workers connect."""
 
 import os
 from typing import Any

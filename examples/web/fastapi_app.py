@@ -1,4 +1,4 @@
-"""Count visits per user with FastAPI: the lifespan opens and closes the store."""
+"""Count visits per user with FastAPI, whose lifespan holds the store."""
 
 import os
 from collections.abc import AsyncIterator
