@@ -18,11 +18,11 @@ from hutch import CorruptValueError, StorageUnavailableError
 from hutch.filesystem import (
     create_file,
     flush_folder,
-    is_missing,
     open_existing,
     reason_not_writable,
     validate_regular_file,
 )
+from hutch.handlers import raised_by_handler
 
 #: (device, inode) of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]
@@ -47,16 +47,29 @@ def is_there(folder: Path) -> bool:
 def reason_to_read_pages(folder: Path, readonly: bool) -> str | None:
     """Return why LMDB cannot open `folder`, or None if it can, or if there is no store yet.
 
-    It needs permission to write to both files. With `readonly`, a missing lock file is not created either.
+    It needs permission to write to both files. With `readonly`, a missing lock file is not created either. Raises
+    StorageUnavailableError for anything but a regular file under the name of one of them.
     """
     data, lock = folder / "data.mdb", folder / "lock.mdb"
-    if is_missing(data):
+    has_lock = _has_file(lock)
+    if not _has_file(data):
         return None
     if (reason := reason_not_writable(data)) is not None:
         return reason
-    if not is_missing(lock):
+    if has_lock:
         return reason_not_writable(lock)
     return f"{lock} does not exist" if readonly else reason_not_writable(folder)
+
+
+def _has_file(path: Path) -> bool:
+    try:
+        return validate_regular_file(path) is not None
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        if isinstance(error, StorageUnavailableError) or raised_by_handler(error):
+            raise
+        return True  # opening it says what is wrong
 
 
 def make_store(folder: Path, lib_version: int) -> None:

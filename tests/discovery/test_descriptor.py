@@ -418,6 +418,7 @@ SIMPLE_LINES = st.sampled_from(
 @example(MINIMAL.replace("\n", "\r\n"))
 @example(MINIMAL.replace("\n", "\r"))
 @example("[DEFAULT]\nModule = m\n[Core]\nName = a\n")
+@example(";\r0")
 def test_a_descriptor_is_read_in_the_short_way_as_configparser_reads_it_or_not_at_all(text: str) -> None:
     simple = _parse_simple(text)
     if simple is None:

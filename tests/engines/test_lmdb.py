@@ -77,7 +77,7 @@ def test_nothing_is_made_until_something_is_written(path: Path) -> None:
     with connect(path) as store, store.open("core") as space:
         assert (dict(space), len(space), "k" in space, space.get_many(["k"])) == ({}, 0, False, {})
         assert (list(space.scan(reverse=True)), list(space.scan_keys()), store.namespaces()) == ([], [], [])
-        assert figures(store) == {"path": str(path), "durability": "normal"}
+        assert {"path": str(path), "durability": "normal", "keys": 0}.items() <= figures(store).items()
         assert not path.exists()
         space["k"] = 1
         assert sorted(os.listdir(path)) == ["data.mdb", "lock.mdb"]

@@ -520,7 +520,7 @@ def test_a_hundred_thousand_keys_are_listed_in_order_in_chunks_that_are_asked_fo
     with connect(own_server.url) as store, store.open("core") as core:
         core.update(dict.fromkeys(reversed(expected)))
         raw(own_server, "CONFIG", "RESETSTAT")
-        keys = iter(core)
+        keys = core.scan_keys()
         assert next(keys) == expected[0]
         assert calls(own_server)["zrangebylex"] == 1
         # Nothing is locked on the server meanwhile: the handle is free for other calls.
@@ -617,7 +617,7 @@ def test_after_a_restart_the_first_change_that_must_not_run_twice_just_works(
 def test_a_restart_that_is_shorter_than_the_retries_is_not_noticed(own_server: RedisServer) -> None:
     with connect(own_server.url, retry_s=30) as store, store.open("core") as core:
         core.update({f"{i:05}": i for i in range(5000)})
-        keys = iter(core)
+        keys = core.scan_keys()
         got = [next(keys) for _ in range(100)]
 
         def restart() -> None:

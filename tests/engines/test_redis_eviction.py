@@ -128,7 +128,7 @@ def test_values_that_are_evicted_while_they_are_listed_are_an_error(
         with store.open("core") as core:
             core.clear()
             core.update({f"k{i:03}": i for i in range(300)})
-            items = iter(core.items())
+            items = core.scan()
             for _ in range(seen):
                 next(items)
             server.delete(f"{prefix}:{{core}}:values")

@@ -206,7 +206,10 @@ def _parse_simple(text: str) -> _Sections | None:
     """
     sections: _Sections = {}
     options: dict[str, str] | None = None
-    for line in text.replace("\r\n", "\n").split("\n"):
+    text = text.replace("\r\n", "\n")
+    if "\r" in text:  # a line end of its own, to configparser
+        return None
+    for line in text.split("\n"):
         if not line or line[0] in "#;":
             continue
         if line[0] == "[":
@@ -217,7 +220,7 @@ def _parse_simple(text: str) -> _Sections | None:
             continue
         option, equals, value = line.partition("=")
         option = option.rstrip(" ").lower()
-        if not equals or not option.isalnum() or options is None or option in options or "\r" in value:
+        if not equals or not option.isalnum() or options is None or option in options:
             return None
         options[option] = value.strip()
     return sections
