@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from hutch import CapabilityError, Finding, Option, StoragePluginBase, StoreError, StoreLockedError
+from hutch import CapabilityError, Option, StoragePluginBase, StoreError, StoreLockedError
 
 from .files import is_there, reason_to_read_pages
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
@@ -19,6 +19,8 @@ from .registry import release, shared_environment
 from .storage import LmdbStorage
 
 if TYPE_CHECKING:
+    from hutch import Finding
+
     from .environment import Environment
     from .page_reader import PageEnvironment
     from .slot import Txn

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .codec.codec import Codec
     from .codec.registry import register_type
     from .config import StoreConfig
-    from .contract import MISSING, Finding, StorageBase, StoragePluginBase
+    from .contract import MISSING, StorageBase, StoragePluginBase
     from .discovery.discovery import Discovery
     from .discovery.factory import find_plugins, load_plugin
     from .encoded import EncodedStorage
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ValueLimitError,
         ValueTypeError,
     )
+    from .finding import Finding
     from .handle import Namespace
     from .hooks import hookimpl, register_hooks, unregister_hooks
     from .integrity import verify
@@ -96,7 +97,8 @@ __all__ = [
 
 # Modules imported on first use of a name, so that `import hutch` is fast. Names not listed here are in `errors`.
 _HOME = {
-    "contract": ("MISSING", "Finding", "StorageBase", "StoragePluginBase"),
+    "contract": ("MISSING", "StorageBase", "StoragePluginBase"),
+    "finding": ("Finding",),
     "codec.codec": ("Codec",),
     "codec.registry": ("register_type",),
     "config": ("StoreConfig",),

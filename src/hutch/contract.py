@@ -13,10 +13,9 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from .codec.codec import Codec
 from .errors import CapabilityError, ConflictError, StoreMissingError
@@ -24,6 +23,9 @@ from .handlers import is_missing, passes_through
 from .keylocks import WAIT_S, run_compare_and_write
 from .limits import PLAIN_TYPES, check_result
 from .options import Option, read_options
+
+if TYPE_CHECKING:
+    from .finding import Finding
 
 
 class Missing(enum.Enum):
@@ -42,21 +44,6 @@ MISSING: Final = Missing.MISSING
 _MODIFY_PATIENCE_S = 60.0
 _FIRST_BACKOFF_S = 0.0002
 _LONGEST_BACKOFF_S = 0.05
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A problem in stored data, reported by `hutch.verify`. It never contains a value."""
-
-    #: `structure`: the engine's own files are damaged. `value`: unreadable. `key`: not written by hutch. `count`: `len`
-    #: is wrong. `orphan`: data of no namespace. `index`: what the engine stores beside the data contradicts it.
-    kind: Literal["structure", "value", "key", "count", "orphan", "index"]
-    #: A description of the problem, for people.
-    message: str
-    namespace: str | None = None
-    key: str | None = None
-    #: Whether it was repaired, or salvaged and removed.
-    repaired: bool = False
 
 
 class StorageBase(ABC):

@@ -14,13 +14,14 @@ from zlib import crc32
 
 from .codec.frame import RESIDUE
 from .config import StoreConfig, read_config
-from .contract import Finding, StorageBase, StoragePluginBase
+from .contract import StorageBase, StoragePluginBase
 from .discovery.factory import PluginConfig, build, find_plugins, without_creating
 from .discovery.foreign import open_validated
 from .discovery.load import load_factory
 from .encoded import EncodedStorage
 from .errors import CorruptValueError, KeyLimitError
 from .filesystem import create_file, flush_folder, write_all
+from .finding import Finding
 from .limits import validate_key
 from .options import read_options
 

@@ -94,9 +94,9 @@ def _state(store: Store, what: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with dataclasses and mappings converted to dicts, and tuples to lists."""
+    """Return `value` with named tuples and mappings converted to dicts, and tuples to lists."""
     if isinstance(value, CodecConfig | LayerConfig | NamespaceRule):
-        return {name: _plain(part) for name, part in vars(value).items()}
+        return {name: _plain(part) for name, part in value._asdict().items()}
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in sorted(value.items(), key=repr)}
     if isinstance(value, list | tuple):

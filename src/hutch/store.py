@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .backup import StoreFiles
 from .config import StoreConfig, read_config, shown_location
-from .contract import Finding, StoragePluginBase
+from .contract import StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted, is_readonly
@@ -21,6 +21,9 @@ from .handle import Claim, Namespace, refuse_copy
 from .handlers import passes_through
 from .limits import validate_namespace
 from .shared_handles import SharedHandles
+
+if TYPE_CHECKING:
+    from .finding import Finding
 
 
 class Store(StoreFiles, SharedHandles):

@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -196,7 +195,7 @@ def test_what_the_caller_changes_later_changes_no_config() -> None:
 def test_a_config_cannot_be_changed() -> None:
     config = read({"STORAGE": "redis", "CODEC": "json", "LAYERS": ["cache"]})
     for part, name in ((config, "storage"), (config.codec, "name"), (config.layers[0], "name")):
-        with pytest.raises(FrozenInstanceError):
+        with pytest.raises(AttributeError):  # FrozenInstanceError is one
             setattr(part, name, "x")
     for options in (config.options, config.codec.options, config.layers[0].options, StoreConfig("lmdb").options):
         with pytest.raises(TypeError):

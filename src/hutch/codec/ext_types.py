@@ -21,7 +21,7 @@ from ormsgpack import Ext
 
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import guard_entry, raised_by_handler
-from . import addresses, containers, registry
+from . import containers, registry
 from .bounds import EQUAL_HASHES, LONG_BODIES, LONG_FRACTION, SHORT, has_equal_hashes, is_nested_too_deep, is_short
 from .zones import decode_zone, encode_zone
 
@@ -326,6 +326,12 @@ def _encode_set(value: set[Any] | frozenset[Any]) -> Ext:
     return Ext(number, data)
 
 
+def _decode_address(data: bytes) -> Any:
+    from . import addresses
+
+    return addresses.from_parts(*_unpackb(data))
+
+
 def late_encoder(cls: type) -> Callable[[Any], Ext] | None:
     """Return the encoder of `cls` if it is Decimal, Fraction or a type of ipaddress, else None.
 
@@ -340,6 +346,8 @@ def late_encoder(cls: type) -> Callable[[Any], Ext] | None:
 
         ENCODERS[Fraction] = _encode_fraction
     elif cls.__module__ == "ipaddress":
+        from . import addresses
+
         ENCODERS.update(dict.fromkeys(addresses.classes(), lambda v: Ext(IP, _packb(addresses.parts_of(v)))))
     return ENCODERS.get(cls)
 
@@ -382,7 +390,7 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     DEFAULTDICT: _decode_defaultdict,
     COUNTER: lambda d: containers.make_mapping(Counter, _decode_map(d)),
     DEQUE: _decode_deque,
-    IP: lambda d: addresses.from_parts(*_unpackb(d)),
+    IP: _decode_address,
 }
 
 # Indexed by number, negative numbers in the upper half: takes half the time of a dict lookup.

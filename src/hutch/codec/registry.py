@@ -11,7 +11,6 @@ from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError, a_or_an
 from ..handlers import passes_through
-from .main_module import MAIN_NAMES, importable_name
 
 T = TypeVar("T")
 _MISSING: Any = object()
@@ -102,6 +101,8 @@ def _validate_arguments(name: object, encode: object, decode: object) -> None:
 def _register(
     cls: Any, name: str | None, encode: Callable[[Any], Any] | None, decode: Callable[[Any], Any] | None
 ) -> Any:
+    from .main_module import MAIN_NAMES, importable_name
+
     _validate_class(cls)
     if name is None and cls.__module__ in MAIN_NAMES:
         module = importable_name(cls.__module__)
@@ -134,6 +135,8 @@ def _register(
 
 def _identity(cls: type) -> tuple[str, str]:
     """Return what a class keeps when its module is loaded again, also as the program itself."""
+    from .main_module import MAIN_NAMES, importable_name
+
     module = cls.__module__
     return (importable_name(module) or module) if module in MAIN_NAMES else module, cls.__qualname__
 

@@ -23,7 +23,6 @@ from .ext_types import (
     encode_int,
     late_encoder,
 )
-from .refusals import refusal
 from .zones import ZoneError
 
 #: How deep lists, dicts, tuples and sets may nest. ormsgpack itself reads 1,023 levels; inside an extension its count
@@ -78,6 +77,8 @@ def tag_exactly(value: Any, where: str = "the value", depth: int = 0) -> Any:
             ) from None
     known = registry.find(kind)
     if known is None:
+        from .refusals import refusal
+
         raise refusal(kind, where)
     payload = tag_exactly(_state(known, value, where), f"{where} ({a_or_an(kind.__name__)})", depth + 1)
     return Ext(REGISTERED, _packb([known.name, payload], None, OPTIONS))

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from ..options import ByFields
 from .url import shown_name, shown_url
 
 
@@ -31,30 +32,33 @@ def _names(options: Mapping[str, Any]) -> str:
     return f"<{', '.join(shown_name(name)[1:-1] for name in options)}>"
 
 
-@dataclass(frozen=True, repr=False)
-class CodecConfig:
+class _Named(NamedTuple):
+    name: str
+    options: Mapping[str, Any] = _NO_OPTIONS
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={shown_name(self.name)}, options={_names(self.options)})"
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class CodecConfig(_Named):
     """The name of a codec and its options. `hutch.codec` validates them."""
 
-    name: str = "msgpack"
-    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
-
-    def __repr__(self) -> str:
-        return f"CodecConfig(name={shown_name(self.name)}, options={_names(self.options)})"
+    __slots__ = ()
 
 
-@dataclass(frozen=True, repr=False)
-class LayerConfig:
+DEFAULT_CODEC = CodecConfig("msgpack")
+
+
+class LayerConfig(_Named):
     """The name of a layer and its options. `hutch.layers` validates them."""
 
-    name: str
-    options: Mapping[str, Any] = field(default_factory=lambda: _NO_OPTIONS, hash=False)
-
-    def __repr__(self) -> str:
-        return f"LayerConfig(name={shown_name(self.name)}, options={_names(self.options)})"
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class NamespaceRule:
+class NamespaceRule(NamedTuple):
     """Overrides for the namespaces that match the case-sensitive glob `pattern`; None means "not overridden"."""
 
     pattern: str
@@ -62,8 +66,8 @@ class NamespaceRule:
     layers: tuple[LayerConfig, ...] | None = None
 
 
-@dataclass(frozen=True, repr=False)
-class StoreConfig:
+@dataclass(frozen=True, repr=False, eq=False)
+class StoreConfig(ByFields):
     """A complete, validated config, made by `read_config`. The fields may hold secrets; the repr shows none."""
 
     #: Name of a plugin or scheme of a URL, as written: "lmdb", "Redis", "redis+cluster".
@@ -74,7 +78,7 @@ class StoreConfig:
     url: str | None = None
     #: Absolute paths.
     extra_plugin_dirs: tuple[Path, ...] = ()
-    codec: CodecConfig = CodecConfig()
+    codec: CodecConfig = DEFAULT_CODEC
     #: For namespaces without an override.
     layers: tuple[LayerConfig, ...] = ()
     namespaces: tuple[NamespaceRule, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, a_or_an, nearest
 from .bounds import MAX_DEPTH, MAX_NODES
-from .model import CodecConfig, FrozenDict, LayerConfig, NamespaceRule, StoreConfig
+from .model import DEFAULT_CODEC, CodecConfig, FrozenDict, LayerConfig, NamespaceRule, StoreConfig
 from .url import shown_name, split_url
 from .variables import expand, without_variables
 
@@ -19,9 +19,6 @@ _RULE_KEYS = ("CODEC", "LAYERS")
 # The name of a codec or a layer. Text of another form (a secret in the wrong place) is not shown.
 _NAME = r"[A-Za-z][A-Za-z0-9_.+-]{0,63}"
 _STORAGE_NAME = r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?"
-
-
-_DEFAULT_CODEC = CodecConfig()
 
 
 class Checker:
@@ -34,7 +31,7 @@ class Checker:
         environ: Mapping[str, str] | None = None,
         *,
         keyed: bool = True,
-        default_codec: CodecConfig = _DEFAULT_CODEC,
+        default_codec: CodecConfig = DEFAULT_CODEC,
     ) -> None:
         self.source = source
         self.base_dir = base_dir

@@ -21,7 +21,7 @@ def backup(store: Store, dest: str | os.PathLike[str], *, progress: OnProgress |
     copied: list[Transferred] = []
 
     def scan(path: Path) -> None:
-        rules = tuple(replace(rule, layers=None) for rule in store.config.namespaces)
+        rules = tuple(rule._replace(layers=None) for rule in store.config.namespaces)
         config = replace(
             store.config,
             storage="lmdb",
