@@ -274,7 +274,9 @@ def test_a_value_that_is_too_deep_or_holds_itself_is_refused(depth: int | None, 
 @pytest.mark.parametrize("value", [None, 5, "abc", [1, 2, 3], {}, {"id": "i", "name": "x", "moves": 0, "more": 1}])
 def test_what_hutch_did_not_write_is_an_error_with_its_key(value: Any, storage: Storage) -> None:
     begun(storage).add_results("x", "e", [record(1)])
-    data, experiment_id = storage._data, storage._experiment("x")["id"]
+    data, experiment = storage._data, storage._load_experiment("x")
+    assert experiment is not None
+    experiment_id = experiment["id"]
     ways: dict[str, list[Callable[[], object]]] = {
         results_prefix(experiment_id, "e") + "0": [
             lambda: storage.get_results("x", "e"),
