@@ -23,6 +23,7 @@ _NEEDS = {
     "test_ragas.py": "ragas",
     "test_themis.py": "themis.core.stores",
     "test_themis1.py": "themis.storage",
+    "test_web.py": "flask",
 }
 
 
