@@ -49,19 +49,25 @@ def copy_to(txn: Txn, folder: Path) -> None:
     figures = txn.stat()
     used_bytes = figures["psize"] * (figures["branch_pages"] + figures["leaf_pages"] + figures["overflow_pages"])
     (folder / "data.mdb").unlink(missing_ok=True)
-    count = 0
     with _Target(folder, 2 * used_bytes + _SPARE_BYTES) as target:
-        items = iter(txn.cursor())
-        # Read each chunk before writing it, so that an error says which side failed.
-        while chunk := list(_chunk(items)):
-            target.append(chunk)
-            count += len(chunk)
+        count = _copy_items(txn, target)
         if count != figures["entries"]:
             raise CorruptValueError(
                 f"{folder}: a walk over the store found {count:,} entries, its own count says "
                 f"{figures['entries']:,}: it is damaged. Run: hutch check"
             )
         target.finish(count)
+
+
+def _copy_items(txn: Txn, target: _Target) -> int:
+    # A function of its own: CPython may raise at the end of a loop outside the `with` around the loop.
+    count = 0
+    items = iter(txn.cursor())
+    # Read each chunk before writing it, so that an error says which side failed.
+    while chunk := list(_chunk(items)):
+        target.append(chunk)
+        count += len(chunk)
+    return count
 
 
 def _chunk(items: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

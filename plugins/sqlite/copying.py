@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from sqlite3 import Connection
@@ -70,14 +71,20 @@ def _run_in_thread(connection: Connection, statement: str) -> None:
     worker = threading.Thread(target=_execute, args=(connection, statement, errors), name="hutch-vacuum")
     worker.start()
     try:
-        while worker.is_alive():
-            worker.join(_POLL_S)
+        _wait_for(worker)
     finally:
-        while worker.is_alive():
-            connection.interrupt()
-            worker.join(_POLL_S)
+        _wait_for(worker, connection.interrupt)
     if errors:
         raise errors[0]
+
+
+def _wait_for(worker: threading.Thread, hurry: Callable[[], object] | None = None) -> None:
+    """Wait for the end of `worker`; call `hurry` until then."""
+    # A function of its own: CPython may raise at the end of a loop outside the `try` around the loop.
+    while worker.is_alive():
+        if hurry is not None:
+            hurry()
+        worker.join(_POLL_S)
 
 
 def _execute(connection: Connection, statement: str, errors: list[sqlite3.Error]) -> None:

@@ -690,12 +690,12 @@ print(f"starting at {first}")
 
 
 def report(notification):
-    print(f"stored {message.payload['time']}")  # in one piece, also when it is killed
+    print(f"stored {notification.payload['time']}")  # in one piece, also when it is killed
     if notification.payload["time"] == first + int(sys.argv[2]):
         print("enough")
 
 
-engine.subscribe_to_notifications(tell, DataStoredNotification)
+engine.subscribe_to_notifications(report, DataStoredNotification)
 camera = Camera(first)
 handler = DataHandler(storage)
 where = ({"time": time, "channel": "DAPI"} for time in range(first, 100_000))

@@ -29,16 +29,21 @@ def importable_name(module: str) -> str | None:
 def _name_of(file: Path) -> str | None:
     try:
         file = file.resolve()
-        parts, folder = [file.stem], file.parent
-        while (folder / "__init__.py").is_file():
-            parts.insert(0, folder.name)
-            folder = folder.parent
+        parts = _parts_of(file)
     except OSError:
         return None
     if file.suffix != ".py" or not all(map(str.isidentifier, parts)) or parts[0] in MAIN_NAMES:
         return None
     # Within a package the folder above it need not be on sys.path: python -m would put it there.
     return ".".join(parts) if len(parts) > 1 or _is_found(parts[0], file) else None
+
+
+def _parts_of(file: Path) -> list[str]:
+    parts, folder = [file.stem], file.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return parts
 
 
 def _is_found(name: str, file: Path) -> bool:
