@@ -12,7 +12,9 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,6 +62,10 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     monkeypatch.delenv("HUTCH_PLUGIN_PATH", raising=False)
     # An example that names no store must not reach the developer's own.
     monkeypatch.setenv("HUTCH_STORAGE", f"lmdb://{folder}/unnamed")
+    # As ``python -m app`` would run it: classes of the page are stored under that name.
+    program = ModuleType("__main__")
+    program.__spec__ = ModuleSpec("app", None)
+    monkeypatch.setitem(sys.modules, "__main__", program)
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.file:

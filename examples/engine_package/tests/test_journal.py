@@ -87,6 +87,8 @@ def test_what_was_replaced_does_not_fill_the_disk(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "data").iterdir()} == {".journal"}
 
 
+# A file that was just opened is closed by its finalizer, which warns.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_exception_at_any_point_of_a_compaction_leaves_the_old_value_or_the_new(tmp_path: Path) -> None:
     with hutch.connect(url(tmp_path)) as store, store.open("core") as core:
 
