@@ -204,10 +204,10 @@ class StoreMixin(MutableMapping[str, V]):
         """Return the value of `key`, or `default` if it is missing."""
         try:
             return self._store.get(key)
-        except KeyError as error:
-            if not is_missing(error, key):
+        except Exception as error:
+            explain_failure(key, error)
+            if not isinstance(error, KeyError) or not is_missing(error, key):
                 raise
-            validate_key(key)
             return default
 
     def keys(self) -> Keys:

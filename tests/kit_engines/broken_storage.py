@@ -297,9 +297,9 @@ class HoldsALockWhileItIterates(Sound):
         super().__init__(plugin, namespace, items)
         self.lock = threading.RLock()
 
-    def keys(self) -> Iterable[str]:
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         with self.lock:
-            yield from list(self.items_)
+            yield from super().read_range(start, stop, reverse)
 
     def write(self, key: str, data: bytes) -> None:
         with self.lock:

@@ -75,7 +75,7 @@ FAULTS = {
     "FoldsKeys": "Keys of 1 to 1,024 bytes",
     "FoldsNamespaces": "Hostile, long, alike and reserved names",
     "MakesListsOfTuples": "Every value that any engine takes comes back",
-    "WritesABatchUpToTheBadValue": "A batch with one value that cannot be stored writes nothing",
+    "WritesABatchUpToTheBadValue": "A value that cannot be stored is refused with its key, and with it the batch",
     "RaisesItsOwnErrorsWhenClosed": "A handle or store closed while threads use it",
     "ClaimsToBeShared": "Where shared: what one process set",
     "ClaimsToBeDurable": "Where durable: a writer killed",

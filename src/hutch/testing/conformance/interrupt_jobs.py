@@ -256,10 +256,12 @@ def _points_to_visit(
     work: Callable[[], object], limit: int | None, seed: int, figures: Mapping[str, int]
 ) -> Iterator[int]:
     """Yield points of `work`; others if none of them was visited, because later calls of `work` were shorter."""
-    for attempt in range(5):
-        yield from points(work, limit, seed + attempt)
+    yield from points(work, limit, seed)
+    for shorter in range(1, 10):
         if figures["points"]:
             return
+        every = points(work)
+        yield from every[: 1 + (len(every) >> shorter)][-3:]
 
 
 def _interrupt_at(

@@ -111,7 +111,8 @@ class Iteration(Promises):
     @every_way
     def test_an_iteration_holds_nothing_between_steps(self, ns: hutch.Namespace, way: str) -> None:
         """In the middle of an iteration another thread can write, modify, clear; an abandoned iteration is freed."""
-        fill(ns, 50)
+        # More than the mapping reads at its start.
+        ns.update({f"k{number:04}": "x" * 8192 for number in range(60)})
         steps = iter(WAYS[way](ns))
         next(steps)
         abandoned = iter(WAYS[way](ns))
