@@ -10,6 +10,7 @@ import os
 import pickle
 import threading
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,20 @@ def test_it_is_not_pickled_or_copied_and_what_to_send_instead_works(tmp_path: Pa
         sent, name = pickle.loads(pickle.dumps((store, "core")))
         assert sent[name]["k"] == 1
     close_unpickled()
+
+
+def test_a_closed_store_and_its_shared_handles_are_freed_without_the_garbage_collector(url: str) -> None:
+    def use() -> list[weakref.ref[Any]]:
+        with hutch.connect(url) as store:
+            store["core"]["k"] = 1
+            return [weakref.ref(store), weakref.ref(store["core"])]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [reference() for reference in use()] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_store_that_nobody_closes_is_closed_silently_with_its_shared_handles(url: str) -> None:

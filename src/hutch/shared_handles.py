@@ -27,10 +27,9 @@ class SharedHandles:
         StoreAlreadyOpenError. After `drop(name)` it is closed until ``store[name]`` opens it again. Raises what
         `open` raises.
         """
-        if name.__class__ is str and name in self._shared:
-            handle = self._shared[name]
-            if handle.is_open_storage():
-                return handle
+        handle = self._shared.get(name) if name.__class__ is str else None
+        if handle is not None and handle.is_open_storage():
+            return handle
         return self._open_shared(validate_namespace(name))
 
     def __setitem__(self, name: str, value: object) -> NoReturn:

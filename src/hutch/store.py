@@ -183,6 +183,8 @@ class Store(StoreFiles, SharedHandles):
                     closing.callback(self._close_shared, name)
                 for handle in self._left_open():
                     closing.callback(self._close_left_open, handle)
+            # They and this store refer to each other: the collector would run this store's finalizer within some verb.
+            self._shared.clear()
         finally:
             if mine:
                 self._is_closing = False
