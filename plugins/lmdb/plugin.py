@@ -72,7 +72,7 @@ class LmdbPlugin(StoragePluginBase):
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         options = self._storage_config
-        self.must_exist(options["path"], is_there(options["path"]))
+        self.must_exist(options["path"], lambda: is_there(options["path"]))
         if options["verify"]:
             from .integrity import refuse_unreadable
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 from urllib.parse import quote
 
-from hutch import ConfigError, CorruptValueError, EncodedStorage, Finding, Option, StoragePluginBase
+from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase
 
 from .address import OPTION_HINTS, SENTINEL_HINT, read_address
-from .integrity import verify as verify_store
 from .listing import Listing
 from .pool import Pool
 from .protocol import Command, Connection, packed
 from .scripts import CLEAR, DELETE, SWAP, WRITE
 from .server import Server, server_figures
+
+if TYPE_CHECKING:
+    from hutch import Finding
 
 T = TypeVar("T")
 
@@ -130,7 +132,9 @@ class RedisPlugin(StoragePluginBase):
         return {"server": self.where} | server_figures(self.server)
 
     def verify(self, repair: bool = False) -> Iterator[Finding]:
-        return verify_store(self, repair)
+        from .integrity import verify
+
+        return verify(self, repair)
 
     def compact(self) -> None:
         """Do nothing: the engine has no files."""

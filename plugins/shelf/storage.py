@@ -81,7 +81,7 @@ class ShelfPlugin(StoragePluginBase):
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
         self._folder = Folder(self._storage_config["basedir"])
-        self.must_exist(self._storage_config["basedir"], not is_missing(self._folder.path))
+        self.must_exist(self._storage_config["basedir"], lambda: not is_missing(self._folder.path))
         self.wait_s: float = self._storage_config["wait_s"]
         # The storages of `open`, until they are collected.
         self._storages: set[weakref.ref[ShelfStorage]] = set()

@@ -11,13 +11,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hutch import (
     ConfigError,
     CorruptValueError,
     EncodedStorage,
-    Finding,
     Option,
     StoragePluginBase,
     StorageUnavailableError,
@@ -30,7 +29,6 @@ from .copying import backup, vacuum
 from .database import Database, change, leave_all
 from .errors import is_from_sqlite
 from .file import SYNCHRONOUS, NoDataError
-from .integrity import verify as verify_store
 from .read_only import reason_to_only_read
 from .statements import (
     ADD,
@@ -46,6 +44,9 @@ from .statements import (
     read_all,
     write_all,
 )
+
+if TYPE_CHECKING:
+    from hutch import Finding
 
 # The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
@@ -112,7 +113,7 @@ class SqlitePlugin(StoragePluginBase):
                 "only, use memory://, or memory://NAME to share it between stores"
             )
         self._path = Path(os.path.realpath(path))
-        self.must_exist(path, not is_missing(self._path))
+        self.must_exist(path, lambda: not is_missing(self._path))
 
     def open(self, namespace: str) -> SqliteStorage:
         """Return a storage for `namespace`, after validating the file if it exists. Creates nothing.
@@ -155,7 +156,9 @@ class SqlitePlugin(StoragePluginBase):
         return self._shared().write(vacuum, self._path)
 
     def verify(self, repair: bool = False) -> list[Finding]:
-        return verify_store(self._shared(), repair)
+        from .integrity import verify
+
+        return verify(self._shared(), repair)
 
     def close(self) -> None:
         leave_all(self._user)

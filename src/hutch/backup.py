@@ -1,4 +1,4 @@
-"""Back up and compact a store by its engine; a backup gets its name when it is complete."""
+"""Write a backup, which gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -6,64 +6,13 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from .contract import StoragePluginBase
-from .errors import CapabilityError, ConfigError, StorageUnavailableError, StoreAlreadyOpenError, StoreError
+from .errors import ConfigError, StorageUnavailableError, StoreError
 from .filesystem import flush_folder
 from .handlers import raised_by_handler
 
 # What SQLite may leave beside an unfinished file.
 _BESIDE = ("", "-journal", "-wal", "-shm")
-
-
-class StoreFiles:
-    """The methods of a `hutch.Store` that copy and shrink the engine's files."""
-
-    name: str
-    _factory: Any
-
-    def backup(self, dest: str | os.PathLike[str]) -> None:
-        """Write a copy of the whole store, as of one moment, to the new path `dest`; the same engine opens it.
-
-        Others may read and write meanwhile. `dest` appears when the copy is complete, flushed and was opened once.
-        Raises ConfigError if `dest` exists, CapabilityError if the engine has no such copy, StorageFullError.
-        """
-        self._must_be_open()
-        method = getattr(self._factory, "backup", None)
-        if method is None or getattr(type(self._factory), "backup", None) is StoragePluginBase.backup:
-            raise CapabilityError(
-                f"the {self.name} engine has no backup of its own; hutch.transfer.backup copies item by item"
-            )
-        write_whole(dest, method)
-
-    def compact(self) -> tuple[int, int] | None:
-        """Shrink the engine's files to what their data needs; return their bytes before and after.
-
-        None if the engine has no files. Raises StoreAlreadyOpenError while this store has a namespace open,
-        StoreLockedError if others have files open that must be replaced, and CapabilityError.
-        """
-        self._must_be_open()
-        self._refuse_if_readonly("*")
-        if names := self._names_in_use():
-            raise StoreAlreadyOpenError(
-                f"namespace {names[0]!r} is open in this store; close it before compact(). A "
-                "shared handle, store[name], closes with its store: call compact() before its first use"
-            )
-        method = getattr(self._factory, "compact", None)
-        if method is None:
-            raise CapabilityError(f"the {self.name} engine cannot compact its files")
-        sizes = method()
-        return None if sizes is None else (int(sizes[0]), int(sizes[1]))
-
-    def _must_be_open(self) -> None:
-        raise NotImplementedError
-
-    def _refuse_if_readonly(self, namespace: str) -> None:
-        raise NotImplementedError
-
-    def _names_in_use(self) -> list[str]:
-        raise NotImplementedError
 
 
 def write_whole(dest: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

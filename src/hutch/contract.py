@@ -278,9 +278,9 @@ class StoragePluginBase(ABC):
         """Whether the option `readonly` is set, of an engine that declares it. Its namespaces then refuse writes."""
         return bool(self.OPTIONS and "readonly" in self.OPTIONS and self._storage_config["readonly"])
 
-    def must_exist(self, path: os.PathLike[str], exists: bool) -> None:
-        """Raise StoreMissingError if no store exists at `path` and an option forbids to create one."""
-        if exists or (self._storage_config["create"] and not self.is_readonly):
+    def must_exist(self, path: os.PathLike[str], exists: Callable[[], bool]) -> None:
+        """Raise StoreMissingError if an option forbids to create a store at `path`, and none `exists`."""
+        if (self._storage_config["create"] and not self.is_readonly) or exists():
             return
         raise StoreMissingError(
             f"there is no {self.name} store at {os.fspath(path)!r}: expected an existing one. Nothing was created. "

@@ -9,13 +9,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .backup import StoreFiles
 from .config import StoreConfig, read_config, shown_location
 from .contract import StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted, is_readonly
-from .errors import CapabilityError, StoreNotOpenError
+from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError
 from .fork import ForkSafeLock
 from .handle import Claim, Namespace, refuse_copy
 from .handlers import passes_through
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from .finding import Finding
 
 
-class Store(StoreFiles, SharedHandles):
+class Store(SharedHandles):
     """An engine built from a config by `connect`. It opens namespaces; any thread may use it."""
 
     #: Whether the whole process shares this store because it was unpickled; `close` then does nothing.
@@ -161,6 +160,42 @@ class Store(StoreFiles, SharedHandles):
             self._refuse_if_readonly("*")
         return verify_open(self.name, self._factory, self.config, repair, salvage)
 
+    def backup(self, dest: str | os.PathLike[str]) -> None:
+        """Write a copy of the whole store, as of one moment, to the new path `dest`; the same engine opens it.
+
+        Others may read and write meanwhile. `dest` appears when the copy is complete, flushed and was opened once.
+        Raises ConfigError if `dest` exists, CapabilityError if the engine has no such copy, StorageFullError.
+        """
+        from .backup import write_whole
+
+        self._must_be_open()
+        method = getattr(self._factory, "backup", None)
+        if method is None or getattr(type(self._factory), "backup", None) is StoragePluginBase.backup:
+            raise CapabilityError(
+                f"the {self.name} engine has no backup of its own; hutch.transfer.backup copies item by item"
+            )
+        write_whole(dest, method)
+
+    def compact(self) -> tuple[int, int] | None:
+        """Shrink the engine's files to what their data needs; return their bytes before and after.
+
+        None if the engine has no files. Raises StoreAlreadyOpenError while this store has a namespace open,
+        StoreLockedError if others have files open that must be replaced, and CapabilityError.
+        """
+        self._must_be_open()
+        self._refuse_if_readonly("*")
+        names = sorted(name for name, claim in list(self._claims.items()) if not claim.ended)
+        if names:
+            raise StoreAlreadyOpenError(
+                f"namespace {names[0]!r} is open in this store; close it before compact(). A "
+                "shared handle, store[name], closes with its store: call compact() before its first use"
+            )
+        method = getattr(self._factory, "compact", None)
+        if method is None:
+            raise CapabilityError(f"the {self.name} engine cannot compact its files")
+        sizes = method()
+        return None if sizes is None else (int(sizes[0]), int(sizes[1]))
+
     def close(self) -> None:
         """Close every handle that is still open, with a ResourceWarning for each, then the engine.
 
@@ -229,9 +264,6 @@ class Store(StoreFiles, SharedHandles):
 
     def _layered(self) -> _Layered:
         return _Layered(self._factory, self.config, self.name)
-
-    def _names_in_use(self) -> list[str]:
-        return sorted(name for name, claim in list(self._claims.items()) if not claim.ended)
 
     def _left_open(self) -> list[Namespace]:
         handles = [claim.handle() for claim in list(self._claims.values()) if claim.handle and not claim.ended]
