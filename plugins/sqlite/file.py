@@ -150,14 +150,7 @@ class DatabaseFile:
             raise NoDataError
         if not seen:
             self._make_folder()
-        uri = f"{uri_of(self.path)}?mode={'rwc' if create else 'rw'}"
-        try:
-            # The object exists before it connects, so the connection is closed even if a signal handler raises.
-            Connection.__init__(connection, uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            if not is_from_sqlite(error):
-                raise
-            raise explain(error, self.path, self.wait_s) from error
+        self._connect(connection, f"mode={'rwc' if create else 'rw'}")
         self.run(self._prepare, connection, create)
         refuse_foreign_files(self.path)
         self._remember()
@@ -194,6 +187,16 @@ class DatabaseFile:
 
     # --- a new connection ---
 
+    def _connect(self, connection: Connection, query: str) -> None:
+        uri = f"{uri_of(self.path)}?{query}"
+        try:
+            # The object exists before it connects, so the connection is closed even if a signal handler raises.
+            Connection.__init__(connection, uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            if not is_from_sqlite(error):
+                raise
+            raise explain(error, self.path, self.wait_s) from error
+
     def _must_be_usable(self) -> None:
         if not self.users:
             raise StoreNotOpenError(f"the storage in {self.path} is closed; open it again to use it")
@@ -226,9 +229,13 @@ class DatabaseFile:
         # Zero by default: with this cache, a memory map gains little. If another program truncates the file, a map
         # kills the process (SIGBUS), while a plain read is an error.
         connection.execute(f"PRAGMA mmap_size = {self._mmap_bytes}")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         # Otherwise the log would keep the size of the largest batch for ever.
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+        self._prepare_to_read(connection)
+
+    @staticmethod
+    def _prepare_to_read(connection: Connection) -> None:
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         # Keep the undo data of large statements in memory, not in a temporary file.
         connection.execute("PRAGMA temp_store = MEMORY")
         # The file may come from anywhere: its schema may run no unsafe functions, and pages are validated before use.

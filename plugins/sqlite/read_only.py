@@ -23,9 +23,8 @@ from hutch import StorageTimeoutError, StorageUnavailableError, StoreError
 from hutch.filesystem import is_missing, reason_not_writable
 from hutch.handlers import raised_by_handler
 
-from .errors import explain, is_from_sqlite, storage_error
-from .file import DatabaseFile, NoDataError, close
-from .paths import uri_of
+from .errors import storage_error
+from .file import DatabaseFile, NoDataError
 from .readers import Readers
 from .wait import BusyWait
 
@@ -39,14 +38,6 @@ _TICK_NS = 20_000_000
 # For how long other processes may start or recover the log, during which SQLite refuses a reader that cannot write.
 _STARTING_S = 1.0
 _STARTING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
-_CACHE_KIB = 64 * 1024
-_SETTINGS = (
-    "PRAGMA query_only = ON",
-    f"PRAGMA cache_size = -{_CACHE_KIB}",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA trusted_schema = OFF",
-    "PRAGMA cell_size_check = ON",
-)
 
 
 def reason_to_only_read(path: Path, readonly: bool) -> str | None:
@@ -96,13 +87,7 @@ class ReadOnlyFile(DatabaseFile):
         self._look()
         if has_log:
             self._must_have_index()
-        uri = f"{uri_of(self.path)}?mode=ro{'' if has_log else '&immutable=1'}"
-        try:
-            Connection.__init__(connection, uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            if not is_from_sqlite(error):
-                raise
-            raise explain(error, self.path, self.wait_s) from error
+        self._connect(connection, "mode=ro" if has_log else "mode=ro&immutable=1")
         self.run(self._prepare_reader, connection)
         self._remember()
 
@@ -129,8 +114,8 @@ class ReadOnlyFile(DatabaseFile):
     def _prepare_reader(self, connection: Connection) -> None:
         if not self._is_ours(connection):
             raise NoDataError
-        for statement in _SETTINGS:
-            connection.execute(statement)
+        connection.execute("PRAGMA query_only = ON")
+        self._prepare_to_read(connection)
 
     def _must_have_index(self) -> None:
         """Raise StorageUnavailableError if SQLite would have to create the log's index and may not."""
@@ -202,13 +187,7 @@ class ReadOnlyReaders(Readers):
     def _open(self, state: State) -> Connection:
         reader = _Reader.__new__(_Reader)
         reader.state = state
-        try:
-            self._file.connect(reader, create=False)
-            self._all.add(reader)
-        except BaseException:
-            close(reader)
-            raise
-        return reader
+        return self._connect(reader)
 
     def _put_back(self, reader: Connection) -> None:
         self.idle.append(reader)

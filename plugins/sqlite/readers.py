@@ -100,7 +100,9 @@ class Readers:
             pass
         for reader in self._lost():
             return reader
-        reader = Connection.__new__(Connection)
+        return self._connect(Connection.__new__(Connection))
+
+    def _connect(self, reader: Connection) -> Connection:
         try:
             self._file.connect(reader, create=False)
             self._all.add(reader)
