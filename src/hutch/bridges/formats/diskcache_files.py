@@ -16,7 +16,7 @@ import hutch
 from ...codec.pickled import Pickled
 from ...filesystem import open_existing
 from ..pickles import value_of
-from .sqlite_rows import columns_of, open_file, refuse, rows
+from ..sqlite_rows import columns_of, open_file, refuse, rows
 
 _WHOSE = "cache.db of diskcache"
 _COLUMNS = "key, raw, mode, filename, value"

@@ -10,7 +10,7 @@ from typing import Any
 import hutch
 
 from ..pickles import value_of
-from .sqlite_rows import columns_of, open_file, refuse, rows
+from ..sqlite_rows import columns_of, open_file, refuse, rows
 
 _WHOSE = "a file of sqlitedict"
 
