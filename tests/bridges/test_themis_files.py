@@ -206,6 +206,14 @@ def test_rows_whose_numbers_are_out_of_order_are_an_error_and_not_read_for_ever(
         list(read(file))
 
 
+def test_reading_a_file_with_a_write_ahead_log_creates_no_file_beside_it(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",)
+    before = sorted(file.parent.iterdir())
+    assert sum(1 for _ in read(file)) == sum(1 for _ in read(SAMPLE))
+    assert sorted(file.parent.iterdir()) == before
+
+
 def test_a_file_left_by_an_unfinished_write_is_not_repaired_unasked(tmp_path: Path) -> None:
     live, left = Path(shutil.copy(SAMPLE, tmp_path / "live")), tmp_path / "left"
     with closing(sqlite3.connect(live, isolation_level=None)) as connection:

@@ -17,11 +17,11 @@ def open_file(path: Path, whose: str) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise hutch.ConfigError(f"{str(path)!r} is not a file; expected {whose}")
     try:
-        # A path can have any character; `as_uri` quotes it. Without a log all data is in the file itself, and
-        # "immutable" keeps SQLite from creating one, as it would for a file in WAL mode even when it only reads.
+        # A path can have any character; `as_uri` quotes it. To read a file in WAL mode, SQLite creates a log if there
+        # is none. Without a log all data is in the file itself, and "immutable" keeps SQLite from creating one.
         place = path.resolve()
-        has_log = any(place.with_name(place.name + suffix).exists() for suffix in ("-wal", "-journal"))
-        mode = "mode=ro" if has_log else "immutable=1"
+        has_log = place.with_name(f"{place.name}-wal").exists()
+        mode = "immutable=1" if _is_in_wal_mode(place) and not has_log else "mode=ro"
         with closing(sqlite3.connect(f"{place.as_uri()}?{mode}", uri=True, isolation_level=None)) as file:
             file.text_factory = _decode_or_none
             yield file
@@ -31,6 +31,11 @@ def open_file(path: Path, whose: str) -> Iterator[sqlite3.Connection]:
             # A writer was killed. Rolling its transaction back would change the file.
             message += ". If its program was killed, let it open the file once more, which repairs it"
         raise hutch.CorruptValueError(message) from error
+
+
+def _is_in_wal_mode(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(20)[18:] == b"\x02\x02"
 
 
 def columns_of(file: sqlite3.Connection) -> dict[str, set[str]]:
@@ -69,7 +74,8 @@ def quoted(name: str) -> str:
 
 def refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
     """Raise CorruptValueError for a row."""
-    raise hutch.CorruptValueError(f"{str(path)!r}, table {table!r}, row {row} cannot be read: {reason}")
+    shown = table if table.isidentifier() else repr(table)
+    raise hutch.CorruptValueError(f"{str(path)!r}, table {shown}, row {row} cannot be read: {reason}")
 
 
 def _decode_or_none(text: bytes) -> str | None:

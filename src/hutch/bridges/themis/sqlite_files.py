@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import hutch
 
 from ..json_types import reason_not_json
+from ..sqlite_rows import open_file, refuse, rows
 from .layout import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix, snapshot_key, stage_key
 
 _TABLES = """
@@ -43,26 +44,15 @@ def read(path: Path) -> Iterator[tuple[str, str, Any]]:
     Raises hutch.ConfigError if the file cannot be opened, CorruptValueError if it is not such a store, or for a row
     that cannot be read, with file, table and row.
     """
-    if not path.is_file():
-        raise hutch.ConfigError(f"{str(path)!r} is not a file; expected the file of Themis's SQLite store")
-    try:
-        # A path can have any character; `as_uri` quotes it. Read-only, so the source stays as it is.
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
-            file.text_factory = _decode_or_none
-            yield from _runs(file, path)
-            for row, ref, media_type, payload in _rows(file, path, "run_blobs", "blob_ref", "media_type", "payload"):
-                if not isinstance(payload, bytes):
-                    _refuse(path, "run_blobs", row, "its payload is not bytes")
-                yield BLOBS, ref, {"media_type": media_type, "payload": payload}
-            for row, stage, key, payload in _rows(file, path, "stage_cache", "stage_name", "cache_key", "payload_json"):
-                value = {"stage": stage, "key": key, "payload": _parse_json(payload, path, "stage_cache", row)}
-                yield STAGE_CACHE, stage_key(stage, key), value
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for damaged names of tables
-        message = f"{str(path)!r} cannot be read as the file of Themis's SQLite store: {error}"
-        if "readonly" in str(error) or "unable to open" in str(error):
-            # A writer was killed. Rolling its transaction back would change the file.
-            message += ". If its program was killed, let it open the file once more, which repairs it"
-        raise hutch.CorruptValueError(message) from error
+    with open_file(path, "the file of Themis's SQLite store") as file:
+        yield from _runs(file, path)
+        for row, ref, media_type, payload in _rows(file, path, "run_blobs", "blob_ref", "media_type", "payload"):
+            if not isinstance(payload, bytes):
+                refuse(path, "run_blobs", row, "its payload is not bytes")
+            yield BLOBS, ref, {"media_type": media_type, "payload": payload}
+        for row, stage, key, payload in _rows(file, path, "stage_cache", "stage_name", "cache_key", "payload_json"):
+            value = {"stage": stage, "key": key, "payload": _parse_json(payload, path, "stage_cache", row)}
+            yield STAGE_CACHE, stage_key(stage, key), value
 
 
 def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -75,34 +65,18 @@ def _runs(file: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str, Any]
 
 
 def _rows(file: sqlite3.Connection, path: Path, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """Yield each row, its number first; every selected column but the last is a name.
-
-    Each row is a query of its own, so that no lock makes a writer wait meanwhile.
-    """
-    query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
-    last = -(2**63)
-    while row := file.execute(query, (last,)).fetchone():
-        if row[0] <= last:  # a damaged file: the same rows would repeat forever
-            _refuse(path, table, row[0], "it follows a row with a greater number")
-        last, *names, _ = row
-        for column, name in zip(columns, names, strict=False):
+    """Yield each row, its number first; every selected column but the last is a name."""
+    for row in rows(file, path, table, ", ".join(columns)):
+        for column, name in zip(columns[:-1], row[1:-1], strict=True):
             if not isinstance(name, str):
-                _refuse(path, table, last, f"its {column} is not text")
+                refuse(path, table, row[0], f"its {column} is not text")
         yield row
-
-
-def _decode_or_none(text: bytes) -> str | None:
-    # The error of sqlite3 would show the text but not the row.
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def _parse_run_row(run_id: str, text: Any, path: Path, table: str, row: int) -> dict[str, Any]:
     value = _parse_json(text, path, table, row)
     if not isinstance(value, dict) or value.get("run_id") != run_id:
-        _refuse(path, table, row, "it is not a JSON object with the run_id of its row")
+        refuse(path, table, row, "it is not a JSON object with the run_id of its row")
     return value
 
 
@@ -111,11 +85,7 @@ def _parse_json(text: Any, path: Path, table: str, row: int) -> Any:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         # The message of a JSON error gives the position and shows nothing of the text.
-        _refuse(path, table, row, f"it is not JSON: {error}" if isinstance(text, str) else "it is not text")
-
-
-def _refuse(path: Path, table: str, row: int, reason: str) -> NoReturn:
-    raise hutch.CorruptValueError(f"{str(path)!r}, table {table}, row {row} cannot be read: {reason}")
+        refuse(path, table, row, f"it is not JSON: {error}" if isinstance(text, str) else "it is not text")
 
 
 # --- to the file ---
