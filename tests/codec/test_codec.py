@@ -45,17 +45,6 @@ CODECS: dict[str, FrameCodec] = {"msgpack": TYPED, "json": JSON, "pickle": PICKL
 each_codec = pytest.mark.parametrize("name", CODECS)
 
 
-@pytest.fixture(autouse=True)
-def no_registration_stays() -> Iterator[None]:
-    """Registrations belong to the process; give each test a copy."""
-    by_type, by_name = dict(registry._by_type), dict(registry._by_name)
-    yield
-    registry._by_type.clear()
-    registry._by_type.update(by_type)
-    registry._by_name.clear()
-    registry._by_name.update(by_name)
-
-
 def identical(a: Any, b: Any) -> bool:
     """Return whether both are equal in value and type at every level.
 

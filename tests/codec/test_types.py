@@ -27,17 +27,6 @@ CODEC = frame_codec_of(None)
 msgspec: Any = importlib.import_module("msgspec")
 
 
-@pytest.fixture(autouse=True)
-def no_registration_stays() -> Iterator[None]:
-    """Registrations belong to the process; give each test a copy."""
-    by_type, by_name = dict(registry._by_type), dict(registry._by_name)
-    yield
-    registry._by_type.clear()
-    registry._by_type.update(by_type)
-    registry._by_name.clear()
-    registry._by_name.update(by_name)
-
-
 def copies(value: Any) -> list[Any]:
     """Return `value` as read from a frame and from tagged JSON, alone and within other values."""
     found = []

@@ -13,7 +13,7 @@ from .. import CapabilityError, CorruptValueError, Namespace, Store, StoreError,
 from ..codec.pickled import Pickled
 from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
-from .frames import Frame, OnError, find_frames, write_frames
+from .frames import Frame, OnError, find_frames, read_each, write_frames
 
 BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024
@@ -163,17 +163,9 @@ def _find_values(handle: Namespace, keys: list[str]) -> dict[str, Item]:
     try:
         return {key: (value, mark_of(value)) for key, value in handle.get_many(keys).items()}
     except CorruptValueError:
-        found: dict[str, Item] = {}
-        for key in keys:
-            try:
-                value = handle[key]
-            except KeyError:
-                continue
-            except CorruptValueError:
-                found[key] = (None, None)
-            else:
-                found[key] = (value, mark_of(value))
-        return found
+        return {
+            key: (value, None if error is not None else mark_of(value)) for key, value, error in read_each(handle, keys)
+        }
 
 
 def _write(handle: Namespace, items: dict[str, Any], on_error: OnError | None) -> int:

@@ -142,21 +142,26 @@ def read_values(handle: Namespace, on_error: OnError | None = None) -> Iterator[
         try:
             found = handle.get_many(chunk)
         except CorruptValueError:
-            yield from _readable(handle, chunk, on_error)
+            for key, value, error in read_each(handle, chunk):
+                if error is not None:
+                    on_error(error)
+                else:
+                    yield key, value
         else:
             yield from found.items()
 
 
-def _readable(handle: Namespace, keys: Iterable[str], on_error: OnError) -> Iterator[tuple[str, Any]]:
+def read_each(handle: Namespace, keys: Iterable[str]) -> Iterator[tuple[str, Any, CorruptValueError | None]]:
+    """Yield each of `keys` that is there with its value and None, or with None and why its value is unreadable."""
     for key in keys:
         try:
             value = handle[key]
         except KeyError:
             continue
         except CorruptValueError as error:
-            on_error(error)
+            yield key, None, error
         else:
-            yield key, value
+            yield key, value, None
 
 
 def _is_readable(storage: EncodedStorage, header: int) -> bool:
