@@ -137,7 +137,7 @@ def read_graph() -> dict[str, set[str]]:
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """Return the modules on a circle of imports; empty if there is none."""
+    """Return the modules on a circle of imports; empty if no import is circular."""
     sorter = graphlib.TopologicalSorter(graph)
     try:
         sorter.prepare()

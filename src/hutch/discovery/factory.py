@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ..codec.codec import Codec
 from ..config import CodecConfig, StoreConfig, read_config, url_path
+from ..config.model import FrozenDict
 from ..contract import StoragePluginBase
 from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
 from ..handlers import passes_through, raised_by_handler
@@ -80,7 +80,7 @@ def without_creating(config: StoreConfig, readonly: bool = False) -> StoreConfig
         return config
     wanted = {"create": False} | ({"readonly": True} if readonly else {})
     known = {name: value for name, value in wanted.items() if name in (factory.OPTIONS or {})}
-    return replace(config, options=MappingProxyType({**config.options, **known}))
+    return replace(config, options=FrozenDict({**config.options, **known}))
 
 
 def make_private(config: StoreConfig) -> None:
