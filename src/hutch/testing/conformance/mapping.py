@@ -96,23 +96,13 @@ class MappingProtocol(Promises):
         wrong: Any = ns
         calls: list[Callable[[], Any]] = [
             *(lambda: ns["missing"], lambda: ns.pop("missing"), lambda: ns.modify("missing", len), ns.popitem),
-            *(lambda: wrong.__delitem__("missing"), lambda: ns.mutable("missing").__enter__()),
-            *(lambda: wrong[7], lambda: wrong[["unhashable"]], lambda: wrong[b"bytes"], lambda: ns["\ud800"]),
-            *(
-                lambda: wrong.get(7),
-                lambda: wrong.get([]),
-                lambda: 7 in wrong,
-                lambda: [] in wrong,
-                lambda: wrong.pop(7),
-            ),
+            *(lambda: wrong.__delitem__("missing"), lambda: ns.mutable("missing").__enter__(), lambda: wrong[7]),
+            *(lambda: wrong[["unhashable"]], lambda: wrong[b"bytes"], lambda: ns["\ud800"], lambda: wrong.get(7)),
+            *(lambda: wrong.get([]), lambda: 7 in wrong, lambda: [] in wrong, lambda: wrong.pop(7)),
             *(lambda: wrong.__setitem__(7, 1), lambda: wrong.__delitem__(7), lambda: wrong.update({7: 1})),
-            *(
-                lambda: wrong.get_many([7]),
-                lambda: wrong.remove_many([[]]),
-                lambda: wrong.setdefault(7),
-                lambda: wrong.pop(7),
-            ),
-            *(lambda: wrong.scan(prefix=1), lambda: wrong.scan_keys(stop=b"z"), lambda: wrong.modify("k", 5)),
+            *(lambda: wrong.get_many([7]), lambda: wrong.remove_many([[]]), lambda: wrong.setdefault(7)),
+            *(lambda: wrong.pop(7), lambda: wrong.scan(prefix=1), lambda: wrong.scan_keys(stop=b"z")),
+            lambda: wrong.modify("k", 5),
         ]
         for call in calls:
             with pytest.raises((KeyError, TypeError, hutch.KeyLimitError)) as raised:
@@ -192,12 +182,8 @@ class MappingProtocol(Promises):
         """Changing what get, items, values, scan, get_many or setdefault returned changes nothing stored."""
         ns["k"] = [1]
         given = [
-            ns.get("k"),
-            ns.setdefault("k", []),
-            *ns.values(),
-            *(value for _, value in ns.items()),
-            *(value for _, value in ns.scan()),
-            *ns.get_many(["k"]).values(),
+            *(ns.get("k"), ns.setdefault("k", []), *ns.values(), *ns.get_many(["k"]).values()),
+            *(value for _, value in [*ns.items(), *ns.scan()]),
         ]
         default: list[int] = [1]
         given.append(ns.setdefault("new", default))
