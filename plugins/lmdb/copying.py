@@ -168,10 +168,7 @@ def replace_by_compact_copy(folder: Path) -> tuple[int, int]:
 def _copy_closed(folder: Path, new: Path) -> None:
     """Copy a folder that no process has open."""
     try:
-        with (
-            lmdb.open(lmdb_name(folder), readonly=True, lock=False, create=False) as env,
-            env.begin() as txn,
-        ):
+        with lmdb.open(lmdb_name(folder), readonly=True, lock=False, create=False) as env, env.begin() as txn:
             copy_to(txn, new)
     except lmdb.Error as error:
         if raised_by_handler(error):

@@ -32,13 +32,7 @@ T = TypeVar("T")
 _READ_RETRIES = 200
 _DAMAGED_READS = 10
 # Errors that a retry cannot cure.
-_LASTING = (
-    lmdb.BadValsizeError,
-    lmdb.CorruptedError,
-    lmdb.DiskError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-)
+_LASTING = (lmdb.BadValsizeError, lmdb.CorruptedError, lmdb.DiskError, lmdb.InvalidError, lmdb.PageNotFoundError)
 _commit: Final = lmdb.Transaction.commit
 
 

@@ -15,13 +15,7 @@ from typing import cast
 import lmdb
 
 from hutch import CorruptValueError, StorageUnavailableError
-from hutch.filesystem import (
-    create_file,
-    flush_folder,
-    open_existing,
-    reason_not_writable,
-    validate_regular_file,
-)
+from hutch.filesystem import create_file, flush_folder, open_existing, reason_not_writable, validate_regular_file
 from hutch.handlers import raised_by_handler
 
 #: (device, inode) of data.mdb and of lock.mdb.

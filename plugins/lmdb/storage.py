@@ -13,17 +13,7 @@ from hutch import CorruptValueError, EncodedStorage, ValueTypeError
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, name_key, validate_key, validate_value_size
 
-from .layout import (
-    ID_BYTES,
-    NAME,
-    ZERO,
-    Chunk,
-    change_count,
-    decode_text,
-    find_or_assign_id,
-    read_chunks,
-    read_count,
-)
+from .layout import ID_BYTES, NAME, ZERO, Chunk, change_count, decode_text, find_or_assign_id, read_chunks, read_count
 from .read_cache import ReadCache
 from .slot import add_cursor
 

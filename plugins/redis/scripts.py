@@ -77,11 +77,7 @@ SWAP = Script(
     "return 1",
 )
 # ARGV: namespace. UNLINK takes constant time at any size; the server frees the memory in the background.
-CLEAR = Script(
-    _CHECK,
-    "redis.call('UNLINK', KEYS[1], KEYS[2])",
-    "redis.call('SREM', KEYS[3], ARGV[1])",
-)
+CLEAR = Script(_CHECK, "redis.call('UNLINK', KEYS[1], KEYS[2])", "redis.call('SREM', KEYS[3], ARGV[1])")
 # ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, most values, bytes of values after which to stop.
 # Returns a page of keys, the total of listed keys, the total of values, and the first values of the page.
 PAGE = Script(

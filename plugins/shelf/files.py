@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from hutch import (
-    CorruptValueError,
-    NamespaceError,
-    StorageFullError,
-    StorageUnavailableError,
-    StoreError,
-)
+from hutch import CorruptValueError, NamespaceError, StorageFullError, StorageUnavailableError, StoreError
 from hutch.filesystem import create_file, flush_folder, open_existing, refuse_link, validate_regular_file
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler, suppress_own

@@ -28,14 +28,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hutch import (
-    MISSING,
-    CorruptValueError,
-    Option,
-    StorageBase,
-    StoragePluginBase,
-    ValueTypeError,
-)
+from hutch import MISSING, CorruptValueError, Option, StorageBase, StoragePluginBase, ValueTypeError
 from hutch.filesystem import is_missing
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key, validate_namespace, validate_value_size

@@ -152,11 +152,7 @@ def _print_promise(outcome: str, promise: str, detail: str) -> None:
 
 @hutch.command()
 @click.option("--repair", is_flag=True, help="Repair what can be repaired without losing anything.")
-@click.option(
-    "--salvage",
-    metavar="FILE",
-    help="Move values that are damaged out of the store into FILE, a new file.",
-)
+@click.option("--salvage", metavar="FILE", help="Move values that are damaged out of the store into FILE, a new file.")
 @storage_options
 @json_option
 @pass_call

@@ -51,10 +51,7 @@ def register_type(
 ) -> type[T]: ...
 @overload
 def register_type(
-    *,
-    name: str | None = None,
-    encode: Callable[[Any], Any] | None = None,
-    decode: Callable[[Any], Any] | None = None,
+    *, name: str | None = None, encode: Callable[[Any], Any] | None = None, decode: Callable[[Any], Any] | None = None
 ) -> Callable[[type[T]], type[T]]: ...
 def register_type(
     cls: Any = _MISSING,

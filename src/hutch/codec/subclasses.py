@@ -148,10 +148,7 @@ _PLAIN: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     bytes: (lambda value: bytes.__getitem__(value, slice(None)), bytes.__new__),
     complex: (complex.__pos__, complex.__new__),
     tuple: (lambda value: tuple(tuple.__iter__(value)), tuple.__new__),
-    frozenset: (
-        lambda value: frozenset(frozenset.__iter__(value)),
-        frozenset.__new__,
-    ),
+    frozenset: (lambda value: frozenset(frozenset.__iter__(value)), frozenset.__new__),
     set: (lambda value: set(set.__iter__(value)), _filled(set, set.update)),
     list: (lambda value: list(list.__iter__(value)), _filled(list, list.extend)),
     OrderedDict: (lambda value: OrderedDict(OrderedDict.items(value)), _filled(OrderedDict, _fill_ordered)),

@@ -35,11 +35,7 @@ _FORMS = (
 
 
 def read_config(
-    config: object = None,
-    *,
-    app: str | None = None,
-    environ: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
+    config: object = None, *, app: str | None = None, environ: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> StoreConfig:
     """Return the `StoreConfig` that `config` describes, in any form.
 

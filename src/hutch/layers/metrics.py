@@ -15,9 +15,7 @@ from .layer import Layer, compile_verb
 
 T = TypeVar("T")
 
-OPTIONS = {
-    "label": Option(str, default="", help="the store's name in the metrics; default: the engine's name"),
-}
+OPTIONS = {"label": Option(str, default="", help="the store's name in the metrics; default: the engine's name")}
 
 
 class Figures(NamedTuple):

@@ -14,11 +14,7 @@ from . import cache, metrics
 from .read_only import ReadOnlyLayer, refusal
 
 #: The options of each layer.
-LAYERS: Mapping[str, Mapping[str, Option]] = {
-    "cache": cache.OPTIONS,
-    "metrics": metrics.OPTIONS,
-    "read-only": {},
-}
+LAYERS: Mapping[str, Mapping[str, Option]] = {"cache": cache.OPTIONS, "metrics": metrics.OPTIONS, "read-only": {}}
 
 
 def validate_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> None:

@@ -60,11 +60,7 @@ def dump(
 
 
 def load(
-    store: Store,
-    lines: Iterable[bytes],
-    namespaces: Iterable[str] | None = None,
-    *,
-    progress: OnProgress | None = None,
+    store: Store, lines: Iterable[bytes], namespaces: Iterable[str] | None = None, *, progress: OnProgress | None = None
 ) -> Transferred:
     """Set in `store` every item of the dump `lines`, such as a binary file; `namespaces` are globs, as in `copy`.
 

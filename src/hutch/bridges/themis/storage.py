@@ -15,17 +15,7 @@ from typing import Any
 import hutch
 
 from ..connections import shared_namespace
-from .layout import (
-    BLOBS,
-    RUNS,
-    STAGE_CACHE,
-    event_key,
-    events_prefix,
-    run_prefix,
-    sequence_of,
-    snapshot_key,
-    stage_key,
-)
+from .layout import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix, run_prefix, sequence_of, snapshot_key, stage_key
 
 try:
     from themis.core.config import StorageConfig
