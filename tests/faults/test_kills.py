@@ -33,10 +33,10 @@ KILLS_A_STORE = 12
 # What each engine with a hole is found out by, and by how many processes that write and that read.
 FAULTS = {
     # Its lock for writing keeps all others out.
-    "AcknowledgesBeforeItCommits": ("acknowledged and lost|and back|stale or garbled|lost: ", 1, 0),
-    "CountsOutsideTheTransaction": ("the count of", 3, 0),
-    "TearsBatches": ("torn, a part of one step: 'update", 3, 0),
-    "TearsClears": ("torn, a part of one step: '(remove_many|clear own|drop own)'", 3, 0),
+    "AcknowledgesBeforeItCommits": ("acknowledged and lost|stored again|stale or garbled|lost: ", 1, 0),
+    "CountsOutsideTheTransaction": ("len of", 3, 0),
+    "TearsBatches": ("torn: 'update", 3, 0),
+    "TearsClears": ("torn: '(remove_many|clear own|drop own)'", 3, 0),
     "WritesInPlace": ("CorruptValueError", 3, 0),
     "ReadsFromACacheOfItsOwn": ("stale", 3, 1),
     "SwapsWithoutALock": ("lost: a count|acknowledged and lost|stale or garbled", 3, 0),

@@ -1,4 +1,4 @@
-"""The class of all promises of a codec."""
+"""CodecSuite: every promise of a codec."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _VALUES: tuple[Any, ...] = (
 class CodecSuite:
     """Every promise of a codec as a pytest test: subclass it and add a fixture `codec` that returns the codec."""
 
-    #: More values that the codec takes. If it takes none of the usual ones, one is needed.
+    #: Further values that the codec accepts; required if it accepts none of the usual ones.
     values: ClassVar[Sequence[Any]] = ()
     #: Whether decoding may run code that the writer chose; damaged bodies are then not decoded.
     unpickles: ClassVar[bool] = False
@@ -72,7 +72,7 @@ class CodecSuite:
 
     @pytest.fixture
     def taken(self, codec: hutch.Codec) -> list[Any]:
-        """The values that the codec takes."""
+        """Return the values that the codec accepts."""
         return [value for value in (*self.values, *_VALUES) if _body(codec, value) is not None]
 
     def test_its_header_bytes_are_its_own(self, codec: hutch.Codec) -> None:
@@ -87,7 +87,7 @@ class CodecSuite:
 
     def test_a_value_comes_back_equal_and_of_the_same_type(self, codec: hutch.Codec, taken: list[Any]) -> None:
         """A value that is taken comes back as a new object, equal and with the same types; another is refused."""
-        assert taken, "it takes none of the values; add one to `values`"
+        assert taken, "it accepts none of the values; add one to `values`"
         for value in taken:
             header, body = codec.encode(value)
             assert header in codec.headers
@@ -182,7 +182,7 @@ def _hostile() -> Iterator[bytes]:
         yield chance.randbytes(chance.randrange(1, 60))
     for repeated in (b"[", b'{"a":', b"\x91", b"\xd4\x01", b"1", b"(", b"\x00", b"\xff"):
         yield repeated * (200_000 // len(repeated))
-    # Lengths that are announced, but not there.
+    # Headers that announce more bytes than follow.
     yield from (b"\xdd\xff\xff\xff\xff", b"\xc6\x7f\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\x9b" + b"\xff" * 8)
     zeros = b"0" * _BOMB_BYTES
     yield from (zlib.compress(zeros), bz2.compress(zeros, 1), lzma.compress(zeros, preset=0))

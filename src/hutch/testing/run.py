@@ -55,7 +55,7 @@ def run_conformance(
     Raises, before the first result, PluginNotFoundError, PluginConflictError, PluginLoadError, and ConfigError if the
     config selects another plugin, leads to data, or is missing but needed.
     """
-    found, folder = _find(target)
+    info, folder = _find(target)
     environ = same_imports()
     if folder is not None:
         already = environ.get("HUTCH_PLUGIN_PATH")
@@ -64,7 +64,7 @@ def run_conformance(
         # The caller's own pytest settings must not affect this run.
         environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
         environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
-        job = Job(found.name, _own_config(found, scratch) if config is None else config, scratch, tuple(skip))
+        job = Job(info.name, _own_config(info, scratch) if config is None else config, scratch, tuple(skip))
         Path(scratch, "pytest.ini").write_text(_INI)
         yield from _results(job, environ)
 
@@ -76,8 +76,8 @@ def _find(target: str) -> tuple[Any, Path | None]:
         return hutch.find_plugins().find(target), None
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
-    found = hutch.find_plugins(hutch.StoreConfig("none", extra_plugin_dirs=(folder,)))
-    everything: list[Any] = [*found.plugins, *found.broken]
+    plugins = hutch.find_plugins(hutch.StoreConfig("none", extra_plugin_dirs=(folder,)))
+    everything: list[Any] = [*plugins.plugins, *plugins.broken]
     wanted = [item for item in everything if path in (item.path, item.path.parent)]
     if not wanted:
         raise hutch.PluginNotFoundError(
@@ -89,29 +89,29 @@ def _find(target: str) -> tuple[Any, Path | None]:
         )
     if reason := getattr(wanted[0], "reason", None):
         raise hutch.PluginLoadError(f"{wanted[0].path}: {reason}", path=str(wanted[0].path))
-    return found.find(str(wanted[0].name)), folder
+    return plugins.find(str(wanted[0].name)), folder
 
 
-def _own_config(found: Any, scratch: str) -> dict[str, object]:
+def _own_config(info: Any, scratch: str) -> dict[str, object]:
     """Return a config for an engine that needs at most a path. Raises ConfigError if it needs anything else."""
-    declared: Mapping[str, hutch.Option] | None = getattr(load_factory(found), "OPTIONS", None)
+    declared: Mapping[str, hutch.Option] | None = getattr(load_factory(info), "OPTIONS", None)
     place = str(Path(scratch, FRESH))
     if declared is None:
         # Options are not validated then, so all usual names may be given.
-        options = dict.fromkeys(("path", "basedir", found.url_option), place)
+        options = dict.fromkeys(("path", "basedir", info.url_option), place)
     else:
         options = {name: place for name, option in declared.items() if option.kind is Path and option.required}
-        option = declared.get(found.url_option)
-        if option is not None and not found.whole_url:
-            options[found.url_option] = place if option.kind is Path else FRESH
+        option = declared.get(info.url_option)
+        if option is not None and not info.whole_url:
+            options[info.url_option] = place if option.kind is Path else FRESH
         missing = [name for name, option in declared.items() if option.required and name not in options]
-        if missing or found.whole_url:
-            wanted = f"the option {missing[0]!r}" if missing else f"a URL, such as {found.schemes[0]}://...{FRESH}"
+        if missing or info.whole_url:
+            wanted = f"the option {missing[0]!r}" if missing else f"a URL, such as {info.schemes[0]}://...{FRESH}"
             raise hutch.ConfigError(
-                f"the {found.name} engine cannot be checked without a config: give {wanted}, where {FRESH} stands for "
+                f"the {info.name} engine cannot be checked without a config: give {wanted}, where {FRESH} stands for "
                 "a new name for each test"
             )
-    return {"STORAGE": found.name, "STORAGE_CONFIG": options}
+    return {"STORAGE": info.name, "STORAGE_CONFIG": options}
 
 
 def _results(job: Job, environ: dict[str, str]) -> Iterator[PromiseResult]:
@@ -138,12 +138,12 @@ def _results(job: Job, environ: dict[str, str]) -> Iterator[PromiseResult]:
             finally:
                 process.kill()
             stderr.seek(0)
-            said = stderr.read().decode(errors="replace")[-3000:].strip()
+            printed = stderr.read().decode(errors="replace")[-3000:].strip()
         if not begun:
             if code not in _ENDED:
-                raise hutch.PluginError(f"the check of {job.name!r} broke off (exit code {code}): {said}")
+                raise hutch.PluginError(f"the test run of {job.name!r} stopped (exit code {code}): {printed}")
             return
-        yield PromiseResult(begun["promise"], "failed", f"the process hung or died (exit code {code}): {said}")
+        yield PromiseResult(begun["promise"], "failed", f"the process hung or died (exit code {code}): {printed}")
         job = job.without(*done, begun["name"])
     yield PromiseResult("The check comes to its end.", "failed", f"given up after {_MAX_DEATHS} promises hung or died")
 

@@ -1,4 +1,4 @@
-"""The class of all promises."""
+"""StorageSuite: every promise of a storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many keys at once: get_many, set_many, remove_many, update, clear."""
+"""Verbs of many keys: get_many, set_many, remove_many, update and clear."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Batches(Promises):
     def test_get_many_gives_what_is_there_in_the_order_asked_for(self, ns: hutch.Namespace) -> None:
         """get_many returns the values of the keys that are present, in the order given, each once."""
         ns.update({f"k{n}": n for n in range(5)})
-        found = ns.get_many(["k3", "missing", "k1", "k3", "k0"])
-        assert list(found.items()) == [("k3", 3), ("k1", 1), ("k0", 0)]
+        values = ns.get_many(["k3", "missing", "k1", "k3", "k0"])
+        assert list(values.items()) == [("k3", 3), ("k1", 1), ("k0", 0)]
         assert ns.get_many([]) == {}
         assert ns.get_many(key for key in ("k2",)) == {"k2": 2}
 
@@ -96,7 +96,7 @@ class Batches(Promises):
             def read() -> int:
                 torn = 0
                 for _ in range(100_000):
-                    # Read one by one: whatever was seen first, the keys read after it are as new or newer.
+                    # Read one by one, no key may be older than the key read before it.
                     seen = [ns[keys[(turn * 7) % 20]] for turn in range(20)]
                     torn += seen != sorted(seen)
                     if seen[0] == rounds:

@@ -1,4 +1,4 @@
-"""Another process on the same storage: `Child` here, `main` there. They speak in pickles over pipes."""
+"""Run jobs in another process on the same storage: `Child` sends them as pickles over a pipe to `jobs.main`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .kit import PATIENCE_S
 
 
 def same_imports() -> dict[str, str]:
-    """An environment in which another Python imports what this one does, from the same places."""
+    """Return environment variables with which another Python imports modules from the same places as this one."""
     path = [entry or str(Path.cwd()) for entry in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
@@ -29,11 +29,11 @@ class Child:
     """A process that has run ``hutch.connect(config)`` and runs the jobs it is sent; `.jobs` lists them."""
 
     def __init__(self, config: Any, *, measured: bool = True) -> None:
-        """`measured=False` keeps coverage out: its tracer takes a lock that a fork amid threads leaves locked."""
+        """Start the process. `measured=False` turns coverage off: a fork beside threads may leave its lock locked."""
         try:
             pickled = pickle.dumps(config)
         except Exception as error:
-            raise ChildError(f"`config` must be something that can be pickled, for other processes: {error}") from error
+            raise ChildError(f"`config` cannot be pickled, which other processes need: {error}") from error
         environ = same_imports()
         if not measured:
             environ = {name: value for name, value in environ.items() if not name.startswith("COVERAGE_PROCESS")}
@@ -45,6 +45,7 @@ class Child:
             stderr=self._stderr,
             env=environ,
         )
+        self.pid = self._process.pid
         self._ready = self._killed = False
         self._write(pickled)
 
@@ -60,29 +61,24 @@ class Child:
         finally:
             self.kill()
 
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._process.pid
-
     def start(self, job: str, *arguments: Any) -> None:
-        """Let it begin a job; `result` waits for the end."""
+        """Send a job; `result` waits for its end."""
         self._write(pickle.dumps((job, arguments)))
 
     def result(self, patience_s: float = PATIENCE_S) -> Any:
-        """What the job begun returned. Raises ChildError if it raised, died or was not done in time."""
+        """Return the result of the started job. Raises ChildError if it raised, died or took too long."""
         if not self._ready:
             self._receive(patience_s)
             self._ready = True
         return self._receive(patience_s)
 
     def call(self, job: str, *arguments: Any) -> Any:
-        """Do a job and wait for it."""
+        """Run a job and return its result."""
         self.start(job, *arguments)
         return self.result()
 
     def read(self, patience_s: float = PATIENCE_S) -> Any:
-        """The next thing that it says, EOFError once it is dead."""
+        """Return the next object that the process sends. Raises EOFError once it is dead."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(patience_s, self._process.kill)
         watchdog.start()
@@ -95,18 +91,18 @@ class Child:
             watchdog.join()
 
     def kill(self) -> None:
-        """End it at once, without a chance to tidy up (SIGKILL), and forget it."""
+        """Kill the process (SIGKILL) and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
             if pipe is not None:
                 try:
                     pipe.close()
-                except OSError:  # what it did not read any more
+                except OSError:  # unread input
                     continue
 
     def kill_only(self) -> None:
-        """End it at once; what it said before can still be read."""
+        """Kill the process; what it sent before can still be read."""
         self._killed = True
         self._process.kill()
 
@@ -139,6 +135,6 @@ class Child:
             raise ChildError(f"the other process is gone: {self.errors()}") from error
 
     def errors(self) -> str:
-        """The end of what it wrote to stderr."""
+        """Return the end of what the process wrote to stderr."""
         self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace")[-3000:] or "it said nothing"
+        return self._stderr.read().decode(errors="replace")[-3000:] or "it wrote nothing to stderr"

@@ -1,4 +1,4 @@
-"""Damaged data is an error that says where it is, and touches nothing else."""
+"""Damaged data: the error says where the damage is, and other data stays usable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import hutch
 
 from .kit import Promises, encoded, listing
 
-# What crc32 gives for a key and its intact frame (docs/format.md): where values have it, every change is noticed.
+# The CRC-32 of a key and its intact frame (docs/format.md). Engines whose values have it notice every change.
 _RESIDUE = 0x2144DF1C
 
 READS: dict[str, Callable[[hutch.Namespace], Any]] = {
@@ -33,10 +33,7 @@ READS: dict[str, Callable[[hutch.Namespace], Any]] = {
 
 class Corruption(Promises):
     def corrupt(self, config: Any, namespace: str, key: str) -> None:
-        """Damage the stored bytes of `key`, past the storage under test. Define it where the engine holds bytes.
-
-        For a `hutch.EncodedStorage` this does it.
-        """
+        """Damage the stored bytes of `key`. Override it for an engine of bytes that is not a `hutch.EncodedStorage`."""
         with hutch.connect(config) as store, closing(encoded(store, namespace)) as storage:
             stored = storage.read(key)
             assert stored is not None
@@ -52,7 +49,7 @@ class Corruption(Promises):
             for way, read in READS.items():
                 with pytest.raises(hutch.CorruptValueError) as raised:
                     read(ns)
-                    pytest.fail(f"{way} gave a damaged value")
+                    pytest.fail(f"{way} returned a damaged value")
                 text = str(raised.value)
                 assert all(part in text for part in (store.name, "'core'", "'bad'")), f"{way}: {text}"
                 assert "secret" not in text
@@ -69,11 +66,10 @@ class Corruption(Promises):
             assert list(store.verify(repair=True)) == []
         self.corrupt(config, "core", "bad")
         with hutch.connect(config) as store:
-            found = list(store.verify())
-            assert [(one.kind, one.namespace, one.key, one.repaired) for one in found] == [
-                ("value", "core", "bad", False)
-            ]
-            assert "secret" not in found[0].message
+            [finding] = store.verify()
+            place = (finding.kind, finding.namespace, finding.key, finding.repaired)
+            assert place == ("value", "core", "bad", False)
+            assert "secret" not in finding.message
 
     def test_damage_stays_where_it_is(self, config: Any) -> None:
         """A damaged value affects nothing else: other keys, len and keys work; it can be set anew and removed."""
@@ -95,14 +91,8 @@ class Corruption(Promises):
             storage.set("k", {"some": ["value"], "n": 5})
             intact = storage.read("k")
             assert intact is not None
-            for planted in (
-                b"",
-                b"\0",
-                b"\xc1" * 40,
-                b"plain text of another program",
-                intact[:-1],
-                intact[: len(intact) // 2],
-            ):
+            foreign = (b"", b"\0", b"\xc1" * 40, b"plain text of another program")
+            for planted in (*foreign, intact[:-1], intact[: len(intact) // 2]):
                 storage.write("k", planted)
                 with pytest.raises(hutch.CorruptValueError):
                     storage.get("k")

@@ -1,4 +1,4 @@
-"""Kill and reopen, where `durable`: what was acknowledged is there, what was not is whole or absent."""
+"""Durability: after a kill, acknowledged writes are stored, and unacknowledged ones are stored whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Durability(Promises):
 
 
 def kill_at_random(config: Any, plan: KillPlan) -> dict[str, int]:
-    """What was counted while the processes of `plan` were killed, and found to have lost nothing."""
-    print(f"{plan}\n{config}")  # pytest shows it if this fails
+    """Kill processes as `plan` says and verify that nothing was lost; return the counts."""
+    print(f"{plan}\n{config}")  # pytest shows it after a failure
     with Child(config, measured=False) as child:
         child.start("kill_at_random", config, plan)
         counted: dict[str, int] = child.result(3 * PATIENCE_S + plan.seconds)

@@ -1,4 +1,4 @@
-"""Writers that take turns: a thread or process that writes all the time keeps no other out."""
+"""Fairness between writers: a thread or process that writes without pause does not block the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .child import Child
 from .interrupts import ALL_POINTS_FROM, SIGNALS
 from .kit import PATIENCE_S, Promises, needs
 
-#: Each write gets its turn within a second on a machine that does nothing else; here ten times that is allowed.
+#: The longest wait of a write: ten times what an idle machine needs.
 TURN_S = 10.0
 _WRITES = 10
 WRITERS = [2, 8, *([32] if SIGNALS >= ALL_POINTS_FROM else [])]
@@ -77,7 +77,7 @@ class Fairness(Promises):
                 with store.open("core") as ns:
                     deadline = time.monotonic() + PATIENCE_S
                     while "busy" not in ns:
-                        assert time.monotonic() < deadline, "a process that writes gets nothing written"
+                        assert time.monotonic() < deadline, "the busy process has written nothing"
                         time.sleep(0.01)
                 for number, child in enumerate(others, 1):
                     child.start("write_from_time_to_time", "core", number)
@@ -92,7 +92,7 @@ class Fairness(Promises):
 
 
 def write_until(ns: hutch.Namespace, is_over: Callable[[], bool]) -> int:
-    """Write in a tight loop; how often."""
+    """Write in a tight loop; return how often."""
     written = 0
     while not is_over():
         ns["busy"] = written
@@ -101,7 +101,7 @@ def write_until(ns: hutch.Namespace, is_over: Callable[[], bool]) -> int:
 
 
 def write_now_and_then(ns: hutch.Namespace, number: int, waits: list[float]) -> None:
-    """Write a key of one's own, in several ways, and add how long each write took to `waits`."""
+    """Write the thread's own key by several verbs, and append the duration of each write to `waits`."""
     key = f"k{number}"
     for turn in range(_WRITES):
         began = time.monotonic()
@@ -116,13 +116,13 @@ def write_now_and_then(ns: hutch.Namespace, number: int, waits: list[float]) -> 
 
 
 def write_all_the_time(store: hutch.Store, namespace: str, stop: str) -> int:
-    """Write in a tight loop until the file `stop` is there; how often."""
+    """Write in a tight loop until the file `stop` exists; return how often."""
     with store.open(namespace) as ns:
         return write_until(ns, Path(stop).exists)
 
 
 def write_from_time_to_time(store: hutch.Store, namespace: str, number: int) -> list[float]:
-    """Write now and then; how long each write took."""
+    """Write at intervals; return the duration of each write."""
     waits: list[float] = []
     with store.open(namespace) as ns:
         write_now_and_then(ns, number, waits)

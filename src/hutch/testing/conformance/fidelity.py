@@ -1,4 +1,4 @@
-"""Every type of the default codec comes back with equal value and identical type, or is refused when it is set."""
+"""Every type of the default codec comes back with equal value and identical type, or is refused by set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _deep: list[Any] = []
 for _ in range(150):
     _deep = [_deep]
 
-#: Values that the codec must take, by type.
+#: Values that the codec must accept, by type.
 VALUES: dict[str, list[Any]] = {
     "None": [None],
     "bool": [True, False],
@@ -83,7 +83,7 @@ VALUES: dict[str, list[Any]] = {
     "nested": [{"plugins": {"enabled": {"Help"}, "at": [(datetime(2024, 1, 1), Decimal("1.0"))]}, 3: (b"", {None})}],
 }
 
-#: Values that look like one of those and are not, or that no codec can give back.
+#: Values that the codec must refuse: subclasses of its types, and types that it does not know.
 FOREIGN: list[Any] = [
     *(Colour.RED, Point(1, 2), type("Text", (str,), {})("a"), type("N", (int,), {})(1), bytearray(b"a")),
     *(memoryview(b"a"), object(), int, len, lambda: None, iter(()), {"deep": [bytearray(b"x")]}, (bytearray(),)),
@@ -91,7 +91,7 @@ FOREIGN: list[Any] = [
 
 
 def came_back(value: Any, got: Any) -> bool:
-    """Whether `got` is as good as `value`; two NaNs of Decimal are not equal to each other either."""
+    """Return whether `got` is identical to `value`; a NaN of Decimal, which equals nothing, counts as identical."""
     if isinstance(value, Decimal) and value.is_nan():
         return type(got) is Decimal and str(got) == str(value)
     return identical(value, got)
@@ -100,7 +100,7 @@ def came_back(value: Any, got: Any) -> bool:
 class Fidelity(Promises):
     @pytest.fixture
     def encoding(self, store: hutch.Store) -> Iterator[hutch.Namespace]:
-        """A namespace of an engine that encodes with the default codec."""
+        """Yield a namespace of an engine that encodes with the default codec; skip the test for others."""
         encoded(store, "core").close()
         if store.config.codec_for("core").name != "msgpack":
             pytest.skip("the config chooses another codec than the default")

@@ -1,4 +1,4 @@
-"""Jobs of the other process that fork it: what a forked child may do with a handle of its parent's."""
+"""Jobs of a `Child` that fork: what a forked process may do with an inherited handle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import hutch
 
 
 def fork(store: hutch.Store, namespace: str) -> tuple[str, dict[str, Any]]:
-    """Use an inherited handle in a forked child: what came of it there, and what the parent has afterwards."""
+    """Use an inherited handle in a forked child; return the child's outcome, and the parent's items afterwards."""
     with store.open(namespace) as ns:
         ns.update(before=1, shared="parent")
         steps = iter(ns.items())
@@ -54,7 +54,7 @@ def fork_amid_writes(store: hutch.Store, namespace: str, rounds: int) -> tuple[l
 
 
 def use_inherited(ns: hutch.Namespace) -> None:
-    """What a forked child does with a handle of its parent's."""
+    """Read and write in a forked child through a handle inherited from the parent."""
     assert ns["shared"] == "parent"
     ns["child"] = "was here"
     assert ns["child"] == "was here"
@@ -63,13 +63,13 @@ def use_inherited(ns: hutch.Namespace) -> None:
 
 
 def forked(work: Callable[[], None], patience_s: float = 20.0) -> str:
-    """Run `work` in a fork of this process: "worked", "StoreError", or what went wrong."""
+    """Run `work` in a fork of this process; return "worked", "StoreError", or what went wrong."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         message = "worked"
         try:
-            # The parent's pipes: they must end with the parent, not with its forks.
+            # The parent's pipes must end with the parent, not with its forks.
             nothing = os.open(os.devnull, os.O_RDWR)
             os.dup2(nothing, 0)
             os.dup2(nothing, 1)
@@ -80,17 +80,17 @@ def forked(work: Callable[[], None], patience_s: float = 20.0) -> str:
             message = traceback.format_exc()
         finally:
             os.write(writer, message.encode()[-4000:])
-            # Without the parent's atexit and flush: it still has them to do itself.
+            # Skip atexit functions and flushes, which are the parent's to run.
             os._exit(0)
     os.close(writer)
     deadline = time.monotonic() + patience_s
     while os.waitpid(pid, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline:
-            # faulthandler shows where it stands.
+            # faulthandler prints the child's stack.
             os.kill(pid, signal.SIGABRT)
             os.waitpid(pid, 0)
             os.close(reader)
             return "the forked child hangs"
         time.sleep(0.005)
-    with os.fdopen(reader, "rb") as said:
-        return said.read().decode() or "the forked child died"
+    with os.fdopen(reader, "rb") as outcome:
+        return outcome.read().decode() or "the forked child died"

@@ -1,4 +1,4 @@
-"""Jobs of the other process whose main thread is interrupted: by signals at random, and at each point in turn."""
+"""Jobs of a `Child` whose main thread is interrupted: by signals at random moments, and at each point in turn."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ from .verb_work import VERBS, Landing, Step, Work
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 _CHECK_EVERY = 50
 _AGAIN_S = 0.02
-#: Of the signals whose class a verb may catch itself, so many may be taken for the verb's own.
+#: The share of signals with a class of `CAUGHT` that a verb may mistake for an error of its own.
 _MOST_TAKEN = 0.1
-#: Of fewer signals, the share that landed inside hutch is left to chance.
+#: Below this number of signals, the share that lands inside hutch is not judged.
 _ENOUGH_TO_JUDGE = 100
 
 
 class Limit(Exception):
-    """As a task queue's soft time limit."""
+    """Like the soft time limit of a task queue."""
 
 
 class OutOfTime(TimeoutError):
-    """As an alarm's time-out."""
+    """Like the timeout of an alarm."""
 
 
 class NotFound(KeyError):
-    """As an application's own lookup error."""
+    """Like a lookup error of an application."""
 
 
 class Broken(OSError):
-    """As an application's own I/O error."""
+    """Like an I/O error of an application."""
 
 
 class Stop(BaseException):
-    """As an application's own request to end."""
+    """Like an application's request to end."""
 
 
-#: What no verb and no driver raises comes out as it is, always; MemoryError as well.
+#: Neither a verb nor a driver catches these: they always come out unmodified. So does MemoryError.
 STRICT: tuple[type[BaseException], ...] = (Limit, KeyboardInterrupt, Stop, MemoryError)
-#: What a verb or a driver catches itself comes out as it is, unless it arrives in the very call that may raise it.
+#: Verbs and drivers catch these: they come out unmodified unless they arrive in the call that may raise their class.
 CAUGHT: tuple[type[BaseException], ...] = (NotFound, OutOfTime, Broken)
 
 
 def set_timer(handler: Callable[[int, FrameType | None], None], delay_s: float) -> None:
-    """Let `handler`, which must stop the timer, be called after `delay_s` seconds."""
+    """Call `handler` after `delay_s` seconds, again and again until it stops the timer."""
     signal.signal(signal.SIGALRM, handler)
-    # CPython 3.11 overlooks a signal that arrives just as another thread gives the interpreter back.
+    # Repeated, because CPython 3.11 overlooks a signal that arrives as another thread releases the interpreter's lock.
     signal.setitimer(signal.ITIMER_REAL, max(delay_s, 1e-6), _AGAIN_S)
 
 
 class Shots:
-    """One signal, or two in quick succession, and what their handler raises."""
+    """One signal, or two in quick succession, and the errors that their handler raises."""
 
     def __init__(self, errors: list[BaseException], landing: Landing) -> None:
         self._errors = errors
@@ -75,11 +75,11 @@ class Shots:
         self.where = ""
 
     def arm(self, delay_s: float) -> None:
-        """Let the first signal come after `delay_s` seconds."""
+        """Send the first signal after `delay_s` seconds."""
         set_timer(self._handle, delay_s)
 
     def all_fired(self) -> bool:
-        """Whether every signal has been delivered."""
+        """Return whether every signal has been delivered."""
         return self.fired == len(self._errors)
 
     def wait_until_all_fired(self) -> None:
@@ -102,17 +102,16 @@ class Shots:
 
 
 def interrupt_at_random(_: hutch.Store, config: Any, verb: str, count: int, seed: int) -> dict[str, int]:
-    """Interrupt `verb` by `count` signals that land inside hutch: what was counted.
+    """Interrupt `verb` by `count` signals; return the counts.
 
-    Raises AssertionError for an exception that was swallowed or changed, a lock that was left taken, an acknowledged
-    write that is lost, and where fewer than 30% of the signals landed.
+    Raises AssertionError for an exception that was swallowed or changed, a lock that stays taken, a lost acknowledged
+    write, and if fewer than 30% of the signals landed inside hutch.
     """
     figures: Counter[str] = Counter()
     with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
         duration_s = work.measure(plan)
-        # What a notebook and a log keep: the frames of an exception live as long as its traceback.
-        retained: deque[BaseException] = deque(maxlen=20)
+        retained = _retained()
         while (number := figures["delivered"]) < count:
             if number % _CHECK_EVERY == 0:
                 work.check_everything()
@@ -139,7 +138,7 @@ def _interrupt_once(
     figures: Counter[str],
     dropped: list[BaseException],
 ) -> BaseException | None:
-    """Interrupt the verb by one signal or two, and judge what came out, which is returned."""
+    """Interrupt the verb by one or two signals; judge and return the exception that came out."""
     kinds = CAUGHT if number % 3 == 2 else STRICT
     kind = kinds[number // 3 % len(kinds)]
     errors = [kind(f"number {number}") for _ in range(2 if number % 5 == 4 else 1)]
@@ -153,7 +152,7 @@ def _interrupt_once(
 
 
 def _shoot(work: Work, plan: Callable[[Work], Step], shots: Shots, delay_s: float) -> BaseException | None:
-    """Repeat the verb until all signals have come; what was raised."""
+    """Repeat the verb until all signals have come; return the exception that came out."""
     try:
         try:
             shots.arm(delay_s)
@@ -178,7 +177,7 @@ def _judge(
     figures: Counter[str],
     dropped: list[BaseException],
 ) -> None:
-    if any(caught is one for one in expected):  # of two, one may take the place of the other
+    if any(caught is one for one in expected):  # of two, the second may replace the first
         figures["raised as they were"] += 1
     elif any(one is expected[-1] for one in dropped) or (caught is None and shots.was_in_finalizer):
         figures["dropped by Python in a finalizer"] += 1
@@ -195,26 +194,18 @@ def _judge(
 
 
 def is_of_standard_library(where: str) -> bool:
-    """Return whether the place is in the standard library, which drops exceptions in a few places (copyreg.py)."""
+    """Return whether `where` is in the standard library, which swallows exceptions in a few places (copyreg.py)."""
     return where.startswith(_STANDARD_LIBRARY) and "-packages" not in where
 
 
-def is_in_finalizer(frame: FrameType | None) -> bool:
+def is_in_finalizer(frame: FrameType) -> bool:
     """Return whether `frame` was called by a finalizer, whose exceptions Python drops."""
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
+    return any(caller.f_code.co_name == "__del__" for caller, _ in traceback.walk_stack(frame))
 
 
-def is_in_tempfile(frame: FrameType | None) -> bool:
-    """Return whether `frame` was called by the module tempfile, which keeps a file as a bare number for a moment."""
-    while frame is not None:
-        if frame.f_code.co_filename == tempfile.__file__:
-            return True
-        frame = frame.f_back
-    return False
+def is_in_tempfile(frame: FrameType) -> bool:
+    """Return whether `frame` was called by tempfile, which for a moment has an open file that no object would close."""
+    return any(caller.f_code.co_filename == tempfile.__file__ for caller, _ in traceback.walk_stack(frame))
 
 
 def _judge_figures(figures: Counter[str]) -> None:
@@ -230,12 +221,11 @@ def _judge_figures(figures: Counter[str]) -> None:
 
 
 def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int | None, seed: int) -> dict[str, int]:
-    """Raise at each point of `verb` at which a handler may run, or at `limit` of them: what was counted."""
+    """Raise at each point of `verb` where a handler may run, or at `limit` of them; return the counts."""
     figures: Counter[str] = Counter()
     with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
-        # What a notebook and a log keep: the frames of an exception live as long as its traceback.
-        retained: deque[BaseException] = deque(maxlen=20)
+        retained = _retained()
         for point in _points_to_visit(lambda: work.run(plan(work)), limit, seed, figures):
             where = _interrupt_at(point, work, plan(work), dropped, retained if verb != "open" else None, figures)
             gc.collect(0)  # an unreferenced handle is closed with its last frame
@@ -255,7 +245,7 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
 def _points_to_visit(
     work: Callable[[], object], limit: int | None, seed: int, figures: Mapping[str, int]
 ) -> Iterator[int]:
-    """Yield points of `work`; others if none of them was visited, because later calls of `work` were shorter."""
+    """Yield points of `work`; then earlier ones if none was reached, because later calls of `work` were shorter."""
     yield from points(work, limit, seed)
     for shorter in range(1, 10):
         if figures["points"]:
@@ -272,7 +262,7 @@ def _interrupt_at(
     retained: deque[BaseException] | None,
     figures: Counter[str],
 ) -> str | None:
-    """Raise at the `point` of `step`: where that was."""
+    """Raise at the `point` of `step`; return where that was, or None if the step ended before."""
     error = STRICT[point % len(STRICT)](f"at point {point}")
     was_in_finalizer = False
 
@@ -299,9 +289,14 @@ def _interrupt_at(
     return visit.where
 
 
+def _retained() -> deque[BaseException]:
+    """Return a list for the last exceptions, whose tracebacks keep frames alive, as a notebook or a log does."""
+    return deque(maxlen=20)
+
+
 @contextmanager
 def _dropped_by_python() -> Iterator[list[BaseException]]:
-    """Collect what Python cannot raise: the exceptions of finalizers."""
+    """Collect the exceptions of finalizers, which Python drops."""
     dropped: list[BaseException] = []
     before = sys.unraisablehook
     sys.unraisablehook = lambda message: dropped.append(message.exc_value) if message.exc_value else None
@@ -313,9 +308,9 @@ def _dropped_by_python() -> Iterator[list[BaseException]]:
 
 @contextmanager
 def _measured_leaks(config: Any, figures: Counter[str]) -> Iterator[None]:
-    """Raise AssertionError if the block leaves files open: more than `figures` says the module tempfile may have."""
+    """Raise AssertionError if the block leaves more files open than tempfile may, by `figures`."""
     with hutch.connect(config) as store, store.open("core") as ns:
-        ns["first"] = 1  # what is made once is not a leak
+        ns["first"] = 1  # what hutch opens once per process is not a leak
         del ns["first"]
     before = open_files()
     yield
@@ -327,7 +322,7 @@ def _measured_leaks(config: Any, figures: Counter[str]) -> Iterator[None]:
 
 
 def open_files() -> int:
-    """Return how many files and connections this process has open; 0 where the system does not tell."""
+    """Return how many files and connections this process has open; 0 if the system does not report it."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with suppress(OSError):
             return sum(1 for _ in Path(folder).iterdir())

@@ -16,8 +16,8 @@ from .child import Child
 from .kit import PATIENCE_S, Promises
 from .verb_work import VERBS
 
-#: How many signals interrupt each verb. With fewer than usual, fewer points of a verb are visited, too; from
-#: `ALL_POINTS_FROM` on, every point and not a choice.
+#: How many signals interrupt each verb, and how many of its points are visited: fewer if `SIGNALS` is below
+#: `USUAL_SIGNALS`, all from `ALL_POINTS_FROM` on.
 USUAL_SIGNALS = 200
 SIGNALS = int(os.environ.get("HUTCH_INTERRUPTS", USUAL_SIGNALS))
 SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))
@@ -50,14 +50,14 @@ class Interrupts(Promises):
 
 
 def point_limit(limit: int) -> int | None:
-    """Return how many points of a verb are visited: `limit`, or fewer in the short form; None for all of them."""
+    """Return how many points of a verb to visit: `limit`, or fewer if `SIGNALS` is low; None for all."""
     if SIGNALS >= ALL_POINTS_FROM:
         return None
     return max(3, min(limit, limit * SIGNALS // USUAL_SIGNALS))
 
 
 def table_row(engine: str, verb: str, figures: dict[str, int]) -> str:
-    """Return what was counted, as a row of a Markdown table: the columns of CONTRIBUTING.md."""
+    """Return the counts as a row of the Markdown table in CONTRIBUTING.md."""
     counted = [
         figures.get(name, 0)
         for name in ("delivered", "landed inside", "raised as they were", "acknowledged and read back")

@@ -1,6 +1,8 @@
-"""Namespaces do not see each other, whatever they are called."""
+"""Isolation of namespaces, whatever their names are."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import hutch
 
@@ -10,11 +12,16 @@ from .limits import NAMESPACES
 CLOSE = ["a", "A", "a:b", "a/b", "a:", "ab", "a.b", "a%3Ab", ":", "a ", "a*", "a:b:c", "b"]
 
 
-def assert_isolated(store: hutch.Store, gone: list[str]) -> None:
-    """Assert that each namespace of `CLOSE` is complete, except those in `gone`, which are empty."""
+def assert_isolated(store: hutch.Store, empty: Callable[[str], None]) -> None:
+    """Fill the namespaces of `CLOSE`, empty one after the other, and assert each time that the rest is complete."""
     for name in CLOSE:
         with store.open(name) as ns:
-            assert dict(ns) == ({} if name in gone else {"k": name, "l": 2}), name
+            ns.update({"k": name, "l": 2})
+    for number, emptied in enumerate(CLOSE, 1):
+        empty(emptied)
+        for name in CLOSE:
+            with store.open(name) as ns:
+                assert dict(ns) == ({} if name in CLOSE[:number] else {"k": name, "l": 2}), name
 
 
 class Isolation(Promises):
@@ -38,22 +45,16 @@ class Isolation(Promises):
 
     def test_clear_empties_one_namespace_alone(self, store: hutch.Store) -> None:
         """clear of each of many like-named namespaces leaves the others whole."""
-        for name in CLOSE:
-            with store.open(name) as ns:
-                ns.update({"k": name, "l": 2})
-        for done, name in enumerate(CLOSE, 1):
+
+        def clear(name: str) -> None:
             with store.open(name) as ns:
                 ns.clear()
-            assert_isolated(store, gone=CLOSE[:done])
+
+        assert_isolated(store, clear)
 
     def test_drop_removes_one_namespace_alone(self, store: hutch.Store) -> None:
         """drop of each of many like-named namespaces leaves the others whole."""
-        for name in CLOSE:
-            with store.open(name) as ns:
-                ns.update({"k": name, "l": 2})
-        for done, name in enumerate(CLOSE, 1):
-            store.drop(name)
-            assert_isolated(store, gone=CLOSE[:done])
+        assert_isolated(store, store.drop)
 
     def test_any_name_makes_a_namespace_of_its_own(self, store: hutch.Store) -> None:
         """Hostile, long, alike and reserved names all open at once, hold their own data, and keep it."""

@@ -1,8 +1,7 @@
-"""Iterating while things change: never an error, never a duplicate, every untouched key."""
+"""Iterations during changes: no error, no duplicate, and every untouched key."""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,9 +10,9 @@ import pytest
 
 import hutch
 
-from .kit import Promises
+from .kit import Promises, together
 
-# More than an engine is expected to read at once.
+# More keys than engines read at once.
 COUNT = 1300
 WAYS: dict[str, Callable[[hutch.Namespace], Iterable[Any]]] = {
     "iter": lambda ns: ns,
@@ -29,7 +28,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 
 def fill(ns: hutch.Namespace, count: int = COUNT) -> list[str]:
-    """Keys k0000 to k1299, each with its own name as value."""
+    """Set `count` keys, k0000 and so on, each to its own name; return them."""
     keys = [f"k{n:04}" for n in range(count)]
     ns.update({key: key for key in keys})
     return keys
@@ -55,7 +54,7 @@ class Iteration(Promises):
             if number % 111 == 0:
                 ns[key] = key
         assert [key for key, times in Counter(seen).items() if times > 1] == []
-        assert set(keys) - touched <= set(seen), "keys that no thread changed did not appear"
+        assert set(keys) - touched <= set(seen), "untouched keys did not appear"
         assert set(seen) <= set(keys) | touched
 
     @every_way
@@ -76,7 +75,7 @@ class Iteration(Promises):
         keys = fill(ns, count)
         seen = []
         for number, key in enumerate(WAYS[way](ns)):
-            assert number < count, "the loop meets the keys that it adds"
+            assert number < count, "the loop yields keys that it added"
             seen.append(key)
             ns[f"x{key}"] = f"x{key}"
         assert sorted(seen) == keys
@@ -88,7 +87,7 @@ class Iteration(Promises):
         keys = fill(ns)
         seen: list[str] = []
         for key in WAYS[way](ns):
-            assert len(seen) < 4 * COUNT, "the loop goes on with the keys that it adds"
+            assert len(seen) < 4 * COUNT, "the loop continues with keys that it added"
             seen.append(key)
             if len(seen) > COUNT - 50:  # the first items are read at once
                 ns.update({f"x{len(seen)} {number}": f"x{len(seen)} {number}" for number in range(3)})
@@ -117,23 +116,15 @@ class Iteration(Promises):
         next(steps)
         abandoned = iter(WAYS[way](ns))
         next(abandoned)
-        failed: list[BaseException] = []
 
         def write() -> None:
-            try:
-                ns["k0001"] = "k0001"
-                ns.modify("counter", lambda n: n + 1, default=0)
-                ns.update({"x": "x", "y": "y"})
-                ns.clear()
-                ns["last"] = "last"
-            except BaseException as error:
-                failed.append(error)
+            ns["k0001"] = "k0001"
+            ns.modify("counter", lambda n: n + 1, default=0)
+            ns.update({"x": "x", "y": "y"})
+            ns.clear()
+            ns["last"] = "last"
 
-        thread = threading.Thread(target=write, daemon=True)
-        thread.start()
-        thread.join(10)
-        assert not thread.is_alive(), "a writer waits for an iteration that has stopped"
-        assert not failed
+        together(write, patience_s=10)  # hangs if a writer waits for an iteration that has stopped
         list(steps)
         assert dict(ns) == {"last": "last"}
 

@@ -24,20 +24,20 @@ from .wait_jobs import interrupt_a_write, interrupt_waits_for_a_key
 
 
 def get_all(store: hutch.Store, namespace: str) -> dict[str, Any]:
-    """All items."""
+    """Return all items."""
     with store.open(namespace) as ns:
         return dict(ns.items())
 
 
 def update(store: hutch.Store, namespace: str, items: dict[str, Any]) -> None:
-    """Set items, one by one."""
+    """Set `items` one by one."""
     with store.open(namespace) as ns:
         for key, value in items.items():
             ns[key] = value
 
 
 def remove(store: hutch.Store, namespace: str, keys: list[str]) -> int:
-    """Remove keys, as a batch."""
+    """Remove `keys` as one batch; return how many were there."""
     with store.open(namespace) as ns:
         return ns.remove_many(keys)
 
@@ -48,12 +48,12 @@ def drop(store: hutch.Store, namespace: str) -> None:
 
 
 def namespaces(store: hutch.Store) -> list[str]:
-    """Those that hold data."""
+    """Return the namespaces that hold data."""
     return store.namespaces()
 
 
 def count(store: hutch.Store, namespace: str, seconds: float) -> int:
-    """Raise a counter by modify for so long; how often."""
+    """Increment a counter by modify for `seconds`; return how often."""
     times = 0
     with store.open(namespace) as ns:
         end = time.monotonic() + seconds
@@ -64,9 +64,9 @@ def count(store: hutch.Store, namespace: str, seconds: float) -> int:
 
 
 def race(store: hutch.Store, namespace: str, rounds: int, me: int, start: float) -> list[int]:
-    """Return the rounds in which this process created the key, took the token, and set the default.
+    """Race other processes for one key per round and verb; return the numbers of the races that this one won.
 
-    All begin the first round at the time `start`, and each later one together if they are in time for it.
+    Rounds begin at fixed times after `start`, so that all processes begin a round together.
     """
     won = []
     with store.open(namespace) as ns:
@@ -82,30 +82,30 @@ def race(store: hutch.Store, namespace: str, rounds: int, me: int, start: float)
 
 
 def write_batches(store: hutch.Store, namespace: str, keys: list[str], rounds: int) -> None:
-    """Set all keys to one number after the other, as batches."""
+    """Set all `keys` to the number of the round, as one batch per round."""
     with store.open(namespace) as ns:
         for number in range(1, rounds + 1):
             ns.update(dict.fromkeys(keys, number))
 
 
 def grow(store: hutch.Store, namespace: str, prefix: str, count: int, size: int) -> None:
-    """Set many large values."""
+    """Set `count` values of `size` bytes."""
     with store.open(namespace) as ns:
         for number in range(count):
             ns[f"{prefix}{number}"] = prefix.encode() * (size // len(prefix))
 
 
 def kill_at_random(store: hutch.Store, config: Any, plan: KillPlan) -> dict[str, int]:
-    """Start processes on `config`, which may be another store of the engine, and kill them: what was counted."""
+    """Kill processes that use `config`, which may be another store of the engine; return the counts."""
     capabilities = store.capabilities
-    # A process that will be forked holds no store open. It is closed already when this is not the first run.
+    # A process that forks must not have the store open. An earlier run may have closed it.
     with suppress(hutch.StoreNotOpenError):
         store.close()
     return Kills(config, capabilities, plan).run()
 
 
 def close_under_use(store: hutch.Store) -> list[str]:
-    """Close handles and then the store while threads work: the errors of theirs that were not StoreErrors."""
+    """Close handles and then the store while threads use them; return the errors that were not StoreErrors."""
     wrong: list[str] = []
     sys.setswitchinterval(1e-4)
 
@@ -128,7 +128,7 @@ def close_under_use(store: hutch.Store) -> list[str]:
         lambda ns, turn: ns.update({f"k{n}": turn for n in range(20)}),
         lambda ns, _: ns.modify("n", lambda n: n + 1, default=0),
     ]
-    # A handle closed here is closed on purpose, also where its store closes first and warns.
+    # Closing a store warns of open handles; here they are open on purpose.
     warnings.simplefilter("ignore", ResourceWarning)
     for turn in range(12):
         ns = store.open(f"turn {turn}")
@@ -143,12 +143,12 @@ def close_under_use(store: hutch.Store) -> list[str]:
         for thread in threads:
             thread.join(30)
             if thread.is_alive():
-                wrong.append("a thread goes on, or hangs, 30 s after its handle was closed")
+                wrong.append("a thread still runs 30 s after its handle was closed")
     return wrong
 
 
 def acknowledge(message: object) -> None:
-    """Say something to the `Child` and be sure that it left this process."""
+    """Send `message` to the `Child` and flush it."""
     _answers.write(pickle.dumps(message))
     _answers.flush()
 
@@ -166,10 +166,10 @@ _answers = sys.stdout.buffer
 
 
 def main() -> None:
-    """Connect, then do one job after the other until stdin ends."""
+    """Connect, then run jobs until stdin ends."""
     faulthandler.enable()
     orders = sys.stdin.buffer
-    # What a plugin prints must not get between the answers.
+    # The output of a plugin must not mix with the answers.
     sys.stdout = sys.stderr
     config = pickle.load(orders)
     try:
@@ -187,10 +187,8 @@ def main() -> None:
             acknowledge(("done", JOBS[job](store, *arguments)))
         except BaseException:
             acknowledge(("raised", traceback.format_exc()))
-    try:
+    with suppress(hutch.StoreNotOpenError):
         store.close()
-    except hutch.StoreNotOpenError:
-        return
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all promises stand on: a fresh storage a test, the gate for capabilities, threads that cannot hang."""
+"""What all promises use: fixtures, skips for missing capabilities, and threads that cannot hang the run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import hutch
 
 T = TypeVar("T")
 
-#: Longer than any promise takes on a slow machine; then something hangs.
+#: Longer than any promise takes on a slow machine: what is not done by then hangs.
 PATIENCE_S = 90.0
 
 
 class Promises:
-    """The fixtures. A subclass gives `config`."""
+    """The fixtures of all promises. A subclass defines `config`."""
 
     @pytest.fixture
     def config(self) -> Any:
-        """What `hutch.connect` takes. The same within a test, a storage without data at its start."""
+        """Return an argument for `hutch.connect` that leads to one storage per test, empty when the test starts."""
         raise NotImplementedError(f"{type(self).__name__} must define a fixture `config`; see hutch.testing")
 
     @pytest.fixture
     def store(self, config: Any) -> Iterator[hutch.Store]:
-        """A store on the config, closed after the test."""
+        """Yield a store connected with `config`, and close it after the test."""
         store = hutch.connect(config)
         yield store
         with contextlib.suppress(hutch.StoreNotOpenError):
@@ -38,7 +38,7 @@ class Promises:
 
     @pytest.fixture
     def ns(self, store: hutch.Store) -> Iterator[hutch.Namespace]:
-        """An open, empty namespace, closed after the test."""
+        """Yield an open, empty namespace, and close it after the test."""
         ns = store.open("core")
         yield ns
         with contextlib.suppress(hutch.StoreNotOpenError):
@@ -46,19 +46,19 @@ class Promises:
 
 
 def needs(store: hutch.Store, *capabilities: str) -> None:
-    """Skip the test, visibly, unless the engine declares all `capabilities`."""
+    """Skip the test unless the engine declares all `capabilities`."""
     missing = [name for name in capabilities if name not in store.capabilities]
     if missing:
         pytest.skip(f"the {store.name} engine does not declare {' and '.join(missing)}")
 
 
 def stage2(store: hutch.Store, namespace: str) -> Any:
-    """What the plugin's own `open` returns, without the mapping around it."""
+    """Open `namespace` by the plugin's own `open` and return that storage, without the mapping around it."""
     return store.factory.open(namespace)
 
 
 def encoded(store: hutch.Store, namespace: str) -> hutch.EncodedStorage:
-    """The same for an engine that holds encoded bytes; skip the test for others."""
+    """Return the storage of an engine that stores encoded bytes; skip the test for other engines."""
     storage = stage2(store, namespace)
     if isinstance(storage, hutch.EncodedStorage):
         return storage
@@ -67,15 +67,21 @@ def encoded(store: hutch.Store, namespace: str) -> hutch.EncodedStorage:
 
 
 def listing(store: hutch.Store) -> list[str]:
-    """The namespaces that hold data; skip the test for an engine that cannot tell."""
+    """Return the namespaces that hold data; skip the test for an engine that cannot list them."""
     try:
         return store.namespaces()
     except hutch.CapabilityError:
         pytest.skip(f"the {store.name} engine cannot list its namespaces")
 
 
+def enter(ns: hutch.Namespace, key: str) -> None:
+    """Enter a mutable block on `key` and leave it at once."""
+    with ns.mutable(key):
+        pass
+
+
 def identical(a: Any, b: Any) -> bool:
-    """Equal in value and type, all the way down, where NaN equals NaN and -0.0 is not 0.0."""
+    """Return whether `a` and `b` are equal in value and type at every level; NaN equals NaN, and -0.0 is not 0.0."""
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
@@ -92,9 +98,9 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def together(*work: Callable[[], T], patience_s: float = PATIENCE_S) -> list[T]:
-    """Run each callable in a thread of its own, started at once, switched often; what they returned, in order.
+    """Run each callable in its own thread, all started together and switched often; return their results in order.
 
-    The first error is raised again here. Fails if one is not done in time.
+    Raises the first error of a thread, and AssertionError if a thread is not done after `patience_s` seconds.
     """
     results: dict[int, T] = {}
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Promises about the lifecycle of handles and stores: open once, use while open, close once, lose nothing."""
+"""The lifecycle of handles and stores: opened once, used while open, closed once, without loss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import hutch
 
 from .kit import Promises, stage2
 
-#: Everything that can be done with an open handle.
+#: Every use of an open handle.
 USES: dict[str, Callable[[hutch.StoreMixin], Any]] = {
     "[]": lambda ns: ns["k"],
     "[]=": lambda ns: ns.__setitem__("k", 1),
@@ -48,7 +49,7 @@ USES: dict[str, Callable[[hutch.StoreMixin], Any]] = {
 
 
 class _CloseFails:
-    """A factory that returns the storages of `store`, which raise once they are closed."""
+    """A factory that returns storages of `store` whose close raises after closing."""
 
     def __init__(self, store: hutch.Store) -> None:
         self._store = store
@@ -61,11 +62,8 @@ class _CloseFails:
             really_close()
             raise hutch.StorageUnavailableError("on purpose")
 
-        return type(
-            "CloseFails",
-            (),
-            {**{v: getattr(storage, v) for v in ("get", "set", "remove", "len", "keys")}, "close": staticmethod(close)},
-        )()
+        verbs = {verb: getattr(storage, verb) for verb in ("get", "set", "remove", "len", "keys")}
+        return SimpleNamespace(**verbs, close=close)
 
 
 class Lifecycle(Promises):

@@ -1,4 +1,4 @@
-"""The portable limits: what every engine takes, and what every engine refuses before anything is written."""
+"""The portable limits: what every engine accepts, and what it refuses before anything is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import hutch
 
 from .kit import Promises, encoded
 
-#: Keys that every engine takes: all sizes, and all that a file name, a query or a protocol could trip over.
+#: Keys that every engine accepts: all sizes, and whatever could be special in a file name, a query or a protocol.
 KEYS = [
     *("k", "k" * 1024, "é" * 512, "\U0001f430" * 256, "\U0010ffff" * 256, "€" * 341, "\0", "\0" * 1024, "a\0", "a\0b"),
     *("\n", "a\r\nb", "\t", " ", "  ", " k", "k ", "/", "a/b", "/etc/passwd", "..", ".", "../../x", "\\", "C:\\x"),
@@ -21,7 +21,7 @@ KEYS = [
     *("len", "keys", "k.", "-k", "@k"),
 ]
 
-#: Names that every engine takes for namespaces.
+#: Names of namespaces that every engine accepts.
 NAMESPACES = [
     *("a", "A", "a:b", "a/b", "a\\b", "a.b", "a b", "a ", " a", "a.", ".a", ".", "..", "../a", "../../etc/passwd"),
     *("/etc/passwd", "/", "//", "\\", "C:\\a", "C:", ":", "::", "%", "%2F", "a%2Fb", "a%", "~", "~root", "-", "--help"),
@@ -58,7 +58,7 @@ class Limits(Promises):
         assert len(ns) == 0
 
     def test_a_batch_takes_any_key_within_the_limits(self, ns: hutch.Namespace) -> None:
-        """The same keys work in batches."""
+        """Batches take any key of 1 to 1,024 bytes, with any character."""
         ns.update({key: [key] for key in KEYS})
         assert ns.get_many(KEYS) == {key: [key] for key in KEYS}
         assert ns.remove_many(KEYS) == len(KEYS)
@@ -117,7 +117,7 @@ class Limits(Promises):
         """A value of 16 MiB comes back complete from get and scan."""
         value = bytes(range(256)) * (16 * 4096)
         ns["k"] = value
-        # Compared outside of assert: to show how two such values differ takes pytest half a minute.
+        # Compared outside of `assert`: pytest would need half a minute to show a difference.
         came_back = ns["k"] == value, list(ns.scan()) == [("k", value)]
         assert came_back == (True, True)
 

@@ -1,4 +1,4 @@
-"""MutableMapping with dict's own semantics, CPython's own tests of them included."""
+"""MutableMapping with the semantics of dict, including CPython's own tests of them."""
 
 from __future__ import annotations
 

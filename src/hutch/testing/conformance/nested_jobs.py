@@ -1,4 +1,4 @@
-"""Jobs of the other process in which a signal handler or a finalizer uses hutch in the middle of a verb."""
+"""Jobs of a `Child` in which a signal handler or finalizer uses hutch in the middle of a verb."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from ..signal_points import Visit, points
 from .interrupt_jobs import set_timer
 from .verb_work import KEYS, VERBS, Step, Work, value
 
-#: A nested call that takes longer waits for the very verb that it interrupted.
+#: A nested call that takes longer waits for the verb that it interrupted.
 _QUICK_S = 10.0
 _HANGS_AFTER_S = 25.0
+_SAME_KEY = "set the same key"
 
 
 class Nested:
-    """One call in the middle of another of the same thread: whether it worked, and what it stored then."""
+    """One call in the middle of another call of the same thread: what it stores, and how it ended."""
 
     def __init__(self, work: Work, name: str, number: int, outer: Step, keys: list[str]) -> None:
         self._work, self._name, self._keys, self._number = work, name, keys, number
         self.new = value(number)
-        #: Whether it writes a key that the interrupted verb writes, too.
-        self.is_same = name == "set the same key"
+        #: Whether it writes a key that the interrupted verb also writes.
+        self.is_same = name == _SAME_KEY
         if self.is_same:
             self._keys = [next(iter(outer.changes), KEYS[0])]
         self.was_called = self.landed = False
@@ -39,7 +40,7 @@ class Nested:
         self.took_s = 0.0
 
     def run(self) -> None:
-        """Do it. A StoreError is kept: whether it may refuse is for the caller to judge."""
+        """Make the call. A StoreError is recorded, not raised: `_judge` knows whether the call may fail."""
         self.was_called = True
         self.landed = self._work.landing.is_inside(sys._getframe())
         began = time.monotonic()
@@ -54,10 +55,6 @@ class Nested:
 
     def __str__(self) -> str:
         return f"a nested {self._name!r}"
-
-
-def _set(work: Work, keys: list[str], new: Any) -> None:
-    work.ns[keys[0]] = new
 
 
 def _set_all(work: Work, keys: list[str], new: Any) -> None:
@@ -85,23 +82,23 @@ _ACTIONS: dict[str, Callable[[Work, list[str], Any], None]] = {
     "modify": _modify,
     "update": _update,
     "open": _open,
-    "set the same key": _set,
+    _SAME_KEY: _set_all,
 }
-NESTED = tuple(_ACTIONS)
+_OTHER_KEYS = [name for name in _ACTIONS if name != _SAME_KEY]
 
 
 def nest_at_each_point(
     _: hutch.Store, config: Any, verb: str, limit: int | None, seed: int, may_refuse: bool
 ) -> dict[str, Any]:
-    """Call each of `NESTED` at each point of `verb`, or at `limit` of them: what was counted, and the longest call."""
+    """Make each nested call at each point of `verb`, or at `limit` of them; return the counts and the longest call."""
     figures: Counter[str] = Counter()
     longest_s = 0.0
     with Work(config, seed) as work:
         plan = VERBS[verb]
-        for name in NESTED:
+        for name in _ACTIONS:
             for point in points(lambda: work.run(plan(work)), limit, work.rng.randrange(2**32)):
                 step = plan(work)
-                if name == "set the same key" and not step.changes:
+                if name == _SAME_KEY and not step.changes:
                     break
                 call = Nested(work, name, work.next_number(), step, ["h0", "h1"])
                 _nest(work, call, step, point, may_refuse)
@@ -128,7 +125,7 @@ def _nest(work: Work, call: Nested, step: Step, point: int, may_refuse: bool) ->
 
 
 def _judge(call: Nested, failure: Exception | None, where: str, may_refuse: bool) -> None:
-    """Raise AssertionError if the nested call, or the verb around it, did not do what it must."""
+    """Raise AssertionError if the nested call or the verb around it failed, or if the call was slow."""
     if failure is not None and not (call.is_same and isinstance(failure, hutch.ConflictError)):
         raise AssertionError(f"{where}: the interrupted verb failed") from failure
     if call.error is not None and not (may_refuse or call.is_same):
@@ -137,7 +134,7 @@ def _judge(call: Nested, failure: Exception | None, where: str, may_refuse: bool
 
 
 def _settle_same(work: Work, step: Step, call: Nested, where: str) -> None:
-    """Either write of the key may be the last, but a read-modify-write must not lose the nested one."""
+    """Verify that either write of the key is stored, and that a read-modify-write did not lose the nested write."""
     [key] = call._keys
     new = step.changes[key]
     if not call.was_called or call.error is not None:
@@ -146,26 +143,25 @@ def _settle_same(work: Work, step: Step, call: Nested, where: str) -> None:
         allowed = [call.new, value(call.new[0] + 1)]
         if not step.reads_first or _swaps_by_default(work):
             allowed.append(new)
-    found = work.ns.get(key, hutch.MISSING)
-    assert found in allowed, f"{where}: {found} is stored, none of {allowed}"
+    stored = work.ns.get(key, hutch.MISSING)
+    assert stored in allowed, f"{where}: {stored} is stored, none of {allowed}"
     for other in set(step.changes) - {key}:
         assert work.ns.get(other, hutch.MISSING) == step.changes[other], f"{where}: lost {other!r}"
     work.pending, work.is_done = None, True
-    work.know({**step.changes, key: found})
+    work.know({**step.changes, key: stored})
 
 
 def _swaps_by_default(work: Work) -> bool:
-    """Return whether the engine leaves compare-and-set to hutch, which holds it against other threads alone."""
+    """Return whether the engine uses hutch's default compare-and-set, which excludes only other threads."""
     storage = type(vars(work.ns)["_store"])
     names = {"compare_and_write", "compare_and_swap"}
     return not any(names & vars(one).keys() for one in storage.__mro__ if not one.__module__.startswith("hutch."))
 
 
 def nest_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refuse: bool) -> dict[str, Any]:
-    """Let `count` signal handlers write while verbs run and another thread writes: what was counted."""
+    """Let `count` signal handlers write while verbs run and another thread writes; return the counts."""
     figures: Counter[str] = Counter()
     longest_s = 0.0
-    names = [name for name in NESTED if name != "set the same key"]
     with Work(config, seed) as work:
         longest_s_of = {verb: work.measure(plan) for verb, plan in VERBS.items()}
         work.repeats = 1
@@ -173,7 +169,7 @@ def nest_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refus
             verb = work.rng.choice(list(VERBS))
             if number % 20 == 0:
                 work.busy(number // 20 % 2 == 1)
-            call = Nested(work, work.rng.choice(names), work.next_number(), Step(lambda: None), ["h0", "h1"])
+            call = Nested(work, work.rng.choice(_OTHER_KEYS), work.next_number(), Step(lambda: None), ["h0", "h1"])
 
             def handle(_: int, frame: FrameType | None, call: Nested = call) -> None:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -194,7 +190,7 @@ def nest_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refus
 
 
 class Saver:
-    """An object of an application that saves its state when it is collected; in a cycle, so that it is."""
+    """An object that saves state when it is collected. It refers to itself, so only the garbage collector frees it."""
 
     def __init__(self, call: Nested) -> None:
         self._call, self._cycle = call, self
@@ -204,10 +200,9 @@ class Saver:
 
 
 def finalize_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_refuse: bool) -> dict[str, Any]:
-    """Let the collector run, anywhere and often, `count` finalizers that write, open and close: what was counted."""
+    """Let the garbage collector run `count` finalizers that write, open and close anywhere; return the counts."""
     figures: Counter[str] = Counter()
     calls = []
-    names = [name for name in NESTED if name != "set the same key"]
     with Work(config, seed) as work:
         thresholds = gc.get_threshold()
         faulthandler.dump_traceback_later(_HANGS_AFTER_S + count / 5, exit=True)
@@ -215,9 +210,9 @@ def finalize_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_r
             for number in range(count):
                 if number % 50 == 0:
                     work.busy(number // 50 % 2 == 1)
-                name = names[number % len(names)]
+                name = _OTHER_KEYS[number % len(_OTHER_KEYS)]
                 calls.append(Nested(work, name, number, Step(lambda: None), [f"d{number}", f"e{number}"]))
-                # Collected some time later: in the middle of a verb more often than not.
+                # Collected later, usually in the middle of a verb.
                 gc.set_threshold(work.rng.randint(2, 60))
                 Saver(calls[-1])
                 work.run(work.rng.choice(list(VERBS.values()))(work))
@@ -234,5 +229,5 @@ def finalize_at_random(_: hutch.Store, config: Any, count: int, seed: int, may_r
             figures["refused" if call.error else "worked"] += 1
             figures["landed inside"] += call.landed
         work.finish()
-    assert threading.active_count() <= 2, f"threads that were left: {threading.enumerate()}"
+    assert threading.active_count() <= 2, f"threads that still run: {threading.enumerate()}"
     return {**figures, "longest_s": max(call.took_s for call in calls)}

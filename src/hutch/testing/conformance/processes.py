@@ -1,4 +1,4 @@
-"""Several processes on one storage where `shared`; a forked process on every engine."""
+"""Several processes on one storage, if the engine is `shared`; forked processes on every engine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Processes(Promises):
             children = [stack.enter_context(Child(config)) for _ in range(3)]
             together_in(children)
             for child in children:
-                # For a time, not a number of times: a fast engine would be done before the next process begins.
+                # For a fixed time, because a fast engine would finish a fixed number before the next process begins.
                 child.start("count", "core", 0.4)
             raised = sum(child.result() for child in children)
         with store.open("core") as ns:
@@ -108,7 +108,7 @@ class Processes(Promises):
             seen = [0]
             deadline = time.monotonic() + PATIENCE_S
             while seen[0] < 200:
-                assert time.monotonic() < deadline, "the other process's batches are never seen"
+                assert time.monotonic() < deadline, "no batch of the other process was seen"
                 seen = [ns[keys[(turn * 7) % 20]] for turn in range(20)]
                 assert seen == sorted(seen), "a key of a batch was seen before the rest of it"
             child.result()

@@ -1,4 +1,4 @@
-"""Promises about the options `create` and `readonly`, if an engine declares them."""
+"""The options `create` and `readonly`, if the engine declares them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Readers(Promises):
         store.close()
         for _ in range(2):
             try:
-                with hutch.connect(existing) as found:
-                    assert found.namespaces() == []
+                with hutch.connect(existing) as missing:
+                    assert missing.namespaces() == []
             except hutch.StoreMissingError as error:
                 assert isinstance(error, FileNotFoundError)
         with hutch.connect(config) as store, store.open("core") as ns:

@@ -1,4 +1,4 @@
-"""Signal handlers and finalizers that use hutch themselves, in the middle of any verb of the same thread."""
+"""Signal handlers and finalizers that use hutch in the middle of a verb of the same thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POINTS = 10
 
 
 def may_refuse(store: hutch.Store) -> bool:
-    """Return whether the engine says that it refuses a write in the middle of another of the same thread."""
+    """Return whether the engine declares that it refuses a write in the middle of another write of its thread."""
     return bool(getattr(store.factory, "refuses_nested_writes", False))
 
 
@@ -37,18 +37,20 @@ class Reentrancy(Promises):
         self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
     ) -> None:
         """A signal handler may write while verbs run and another thread writes: no wait, and every write is stored."""
-        print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
-        with Child(config, measured=False) as child:
-            child.start("nest_at_random", config, SIGNALS, SEED, may_refuse(store))
-            figures = child.result(PATIENCE_S + SIGNALS / 10)
+        figures = _run_at_random("nest_at_random", config, store)
         record_property("counted", f"{store.name}, handlers that write: {figures}")
 
     def test_a_finalizer_may_write_open_and_close(
         self, config: Any, store: hutch.Store, record_property: Callable[[str, object], None]
     ) -> None:
         """A finalizer, which the collector may run anywhere, may write, open and close: nothing hangs or is lost."""
-        print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
-        with Child(config, measured=False) as child:
-            child.start("finalize_at_random", config, SIGNALS, SEED, may_refuse(store))
-            figures = child.result(PATIENCE_S + SIGNALS / 10)
+        figures = _run_at_random("finalize_at_random", config, store)
         record_property("counted", f"{store.name}, finalizers: {figures}")
+
+
+def _run_at_random(job: str, config: Any, store: hutch.Store) -> dict[str, Any]:
+    print(f"HUTCH_SEED={SEED} HUTCH_INTERRUPTS={SIGNALS}")
+    with Child(config, measured=False) as child:
+        child.start(job, config, SIGNALS, SEED, may_refuse(store))
+        figures: dict[str, Any] = child.result(PATIENCE_S + SIGNALS / 10)
+    return figures

@@ -1,4 +1,4 @@
-"""scan and scan_keys against a model, keys() in order where `ordered`."""
+"""scan and scan_keys compared with sorted lists; keys() in key order, if the engine is `ordered`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hutch
 
 from .kit import Promises, needs
 
-#: Around every place where an order by bytes, UTF-16 units or locale differs from the order of code points.
+#: Keys around every place where the order of bytes, UTF-16 units or a locale differs from code point order.
 TRICKY = [
     *("a", "A", "a\0", "a\0b", "aa", "ab", "b", "B", "Z", "_", "~", "\0", "\0\0", "\x01", "\x7f", "\x80", "é"),
     *("e\u0301", "ß", "ss", "\u07ff", "\u0800", "\ud7ff", "\ud7ffa", "\ue000", "\ufffd", "\uffff", "\uffffa"),
@@ -19,7 +19,7 @@ TRICKY = [
 
 
 def model(keys: list[str], prefix: str, start: str | None, stop: str | None, reverse: bool) -> list[str]:
-    """The keys a scan must give, in order."""
+    """Return the keys that a scan must yield, in order."""
     chosen = [
         key
         for key in keys

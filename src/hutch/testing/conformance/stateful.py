@@ -1,4 +1,4 @@
-"""A Hypothesis state machine: random sequences of everything, against dicts."""
+"""A Hypothesis state machine that compares random sequences of operations with dicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMESPACES = ["a", "a:b", "A", "../b"]
 ALPHABET = ["a", "b", ":", "/", "\0", "\n", "é", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
 
 names = st.sampled_from(NAMESPACES)
-# Few, so that rules meet on them.
+# Few, so that several rules use the same key.
 keys = st.sampled_from([*ALPHABET, "ab", "a\0", "b:", "\uffffa", "\U0010ffff\U0010ffff"])
 values: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -37,7 +37,7 @@ bounds = st.none() | keys
 
 
 class Model(RuleBasedStateMachine):
-    """One store, and a dict for each namespace that must say the same."""
+    """One store, and per namespace a dict with the expected items."""
 
     connect: Callable[[], hutch.Store]
 
@@ -95,9 +95,8 @@ class Model(RuleBasedStateMachine):
     @rule(name=names, key=keys, value=values)
     def modify(self, name: str, key: str, value: Any) -> None:
         old = self.model[name].get(key, "missing")
-        assert self.open[name].modify(key, lambda found: [value] if found == old else found, default="missing") == [
-            value
-        ]
+        new = self.open[name].modify(key, lambda stored: [value] if stored == old else stored, default="missing")
+        assert new == [value]
         self.model[name][key] = [value]
 
     @rule(name=names, key=keys, expected=values, value=values, right=st.booleans())
@@ -112,8 +111,8 @@ class Model(RuleBasedStateMachine):
     @rule(name=names, prefix=st.just("") | keys, start=bounds, stop=bounds, reverse=st.booleans())
     def scan(self, name: str, prefix: str, start: str | None, stop: str | None, reverse: bool) -> None:
         expected = model(list(self.model[name]), prefix, start, stop, reverse)
-        found = list(self.open[name].scan(prefix, start, stop, reverse))
-        assert found == [(key, self.model[name][key]) for key in expected]
+        items = [(key, self.model[name][key]) for key in expected]
+        assert list(self.open[name].scan(prefix, start, stop, reverse)) == items
         assert list(self.open[name].scan_keys(prefix, start, stop, reverse)) == expected
 
     @rule(name=names)

@@ -1,4 +1,4 @@
-"""One handle, many threads."""
+"""Many threads that use one handle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THREADS = 8
 
 
 def appended(item: object, value: list[object]) -> list[object]:
-    """`value` with `item` at its end."""
+    """Return `value` with `item` at its end."""
     return [*value, item]
 
 

@@ -1,4 +1,4 @@
-"""Read-modify-write: modify, mutable, compare_and_set."""
+"""Read-modify-write: modify, mutable and compare_and_set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .kit import Promises
 
 
 def append_one(value: list[int]) -> list[int]:
-    """Changes what it is given, as functions do."""
+    """Append 1 to `value` in place, and return it."""
     value.append(1)
     return value
 

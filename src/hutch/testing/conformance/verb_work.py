@@ -1,8 +1,6 @@
 """Verbs that signals interrupt, and what may be stored afterwards: the old state or the new.
 
-Runs in the main thread of a `Child`. A second thread does what another thread of an application would do afterwards.
-
-Over 400 lines: one short function per verb, in one table.
+Runs in the main thread of a `Child`. After each interruption a second thread reads and writes the same keys.
 """
 
 from __future__ import annotations
@@ -19,16 +17,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import hutch
 
-T = TypeVar("T")
-
-#: What another thread may need for one write on a slow machine. After that a lock was left taken.
+#: Longer than another thread needs for one write on a slow machine: after that, a lock was left taken.
 OTHERS_PATIENCE_S = 20.0
 KEYS = [f"k{number}" for number in range(6)]
-#: The key that a thread writes meanwhile, so that the interrupted verb has to wait now and then.
+#: The key that another thread writes, so that the interrupted verb sometimes has to wait.
 BUSY = "busy"
 _LONG_ENOUGH_S = 2e-4
 _HUTCH = str(Path(hutch.__file__).parent) + os.sep
@@ -36,45 +32,40 @@ _TESTING = str(Path(__file__).parents[1]) + os.sep
 
 
 def value(number: int) -> list[Any]:
-    """Return a value with types that a codec decodes in code of its own."""
+    """Return a value whose types a codec decodes by Python code of hutch."""
     return [number, {number}, date(2024, 2, 29), "text" * 20]
 
 
 class Landing:
-    """Tells where a handler ran: in hutch's or the engine's own code, or called by it."""
+    """Find out whether a handler interrupted code of hutch or of the engine, or code that they called."""
 
     def __init__(self, store: hutch.Store) -> None:
-        module = sys.modules[type(store.factory).__module__]
-        engine = str(Path(module.__file__ or "").parent) + os.sep
+        engine = str(Path(sys.modules[type(store.factory).__module__].__file__ or "").parent) + os.sep
         self._own = (_HUTCH, engine)
 
     def is_own(self, frame: FrameType) -> bool:
-        """Whether `frame` runs code of hutch or of the engine."""
+        """Return whether `frame` runs code of hutch or of the engine."""
         name = frame.f_code.co_filename
         return name.startswith(self._own) and not name.startswith(_TESTING)
 
-    def is_inside(self, frame: FrameType | None) -> bool:
-        """Whether `frame` was called by hutch or by the engine, or is theirs."""
-        while frame is not None:
-            if self.is_own(frame):
-                return True
-            frame = frame.f_back
-        return False
+    def is_inside(self, frame: FrameType) -> bool:
+        """Return whether `frame` or one of its callers runs code of hutch or of the engine."""
+        return any(self.is_own(caller) for caller, _ in traceback.walk_stack(frame))
 
 
 @dataclass
 class Step:
-    """One call of a verb: what it does, and what it stores."""
+    """One call of a verb, and what it stores."""
 
     call: Callable[[], object] = field(repr=False)
-    #: What the keys hold when the call returned; `hutch.MISSING` for a removed one.
+    #: The new value of each key that the call changes; `hutch.MISSING` for a removed key.
     changes: dict[str, Any] = field(default_factory=dict)
-    #: Whether the new value is made of the old one, so that a write in between must not be lost.
+    #: Whether the new value depends on the old one, so that a write in between must not be lost.
     reads_first: bool = False
 
 
 class Work:
-    """A store, what it holds as far as acknowledged, and the step that is under way."""
+    """A store, its acknowledged contents, and the running step."""
 
     def __init__(self, config: Any, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -87,20 +78,21 @@ class Work:
         self.ns.clear()
         self.ns.update(self.known)
         self.number = len(KEYS)
-        #: Handles that a step has opened and not closed.
+        #: Handles that a step has opened and not yet closed.
         self.opened: list[hutch.Namespace] = []
         self.read_back = 0
-        #: How often a step does the same: a verb that is done before a signal can arrive would never be interrupted.
+        #: How often a step repeats its verb, which otherwise could end before a signal can arrive.
         self.repeats = 1
         self.pending: Step | None = None
         self.is_done = True
-        self._other = OtherThread()
-        self._busy = BusyThread(self.ns)
+        self._other, self._busy = OtherThread(), BusyThread(self.ns)
+        #: Start or stop a second thread that writes without pause.
+        self.busy = self._busy.go_on
 
     # --- steps ---
 
     def next_number(self) -> int:
-        """Return a number that no value had so far."""
+        """Return a number that no value has used."""
         self.number += 1
         return self.number
 
@@ -108,28 +100,23 @@ class Work:
         """Return one of `KEYS` that is stored."""
         return self.rng.choice([key for key in KEYS if key in self.known])
 
-    def run(self, step: Step) -> object:
-        """Call `step` and remember that it was acknowledged."""
+    def run(self, step: Step) -> None:
+        """Call `step` and record that it was acknowledged."""
         self.pending, self.is_done = step, False
-        result = step.call()
+        step.call()
         self.is_done = True
         self.know(step.changes)
-        return result
 
     def know(self, changes: dict[str, Any]) -> None:
-        """Take `changes` for what is stored."""
+        """Record that `changes` are stored."""
         for key, new in changes.items():
             if new is hutch.MISSING:
                 self.known.pop(key, None)
             else:
                 self.known[key] = new
 
-    def busy(self, on: bool) -> None:
-        """Let a second thread write all the time, or stop it."""
-        self._busy.go_on(on)
-
     def measure(self, plan: Callable[[Work], Step]) -> float:
-        """Return how long a step of `plan` takes, in seconds; `repeats` is chosen so that it is not too short."""
+        """Set `repeats` so that a step of `plan` is not too short; return its duration in seconds."""
         self.repeats = 1
         self.run(plan(self))
         durations_s = []
@@ -138,33 +125,33 @@ class Work:
             start = time.perf_counter()
             self.run(step)
             durations_s.append(time.perf_counter() - start)
-        longest_s = max(sorted(durations_s)[:-1])  # one may have waited for something else
+        longest_s = max(sorted(durations_s)[:-1])  # without the longest, which may have waited for something else
         self.repeats = max(1, min(50, int(_LONG_ENOUGH_S / longest_s)))
         return longest_s * self.repeats
 
     # --- afterwards ---
 
     def settle(self) -> None:
-        """Hold what is stored against the interrupted step, and let another thread write the same keys."""
-        self._other.do(self._settle, "a read or a write of another thread", OTHERS_PATIENCE_S)
+        """Compare the stored data with the interrupted step, and write the same keys in another thread."""
+        self._other.do(self._settle, "a read or a write of another thread")
 
     def check_everything(self) -> None:
-        """Read all items: what was acknowledged is there, and nothing else."""
-        self._other.do(self._check_everything, "reading all items in another thread", OTHERS_PATIENCE_S)
+        """Verify that exactly the acknowledged items are stored."""
+        self._other.do(self._check_everything, "reading all items in another thread")
 
     def _settle(self) -> None:
         step, self.pending = self.pending or Step(lambda: None), None
-        found = {key: self.ns.get(key, hutch.MISSING) for key in step.changes}
+        stored = {key: self.ns.get(key, hutch.MISSING) for key in step.changes}
         old = {key: self.known.get(key, hutch.MISSING) for key in step.changes}
-        self.read_back += len(found)
+        self.read_back += len(stored)
         if self.is_done:
-            assert found == step.changes, f"acknowledged and lost: {found} is stored, not {step.changes}"
+            assert stored == step.changes, f"acknowledged and lost: {stored} is stored, not {step.changes}"
         elif self.is_atomic:
-            assert found in (old, step.changes), f"{found} is stored: neither {old} nor {step.changes}"
+            assert stored in (old, step.changes), f"{stored} is stored: neither {old} nor {step.changes}"
         else:
-            torn = {key: now for key, now in found.items() if now not in (old[key], step.changes[key])}
+            torn = {key: now for key, now in stored.items() if now not in (old[key], step.changes[key])}
             assert not torn, f"{torn} is stored: neither of {old} nor of {step.changes}"
-        self.know(found)
+        self.know(stored)
         self.is_done = True
         for handle in self.opened:
             handle.close()
@@ -180,25 +167,24 @@ class Work:
             assert other["number"] == self.number
 
     def _check_everything(self) -> None:
-        found = dict(self.ns.items())
-        busy = found.pop(BUSY, -1)
+        stored = dict(self.ns.items())
+        busy = stored.pop(BUSY, -1)
         least, most = self._busy.acknowledged, self._busy.begun
-        assert found == self.known, f"{found} is stored, and {self.known} was acknowledged"
+        assert stored == self.known, f"{stored} is stored, and {self.known} was acknowledged"
         assert least <= busy or busy <= most, f"{busy} is stored under {BUSY!r}, {least} was acknowledged"
-        self.read_back += len(found)
+        self.read_back += len(stored)
 
-    # --- life ---
+    # --- the end ---
 
     def finish(self) -> None:
-        """Close the store, open it again, and read what was acknowledged."""
+        """Close the store, open it again, and verify that the acknowledged items are stored."""
         self.busy(False)
         self.check_everything()
-        self._other.do(self._close, "closing the store in another thread", OTHERS_PATIENCE_S)
+        self._other.do(self._close, "closing the store in another thread")
         self.store = hutch.connect(self._config)
         self.ns = self.store.open("core")
         self.check_everything()
-        for handle in (self.ns, self.store):
-            handle.close()
+        self._close()
 
     def _close(self) -> None:
         self.ns.close()
@@ -214,7 +200,7 @@ class Work:
 
 
 class BusyThread:
-    """A thread that writes one key all the time, while it is allowed to."""
+    """A thread that, between `go_on(True)` and `go_on(False)`, writes one key without pause."""
 
     def __init__(self, ns: hutch.Namespace) -> None:
         self._ns = ns
@@ -226,7 +212,7 @@ class BusyThread:
         self._thread.start()
 
     def go_on(self, on: bool) -> None:
-        """Start, or stop and wait until it stands."""
+        """Start writing; or stop, and wait until the last write has ended."""
         if on:
             self._stands.clear()
             self._may_go.set()
@@ -237,7 +223,7 @@ class BusyThread:
                 raise AssertionError("a thread that only writes failed") from self._error
             if not stands:
                 where = "".join(traceback.format_stack(sys._current_frames().get(self._thread.ident or 0)))
-                raise AssertionError(f"a thread that only writes does not come to an end:\n{where}")
+                raise AssertionError(f"a thread that only writes does not stop:\n{where}")
 
     def end(self) -> None:
         """End the thread."""
@@ -263,25 +249,23 @@ class BusyThread:
 
 
 class OtherThread:
-    """A thread that is given work, and whose errors are raised by the thread that gave it."""
+    """A thread that runs functions for another thread, which gets their errors."""
 
     def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="other")
         self._thread.start()
 
-    def do(self, work: Callable[[], T], what: str, patience_s: float) -> T:
-        """Return ``work()``. Raises AssertionError if it is not done in time."""
+    def do(self, work: Callable[[], object], what: str) -> None:
+        """Call `work` and raise what it raised; AssertionError if it is not done in time."""
         self._orders.put(work)
         try:
-            worked, result = self._answers.get(timeout=patience_s)
+            error = self._results.get(timeout=OTHERS_PATIENCE_S)
         except queue.Empty:
             raise AssertionError(f"{what} does not end: a lock was left taken") from None
-        if not worked:
-            raise result
-        answer: T = result
-        return answer
+        if error is not None:
+            raise error
 
     def end(self) -> None:
         """End the thread."""
@@ -291,16 +275,17 @@ class OtherThread:
     def _work(self) -> None:
         while (order := self._orders.get()) is not None:
             try:
-                self._answers.put((True, order()))
+                order()
             except BaseException as error:
-                self._answers.put((False, error))
+                self._results.put(error)
+            else:
+                self._results.put(None)
 
 
-# --- the verbs: each step repeats the last of what it does, with the same effect ---
+# --- the verbs: each step repeats its last call, without further effect ---
 
 
-def plan_get(work: Work) -> Step:
-    """Read one value."""
+def _plan_get(work: Work) -> Step:
     key = work.any_key()
     expected, ns = work.known[key], work.ns
 
@@ -312,37 +297,20 @@ def plan_get(work: Work) -> Step:
     return Step(call)
 
 
-def plan_set(work: Work) -> Step:
-    """Set one key."""
-    key, new, ns = work.rng.choice(KEYS), value(work.next_number()), work.ns
+def _plan_set(work: Work) -> Step:
+    key, new = work.rng.choice(KEYS), value(work.next_number())
 
     def call() -> None:
         for _ in range(work.repeats):
-            ns[key] = new
+            work.ns[key] = new
 
     return Step(call, {key: new})
-
-
-def plan_remove(work: Work) -> Step:
-    """Remove a key that the step before has set, or set it."""
-    return _plan_removing(work, work.ns.__delitem__)
-
-
-def plan_pop(work: Work) -> Step:
-    """Take a key out that the step before has set, or set it."""
-    return _plan_removing(work, work.ns.pop)
 
 
 def _plan_removing(work: Work, remove: Callable[[str], Any]) -> Step:
     gone = next((key for key in KEYS if key not in work.known), None)
     if gone is not None:
-        items = {gone: value(work.next_number())}
-
-        def put_back() -> None:
-            for _ in range(work.repeats):
-                work.ns.set_many(items)
-
-        return Step(put_back, dict(items))
+        return _plan_setting(work, work.ns.set_many, {gone: value(work.next_number())})
     key = work.rng.choice(KEYS)
 
     def call() -> None:
@@ -357,20 +325,20 @@ def _plan_removing(work: Work, remove: Callable[[str], Any]) -> Step:
     return Step(call, {key: hutch.MISSING})
 
 
-def plan_update(work: Work) -> Step:
-    """Set four keys as one batch."""
+def _plan_update(work: Work) -> Step:
     number = work.next_number()
-    items = {key: value(number) for key in work.rng.sample(KEYS, 4)}
+    return _plan_setting(work, work.ns.update, {key: value(number) for key in work.rng.sample(KEYS, 4)})
 
+
+def _plan_setting(work: Work, set_all: Callable[[dict[str, Any]], None], items: dict[str, Any]) -> Step:
     def call() -> None:
         for _ in range(work.repeats):
-            work.ns.update(items)
+            set_all(items)
 
     return Step(call, dict(items))
 
 
-def plan_modify(work: Work) -> Step:
-    """Raise the number in one value."""
+def _plan_modify(work: Work) -> Step:
     key, ns = work.any_key(), work.ns
     new = value(work.known[key][0] + 1)
 
@@ -382,8 +350,7 @@ def plan_modify(work: Work) -> Step:
     return Step(call, {key: new}, reads_first=True)
 
 
-def plan_mutable(work: Work) -> Step:
-    """Raise the number in one value in place."""
+def _plan_mutable(work: Work) -> Step:
     key, ns = work.any_key(), work.ns
     new = value(work.known[key][0] + 1)
 
@@ -398,49 +365,36 @@ def plan_mutable(work: Work) -> Step:
     return Step(call, {key: new}, reads_first=True)
 
 
-def plan_items(work: Work) -> Step:
-    """Read all items."""
-    return _plan_reading(work, work.ns.items)
-
-
-def plan_scan(work: Work) -> Step:
-    """Read all items in key order."""
-    return _plan_reading(work, work.ns.scan)
-
-
 def _plan_reading(work: Work, read: Callable[[], Any]) -> Step:
     def call() -> None:
         for _ in range(work.repeats):
-            found = list(read())
-        stored = {key: new for key, new in found if key in KEYS}
+            items = list(read())
+        stored = {key: new for key, new in items if key in KEYS}
         known = {key: work.known[key] for key in KEYS if key in work.known}
         assert stored == known, f"{stored} was read, not {known}"
 
     return Step(call)
 
 
-def plan_open(work: Work) -> Step:
-    """Open another namespace and close it."""
-    opened, store = work.opened, work.store
-
+def _plan_open(work: Work) -> Step:
     def call() -> None:
         for _ in range(work.repeats):
-            opened.append(store.open("other"))
-            opened[-1].close()
-            opened.clear()
+            work.opened.append(work.store.open("other"))
+            work.opened[-1].close()
+            work.opened.clear()
 
     return Step(call)
 
 
 VERBS: dict[str, Callable[[Work], Step]] = {
-    "get": plan_get,
-    "set": plan_set,
-    "remove": plan_remove,
-    "pop": plan_pop,
-    "update": plan_update,
-    "modify": plan_modify,
-    "mutable": plan_mutable,
-    "items": plan_items,
-    "scan": plan_scan,
-    "open": plan_open,
+    "get": _plan_get,
+    "set": _plan_set,
+    "remove": lambda work: _plan_removing(work, work.ns.__delitem__),
+    "pop": lambda work: _plan_removing(work, work.ns.pop),
+    "update": _plan_update,
+    "modify": _plan_modify,
+    "mutable": _plan_mutable,
+    "items": lambda work: _plan_reading(work, work.ns.items),
+    "scan": lambda work: _plan_reading(work, work.ns.scan),
+    "open": _plan_open,
 }

@@ -1,4 +1,4 @@
-"""The six verbs, at stage 2 alone: what the plugin's `open` returns, without a mapping around it."""
+"""The six verbs of the storage that the plugin's `open` returns, without the mapping around it."""
 
 from __future__ import annotations
 

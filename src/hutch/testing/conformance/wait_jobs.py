@@ -1,4 +1,4 @@
-"""Jobs of the other process whose main thread waits, and is interrupted by a signal."""
+"""Jobs of a `Child` whose main thread waits until a signal interrupts it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import hutch
 
 from .interrupt_jobs import set_timer
+from .kit import enter
 
 
 class Alarm(Exception):
-    """What the handler raises."""
+    """The exception that the handler raises."""
 
 
 def interrupt_waits_for_a_key(store: hutch.Store) -> float:
-    """Wait for a key that another thread holds, in each way, until a signal comes; the longest time from it to the end.
+    """Interrupt each kind of wait for a held key by a signal; return the longest time from a signal to the wait's end.
 
-    Raises AssertionError if a wait ends in another way, or the key cannot be had afterwards.
+    Raises AssertionError if a wait ends otherwise, or the key stays held.
     """
     held, done = threading.Event(), threading.Event()
     longest_s = 0.0
@@ -30,14 +32,10 @@ def interrupt_waits_for_a_key(store: hutch.Store) -> float:
                 held.set()
                 done.wait()
 
-        def enter() -> None:
-            with ns.mutable("k"):
-                pass
-
         thread = threading.Thread(target=hold, daemon=True)
         thread.start()
         held.wait()
-        for call in (enter, lambda: ns.modify("k", lambda old: old, default=1)) * 3:
+        for call in (lambda: enter(ns, "k"), lambda: ns.modify("k", lambda old: old, default=1)) * 3:
             after_s = _until_alarm(call)
             assert after_s is not None, "it did not wait for the key"
             longest_s = max(longest_s, after_s)
@@ -50,13 +48,10 @@ def interrupt_waits_for_a_key(store: hutch.Store) -> float:
 
 
 def interrupt_a_write(store: hutch.Store, key: str) -> float:
-    """Write; how long that went on after the signal, 0.0 if it was done before. A StoreError is an end, too."""
-    with store.open("mine") as ns:
-        try:
-            after_s = _until_alarm(lambda: ns.__setitem__(key, 1))
-        except hutch.StoreError:
-            after_s = None
-    return after_s or 0.0
+    """Write `key`, and return how long after the signal the call ended; 0.0 if it ended before, or by a StoreError."""
+    with store.open("mine") as ns, suppress(hutch.StoreError):
+        return _until_alarm(lambda: ns.__setitem__(key, 1)) or 0.0
+    return 0.0
 
 
 def _until_alarm(call: Callable[[], object], delay_s: float = 0.2) -> float | None:

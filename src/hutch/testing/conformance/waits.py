@@ -1,4 +1,4 @@
-"""Every wait ends: with the key, with an error that names it, or with Ctrl-C."""
+"""Every wait for a key ends: with the key, with an error that names it, or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import hutch
 
 from .child import Child
 from .interrupts import needs_timers
-from .kit import Promises, needs, together
+from .kit import Promises, enter, needs, together
 
-#: What can be known at once is said at once. Ten times what a slow machine needs for it.
+#: The longest time for an answer that needs no wait: ten times what a slow machine needs.
 AT_ONCE_S = 10.0
 _WAIT_S = 0.5
 
@@ -43,7 +43,7 @@ class Waits(Promises):
         errors = together(lambda: work("left", "right"), lambda: work("right", "left"))
         took_s = time.monotonic() - began
         print(f"it took {took_s:.3f} s")
-        assert any(errors), "both went through"
+        assert any(errors), "neither thread got an error"
         assert took_s < AT_ONCE_S
         ns["left"] = ns["right"] = "free"
 
@@ -57,8 +57,7 @@ class Waits(Promises):
             except hutch.StoreError as error:
                 assert "'k'" in str(error)
             try:
-                with ns.mutable("k"):
-                    pass
+                enter(ns, "k")
             except hutch.StoreError as error:
                 assert "'k'" in str(error)
             return [*value, 2]
@@ -129,9 +128,3 @@ class Waits(Promises):
                 assert child.call("get_all", "mine").keys() <= {f"turn {turn}" for turn in range(5)}
             finally:
                 busy.kill_only()
-
-
-def enter(ns: hutch.Namespace, key: str) -> None:
-    """Take the key by mutable, and give it back."""
-    with ns.mutable(key):
-        pass

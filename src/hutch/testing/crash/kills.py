@@ -117,7 +117,7 @@ class Kills:
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_guarded, args=(work, sender, arguments), daemon=True)
         process.start()
-        # So that the connection ends with the process.
+        # Close the parent's copy, so that the connection ends with the process.
         sender.close()
         self._workers.append(_Worker(process, receiver, workloads))
 
@@ -127,7 +127,7 @@ class Kills:
         return self._rng.sample(self._workers, self._rng.randint(1, (len(self._workers) + 1) // 2))
 
     def _receive_for(self, seconds: float) -> None:
-        """Receive acknowledgements for so many `seconds`. Raises AssertionError if a process ended by itself."""
+        """Receive acknowledgements for `seconds`. Raises AssertionError if a process ended by itself."""
         receivers: dict[Any, _Worker] = {worker.receiver: worker for worker in self._workers}
         end = time.monotonic() + seconds
         while True:
@@ -152,9 +152,7 @@ class Kills:
             self._figures["reads"] += 1
             return
         workload = self._workloads[index]
-        assert number == workload.number, (
-            f"{workload.name} acknowledged step {number}, and {workload.number} were known"
-        )
+        assert number == workload.number, f"{workload.name} acknowledged step {number}, not {workload.number}"
         workload.done(workload.plan())
         self._figures["acknowledged"] += 1
 
@@ -213,17 +211,17 @@ class Kills:
         """Compare the stored data with the acknowledged steps of `workloads`; all if no process is left (`alone`)."""
         with hutch.connect(self._config) as store:
             first = self._look(store, workloads, alone)
-            # An unacknowledged step may appear only after the next writer has recovered the store, but must then stay.
+            # The next writer recovers the store: only then may an unacknowledged step appear, and it must stay.
             with store.open(_VERIFIED) as verified:
                 verified["number"] = verified.get("number", 0) + 1
             second = self._look(store, workloads, alone)
             with store.open(_VERIFIED) as verified:
                 assert verified["number"] == (last := next(self._verifications) + 1), (
-                    f"lost: a write of ours, the {last}th"
+                    f"lost: write {last} of the verifier"
                 )
-        for workload, (was, _), (standing, found) in zip(workloads, first, second, strict=True):
-            assert standing >= was, f"of {workload.name} the step after {workload.number} was seen, and is gone"
-            workload.settle(found, standing)
+        for workload, (was, _), (standing, stored) in zip(workloads, first, second, strict=True):
+            assert standing >= was, f"the step after {workload.number} of {workload.name} was read, and is lost"
+            workload.settle(stored, standing)
             self._figures["steps under way that are stored"] += standing > 0
             self._figures["steps under way that are not"] += standing == 0
 
@@ -242,14 +240,14 @@ class Kills:
                 held = dict(core.scan(f"{workload.name}:")) if not alone else everything
                 if not alone:
                     held[TALLY] = core.get(TALLY, {})
-                found = items_of(workload, held, items)
-                standings.append((workload.standing(found, self._whole), found))
-                self._figures["values verified"] += len(found)
+                stored = items_of(workload, held, items)
+                standings.append((workload.standing(stored, self._whole), stored))
+                self._figures["values verified"] += len(stored)
             if not alone:
                 return standings
             exact(core, everything)
             assert core.get_many(everything) == everything
-            known = {key for _, found in standings for _, key in found} | {TALLY}
+            known = {key for _, stored in standings for _, key in stored} | {TALLY}
             assert everything.keys() <= known, f"written by no workload: {sorted(everything.keys() - known)}"
         with store.open(SCRATCH) as scratch:
             items = dict(scratch.items())
@@ -264,14 +262,16 @@ class Kills:
             names = set(store.namespaces()) - {_VERIFIED}
         except hutch.CapabilityError:
             return
-        assert names == expected, f"namespaces() gives {names ^ expected} too much or too little"
+        assert names == expected, f"namespaces() wrongly lists or omits {names ^ expected}"
 
 
 def exact(ns: hutch.Namespace, items: dict[str, Any]) -> None:
     """Raise AssertionError unless the number of keys, their list and the items agree."""
     keys = list(ns)
-    assert len(ns) == len(items), f"the count of {ns.namespace!r} is off: {len(ns)}, with {len(items)} items"
-    assert sorted(keys) == sorted(items), f"{ns.namespace!r} lists {sorted(set(keys) ^ items.keys())} wrongly, or twice"
+    assert len(ns) == len(items), f"len of {ns.namespace!r} is {len(ns)}, but it has {len(items)} items"
+    assert sorted(keys) == sorted(items), (
+        f"{ns.namespace!r} wrongly lists, omits or repeats {sorted(set(keys) ^ items.keys())}"
+    )
 
 
 # --- in the processes that are killed ---
@@ -293,14 +293,14 @@ def write(report: Callable[[object], None], config: Any, workloads: list[Workloa
 
         for workload in workloads[1:]:
             threading.Thread(target=_or_die, args=(report, work, workload), daemon=True).start()
-        # Reports an error before the store is closed: the other threads would fail because of that and report it first.
+        # Report an error before the store closes; otherwise the other threads would first report that it closed.
         _or_die(report, work, workloads[0])
 
 
 def read(
     report: Callable[[object], None], config: Any, names: list[str], stored: Any, whole: bool, snapshots: bool
 ) -> None:
-    """Read until killed. Raises AssertionError for a torn batch, a stale value or a key that is listed twice."""
+    """Read until killed. Raises AssertionError for a torn batch, a stale value or a key listed twice."""
     with hutch.connect(config) as store, store.open(CORE) as core:
         newest = dict.fromkeys(names, -1)
         nothing = [-1, 0]
@@ -308,8 +308,8 @@ def read(
             for index, name in enumerate(names):
                 least = max(newest[name], stored[index])
                 keys = balances_of(name)
-                found = core.get_many(keys) if snapshots else {key: core.get(key, nothing) for key in keys}
-                numbers, amounts = zip(*(found.get(key, nothing) for key in keys), strict=True)
+                values = core.get_many(keys) if snapshots else {key: core.get(key, nothing) for key in keys}
+                numbers, amounts = zip(*(values.get(key, nothing) for key in keys), strict=True)
                 newest[name] = min(numbers)
                 assert newest[name] >= least, f"stale: {numbers} in the balances of {name}, after {least}"
                 # Keys read one by one may come from two batches, but never a newer value before an older one.
@@ -319,7 +319,7 @@ def read(
                     assert sum(amounts) == 0, f"torn: the amounts in the balances of {name}"
             if round_ % 8 == 0:
                 keys = [key for key, _ in core.items()]
-                assert len(keys) == len(set(keys)), "a key was given twice"
+                assert len(keys) == len(set(keys)), "items() yielded a key twice"
             report((-1, round_))
 
 

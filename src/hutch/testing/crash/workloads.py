@@ -128,40 +128,42 @@ class Workload:
         self.held = after(self.held, step)
         self.number += 1
 
-    def standing(self, found: Mapping[Place, Any], whole: bool) -> float:
-        """Return how much of the next step is in `found`: 0.0 for nothing, 1.0 for all, 0.5 for a part.
+    def standing(self, stored: Mapping[Place, Any], whole: bool) -> float:
+        """Return how much of the next step is in `stored`: 0.0 for nothing, 1.0 for all, 0.5 for a part.
 
         Raises AssertionError for lost, stale or foreign data, and for a part of a step if steps must be `whole`.
         """
         step = self.plan()
         before, then = self.held, after(self.held, step)
-        if found == before:
+        if stored == before:
             return 0.0
-        if found == then:
+        if stored == then:
             return 1.0
         # Every place must have its value from before or after the running step.
-        lost = [place for place in before.keys() & then.keys() if place not in found]
-        back = [place for place in found if place not in before and place not in then]
-        wrong = [place for place, value in found.items() if place not in back and value not in _at(place, before, then)]
+        lost = [place for place in before.keys() & then.keys() if place not in stored]
+        back = [place for place in stored if place not in before and place not in then]
+        wrong = [
+            place for place, value in stored.items() if place not in back and value not in _at(place, before, then)
+        ]
         for what, places in (
             ("acknowledged and lost", lost),
-            ("removed, acknowledged, and back", back),
+            ("removed, acknowledged, and stored again", back),
             ("stale or garbled", wrong),
         ):
             assert not places, (
-                f"{what}: {sorted(places)}, of {self.name} after {self.number} steps; the next one was {step.verb!r}"
+                f"{what}: {sorted(places)}, of {self.name} after {self.number} steps; the next step was {step.verb!r}"
             )
-        torn = [place for place in step.changes if found.get(place) != before.get(place)]
+        torn = [place for place in step.changes if stored.get(place) != before.get(place)]
         assert not whole, (
-            f"torn, a part of one step: {step.verb!r} of {self.name} after {self.number} steps, which changes "
-            f"{len(step.changes)} keys, of which {len(torn)} are changed: {sorted(torn)}"
+            f"torn: {step.verb!r} of {self.name} after {self.number} steps changes {len(step.changes)} keys, but only "
+            f"{len(torn)} have changed: {sorted(torn)}"
         )
         return 0.5
 
-    def settle(self, found: Mapping[Place, Any], standing: float) -> None:
-        """Continue from `found`, for which `standing` was returned."""
+    def settle(self, stored: Mapping[Place, Any], standing: float) -> None:
+        """Continue from `stored`, for which `standing` was returned."""
         if standing:
-            self.held = dict(found)
+            self.held = dict(stored)
             self.number += 1
 
     def _value(self, rng: random.Random, large: bool = False) -> Any:
@@ -184,11 +186,11 @@ def after(held: Mapping[Place, Any], step: Step) -> dict[Place, Any]:
 
 def items_of(workload: Workload, core: Mapping[str, Any], own: Mapping[str, Any]) -> dict[Place, Any]:
     """Return the items of `core` (items of CORE) that belong to `workload`, and all of its own namespace."""
-    found = {(CORE, key): value for key, value in core.items() if key.startswith(f"{workload.name}:")}
-    found |= {(workload.own, key): value for key, value in own.items()}
+    stored = {(CORE, key): value for key, value in core.items() if key.startswith(f"{workload.name}:")}
+    stored |= {(workload.own, key): value for key, value in own.items()}
     if workload.name in core.get(TALLY, {}):
-        found[TALLY, workload.name] = core[TALLY][workload.name]
-    return found
+        stored[TALLY, workload.name] = core[TALLY][workload.name]
+    return stored
 
 
 def _at(place: Place, *states: Mapping[Place, Any]) -> Iterator[Any]:
@@ -219,17 +221,16 @@ class StoreConnection:
                 del core[step.keys[0]]
             case "remove_many":
                 removed = core.remove_many(step.keys)
-                assert removed == len(step.keys), f"{removed} of {len(step.keys)} keys were there to be removed"
+                assert removed == len(step.keys), f"only {removed} of {len(step.keys)} keys were removed"
             case "modify":
                 self._modify(step)
             case "swap":
                 [(place, value)] = step.changes.items()
-                assert core.compare_and_set(place[1], held.get(place, hutch.MISSING), value), (
-                    "stale: a lost race of one"
-                )
+                swapped = core.compare_and_set(place[1], held.get(place, hutch.MISSING), value)
+                assert swapped, "stale: the value that this workload wrote was not the expected one"
             case "refused swap":
                 key = next(key for namespace, key in held if namespace == CORE)
-                assert not core.compare_and_set(key, "never its value", None), "swapped what was not expected"
+                assert not core.compare_and_set(key, "never its value", None), "swapped an unexpected value"
             case "tally by modify":
                 core.modify(TALLY, self._counted, default={})
             case "tally by swap":
@@ -254,8 +255,8 @@ class StoreConnection:
         [(place, value)] = step.changes.items()
         before = self._workload.held.get(place)
 
-        def fn(found: Any) -> Any:
-            assert found == before, f"stale or garbled: modify of {place} was given {str(found)[:60]!r}"
+        def fn(stored: Any) -> Any:
+            assert stored == before, f"stale or garbled: modify of {place} was given {str(stored)[:60]!r}"
             return value
 
         assert self._core.modify(place[1], fn, default=None) == value
@@ -284,6 +285,6 @@ class StoreConnection:
     def _read_back(self, step: Step) -> None:
         for (namespace, key), value in step.changes.items():
             if namespace in (CORE, self._workload.own):
-                found = (self._core if namespace == CORE else self._own).get(key, hutch.MISSING)
-                assert found == value, f"stale or garbled: {key!r} after {step.verb!r} reads {str(found)[:60]!r}"
+                stored = (self._core if namespace == CORE else self._own).get(key, hutch.MISSING)
+                assert stored == value, f"stale or garbled: {key!r} after {step.verb!r} reads {str(stored)[:60]!r}"
                 return
