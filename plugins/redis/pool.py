@@ -1,6 +1,6 @@
 """The connection pool of the redis engine: reused, limited in number, opened one at a time while the server is down.
 
-No lock is held during sending, reading or waiting. A call returns what it took by one atomic operation in a `finally`,
+No lock is held while a call sends, reads or waits. A call returns what it took by one atomic operation in a `finally`,
 because a signal handler may raise after any other operation.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from redis import exceptions as driver
 
 from hutch import StorageTimeoutError
-from hutch.fork import WeakRefs, run_in_child
+from hutch.fork import ForkSafeLock, WeakRefs, run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket, wake_up
 
@@ -58,6 +58,9 @@ class Pool:
         )
         self._connect_lock = FairLock(f"connecting to {where}")
         self._outage: _Outage | None = None
+        # How many outages were recorded. A call that began before the last one, and fails, reports nothing new.
+        self._outages = 0
+        self._outage_lock = ForkSafeLock()
         #: Whether the server has ever been reached.
         self.was_connected = False
         _all.add(self)
@@ -82,11 +85,16 @@ class Pool:
         self.drop_idle()
 
     def _ask(self, request: list[bytes], count: int, careful: bool) -> list[Any]:
-        connection = self._idle_connection(careful) or self._new_connection()
+        # Read before an idle connection is taken: what was idle when an outage was counted has been dropped.
+        outages = self._outages
+        connection = self._idle_connection(careful)
+        if connection is None:
+            connection = self._new_connection()
+            outages = self._outages
         try:
             answers = connection.ask(request, count)
         except CallFailedError as failure:
-            self._report(failure.error)
+            self._report(failure.error, outages)
             raise
         # Reuse is safe only here: the connection holds no unread answer.
         if self._outage is not None:
@@ -100,10 +108,17 @@ class Pool:
             self.drop_idle()
         return answers
 
-    def _report(self, error: Exception) -> None:
-        """Record an outage and close the idle connections, which are broken too. Queued calls get the same `error`."""
-        self._outage = _Outage(error)
-        self.drop_idle()
+    def _report(self, error: Exception, outages: int) -> None:
+        """Record an outage and close the idle connections, which are broken too. Queued calls get the same `error`.
+
+        Does nothing if another outage was recorded since the failed call read `outages`: connections that broke
+        together time out one after another, while the next calls already use new ones.
+        """
+        with self._outage_lock.current:
+            if outages == self._outages:
+                self._outage = _Outage(error)
+                self.drop_idle()
+                self._outages += 1
 
     def _pop(self) -> Connection | None:
         try:
@@ -145,11 +160,12 @@ class Pool:
             raise CallFailedError(outage.error, sent=False)
 
     def _connect(self) -> Connection:
+        outages = self._outages
         try:
             connection = self._log_in(self._make())
         except CallFailedError as failure:
             failure.sent = False
-            self._report(failure.error)
+            self._report(failure.error, outages)
             raise
         self.was_connected, self._outage = True, None
         return connection

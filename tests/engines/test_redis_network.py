@@ -62,6 +62,13 @@ def measured(what: str, most_s: float) -> Iterator[None]:
     assert took_s < most_s * SLOW_MACHINE
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def outcome(call: Callable[[], Any]) -> Any:
     try:
         return call()
@@ -149,6 +156,11 @@ def test_a_server_that_stays_a_replica_is_an_error_after_retry_s(own_server: Red
 # --- connections that are no longer answered ---
 
 
+def add_idle_connections(store: hutch.Store, count: int) -> None:
+    pool = pool_of(store)
+    pool._idle += [pool._connect() for _ in range(count)]
+
+
 def fill_pool(core: hutch.Namespace, threads: int) -> None:
     barrier = threading.Barrier(threads)
 
@@ -161,21 +173,26 @@ def fill_pool(core: hutch.Namespace, threads: int) -> None:
         list(pool.map(use, range(threads)))
 
 
+def forget_connections(firewall: Proxy, store: hutch.Store, timeout_s: float = 0.3) -> None:
+    """Freeze the idle connections; a call on one of them times out after `timeout_s`, on a new one as configured."""
+    for connection in pool_of(store)._idle:
+        connection._socket.settimeout(timeout_s)
+        connection.used_s += 3600  # however slow the machine, they are not tested before use
+    firewall.freeze()
+
+
 def test_of_many_forgotten_connections_one_costs_a_time_out(redis_server: RedisServer, prefix: str) -> None:
     with (
         Proxy(redis_server.port) as firewall,
-        connect(firewall.url, timeout_s=1, prefix=prefix) as store,
+        connect(firewall.url, timeout_s=60, prefix=prefix) as store,
         store.open("core") as core,
     ):
         core["a"] = 1
-        fill_pool(core, 16)
-        assert len(pool_of(store)._idle) >= 4
-        firewall.freeze()
-        with measured("the forgotten one", 1.2), pytest.raises(hutch.StorageTimeoutError):
+        add_idle_connections(store, 16)
+        forget_connections(firewall, store)
+        with pytest.raises(hutch.StorageTimeoutError):
             core["a"]
-        with measured("the next 40", 0.2):
-            for _ in range(40):
-                assert core["a"] == 1
+        assert [core["a"] for _ in range(40)] == [1] * 40
 
 
 def test_of_sixteen_threads_on_forgotten_connections_each_loses_one_call_at_most(
@@ -183,22 +200,57 @@ def test_of_sixteen_threads_on_forgotten_connections_each_loses_one_call_at_most
 ) -> None:
     with (
         Proxy(redis_server.port) as firewall,
-        connect(firewall.url, timeout_s=1, prefix=prefix) as store,
+        connect(firewall.url, timeout_s=60, prefix=prefix) as store,
         store.open("core") as core,
     ):
         core["a"] = 1
-        fill_pool(core, 16)
-        firewall.freeze()
+        add_idle_connections(store, 16)
+        forget_connections(firewall, store)
 
         def use(_: int) -> list[Any]:
             return [outcome(lambda: core["a"]) for _ in range(10)]
 
-        with measured("16 threads", 1.5), ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(16) as pool:
             found = list(pool.map(use, range(16)))
     for calls in found:
         errors = [one for one in calls if one != 1]
         assert len(errors) <= 1
         assert all(isinstance(one, hutch.StorageTimeoutError) for one in errors)
+
+
+@pytest.mark.parametrize("queue", ["to connect", "for a place"])
+def test_a_connection_that_broke_with_another_fails_no_call_that_waits_for_a_new_one(
+    redis_server: RedisServer, prefix: str, queue: str
+) -> None:
+    with (
+        Proxy(redis_server.port) as firewall,
+        connect(firewall.url, timeout_s=60, retry_s=0, max_connections=2, prefix=prefix) as store,
+        store.open("core") as core,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        core["a"] = 1
+        add_idle_connections(store, 1)
+        forget_connections(firewall, store, timeout_s=60)
+        pool, release = pool_of(store), threading.Event()
+        first, second = pool._idle
+        try:
+            on_second = threads.submit(outcome, lambda: core["a"])
+            wait_until(lambda: pool._idle == [first])
+            first._socket.shutdown(socket.SHUT_RDWR)
+            assert isinstance(outcome(lambda: core["a"]), hutch.StorageUnavailableError)
+            if queue == "to connect":
+                threads.submit(pool._connect_lock.run, 60, release.wait, 60)
+                wait_until(lambda: len(pool._connect_lock._tickets) == 1)
+            else:
+                threads.submit(pool._limit.run, release.wait, 60)
+                wait_until(lambda: len(pool._limit._queue) == 2)
+            waiting = threads.submit(outcome, lambda: core["a"])
+            wait_until(lambda: len(pool._connect_lock._tickets) == 2 or len(pool._limit._queue) == 3)
+            second._socket.shutdown(socket.SHUT_RDWR)
+            assert isinstance(on_second.result(), hutch.StorageUnavailableError)
+        finally:
+            release.set()
+        assert waiting.result() == 1
 
 
 def test_a_connection_that_was_idle_is_asked_first(redis_server: RedisServer, prefix: str) -> None:
@@ -367,7 +419,7 @@ def test_a_handler_that_raises_ends_every_wait_at_once(own_server: RedisServer, 
                 other.submit(pool._limit.run, release.wait, 60)
             if wait == "its turn":
                 own_server.stall()
-                pool._report(redis.exceptions.TimeoutError("of the test"))
+                pool._report(redis.exceptions.TimeoutError("of the test"), pool._outages)
                 other.submit(pool._connect_lock.run, 60, release.wait, 60)
             try:
                 with measured(wait, 0.5), pytest.raises(Alarm), alarm_after(0.3):
