@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 import hutch
 import hutch.aio
 from hutch.config import read_config, shown_location
+from tests.servers import RedisServer
 
 
 def test_the_repr_of_a_store_and_a_namespace_shows_where_the_data_is(tmp_path: Path) -> None:
@@ -47,21 +48,46 @@ def test_no_location_holds_a_secret(config: object, option: str, shown: str) -> 
     assert "s3cr3t" not in found
 
 
-@pytest.mark.parametrize("url", ["memory://", "lmdb://state", "sqlite://state.db", "shelf://shelves"])
-def test_stats_count_namespaces_and_keys_and_are_plain(
+def test_the_repr_of_an_engine_shows_where_the_data_is(tmp_path: Path) -> None:
+    for scheme in ("lmdb", "sqlite", "shelf"):
+        where = f"{scheme}://{(tmp_path / scheme).as_posix()}"
+        with hutch.connect(where) as store, closing(store.factory.open("core")) as storage:
+            factory = repr(store.factory)
+            assert factory == f"<{type(store.factory).__name__} {where}>"
+            assert repr(storage) == f"<{type(storage).__name__} 'core' of {factory}>"
+    built_by_hand = type(store.factory)({"basedir": str(tmp_path)})
+    assert repr(built_by_hand) == "<ShelfPlugin>"
+
+
+def test_the_log_shows_where_the_data_is_and_no_secret(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = redis_server.url.replace("://", "://default:s3cr3t@")
+    with caplog.at_level("INFO", "hutch"):
+        hutch.connect(f"{url}?lazy_connect=true").close()
+        hutch.connect("memory://").close()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert (first, second) == (f"connected to {redis_server.url.replace('://', '://***@')}", "connected to memory://")
+
+
+@pytest.mark.parametrize("url", ["lmdb://state", "sqlite://state.db", "shelf://shelves"])
+def test_stats_of_an_empty_store_and_of_a_reader_have_the_same_keys(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with hutch.connect(url) as store:
-        store["a"].update({"1": 1, "2": 2})
-        with store.open("b") as handle:
-            handle["1"] = 1
-            assert store.stats()["keys"] == 3
-        found = store.stats()
-        assert (found["engine"], found["location"]) == (store.name, store.location)
-        assert (found["namespaces"], found["keys"]) == (2, 3)
-        assert json.loads(json.dumps(found)) == found
-        if url.startswith(("lmdb", "sqlite")):
-            assert int(str(found["bytes"])) > 0
-            assert str(found[store.name])[0].isdigit(), "the version of the engine"
-        assert all(isinstance(figure, str | int | float | bool) for figure in found.values())
+        empty = store.stats()
+        store["a"]["k"] = 1
+    with hutch.connect(f"{url}?readonly=true") as reader:
+        found = reader.stats()
+    for figures in (empty, found):
+        assert {"engine", "location", "namespaces", "keys", "path", "bytes", "version"} <= figures.keys()
+    assert (empty["bytes"], empty["keys"], found["keys"]) == (0, 0, 1)
+    assert int(str(found["bytes"])) > 0
+    assert found["version"] == empty["version"]
+
+
+def test_the_reference_names_the_keys_of_stats() -> None:
+    described = str(hutch.Store.stats.__doc__)
+    for key in ("engine", "location", "namespaces", "keys", "bytes", "version", "path", "server"):
+        assert f"`{key}`" in described

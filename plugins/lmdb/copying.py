@@ -21,7 +21,7 @@ from hutch import CapabilityError, CorruptValueError, StorageFullError, StorageU
 from hutch.filesystem import copy_permissions, flush_folder, open_existing
 from hutch.handlers import raised_by_handler
 
-from .files import lmdb_name
+from .files import FORMAT, lmdb_name
 from .layout import validate_format
 from .open_files import MAX_READERS
 from .writer_gate import LOCK_EX, LOCK_NB, lockf
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 # A chunk is one transaction of the copy.
 _CHUNK_ITEMS, _CHUNK_BYTES = 4096, 8 << 20
 _SPARE_BYTES = 64 << 20
-# The format of LMDB 1.0, as for every new folder.
-_FORMAT = 1
 # The folder of an unfinished copy inside the store, and the byte of lock.mdb that every process with an open
 # environment locks.
 _UNFINISHED = "compact-"
@@ -107,7 +105,7 @@ class _Target:
             raise StorageUnavailableError(f"{self._folder}: the copy lacks entries that were written to it")
 
     def _open(self) -> Any:
-        flags: dict[str, Any] = {"sync": False, "metasync": False, "lock": False, "lib_version": _FORMAT}
+        flags: dict[str, Any] = {"sync": False, "metasync": False, "lock": False, "lib_version": FORMAT}
         return lmdb.open(lmdb_name(self._folder), map_size=self._map_size_bytes, mode=0o600, **flags)
 
     def _append(self, items: list[tuple[bytes, bytes]]) -> None:

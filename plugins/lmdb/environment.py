@@ -20,6 +20,7 @@ from hutch.filesystem import flush_folder
 from hutch.handlers import raised_by_handler
 
 from .commit_queue import CommitQueue, Request, new_ticket
+from .files import FORMAT, library_version
 from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, in_doubt
 from .slot import Slot, end_transaction
 from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
@@ -322,14 +323,14 @@ class Environment(OpenFiles):
         """Return the figures that `hutch stats` shows."""
         figures: dict[str, object] = {"path": str(self.path), "durability": self.durability}
         if self._env is None and not self.exists():
-            return figures
+            return figures | {"bytes": 0, "version": library_version(FORMAT)}
         env = self.open_now()
         info = env.info()
         return figures | {
             "bytes": (self.path / "data.mdb").stat().st_size,
+            "version": library_version(env.lib_version()[0]),
             "map_size_bytes": info["map_size"],
             "readers": info["num_readers"],
-            "lmdb": ".".join(map(str, lmdb.version(lib_version=env.lib_version()[0]))),
         }
 
     # --- fork ---

@@ -21,10 +21,18 @@ from hutch.handlers import raised_by_handler
 #: (device, inode) of data.mdb and of lock.mdb.
 Files = tuple[tuple[int, int], tuple[int, int]]
 
+#: The format of LMDB 1.0, with keys of up to 1,978 bytes (0.9: 511). Existing folders keep their format.
+FORMAT = 1
+
 # lock.mdb is a header, which begins with a magic number, and one slot per reader.
 _LOCK_HEADER_BYTES, _READER_BYTES = 192, 64
 _LONGEST_KEY_BYTES = 1024 + 4
 _MAGIC = Struct("=I").pack(0xBEEFC0DE)
+
+
+def library_version(data_format: int) -> str:
+    """Return the version of the LMDB that reads and writes `data_format`."""
+    return ".".join(map(str, lmdb.version(lib_version=data_format)))
 
 
 def is_there(folder: Path) -> bool:

@@ -27,6 +27,7 @@ from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
 
 from .files import (
+    FORMAT,
     Files,
     create_lock_file,
     identities,
@@ -49,8 +50,6 @@ DURABILITY: dict[str, dict[str, bool]] = {
     "normal": {"sync": True, "metasync": False},
     "relaxed": {"sync": False, "metasync": False},
 }
-# The format of LMDB 1.0, with keys of up to 1,978 bytes (0.9: 511). Existing folders keep their format.
-_FORMAT = 1
 # Each thread that is reading, in any process, takes one slot of 64 bytes in the lock file.
 MAX_READERS = 1024
 # A header, and 64 bytes per reader. LMDB accepts an existing file of another size.
@@ -248,7 +247,7 @@ class OpenFiles:
 
     def _prepare_opening(self, map_size_bytes: int) -> Opening:
         if not self.exists():
-            make_store(self.path, _FORMAT)
+            make_store(self.path, FORMAT)
         return Opening(self._call_lmdb, map_size_bytes, self._opened, self._is_tight)
 
     def _call_lmdb(self, map_size_bytes: int) -> lmdb.Environment:
@@ -265,7 +264,7 @@ class OpenFiles:
             # One transaction is kept for the next reader, to spare it the search for a slot.
             max_spare_txns=1,
             # An existing folder keeps its format.
-            lib_version=cast(int, None) if self.exists() else _FORMAT,
+            lib_version=cast(int, None) if self.exists() else FORMAT,
             **flags,
         )
         if before is not None and before != identities(self._place):

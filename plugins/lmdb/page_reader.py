@@ -21,6 +21,7 @@ from hutch import CorruptValueError, StorageTimeoutError, StorageUnavailableErro
 from hutch.filesystem import flush_folder, is_missing, open_existing
 from hutch.handlers import raised_by_handler
 
+from .files import FORMAT, library_version
 from .pages import HEAD_BYTES, HEADER_BYTES, MAGIC, META, PAGE_SIZES, TREE, VERSION
 from .snapshot import BadPageError, Snapshot
 
@@ -126,8 +127,13 @@ class PageEnvironment:
         return self.validated(Snapshot.id)
 
     def figures(self) -> dict[str, object]:
-        size = self._data.stat().st_size
-        return {"path": str(self.path), "durability": self.durability, "bytes": size, "reads": "without a lock"}
+        return {
+            "path": str(self.path),
+            "durability": self.durability,
+            "bytes": self._data.stat().st_size,
+            "version": library_version(FORMAT),
+            "reads": "without a lock",
+        }
 
     def close(self) -> None:
         for file in self._files:

@@ -15,6 +15,7 @@ from itertools import chain, compress, islice, repeat
 from operator import is_not
 from typing import Any, ClassVar
 
+import hutch
 from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
@@ -87,6 +88,9 @@ class MemoryPlugin(StoragePluginBase):
 
     def namespaces(self) -> list[str]:
         return [namespace for namespace, data in self._root.copy().items() if _count(data)]
+
+    def stats(self) -> dict[str, object]:
+        return {"bytes": sum(map(_count_bytes, self._root.copy().values())), "version": hutch.__version__}
 
     def compact(self) -> None:
         """Do nothing: the engine has no files."""
@@ -207,3 +211,8 @@ class MemoryStorage(EncodedStorage):
 def _count(data: _Data) -> int:
     with _write_lock.current:
         return data.count()
+
+
+def _count_bytes(data: _Data) -> int:
+    """Return the bytes of the encoded values."""
+    return sum(map(len, filter(None, data.frames.copy().values())))

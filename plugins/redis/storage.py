@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 from urllib.parse import quote
 
-from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase
+from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase, StoreError
+from hutch.handlers import raised_by_handler
 
 from .address import OPTION_HINTS, SENTINEL_HINT, read_address
 from .listing import Listing
@@ -129,7 +130,15 @@ class RedisPlugin(StoragePluginBase):
         return [name for chunk in _chunks(names, _CHUNK_KEYS) for name in self._with_data(chunk)]
 
     def stats(self) -> dict[str, object]:
-        return {"server": self.where} | server_figures(self.server)
+        figures: dict[str, object] = {"server": self.where} | server_figures(self.server)
+        keys = [self.key(name, part) for name in self.namespaces() for part in ("values", "order")]
+        try:
+            sizes = [size for chunk in _chunks(keys, _CHUNK_KEYS) for size in self._sizes(chunk)]
+        except StoreError as error:
+            if raised_by_handler(error):
+                raise
+            return figures  # a user may lack the permission to ask
+        return figures | {"bytes": sum(size or 0 for size in sizes)}
 
     def verify(self, repair: bool = False) -> Iterator[Finding]:
         from .integrity import verify
@@ -162,6 +171,10 @@ class RedisPlugin(StoragePluginBase):
                 f"the set {self.index!r} on {self.where} holds a name that is not UTF-8; something other than hutch "
                 "wrote it"
             ) from error
+
+    def _sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """Return the bytes of memory of each of the server's `keys`, None for a missing one; large ones estimated."""
+        return self.server.exchange([("MEMORY", "USAGE", key) for key in keys])
 
     def _with_data(self, names: list[str]) -> list[str]:
         # If the values were evicted, the listing still shows that the namespace had data.

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from hutch import ConflictError, StorageUnavailableError, StoreError
@@ -326,3 +326,30 @@ def _after_fork() -> None:
 
 
 run_in_child(_after_fork)
+
+
+# --- operations of `SharedShelf.write` ---
+
+
+def write_changes(database: Database, changes: Mapping[bytes, bytes | None]) -> None:
+    database.write(changes)
+
+
+def remove_keys(database: Database, keys: Iterable[bytes]) -> int:
+    existing = [key for key in keys if database.contains(key)]
+    if existing:
+        database.write(dict.fromkeys(existing))
+    return len(existing)
+
+
+def clear_all(database: Database) -> None:
+    if len(database):
+        database.clear()
+
+
+def compare_and_write(database: Database, key: str, token: object, change: Mapping[bytes, bytes | None]) -> bool:
+    """Write `change` if the bytes of `key` are still `token`; return whether it was written."""
+    if database.get(key.encode()) != token:
+        return False
+    database.write(change)
+    return True

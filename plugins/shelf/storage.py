@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import sys
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, time
@@ -29,16 +30,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hutch import MISSING, CorruptValueError, Option, StorageBase, StoragePluginBase, ValueTypeError
-from hutch.filesystem import is_missing
+from hutch.filesystem import is_missing, total_bytes
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key, validate_namespace, validate_value_size
 
-from .database import Database
 from .dialects import holds_data, open_to_read
 from .files import Folder, Place, storage_errors
 from .lock import exclude_writers
 from .read_only import ReadOnlyShelf, reason_to_only_read
-from .shared import SharedShelf, open_shelf, share
+from .shared import SharedShelf, clear_all, compare_and_write, open_shelf, remove_keys, share, write_changes
 
 # Errbot's protocol, which a bot on any Python 3 can read.
 _PROTOCOL = 2
@@ -115,6 +115,12 @@ class ShelfPlugin(StoragePluginBase):
         with storage_errors(self._folder.path):
             return sorted(namespace for namespace, place in self._folder.places() if self._holds(namespace, place))
 
+    def stats(self) -> dict[str, object]:
+        with storage_errors(self._folder.path):
+            used = sum(total_bytes(place.files()) for _, place in self._folder.places())
+        # The files are those of Python's own `dbm`.
+        return {"path": str(self._folder.path), "bytes": used, "version": f"Python {sys.version.split()[0]}"}
+
     def drop(self, namespace: str) -> None:
         """Empty `namespace` atomically, and remove its files unless this process has it open elsewhere."""
         with self.open(namespace) as storage:
@@ -182,13 +188,16 @@ class ShelfStorage(StorageBase):
 
     def __init__(self, plugin: ShelfPlugin, namespace: str, shelf: SharedShelf) -> None:
         self.capabilities = plugin.capabilities
-        self._namespace = namespace
+        self._plugin, self._namespace = plugin, namespace
         self._where = f"namespace {namespace!r} of the {plugin.name} storage"
         self._shelf = shelf
         self._wait_s = plugin.wait_s
 
+    def __repr__(self) -> str:
+        return f"<ShelfStorage {self._namespace!r} of {self._plugin!r}>"
+
     def set(self, key: str, value: Any) -> None:
-        self._shelf.write(self._wait_s, _write, {validate_key(key).encode(): self._pickle(key, value)})
+        self._shelf.write(self._wait_s, write_changes, {validate_key(key).encode(): self._pickle(key, value)})
 
     def get(self, key: str) -> Any:
         data = self._read(key)
@@ -218,11 +227,11 @@ class ShelfStorage(StorageBase):
         # Pickle everything before writing anything: a bad value refuses the whole batch.
         pickled = {validate_key(key).encode(): self._pickle(key, value) for key, value in items.items()}
         if pickled:
-            self._shelf.write(self._wait_s, _write, pickled)
+            self._shelf.write(self._wait_s, write_changes, pickled)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         encoded = [validate_key(key).encode() for key in dict.fromkeys(keys)]
-        return self._shelf.write_if_there(self._wait_s, _remove, encoded) or 0
+        return self._shelf.write_if_there(self._wait_s, remove_keys, encoded) or 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
         return self._items(self.keys())
@@ -243,7 +252,7 @@ class ShelfStorage(StorageBase):
         return self._shelf.read(self._wait_s, lambda database: {key: database.get(key.encode()) for key in keys}) or {}
 
     def clear(self) -> None:
-        self._shelf.write_if_there(self._wait_s, _clear)
+        self._shelf.write_if_there(self._wait_s, clear_all)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self._read(key)
@@ -252,11 +261,11 @@ class ShelfStorage(StorageBase):
     def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
         if value is not MISSING:
             change = {validate_key(key).encode(): self._pickle(key, value)}
-            return self._shelf.write(self._wait_s, _compare_and_write, key, token, change)
+            return self._shelf.write(self._wait_s, compare_and_write, key, token, change)
         if token is None:
             return self._read(key) is None
         removal = {validate_key(key).encode(): None}
-        return bool(self._shelf.write_if_there(self._wait_s, _compare_and_write, key, token, removal))
+        return bool(self._shelf.write_if_there(self._wait_s, compare_and_write, key, token, removal))
 
     @property
     def lock_scope(self) -> Hashable:
@@ -275,11 +284,11 @@ class ShelfStorage(StorageBase):
         """Set each key to the value of its pickle, without loading it; all or none."""
         for key, data in pickles.items():
             validate_value_size(validate_key(key), len(data))
-        self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
+        self._shelf.write(self._wait_s, write_changes, {key.encode(): data for key, data in pickles.items()})
 
     def restore_pickles(self, pickles: Mapping[str, bytes]) -> None:
         """Set each key to the value of its pickle, as `set_pickles` does, also keys that Errbot alone accepts."""
-        self._shelf.write(self._wait_s, _write, {key.encode(): data for key, data in pickles.items()})
+        self._shelf.write(self._wait_s, write_changes, {key.encode(): data for key, data in pickles.items()})
 
     def compact(self) -> tuple[int, int]:
         """Rewrite the files without free space; return their bytes before and after."""
@@ -352,33 +361,6 @@ def _decode_key(key: bytes, where: str) -> str:
             f"{where} has a key that is not UTF-8, {key[:60]!a}: neither Errbot nor hutch wrote it. "
             "Remove it with dbm.open"
         ) from None
-
-
-# --- operations of `SharedShelf.write` ---
-
-
-def _write(database: Database, changes: Mapping[bytes, bytes | None]) -> None:
-    database.write(changes)
-
-
-def _remove(database: Database, keys: Iterable[bytes]) -> int:
-    existing = [key for key in keys if database.contains(key)]
-    if existing:
-        database.write(dict.fromkeys(existing))
-    return len(existing)
-
-
-def _clear(database: Database) -> None:
-    if len(database):
-        database.clear()
-
-
-def _compare_and_write(database: Database, key: str, token: object, change: Mapping[bytes, bytes | None]) -> bool:
-    """Write `change` if the bytes of `key` are still `token`; return whether it was written."""
-    if database.get(key.encode()) != token:
-        return False
-    database.write(change)
-    return True
 
 
 class _Pickler(pickle.Pickler):

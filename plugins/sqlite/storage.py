@@ -133,7 +133,7 @@ class SqlitePlugin(StoragePluginBase):
 
     def stats(self) -> dict[str, object]:
         files = (self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm"))
-        return {"path": str(self._path), "bytes": total_bytes(files), "sqlite": sqlite3.sqlite_version}
+        return {"path": str(self._path), "bytes": total_bytes(files), "version": sqlite3.sqlite_version}
 
     def drop(self, namespace: str) -> None:
         database = self._shared()

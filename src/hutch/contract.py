@@ -273,6 +273,9 @@ class StoragePluginBase(ABC):
         self._config = config
         self._storage_config: dict[str, Any] = read_options(config, self.OPTIONS, self.name, hints=self.OPTION_HINTS)
 
+    def __repr__(self) -> str:
+        return f"<{' '.join(filter(None, (type(self).__name__, self._location)))}>"
+
     @property
     def is_readonly(self) -> bool:
         """Whether the option `readonly` is set, of an engine that declares it. Its namespaces then refuse writes."""
@@ -291,6 +294,11 @@ class StoragePluginBase(ABC):
     def name(self) -> str:
         """The plugin's name from its descriptor, or the class's name without a descriptor."""
         return str(getattr(self._config, "plugin_name", None) or type(self).__name__)
+
+    @property
+    def _location(self) -> str:
+        """Where the data is, for people: a URL without a secret. Empty for a factory that hutch did not build."""
+        return str(getattr(getattr(self, "_config", None), "plugin_location", ""))
 
     def codec_for(self, namespace: str) -> Codec | None:
         """Return the codec configured for `namespace`; None means hutch's default."""
@@ -316,7 +324,11 @@ class StoragePluginBase(ABC):
             storage.clear()
 
     def stats(self) -> Mapping[str, object]:
-        """Return figures for `hutch stats` by name, such as sizes and versions. Never a secret."""
+        """Return figures for `hutch stats` by name: text, numbers or booleans, never a secret.
+
+        The conformance kit asks for `bytes`, the size of the stored data, `version`, that of the engine's software,
+        and for `path` or `server` if the data outlives the process. Leave out what the engine cannot find out.
+        """
         return {}
 
     def backup(self, dest: Path) -> None:

@@ -46,6 +46,9 @@ class EncodedStorage(StorageBase):
         self.encode_frame: Callable[[object, int], bytes] = self.frame_codec.encode
         self.decode_frame: Callable[[bytes, int], Any] = self.frame_codec.decode
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.namespace!r} of {self._plugin!r}>"
+
     # --- byte verbs: the engine's part ---
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -127,9 +128,12 @@ class Store(SharedHandles):
             self._forget(name, claim)
 
     def stats(self) -> dict[str, object]:
-        """Return figures about the store by name, for people: where it is, its namespaces and keys, the engine's own.
+        """Return figures about the store by name: text, numbers or booleans, never a secret.
 
-        `namespaces` and `keys` are left out if the engine cannot list its namespaces.
+        `engine`: the plugin's name; `location`: where the data is; `namespaces` and `keys`: how many hold data, and
+        how many there are, left out if the engine cannot list its namespaces. The built-in engines add `bytes`: the
+        size of the stored data; `version`: that of LMDB, SQLite, the server, Python (shelf) or hutch (memory); and
+        `path` or `server`. Further figures are the engine's own. A server may refuse to tell `bytes` and `version`.
         """
         self._must_be_open()
         figures: dict[str, object] = {"engine": self.name, "location": self.location}
@@ -362,7 +366,11 @@ def connect(config: Any = None, *, app: str | None = None) -> Store:
     checked = read_config(config, app=app)
     info, factory = build(checked)
     try:
-        return Store(checked, info, factory)
+        store = Store(checked, info, factory)
+        # Who logs has imported logging; others need not load it.
+        if "logging" in sys.modules:
+            sys.modules["logging"].getLogger("hutch").info("connected to %s", store.location)
+        return store
     except BaseException:
         close_interrupted(factory)
         raise

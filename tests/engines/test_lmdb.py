@@ -101,7 +101,7 @@ def test_stats_say_how_large_it_is(path: Path) -> None:
         assert message["path"] == str(path)
         assert message["bytes"] == (path / "data.mdb").stat().st_size >= 100_000
         assert message["map_size_bytes"] == 2 * MIB
-        assert str(message["lmdb"]).startswith("1.")
+        assert str(message["version"]).startswith("1.")
 
 
 def test_ten_thousand_namespaces_fit_without_a_setting(path: Path) -> None:

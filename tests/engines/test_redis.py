@@ -122,7 +122,7 @@ def test_stats_name_the_server_and_the_versions(redis_server: RedisServer, prefi
     assert (found["namespaces"], found["keys"]) == (1, 1)
     assert str(found["driver"]).startswith("redis-py ")
     assert str(found["version"])[0].isdigit()
-    assert int(str(found["server_bytes"])) > 0
+    assert int(str(found["server_bytes"])) > int(str(found["bytes"])) > 0
     assert str(redis_server.url).split(":")[-1].split("/")[0] in str(found["server"])
 
 
@@ -503,6 +503,10 @@ def test_a_user_who_may_do_only_what_the_manual_lists_can_use_everything(
         with connect(redis_server.url, prefix=prefix, username=prefix, password=SECRET) as store:
             assert "durable" not in store.capabilities
             use_everything(store)
+            store["core"]["key"] = 1
+            assert not {"bytes", "version"} & store.stats().keys()
+            raw(redis_server, "ACL", "SETUSER", prefix, "+memory|usage")
+            assert "bytes" in store.stats()
         with (
             connect(redis_server.url, prefix=f"not-{prefix}", username=prefix, password=SECRET) as store,
             store.open("core") as core,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..codec.codec import Codec
-from ..config import CodecConfig, StoreConfig, read_config, url_path
+from ..config import CodecConfig, StoreConfig, read_config, shown_location, url_path
 from ..config.model import FrozenDict
 from ..contract import StoragePluginBase
 from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
@@ -127,6 +127,7 @@ class PluginConfig:
         self.STORAGE_CONFIG = options
         self.base_dir: Path = config.base_dir
         self.plugin_name = info.name
+        self.plugin_location = shown_location(config, info.url_option)
         self.codecs = Codecs(lambda: find_plugins(config))
         self._config = config
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 import hutch
 
-from .kit import Promises, stage2
+from .kit import Promises, listing, stage2
 
 #: Every use of an open handle.
 USES: dict[str, Callable[[hutch.StoreMixin], Any]] = {
@@ -64,6 +66,14 @@ class _CloseFails:
 
         verbs = {verb: getattr(storage, verb) for verb in ("get", "set", "remove", "len", "keys")}
         return SimpleNamespace(**verbs, close=close)
+
+
+def _secrets(factory: Any) -> list[str]:
+    """Return the values of the options that the engine declares secret; of a URL, the password."""
+    declared = getattr(factory, "OPTIONS", None) or {}
+    given = getattr(factory, "_storage_config", {})
+    values = [str(given[name]) for name, option in declared.items() if option.secret and given.get(name)]
+    return [secret for text in values if (secret := urlsplit(text).password if "://" in text else text)]
 
 
 class Lifecycle(Promises):
@@ -217,6 +227,28 @@ class Lifecycle(Promises):
             assert dict(first) == {"k": 5}
             first["l"] = 6
             assert len(first) == 2
+
+    def test_stats_say_where_the_data_is_and_how_much(self, store: hutch.Store) -> None:
+        """stats names the engine, its location, version and bytes, counts namespaces and keys, and shows no secret."""
+        listing(store)
+        for count in (0, 2, 3):
+            store["a"].update({f"k{number}": "v" * 100 for number in range(count)})
+            store["b"].update({f"k{number}": None for number in range(count)})
+            found = store.stats()
+            assert (found["engine"], found["location"]) == (store.name, store.location)
+            assert (found["namespaces"], found["keys"]) == (2 if count else 0, 2 * count)
+            assert json.loads(json.dumps(found)) == found
+            assert {type(figure) for figure in found.values()} <= {str, int, float, bool}
+        shown = f"{found} {store!r} {store.factory!r} {store['a']!r}"
+        assert not [secret for secret in _secrets(store.factory) if secret in shown]
+        own = getattr(store.factory, "stats", None)
+        if own is not None and own():
+            assert isinstance(found["bytes"], int)
+            assert found["bytes"] > 300
+            assert isinstance(found["version"], str)
+            assert found["version"]
+            if store.capabilities & {"shared", "durable"}:
+                assert isinstance(found.get("path", found.get("server")), str), "expected `path` or `server`"
 
     def test_closing_lets_go_of_threads_and_files(self, config: Any) -> None:
         """Opening and closing again and again leaves no thread and no open file behind."""
