@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, assert_type
 
 import hutch
+import hutch.aio
 from hutch import Namespace, Store
 
 
@@ -78,3 +79,47 @@ class Plugin(hutch.StoreMixin):
     def count(self) -> int:
         self["count"] = self.get("count", 0) + 1
         return len(self)
+
+
+async def open_users_async(store: hutch.aio.Store) -> hutch.aio.Namespace[User]:
+    async with store.open("plain") as plain:
+        assert_type(plain, hutch.aio.Namespace)
+        assert_type(plain, hutch.aio.Namespace[Any])
+        assert_type(await plain["k"], Any)
+        await plain.set("k", 1)
+    assert_type(await store["shared"], hutch.aio.Namespace[Any])
+    return await store.open("users")
+
+
+async def read_async(users: hutch.aio.Namespace[User]) -> None:
+    assert_type(await users["ada"], User)
+    assert_type(await users.get("ada"), User | None)
+    assert_type(await users.get("ada", User()), User)
+    assert_type(await users.get("ada", 0), User | int)
+    assert_type(await users.get_many(["ada"]), dict[str, User])
+    assert_type([item async for item in users.scan(prefix="a")], list[tuple[str, User]])
+    assert_type([item async for item in users.items()], list[tuple[str, User]])
+    assert_type([value async for value in users.values()], list[User])
+    assert_type([key async for key in users], list[str])
+
+
+async def write_async(users: hutch.aio.Namespace[User], counters: hutch.aio.Namespace[int]) -> None:
+    await users.set("ada", User())
+    await users.set_many({"bob": User()})
+    await users.update({"eve": User()}, joe=User())
+    assert_type(await users.pop("ada"), User)
+    assert_type(await users.pop("ada", None), User | None)
+    assert_type(await users.popitem(), tuple[str, User])
+    assert_type(await users.setdefault("ada", User()), User)
+    assert_type(await users.compare_and_set("ada", hutch.MISSING, User()), bool)
+    assert_type(await counters.modify("hits", lambda n: n + 1, default=0), int)
+    assert_type(await counters.modify("hits", lambda n: n or None, allow_none=True), int | None)
+    async with users.mutable("ada") as user:
+        assert_type(user, User)
+
+
+async def mistakes_async(users: hutch.aio.Namespace[User], counters: hutch.aio.Namespace[int]) -> None:
+    await users.set("ada", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await users.get(3)  # type: ignore[call-overload]  # pyright: ignore
+    await counters.modify("hits", str)  # type: ignore[arg-type]  # pyright: ignore
+    print((await users.get("ada")).name)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic
 
 import hutch
 
 from ..keylocks import current_owner
 from ..limits import refuse_none, validate_function
+from ..views import V
 from ..workers import Calls
 from ..workers.call import Call
 from .habits import Opened
@@ -40,7 +41,7 @@ async def modify(
         ticket.release(calls.pool)
 
 
-class Mutable(Opened):
+class Mutable(Opened, Generic[V]):
     """The context manager that `Namespace.mutable` returns; it can be used once."""
 
     _spelling = "async with namespace.mutable(key) as value"
@@ -51,7 +52,7 @@ class Mutable(Opened):
         self._key = key
         self._default = default
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> V:
         calls, key = self._calls, self._key
         calls.check_open()
         calls.loop()
@@ -61,11 +62,12 @@ class Mutable(Opened):
             await calls.until_answered((key,))
             ticket.enter()
             await ticket.wait_turn(self._storage.wait_s)
-            self._value, self._token = await calls.read(self._storage.get_for_update, key)
-            if self._value is hutch.MISSING:
+            value, self._token = await calls.read(self._storage.get_for_update, key)
+            if value is hutch.MISSING:
                 if self._default is hutch.MISSING:
                     raise KeyError(key)
-                self._value = copy.deepcopy(self._default)
+                value = copy.deepcopy(self._default)
+            self._value: V = value
             is_entered = True
         finally:
             if not is_entered:

@@ -8,16 +8,21 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 import hutch
 
 from ..limits import validate_key
+from ..views import V
 from ..workers import Calls
 from .habits import Iteration, SyncHabits
 from .mutable import Mutable, modify
 
+if TYPE_CHECKING:
+    from ..contract import Missing
+
 T = TypeVar("T")
+D = TypeVar("D")
 
 # Iteration fetches chunks that grow from the first number of items to the second, each within this many seconds.
 _FIRST_CHUNK_ITEMS = 16
@@ -27,14 +32,14 @@ _CHUNK_S = 0.005
 _INLINE_RUN = 64
 
 
-class Namespace(SyncHabits):
+class Namespace(SyncHabits, Generic[V]):
     """An open namespace: the verbs of `hutch.Namespace`, awaited. Any task of any event loop may use it.
 
     A value is encoded in a thread while the event loop runs: do not change it until its `set` has returned.
     """
 
     def __init__(
-        self, handle: hutch.Namespace, store_calls: Calls, inline_reads: bool, *, is_shared: bool = False
+        self, handle: hutch.Namespace[V], store_calls: Calls, inline_reads: bool, *, is_shared: bool = False
     ) -> None:
         self._handle = handle
         #: Whether this is the handle `store[name]`, which its store closes.
@@ -95,10 +100,14 @@ class Namespace(SyncHabits):
 
     # --- reading ---
 
-    async def __getitem__(self, key: str) -> Any:
+    async def __getitem__(self, key: str) -> V:
         """Return the current value of `key`: ``await core[key]``. Raises KeyError when missing."""
         return await self._read(self._handle.__getitem__, key)
 
+    @overload
+    async def get(self, key: str) -> V | None: ...
+    @overload
+    async def get(self, key: str, default: V | D) -> V | D: ...
     async def get(self, key: str, default: Any = None) -> Any:
         """Return the current value of `key`, or `default` when missing."""
         return await self._read(self._handle.get, key, default)
@@ -111,7 +120,7 @@ class Namespace(SyncHabits):
         """Return the number of keys."""
         return await self._calls.read(self._handle.__len__)
 
-    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+    async def get_many(self, keys: Iterable[str]) -> dict[str, V]:
         """Return the present `keys` with their values, in the order given; a single read where the engine can."""
         return await self._calls.read(self._handle.get_many, keys)
 
@@ -119,17 +128,17 @@ class Namespace(SyncHabits):
         """Iterate over each live key once, undisturbed by changes; ``async for key in core`` does the same."""
         return self._iteration("key in namespace.keys()", self._handle.__iter__)
 
-    def items(self) -> Iteration[tuple[str, Any]]:
+    def items(self) -> Iteration[tuple[str, V]]:
         """Iterate over each live key once, with its value, reading in chunks."""
         return self._iteration("key, value in namespace.items()", self._handle.items)
 
-    def values(self) -> Iteration[Any]:
+    def values(self) -> Iteration[V]:
         """Iterate over the values of `items`."""
         return self._iteration("value in namespace.values()", self._handle.values)
 
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
-    ) -> Iteration[tuple[str, Any]]:
+    ) -> Iteration[tuple[str, V]]:
         """Iterate in key order (Unicode code points) over items with `prefix` and ``start <= key < stop``."""
         return self._iteration(
             "key, value in namespace.scan()", lambda: self._handle.scan(prefix, start, stop, reverse)
@@ -148,7 +157,7 @@ class Namespace(SyncHabits):
 
     # --- writing ---
 
-    async def set(self, key: str, value: Any) -> None:
+    async def set(self, key: str, value: V) -> None:
         """Replace the value of `key` atomically."""
         await self._calls.write((key,), self._handle.__setitem__, key, value)
 
@@ -161,7 +170,7 @@ class Namespace(SyncHabits):
         keys = (*other, *more) if type(other) is dict else None
         await self._calls.write(keys, functools.partial(self._handle.update, other, **more))
 
-    async def set_many(self, items: Mapping[str, Any]) -> None:
+    async def set_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
         """Set every item of `items`: the same as `update` with one argument."""
         keys = tuple(items) if type(items) is dict else None
         await self._calls.write(keys, self._handle.set_many, items)
@@ -176,14 +185,22 @@ class Namespace(SyncHabits):
         """Remove every key, in one step where the engine declares `atomic-batch`."""
         await self._calls.write(None, self._handle.clear)
 
+    @overload
+    async def pop(self, key: str) -> V: ...
+    @overload
+    async def pop(self, key: str, default: V | D) -> V | D: ...
     async def pop(self, key: str, default: Any = hutch.MISSING) -> Any:
         """Remove `key` and return its value, which no other caller gets, or `default`. KeyError if both are missing."""
         return await self._calls.write((key,), self._handle.pop, key, default)
 
-    async def popitem(self) -> tuple[str, Any]:
+    async def popitem(self) -> tuple[str, V]:
         """Remove an arbitrary item and return it. Raises KeyError when the namespace is empty."""
         return await self._calls.write(None, self._handle.popitem)
 
+    @overload
+    async def setdefault(self: Namespace[T | None], key: str, default: None = None) -> T | None: ...
+    @overload
+    async def setdefault(self, key: str, default: V) -> V: ...
     async def setdefault(self, key: str, default: Any = None) -> Any:
         """Set `key` to `default` if it has no value. Returns the value of `key`; as atomic as `modify`."""
         return await self._calls.write((key,), self._handle.setdefault, key, default)
@@ -192,6 +209,14 @@ class Namespace(SyncHabits):
         """Set `key` to `value` if it now equals `expected` (`hutch.MISSING`: no value). Returns whether it did."""
         return await self._calls.write((key,), self._handle.compare_and_set, key, expected, value)
 
+    @overload
+    async def modify(
+        self, key: str, fn: Callable[[V], V | Missing], default: V | Missing = ..., *, allow_none: Literal[False] = ...
+    ) -> V: ...
+    @overload
+    async def modify(
+        self, key: str, fn: Callable[[V], V | Missing | None], default: V | Missing = ..., *, allow_none: bool
+    ) -> V | None: ...
     async def modify(
         self, key: str, fn: Callable[[Any], Any], default: Any = hutch.MISSING, *, allow_none: bool = False
     ) -> Any:
@@ -205,7 +230,11 @@ class Namespace(SyncHabits):
         """
         return await modify(self._handle, self._calls, validate_key(key), fn, default, allow_none)
 
-    def mutable(self, key: str, default: Any = hutch.MISSING) -> Mutable:
+    @overload
+    def mutable(self, key: str) -> Mutable[V]: ...
+    @overload
+    def mutable(self, key: str, default: V | D) -> Mutable[V | D]: ...
+    def mutable(self, key: str, default: Any = hutch.MISSING) -> Mutable[Any]:
         """Read a value, let the block change it in place, write it back: ``async with core.mutable("k", {}) as v``.
 
         Meanwhile `mutable` and `modify` of the key wait in other tasks. If a thread or process wrote the key in

@@ -101,7 +101,7 @@ class Store(StoreHabits):
         self._store = store
         self._calls = calls
         self._inline_reads = inline_reads
-        self._shared: dict[str, Namespace] = {}
+        self._shared: dict[str, Namespace[Any]] = {}
         # The threads of a store that is never closed end with it.
         weakref.finalize(calls, calls.pool.shut_down, join=False).atexit = False
 
