@@ -12,8 +12,7 @@ import hutch.aio
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     url = os.environ.get("HUTCH_STORAGE", "lmdb://state")
-    async with hutch.aio.connect(url) as store, store.open("visits") as visits:
-        app.state.visits = visits
+    async with hutch.aio.connect(url) as app.state.store:
         yield
 
 
@@ -22,5 +21,5 @@ app = FastAPI(lifespan=lifespan)
 
 @app.get("/visit/{user}")
 async def visit(user: str, request: Request) -> dict[str, int]:
-    visits = request.app.state.visits
+    visits = await request.app.state.store["visits"]
     return {"visits": await visits.modify(user, lambda n: n + 1, default=0)}

@@ -8,9 +8,9 @@ import hutch
 
 app = Flask(__name__)
 store = hutch.connect(os.environ.get("HUTCH_STORAGE", "lmdb://state"))
-visits = store.open("visits")  # once, and shared by every thread
 
 
 @app.get("/visit/<user>")
 def visit(user: str) -> dict[str, int]:
+    visits = store["visits"]  # one handle, shared by every thread
     return {"visits": visits.modify(user, lambda n: n + 1, default=0)}
