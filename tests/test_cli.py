@@ -57,8 +57,11 @@ def test_keys_are_in_order_and_can_be_narrowed(url: str) -> None:
 def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
     fill(url, core={"a": 1})
     for arguments, message in [
-        (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'\n"),
-        (["rm", "core", "b", "a", "c"], "hutch: namespace 'core' has no key 'b', 'c'\n"),
+        (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'; `hutch keys core` lists the keys\n"),
+        (
+            ["rm", "core", "b", "a", "c"],
+            "hutch: namespace 'core' has no key 'b', 'c'; `hutch keys core` lists the keys\n",
+        ),
         (
             ["rm", "cor", "--all", "--yes"],
             "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n",
@@ -533,7 +536,7 @@ def test_without_click_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise ModuleNotFoundError(\"No module named 'click'\", name='click')")
     result = hutch_process("ls", env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == 'hutch: the command line needs more packages: pip install "hutch[cli]"\n'
+    assert result.stderr == 'hutch: the command line is not installed. Install it: pip install "hutch[cli]"\n'
 
 
 def test_without_pytest_test_plugin_says_what_to_install(tmp_path: Path) -> None:

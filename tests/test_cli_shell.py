@@ -37,13 +37,15 @@ def test_a_script_goes_on_after_a_failing_line_and_exits_with_the_code_of_the_fi
     assert (result.code, result.out) == (3, "1\n")
     first, second = result.err.splitlines()
     assert first.startswith("hutch: line 1: there is no namespace 'cor'")
-    assert second == "hutch: namespace 'core' has no key 'b'"
+    assert second == "hutch: namespace 'core' has no key 'b'; `hutch keys core` lists the keys"
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         ("gte core a", "there is no verb 'gte'. Did you mean 'get'? `help` lists the verbs"),
+        ("delete core a", "there is no verb 'delete'. Did you mean 'rm'?"),
+        ("get core a --tex", "No such option '--tex'. Did you mean '--text'? See get --help"),
         ("get core", "Missing argument 'KEY'. See get --help"),
         ("get core 'a", "the line cannot be split into words: No closing quotation"),
         ("copy a b", "copy does not work on the open store: run `hutch copy` outside the shell"),
@@ -105,7 +107,7 @@ def test_a_session_in_a_terminal(url: str, tmp_path: Path) -> None:
             ("get core two\t\n", "3\n"),  # escaped
             ("get core 'two w\t\n", "3\n"),  # quoted
             ("get core x\t\n", "4\n"),
-            ("get core nobody\n", "has no key 'nobody'\n"),
+            ("get core nobody\n", "has no key 'nobody'"),
             ("get core\n", "Missing argument 'KEY'"),
             (" set core secret 5\n", PROMPT),
         ]:
@@ -128,6 +130,51 @@ def test_a_session_in_a_terminal(url: str, tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o777 == 0o600
     assert "get core nobody" in history.read_text().splitlines()
     assert "secret" not in history.read_text()
+
+
+#: What a newcomer types, a part of the error, what the error says to type, and what that shows.
+MISTAKES = [
+    ("quit", "Did you mean 'exit'? `help` lists the verbs, Ctrl-D ends", "help exit", "End the shell"),
+    ("?", "Did you mean 'help'?", "help", "what it does"),
+    ("gett core a", "Did you mean 'get'?", "get core a", "\n1\n"),
+    ("remove core b", "Did you mean 'rm'?", "rm core b", PROMPT),
+    ("core['a']", "`help` lists the verbs", "help", "what it does"),
+    ("get core", "Missing argument 'KEY'. See get --help", "get --help", "Print the value of KEY."),
+    ("set core a", "Missing argument 'VALUE'. See set --help", "set --help", "Set KEY to VALUE"),
+    ("help gett", "Did you mean 'get'?", "help get", "Print the value of KEY."),
+    ("get core a --tex", "Did you mean '--text'? See get --help", "get --help", "--text"),
+    ("set core t it's", "or write \\ before a quote", "set core t --text it\\'s", PROMPT),
+    ('get "core a', "No closing quotation. Close the quote", 'get "core" a', "\n1\n"),
+    ("get nope a", "`hutch ls` lists the namespaces", "hutch ls", "core"),
+    ("get core nope", "`hutch keys core` lists the keys", "hutch keys core", "a"),
+    ("set core n None", "In JSON None is null", "set core n null", PROMPT),
+    ("set core t hello", "For plain text add --text", "set core t --text hello", PROMPT),
+    ("set core d {'x': 1}", "See set --help", "set --help", "VALUE"),
+    ("set core d {x}", "Write JSON in single quotes: '\"text\"'", "set core d '\"text\"'", PROMPT),
+    ("keys core --limit x", "See keys --help", "keys --help", "--limit N"),
+    ("rm core --al", "Did you mean one of: '--all', '--help'?) See rm --help", "rm core --all --yes", PROMPT),
+]
+
+
+@POSIX_ONLY
+def test_each_first_mistake_in_a_terminal_says_what_to_type_and_that_works(url: str) -> None:
+    fill(url, core={"a": 1, "b": 2})
+    with Terminal(sys.executable, "-m", "hutch", "-s", url, "shell") as terminal:
+        terminal.expect(PROMPT)
+        for typed, says, advice, shown in MISTAKES:
+            terminal.type(f"{typed}\n")
+            error = terminal.expect(PROMPT).removeprefix(typed)
+            assert says in error, (typed, error)
+            assert error.count("hutch: ") == 1
+            terminal.type(f"{advice}\n")
+            answer = terminal.expect(PROMPT).removeprefix(advice)
+            assert shown in answer, (advice, answer)
+            assert "hutch: " not in answer, (advice, answer)
+        terminal.type("\x03")
+        terminal.expect(PROMPT)
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+    assert held(url, "core") == {}
 
 
 @POSIX_ONLY

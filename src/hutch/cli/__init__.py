@@ -13,7 +13,7 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("click", "rich"):
             raise
-        print('hutch: the command line needs more packages: pip install "hutch[cli]"', file=sys.stderr)  # noqa: T201
+        print('hutch: the command line is not installed. Install it: pip install "hutch[cli]"', file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

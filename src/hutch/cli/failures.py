@@ -81,7 +81,7 @@ def _judge(error: BaseException) -> tuple[int, str]:
         return _USAGE, error.message
     if isinstance(error, click.ClickException):
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "hutch"
-        return _USAGE, f"{' '.join(error.format_message().split()).rstrip('.')}. See {command} --help"
+        return _USAGE, f"{_sentence(error.format_message())} See {command} --help"
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _INTERRUPTED, "interrupted"
     message = str(error) or type(error).__name__
@@ -99,6 +99,12 @@ def _judge(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return _STORAGE, f"{error.filename or 'input or output failed'}: {error.strerror or message}"
     return _STORAGE, f"unexpected {type(error).__name__}. HUTCH_DEBUG=1 shows where; please report it"
+
+
+def _sentence(text: str) -> str:
+    """Return `text` on one line, ended by a mark; click ends some of its messages with "?."."""
+    line = " ".join(text.split()).rstrip(".")
+    return line if line.endswith(("?", "?)")) else f"{line}."
 
 
 def _print_error(text: str) -> None:

@@ -125,7 +125,9 @@ def run_kit(call: Call, target: str, as_json: bool) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("pytest", "hypothesis"):
             raise
-        raise click.UsageError('the conformance kit needs more packages: pip install "hutch[testing]"') from error
+        raise click.UsageError(
+            'the conformance kit is not installed. Install it: pip install "hutch[testing]"'
+        ) from error
     outcomes: Counter[str] = Counter()
     for result in run_conformance(target, call.config_form()):
         outcomes[result.outcome] += 1

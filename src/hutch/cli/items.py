@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 
 import click
@@ -13,6 +14,9 @@ from .app import Call, hutch, json_option, missing_namespace, not_there, pass_ca
 from .complete import complete_key, complete_namespace
 from .literals import read_literal
 from .output import print_item, print_json, print_line, print_table, print_value, printable
+
+_IN_JSON = {"None": "null", "True": "true", "False": "false"}
+_QUOTES = """Write JSON in single quotes: '"text"', '{"a": [1, null]}'"""
 
 
 @hutch.command()
@@ -82,7 +86,7 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
         except KeyError:
             if not len(handle):
                 raise missing_namespace(store, namespace) from None
-            return not_there(f"namespace {namespace!r} has no key {key!r}")
+            return not_there(_no_key(namespace, key))
     if as_json:
         try:
             print_json(value)
@@ -129,9 +133,8 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
     try:
         parsed = value if text else read_literal(value)
     except CorruptValueError as error:
-        raise click.UsageError(
-            f"the value cannot be read: {error}. For plain text add --text; in JSON a text has quotes: '\"text\"'"
-        ) from error
+        hint = f"In JSON {value} is {_IN_JSON[value]}" if value in _IN_JSON else _QUOTES
+        raise click.UsageError(f"the value cannot be read: {error}. For plain text add --text. {hint}") from error
     with call.connect() as store, store.open(namespace) as handle:
         handle[key] = parsed
 
@@ -165,8 +168,13 @@ def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes:
                 except KeyError:
                     missing.append(key)
             if missing:
-                return not_there(f"namespace {namespace!r} has no key {', '.join(map(repr, missing))}")
+                return not_there(_no_key(namespace, *missing))
     return 0
+
+
+def _no_key(namespace: str, *keys: str) -> str:
+    shown = f"namespace {namespace!r} has no key {', '.join(map(repr, keys))}"
+    return f"{shown}; `hutch keys {shlex.quote(namespace)}` lists the keys"
 
 
 def _confirmed(question: str) -> bool:

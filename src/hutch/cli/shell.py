@@ -26,6 +26,17 @@ _PROMPT = "hutch> "
 _HISTORY_LINES = 1000
 # These name their stores themselves, or use none.
 _NOT_HERE = frozenset({"shell", "copy", "plugins", "test-plugin"})
+# How other shells spell the verbs.
+_ELSEWHERE = {
+    **dict.fromkeys(("quit", "q", "bye"), "exit"),
+    **dict.fromkeys(("?", "h", "commands"), "help"),
+    **dict.fromkeys(("del", "delete", "remove", "drop", "unset"), "rm"),
+    **dict.fromkeys(("list", "dir", "namespaces"), "ls"),
+    **dict.fromkeys(("scan", "find"), "keys"),
+    **dict.fromkeys(("cat", "show", "read", "print"), "get"),
+    **dict.fromkeys(("put", "write", "add"), "set"),
+    **dict.fromkeys(("info", "status"), "stats"),
+}
 _OWN = {"exit": "End the shell, as Ctrl-D does.", "help": "List the verbs; with the name of a verb, explain it."}
 
 
@@ -127,7 +138,12 @@ def _run_line(verbs: click.Group, call: _ShellCall, line: str, where: str) -> in
         try:
             words = shlex.split(line)
         except ValueError as error:
-            raise LineError(f"the line cannot be split into words: {error}") from error
+            raise LineError(
+                f"the line cannot be split into words: {error}. Close the quote, or write \\ before a quote that "
+                "belongs to the text"
+            ) from error
+        if words and words[0] == "hutch":
+            del words[0]  # as in the advice of errors
         if not words or words[0].startswith("#"):
             return 0
         if words[0] == "exit":
@@ -154,11 +170,16 @@ def _run_words(verbs: click.Group, call: _ShellCall, words: list[str]) -> int:
             rows = [(name, command.get_short_help_str(100)) for name, command in verbs.commands.items()]
             print_table(("verb", "what it does"), sorted([*rows, *_OWN.items()]))
             return 0
+        if rest[0] in _OWN:
+            click.echo(_OWN[rest[0]])
+            return 0
         verb, rest = rest[0], ["--help"]
     if verb in _NOT_HERE:
         raise LineError(f"{verb} does not work on the open store: run `hutch {verb}` outside the shell")
     if verb not in verbs.commands:
-        raise LineError(f"there is no verb {verb!r}.{nearest(verb, verbs.commands)} `help` lists the verbs")
+        meant = _ELSEWHERE.get(verb.removesuffix("()").lower())
+        hint = f" Did you mean {meant!r}?" if meant else nearest(verb, [*verbs.commands, *_OWN])
+        raise LineError(f"there is no verb {verb!r}.{hint} `help` lists the verbs, Ctrl-D ends the shell")
     command = verbs.commands[verb]
     settings = hutch.context_settings
     try:
