@@ -136,7 +136,7 @@ def replace_by_compact_copy(folder: Path) -> tuple[int, int]:
     data = folder / "data.mdb"
     with open_existing(folder / "lock.mdb", "r+b") as lock:
         try:
-            # LMDB locks this byte, shared, for as long as an environment is open; who opens one now waits for it.
+            # LMDB locks this byte, shared, while an environment is open; a process that opens one now waits for it.
             lockf(lock.fileno(), LOCK_EX | LOCK_NB, 1, _IN_USE_BYTE)
         except (BlockingIOError, PermissionError) as error:
             if raised_by_handler(error):

@@ -115,9 +115,9 @@ def refuse_foreign_lock_file(folder: Path) -> None:
     if status is None or not status.st_size:
         return
     with open_existing(lock) as file:
-        found = file.read(len(_MAGIC)) or b""
+        magic = file.read(len(_MAGIC)) or b""
     has_its_size = status.st_size > _LOCK_HEADER_BYTES and not (status.st_size - _LOCK_HEADER_BYTES) % _READER_BYTES
-    if found != _MAGIC and found.strip(b"\0") and not (has_its_size and status.st_nlink == 1):
+    if magic != _MAGIC and magic.strip(b"\0") and not (has_its_size and status.st_nlink == 1):
         raise StorageUnavailableError(
             f"{str(lock)!r} is not a lock file of LMDB, which would overwrite it. Nothing was opened; move it away"
         )
@@ -173,14 +173,14 @@ def lmdb_name(path: Path) -> str:
 
 def identities(place: str) -> Files | None:
     """Return the identities of the two files at `place`, without following links; None unless both exist."""
-    found = []
+    both = []
     try:
         for name in ("data.mdb", "lock.mdb"):
             status = os.lstat(os.path.join(place, name))  # noqa: PTH118 - twice as fast as Path.lstat
-            found.append((status.st_dev, status.st_ino))
+            both.append((status.st_dev, status.st_ino))
     except OSError:
         return None
-    return found[0], found[1]
+    return both[0], both[1]
 
 
 def validate_files(folder: Path, env: lmdb.Environment) -> None:

@@ -68,11 +68,11 @@ def structure(environment: Environment | PageEnvironment) -> list[Finding]:
 def contents(environment: Environment | PageEnvironment, repair: bool) -> list[Finding]:
     """Return findings about names, ids, counts and keys, read in one transaction; `repair` repairs them in another."""
     nothing: list[Finding] = []
-    found = environment.read(lambda txn: list(_Contents([txn]).findings(False)), nothing)
-    if found and repair:
+    findings = environment.read(lambda txn: list(_Contents([txn]).findings(False)), nothing)
+    if findings and repair:
         # Verify again: other processes may have written meanwhile.
         return list(environment.write(lambda slot: list(_Contents(slot).findings(True))))
-    return found
+    return findings
 
 
 def refuse_unreadable(folder: Path) -> None:
@@ -174,17 +174,13 @@ class _Contents:
             while f"recovered-{number}" in taken:
                 number += 1
             name = f"recovered-{number}"
-            if repair:
-                self._slot[0].put(NAME + name.encode(), id_)
-                owner[id_] = name
             message = f"{count:,} keys under id {_number(id_)}, which no namespace has"
-            yield Finding(
-                "orphan",
-                message + (f": they are in {name!r} now" if repair else ""),
-                name if repair else None,
-                None,
-                repair,
-            )
+            if not repair:
+                yield Finding("orphan", message)
+                continue
+            self._slot[0].put(NAME + name.encode(), id_)
+            owner[id_] = name
+            yield Finding("orphan", f"{message}: they are in {name!r} now", name, repaired=True)
 
     def _bad_key(self, key: bytes, name: str | None, repair: bool) -> Finding:
         shown = legible(key[ID_BYTES:])
@@ -217,12 +213,11 @@ def _some_keys(slot: Slot, low: bytes) -> list[bytes]:
 
 
 def _next_keys(slot: Slot, low: bytes) -> list[bytes]:
-    found = slot[1].set_range(low)
+    has_entry = slot[1].set_range(low)
     keys: list[bytes] = []
-    while found and len(keys) < _KEYS_AT_ONCE:
-        key = slot[1].key()
-        keys.append(key)
-        found = slot[1].next()
+    while has_entry and len(keys) < _KEYS_AT_ONCE:
+        keys.append(slot[1].key())
+        has_entry = slot[1].next()
     return keys
 
 

@@ -73,14 +73,12 @@ def read_count(txn: Txn, id_: bytes) -> int:
 def change_count(slot: Slot, id_: bytes, change: int) -> None:
     """Add `change` to the number of keys of a namespace. Raises CorruptValueError if it would become negative."""
     if change:
-        stored = slot[0].get(id_)
-        count = int.from_bytes(stored or b"", "big") + change
+        count = int.from_bytes(slot[0].get(id_) or b"", "big") + change
         if count < 0:
             raise CorruptValueError(
                 "the stored number of keys of a namespace is too low; run hutch check --repair to count them"
             )
-        data = count.to_bytes(8, "big")
-        slot[0].put(id_, data)
+        slot[0].put(id_, count.to_bytes(8, "big"))
 
 
 def decode_text(key: bytes, start: int, what: str) -> str:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct, unpack_from
-from types import TracebackType
 from typing import Any, Self
 
 from hutch.filesystem import open_existing
@@ -100,9 +99,7 @@ class DataFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def is_truncated(self) -> bool:
@@ -128,9 +125,9 @@ class DataFile:
         # Unused pages are known only if both trees could be walked to the end.
         if not self.damage:
             for text, wrong in (("neither in use nor free", 0), ("used twice", 2)):
-                if found := uses.count(wrong, HEADERS):
+                if count := uses.count(wrong, HEADERS):
                     page = uses.index(wrong, HEADERS)
-                    self.damage.append(Damage(f"{found:,} pages are {text}, the first of them page {page}"))
+                    self.damage.append(Damage(f"{count:,} pages are {text}, the first of them page {page}"))
         return self.damage
 
     def items(self) -> Iterator[tuple[bytes, bytes | Large]]:

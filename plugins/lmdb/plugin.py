@@ -53,8 +53,8 @@ class LmdbPlugin(StoragePluginBase):
             int,
             default=8 << 20,
             minimum=0,
-            help="how much one open namespace keeps in memory of what is read while nobody writes; it is never stale, "
-            "whichever process writes; 0 keeps nothing",
+            help="how much one open namespace keeps in memory of what is read while no process writes; it is never "
+            "stale, whichever process writes; 0 keeps nothing",
         ),
         "verify": Option(
             bool,
@@ -132,8 +132,8 @@ class LmdbPlugin(StoragePluginBase):
     def verify_files(cls, options: Mapping[str, Any]) -> list[Finding]:
         from .integrity import structure, unreadable
 
-        if found := unreadable(options["path"] / "data.mdb"):
-            return [found]
+        if finding := unreadable(options["path"] / "data.mdb"):
+            return [finding]
         user = cls.__new__(cls)
         try:
             user._environment = _environment_of(user, options)

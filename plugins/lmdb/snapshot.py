@@ -79,8 +79,8 @@ class _Page:
         low, high = (0, len(self)) if self._is_leaf else (1, len(self))
         while low < high:
             middle = (low + high) // 2
-            found = self.key(middle)
-            if found < key or (found == key and not self._is_leaf):
+            middle_key = self.key(middle)
+            if middle_key < key or (middle_key == key and not self._is_leaf):
                 low = middle + 1
             else:
                 high = middle
@@ -99,7 +99,6 @@ class _Page:
 #: The pages from the root to a leaf, each with an index in it.
 _Ways = list[tuple[_Page, int]]
 
-
 _COUNTS = ("branch_pages", "leaf_pages", "overflow_pages", "entries")
 
 
@@ -111,8 +110,8 @@ class Snapshot:
 
     def __init__(self, descriptor: int, heads: bytes, page_bytes: int) -> None:
         self._descriptor, self._page_bytes = descriptor, page_bytes
-        found = max((_head(heads, number, page_bytes) for number in (0, 1)), key=lambda head: int(head[0]))
-        self._txn_id, self._pages, (_, _, self._depth, *self._counts, self._root) = found
+        newest = max((_head(heads, number, page_bytes) for number in (0, 1)), key=lambda head: int(head[0]))
+        self._txn_id, self._pages, (_, _, self._depth, *self._counts, self._root) = newest
         if self._depth > DEEPEST or (self._root == NO_ROOT) != (self._depth == 0):
             raise BadPageError("the depth of its tree is impossible")
 
@@ -138,14 +137,14 @@ class Snapshot:
 
     def way_down(self, number: int, levels: int, choose: Callable[[_Page], int]) -> _Ways:
         """Return the way from page `number` down `levels`; `choose` returns the index to take in a page."""
-        found: _Ways = []
+        ways: _Ways = []
         for level in range(1, levels + 1):
             page = self._page(number, level == levels)
             index = choose(page)
-            found.append((page, index))
+            ways.append((page, index))
             if level < levels:
                 number = page.child(index)
-        return found
+        return ways
 
     def value(self, page: _Page, index: int) -> bytes:
         size, data, is_large = page.value(index)

@@ -102,13 +102,13 @@ class LmdbStorage(EncodedStorage):
         try:
             name = self._id + key.encode()  # type: ignore[operator]
             # A cursor does not copy the value.
-            found = self._environment.begin().cursor().set_key(name)
+            is_stored = self._environment.begin().cursor().set_key(name)
         except _READ_ERRORS as error:
             if raised_by_handler(error):
                 raise
         else:
-            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (found or type(key) is str):
-                return found
+            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (is_stored or type(key) is str):
+                return is_stored
         return super().contains(key)
 
     def exists(self, key: str) -> bool:
@@ -207,8 +207,7 @@ class LmdbStorage(EncodedStorage):
         def deleting(slot: Slot, id_: bytes) -> int:
             removed = 0
             for key in keys:
-                name = id_ + key.encode()
-                removed += slot[0].delete(name)
+                removed += slot[0].delete(id_ + key.encode())
             if removed:
                 change_count(slot, id_, -removed)
             return removed
@@ -217,12 +216,10 @@ class LmdbStorage(EncodedStorage):
 
     def clear(self) -> None:
         def clearing(slot: Slot, id_: bytes) -> None:
-            low = id_ + b"\0"
             add_cursor(slot)
-            found = slot[1].set_range(low) if slot[0].get(id_) else False
-            while found and slot[1].key().startswith(id_):
-                # Deleting moves the cursor to the next key.
-                found = slot[1].delete()
+            has_key = slot[1].set_range(id_ + b"\0") if slot[0].get(id_) else False
+            while has_key and slot[1].key().startswith(id_):
+                has_key = slot[1].delete()  # moves the cursor to the next key
             del slot[1]
             slot[0].put(id_, ZERO)
 
@@ -268,11 +265,11 @@ class LmdbStorage(EncodedStorage):
             id_ = self._id or txn.get(self._name)
             return id_, missing if id_ is None else fn(txn, id_)
 
-        # Kept only now: a reader without a lock reads again if the pages changed meanwhile.
+        # Assigned after the read, because a reader without a lock reads again if the pages changed.
         unwritten: tuple[bytes | None, T] = (None, missing)
-        id_, found = self._environment.read(reading, unwritten)
+        id_, result = self._environment.read(reading, unwritten)
         self._id = id_ or self._id
-        return found
+        return result
 
     def _change(self, fn: Callable[[Slot, bytes], T], missing: T) -> T:
         """Return ``fn(slot, id)`` in a write transaction, or `missing` if the namespace does not exist."""

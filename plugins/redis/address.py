@@ -17,10 +17,8 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from hutch import ConfigError
 
-from .hints import OPTION_HINTS, SENTINEL_HINT, hint
+from .hints import OPTION_HINTS, hint
 from .pool import keepalive_options
-
-__all__ = ["OPTION_HINTS", "SENTINEL_HINT", "Address", "read_address"]
 
 _TLS_FILES: Final = ("ca_file", "cert_file", "key_file")
 # Skip CLIENT SETINFO: it costs two round trips and a search through all installed packages.

@@ -125,7 +125,7 @@ def _refusal_in(answers: list[Any]) -> driver.ResponseError | None:
 
 
 def server_figures(server: Server) -> dict[str, object]:
-    """Return the versions of driver and `server`, and the bytes of all that it keeps; not those it refuses to tell."""
+    """Return the versions of driver and server, and the bytes stored; omit what the server refuses to report."""
     figures: dict[str, object] = {"driver": f"redis-py {driver_version}"}
     try:
         answers = [bytes(server.call("INFO", section)) for section in ("server", "memory")]

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase, StoreError
 from hutch.handlers import raised_by_handler
 
-from .address import OPTION_HINTS, SENTINEL_HINT, read_address
+from .address import read_address
+from .hints import OPTION_HINTS, SENTINEL_HINT
 from .listing import Listing
 from .pool import Pool
 from .protocol import Command, Connection, packed

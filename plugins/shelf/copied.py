@@ -44,13 +44,13 @@ class CopiedDatabase(Database):
         return self._count
 
     def keys(self) -> list[bytes]:
-        found: list[bytes] = self._reading(self._db.keys)
-        if len(found) != self._count:  # ndbm silently ends a walk at damage
+        keys: list[bytes] = self._reading(self._db.keys)
+        if len(keys) != self._count:  # ndbm silently ends a walk at damage
             raise CorruptValueError(
-                f"{self._place.base}: a walk over its keys gave {len(found):,} of {self._count:,}; the "
+                f"{self._place.base}: a walk over its keys gave {len(keys):,} of {self._count:,}; the "
                 f"{self._place.dialect} file is damaged, restore it from a backup"
             )
-        return found
+        return keys
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         self._replace(changes, fresh=False)

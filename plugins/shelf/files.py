@@ -107,13 +107,13 @@ class Place:
 
     def identities(self) -> dict[str, tuple[int, int]]:
         """Return (device, inode) of each existing data file, by suffix."""
-        found: dict[str, tuple[int, int]] = {}
+        identities: dict[str, tuple[int, int]] = {}
         for suffix in _DATA_SUFFIXES:
             if suffix in _SUFFIXES[self.dialect]:
                 with suppress_own(OSError):
                     status = self.file(suffix).lstat()
-                    found[suffix] = status.st_dev, status.st_ino
-        return found
+                    identities[suffix] = status.st_dev, status.st_ino
+        return identities
 
 
 class Folder:
@@ -202,7 +202,7 @@ class Folder:
         """
         names = _names_in(self.path)
         seen: set[str] = set()
-        for namespace in sorted({found for name in names if (found := _namespace_of(self.path, name, names))}):
+        for namespace in sorted({one for name in names if (one := _namespace_of(self.path, name, names))}):
             _refuse_links(self.path, f"{namespace}.db", names)
             with suppress_own(StoreError):
                 place = self.find(namespace)
@@ -235,25 +235,25 @@ class Folder:
     def damaged_places(self) -> Iterator[str]:
         """Return the sorted namespaces whose files `places` skips, except for SQLite databases."""
         listed = {namespace for namespace, _ in self.places()}
-        found = set()
+        damaged = set()
         for name in _names_in(self.path):
             for suffix in (".db", ".db.dat", ".db.dir", ".db.pag"):
                 namespace = name.removesuffix(suffix)
                 if namespace in {*listed, "", name} or not _is_name(namespace):
                     continue
                 if (self.path / name).is_file() and _head_through_links(self.path / name) != _SQLITE_MAGIC:
-                    found.add(namespace)
-        return iter(sorted(found))
+                    damaged.add(namespace)
+        return iter(sorted(damaged))
 
     @staticmethod
     def _validate_own(folder: Path, namespace: str) -> None:
         file = folder / "name"
         try:
             with open_existing(file) as opened:
-                found = opened.read(_MAX_NAMESPACE_BYTES)
+                name = opened.read(_MAX_NAMESPACE_BYTES)
         except FileNotFoundError:
-            found = b""
-        if found != namespace.encode():
+            name = b""
+        if name != namespace.encode():
             raise CorruptValueError(
                 f"{file} does not name the namespace whose data is beside it, {namespace!r}; write that name into it"
             )

@@ -66,17 +66,13 @@ class ReaderLock:
             self._file = open_existing(path) if validate_regular_file(path) is not None else None
         #: Whether there is a lock file.
         self.is_held = self._file is not None
-        self.release: Callable[[], None] = _nothing if self._file is None else self._file.close
+        self.release: Callable[[], None] = (lambda: None) if self._file is None else self._file.close
         if self._file is not None:
             try:
                 _lock_now(self._file, path, namespace, to_read=True)
             except BaseException:
                 self.release()
                 raise
-
-
-def _nothing() -> None:
-    pass
 
 
 @contextlib.contextmanager

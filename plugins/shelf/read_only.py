@@ -87,8 +87,8 @@ class ReadOnlyShelf(SharedShelf):
                 return result
             self._release()
         raise StorageUnavailableError(
-            f"namespace {self._namespace!r} in {self._folder.path} is changed all the time by another program, and "
-            "there is no lock file to keep it from that. Stop that program first, or read a copy"
+            f"namespace {self._namespace!r} in {self._folder.path} is changed again and again by another program, "
+            "and there is no lock file to prevent that. Stop that program first, or read a copy"
         )
 
     def _database(self, create: bool = False) -> Database | None:
@@ -129,7 +129,9 @@ class ReadOnlyShelf(SharedShelf):
 def _state_of(place: Place) -> object:
     """Return what changes when one of the files is written or replaced. It differs from itself if one disappears."""
     try:
-        return [(file.name, (found := file.lstat()).st_ino, found.st_size, found.st_mtime_ns) for file in place.files()]
+        return [
+            (file.name, (status := file.lstat()).st_ino, status.st_size, status.st_mtime_ns) for file in place.files()
+        ]
     except FileNotFoundError:
         return object()
 

@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hutch import ConflictError, StorageUnavailableError, StoreError
 from hutch.filesystem import validate_regular_file
@@ -62,7 +62,7 @@ class SharedShelf:
         self._users.discard(weakref.ref(user))
         # Inside another call of this thread, that call closes them when it ends.
         if not self._users and self._calling_thread != threading.get_ident():
-            self._lock.run(wait_s, self._run, _do_nothing)
+            self._lock.run(wait_s, self._run, lambda: None)
 
     def read(self, wait_s: float, fn: Callable[[Database], T]) -> T | None:
         """Return ``fn(database)``, or None if there is no data. No thread writes meanwhile."""
@@ -282,10 +282,6 @@ class SharedShelf:
                 self._process_lock = None
                 if process_lock is not None:
                     process_lock.release()
-
-
-def _do_nothing(*_: Any) -> None:
-    pass
 
 
 _registry = ForkSafeLock()

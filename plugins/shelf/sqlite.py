@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError
-from hutch.filesystem import flush_folder, open_existing, validate_regular_file
+from hutch.filesystem import error_of_new_file, flush_folder, open_existing, validate_regular_file
 from hutch.handlers import raised_by_handler
 
 from .database import Database, copy_file, remove
@@ -20,7 +20,6 @@ from .files import Place, storage_error, storage_errors
 # How long a call waits for programs other than hutch; the process lock excludes hutch's own processes.
 _BUSY_WAIT_S: Final = 5.0
 _BUSY_RETRY_S: Final = 0.005
-_PROBE_BYTES: Final = 64 * 1024
 
 
 class SqliteDatabase(Database):
@@ -171,16 +170,6 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _write_error(folder: Path) -> OSError | None:
-    """Return the system's error for a new file in `folder`, or None: SQLite hides why it could not write."""
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
-            probe.write(bytes(_PROBE_BYTES))
-    except OSError as error:
-        return error
-    return None
-
-
 @contextlib.contextmanager
 def _sqlite_errors(file: Path) -> Iterator[None]:
     try:
@@ -198,7 +187,9 @@ def _sqlite_errors(file: Path) -> Iterator[None]:
                 f"{file} stayed busy for {_BUSY_WAIT_S:.0f} s; another process, which may be Errbot itself, writes "
                 "to it. Stop that first"
             ) from error
-        if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := _write_error(file.parent)):
+        if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (
+            reason := error_of_new_file(file.parent)
+        ):
             raise storage_error(reason, file) from error
         if code & 0xFF == sqlite3.SQLITE_FULL or code in (
             # Quotas and file size limits end in these.

@@ -150,8 +150,7 @@ class ShelfPlugin(StoragePluginBase):
         Raises StoreLockedError if this or another process has a namespace open.
         """
         dest.mkdir(0o700)
-        copy = ShelfPlugin({"basedir": str(dest)})
-        with copy:
+        with ShelfPlugin({"basedir": str(dest)}) as copy:
             for namespace, items in groupby(self.pickles(), key=itemgetter(0)):
                 with copy.open(namespace) as storage:
                     storage.restore_pickles({key: data for _, key, data in items})
@@ -284,7 +283,7 @@ class ShelfStorage(StorageBase):
         """Set each key to the value of its pickle, without loading it; all or none."""
         for key, data in pickles.items():
             validate_value_size(validate_key(key), len(data))
-        self._shelf.write(self._wait_s, write_changes, {key.encode(): data for key, data in pickles.items()})
+        self.restore_pickles(pickles)
 
     def restore_pickles(self, pickles: Mapping[str, bytes]) -> None:
         """Set each key to the value of its pickle, as `set_pickles` does, also keys that Errbot alone accepts."""
@@ -316,8 +315,7 @@ class ShelfStorage(StorageBase):
                 raise
             raise ValueTypeError(
                 f"key {key!r}: a {type(value).__qualname__} cannot be pickled, as this engine must "
-                f"({type(error).__name__}); "
-                "store what it is made of instead"
+                f"({type(error).__name__}); store what it is made of instead"
             ) from error
         data = buffer.getvalue()
         validate_value_size(key, len(data))

@@ -19,7 +19,7 @@ from .paths import uri_of
 # Pages per step of a backup. Signal handlers run between two steps.
 _STEP_PAGES = 1024
 _POLL_S = 0.1
-# How long a compaction waits for readers of old states, which keep the log from being emptied.
+# How long a compaction waits for readers of old states, which prevent SQLite from emptying the log.
 _READERS_S = 5.0
 _PAUSE_S = 0.02
 
@@ -27,7 +27,7 @@ _PAUSE_S = 0.02
 def backup(connection: Connection, dest: Path) -> None:
     """Write the file as of one moment to the new file `dest`, flushed, and verify it by opening it.
 
-    Other connections write meanwhile. It may be called again after it failed.
+    Other connections may write meanwhile. May be called again after a failure.
     """
     dest.unlink(missing_ok=True)
     create_file(dest, 0o600).close()
@@ -39,7 +39,7 @@ def backup(connection: Connection, dest: Path) -> None:
             target.execute("PRAGMA journal_mode = MEMORY")
             target.execute("PRAGMA synchronous = FULL")
             # The progress function is Python code, so a signal handler can run and raise between two steps.
-            connection.backup(target, pages=_STEP_PAGES, progress=_do_nothing)
+            connection.backup(target, pages=_STEP_PAGES, progress=lambda *_: None)
     finally:
         connection.rollback()
     with closing(sqlite3.connect(f"{uri_of(dest)}?mode=ro&immutable=1", uri=True)) as target:
@@ -96,7 +96,3 @@ def _execute(connection: Connection, statement: str, errors: list[sqlite3.Error]
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.exists())
-
-
-def _do_nothing(*_: object) -> None:
-    pass

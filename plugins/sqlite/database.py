@@ -67,9 +67,7 @@ class Database:
         """Return the database with these settings, shared if one exists, and add `user` to it.
 
         `settings` are the path, the durability, `wait_s`, `mmap_bytes`, and why the file is only read, or None.
-
         `user` represents `owner` and leaves when `owner` is collected, even if a handler interrupted its finalizer.
-
         Each combination of settings has its own connections. A file that replaced another one is a different database.
         """
         return _registry.run(_REGISTRY_WAIT_S, cls._join, owner, user, settings)
@@ -128,7 +126,7 @@ class Database:
     def validate(self) -> None:
         """Validate the file, if it exists. Raises the StoreError that says what is wrong."""
         with contextlib.suppress(NoDataError):
-            self.read(_do_nothing)
+            self.read(lambda connection: None)
 
     def number_of(self, namespace: str) -> int | None:
         """Return the id of `namespace`, or None if it was never written to."""
@@ -155,10 +153,10 @@ class Database:
     ) -> tuple[list[Any], bool]:
         cursor = connection.execute(sql, (*parameters, limit))
         try:
-            # A loop here would be outside of the `try` on Python 3.12 and 3.13, where a handler runs as it jumps back.
+            # A separate function: on Python 3.12 and 3.13 an exception as a loop jumps back can miss the `try`.
             return self._take_rows(cursor, limit)
         finally:
-            # Else a kept traceback could keep the cursor, and with it the snapshot, after the connection was closed.
+            # A stored traceback would keep the cursor, and with it the snapshot, after the connection was closed.
             cursor.close()
 
     def _take_rows(self, cursor: Cursor, limit: int) -> tuple[list[Any], bool]:
@@ -219,10 +217,6 @@ def leave_all(user: object, wait_s: float | None = None) -> None:
             database.leave(user, wait_s)
 
 
-def _do_nothing(_: Connection) -> None:
-    pass
-
-
 def _fetch_row(connection: Connection, sql: str, parameters: Sequence[object]) -> Any:
     return connection.execute(sql, parameters).fetchone()
 
@@ -271,13 +265,9 @@ def _after_fork(after: Callable[[Database, Ticket], None]) -> None:
         raise raised
 
 
-def _after_fork_in_parent() -> None:
-    _after_fork(Database.after_fork_in_parent)
-
-
-def _after_fork_in_child() -> None:
-    _after_fork(Database.after_fork_in_child)
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, Database.after_fork_in_parent),
+        after_in_child=partial(_after_fork, Database.after_fork_in_child),
+    )

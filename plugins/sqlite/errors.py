@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import tempfile
 from pathlib import Path
 from typing import TypeGuard
 
 from hutch import CorruptValueError, StorageFullError, StorageTimeoutError, StorageUnavailableError, StoreError
+from hutch.filesystem import error_of_new_file
 from hutch.handlers import raised_by_handler
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -24,7 +24,6 @@ _DAMAGED = {
 # SQLite reports FULL only for ENOSPC. Quotas and file size limits (EDQUOT, EFBIG) end in these codes.
 _REFUSED_WRITES = {sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_TRIAL_BYTES = 64 * 1024
 # SQLite's write lock is a lock on this byte of the "-shm" file (WAL_WRITE_LOCK in its wal.c and os_unix.c).
 _WRITE_LOCK_BYTE = 120
 
@@ -52,7 +51,7 @@ def explain(error: sqlite3.Error, path: Path, wait_s: float) -> StoreError:
         )
     if code == sqlite3.SQLITE_FULL:
         return StorageFullError(f"{where}. Nothing was written, what was stored is intact; make room on the disk")
-    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := _refusal(path)):
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and (reason := error_of_new_file(path.parent)):
         if reason.errno in _NO_ROOM:
             return StorageFullError(
                 f"{where}, the system {reason.strerror!r}. Nothing was written, what was stored is intact; make "
@@ -83,18 +82,6 @@ def storage_error(path: Path, what: str, error: OSError) -> StoreError:
 
 def _code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _refusal(path: Path) -> OSError | None:
-    """Return the system's error for a new file beside `path`, or None: SQLite hides why it could not write."""
-    try:
-        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as trial:
-            trial.write(bytes(_TRIAL_BYTES))
-    except OSError as error:
-        if raised_by_handler(error):
-            raise
-        return error
-    return None
 
 
 def _holder(path: Path) -> str:

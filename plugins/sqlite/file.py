@@ -26,7 +26,7 @@ from hutch.filesystem import flush_folder
 from hutch.handlers import raised_by_handler
 
 from .errors import explain, is_busy, is_from_sqlite, storage_error
-from .paths import identity, identity_or_none, refuse_foreign_files, size_of_log, uri_of
+from .paths import identity, identity_or_none, refuse_foreign_files, size_of, uri_of
 from .wait import BusyWait
 
 T = TypeVar("T")
@@ -62,8 +62,7 @@ _WHOSE = (
 _CACHE_KIB = 64 * 1024
 _LOG_BYTES = 64 * 1024 * 1024
 
-# How long a writer assumes that the files are in place: looking takes 5 us. On Windows, open files cannot be moved or
-# removed.
+# How long a writer assumes that the files are in place, because a look takes 5 us. Windows keeps open files in place.
 _TRUST_S = 0.001 if os.name != "nt" else math.inf
 
 
@@ -265,26 +264,26 @@ class DatabaseFile:
         return True
 
     def _look(self) -> bool:
-        """Return whether the file exists. Raises StorageUnavailableError if it is inaccessible or no regular file."""
+        """Return whether the file exists. Raises StorageUnavailableError if it cannot be used."""
         refuse_foreign_files(self.path)
         # Read the log's size first: a new file has a size before it has a log.
-        log_bytes = size_of_log(self.path)
+        log_bytes = size_of(f"{self.path}-wal")
         try:
-            found = os.stat(self.path)  # noqa: PTH116 - one call, in which no signal handler runs
+            status = os.stat(self.path)  # noqa: PTH116 - one call, in which no signal handler runs
         except FileNotFoundError:
             return False
         except OSError as error:
             raise storage_error(self.path, "it cannot be opened", error) from error
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(status.st_mode):
             raise StorageUnavailableError(f"{self.path} is a folder; the sqlite engine needs the path of a file in it")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise StorageUnavailableError(f"{self.path} is not a regular file; SQLite cannot keep data in it")
         # SQLite treats an empty file as a new database, which is right only without a log: it would delete the log, the
         # last remains of the data. It also treats a file of one byte as empty.
-        if found.st_size == 1 or (found.st_size == 0 and log_bytes > 0):
+        if status.st_size == 1 or (status.st_size == 0 and log_bytes > 0):
             raise CorruptValueError(
-                f"{self.path} was cut to {found.st_size} bytes, or is not a database; nothing was changed. Restore it "
-                "from a backup"
+                f"{self.path} was truncated to {status.st_size} bytes, or is not a database; nothing was changed. "
+                "Restore it from a backup"
             )
         return True
 
@@ -298,18 +297,18 @@ class DatabaseFile:
         except OSError as error:
             if raised_by_handler(error):
                 raise
-            raise storage_error(self.path, "its folder cannot be made", error) from error
+            raise storage_error(self.path, "its folder cannot be created", error) from error
 
     def _remember(self) -> None:
         try:
-            found = identity(self.path)
+            current = identity(self.path)
         except OSError as error:
             if raised_by_handler(error):
                 raise
-            raise storage_error(self.path, "it went away", error) from error
-        if self._identity not in (None, found):
+            raise storage_error(self.path, "it was removed", error) from error
+        if self._identity not in (None, current):
             raise StorageUnavailableError(f"{self.path} was replaced while it was open; open the store again")
-        self._identity = found
+        self._identity = current
 
 
 def fetch(connection: Connection, sql: str, parameters: Sequence[object] = ()) -> list[Any]:

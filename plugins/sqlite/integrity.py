@@ -18,22 +18,22 @@ _MOST_DAMAGE = 100
 def verify(database: Database, repair: bool) -> list[Finding]:
     """Return findings, all read in one snapshot; `repair` repairs them in one transaction."""
     try:
-        found = database.read(_in_transaction, "BEGIN", False)
+        findings = database.read(_in_transaction, "BEGIN", False)
     except NoDataError:
         return []
-    if not found or not repair:
-        return found
+    if not findings or not repair:
+        return findings
     # Verify again: other processes may have written meanwhile.
     return database.write(_in_transaction, "BEGIN IMMEDIATE", True)
 
 
 def _in_transaction(connection: Connection, begin: str, repair: bool) -> list[Finding]:
     connection.execute(begin)
-    found = list(_integrity(connection, repair))
-    if all(finding.kind == "index" for finding in found):
-        found += _contents(connection, repair)
+    findings = list(_integrity(connection, repair))
+    if all(finding.kind == "index" for finding in findings):
+        findings += _contents(connection, repair)
     connection.execute("COMMIT")
-    return found
+    return findings
 
 
 def _integrity(connection: Connection, repair: bool) -> Iterator[Finding]:

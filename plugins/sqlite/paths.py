@@ -44,18 +44,18 @@ def refuse_foreign_files(path: Path) -> None:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116 - one call, in which no signal handler runs
-    return found.st_dev, found.st_ino
+    status = os.stat(path)  # noqa: PTH116 - one call, in which no signal handler runs
+    return status.st_dev, status.st_ino
 
 
 def identity_or_none(path: str) -> tuple[int, int] | None:
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError as error:
         if raised_by_handler(error):
             raise
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def names_another_file(journal: str) -> bool:
@@ -75,13 +75,14 @@ def names_another_file(journal: str) -> bool:
     return bool(magic == _JOURNAL_MAGIC and 0 < length <= size)
 
 
-def size_of_log(path: Path) -> int:
+def size_of(path: str) -> int:
+    """Return the size of the file `path`; -1 if it is missing."""
     try:
-        return os.stat(f"{path}-wal").st_size  # noqa: PTH116
+        return os.stat(path).st_size  # noqa: PTH116 - one call, in which no signal handler runs
     except OSError as error:
         if raised_by_handler(error):
             raise
-        return 0
+        return -1
 
 
 def uri_of(path: Path) -> str:

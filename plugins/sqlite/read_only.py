@@ -25,6 +25,7 @@ from hutch.handlers import raised_by_handler
 
 from .errors import storage_error
 from .file import DatabaseFile, NoDataError
+from .paths import size_of
 from .readers import Readers
 from .wait import BusyWait
 
@@ -62,15 +63,15 @@ class ReadOnlyFile(DatabaseFile):
     def state(self) -> State:
         """Return the state of the files. Raises NoDataError if there is no file, and StorageUnavailableError."""
         try:
-            found = os.stat(self.path)  # noqa: PTH116
+            status = os.stat(self.path)  # noqa: PTH116
         except FileNotFoundError:
             if self._identity is None:
                 raise NoDataError from None
             raise StorageUnavailableError(f"{self.path} was removed while it was open; open the store again") from None
         except OSError as error:
             raise storage_error(self.path, "it cannot be opened", error) from error
-        identity = (found.st_dev, found.st_ino)
-        sizes = [_size(f"{self.path}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
+        identity = (status.st_dev, status.st_ino)
+        sizes = [size_of(f"{self.path}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
         if sizes[2] > 0:
             raise StorageUnavailableError(
                 f"{self.path}-journal holds an unfinished write, which SQLite must undo before the file can be read. "
@@ -78,7 +79,7 @@ class ReadOnlyFile(DatabaseFile):
             )
         if sizes[0] > 0 or (sizes[0] == 0 and sizes[1] >= 0):
             return True, identity
-        return False, (*identity, found.st_size, found.st_mtime_ns, sizes[0])
+        return False, (*identity, status.st_size, status.st_mtime_ns, sizes[0])
 
     def connect(self, connection: Connection, create: bool) -> None:
         """Connect `connection` for reading only; `create` has no effect. Raises what `DatabaseFile.connect` raises."""
@@ -137,7 +138,7 @@ class _Reader(Connection):
 
 
 class ReadOnlyReaders(Readers):
-    """A pool of connections that only read. What a connection without a log has read is validated afterwards."""
+    """A pool of connections that only read. What a connection has read without a log is validated afterwards."""
 
     _file: ReadOnlyFile
 
@@ -204,13 +205,3 @@ def _may_be_racy(state: State) -> bool:
         time.sleep((_TICK_NS - age_ns) / 1e9)
         return True
     return False
-
-
-def _size(path: str) -> int:
-    """Return the size of the file `path`; -1 if it is missing."""
-    try:
-        return os.stat(path).st_size  # noqa: PTH116
-    except OSError as error:
-        if raised_by_handler(error):
-            raise
-        return -1

@@ -35,13 +35,13 @@ COPIED_BYTES = 4096
 def read_all(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
     """Return the values of those `keys` that exist, by encoded key, read in one snapshot."""
     connection.execute("BEGIN")
-    found: dict[bytes, bytes] = {}
+    frames_by_key: dict[bytes, bytes] = {}
     for at in range(0, len(keys), _TOGETHER):
         some = keys[at : at + _TOGETHER]
         sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
-        found.update(connection.execute(sql, (number, *some)))
+        frames_by_key.update(connection.execute(sql, (number, *some)))
     connection.execute("COMMIT")
-    return found
+    return frames_by_key
 
 
 def write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:

@@ -248,9 +248,8 @@ class SqliteStorage(EncodedStorage):
         number = self._find()
         if number is None:
             return {}
-
-        found = self._shared.read(read_all, number, keys)
-        return {key: found[name] for key in keys if (name := key.encode()) in found}
+        frames = self._shared.read(read_all, number, keys)
+        return {key: frames[name] for key in keys if (name := key.encode()) in frames}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
         self._shared.write(write_all, self._find_or_make(), items)
@@ -327,8 +326,7 @@ class SqliteStorage(EncodedStorage):
         try:
             row = reader.execute(sql, parameters).fetchone()
         except BaseException as error:
-            # As in `Readers.run`.
-            reader.close()
+            reader.close()  # as in `Readers.run`
             if not is_from_sqlite(error):
                 raise
         else:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import StorageUnavailableError
+from .handlers import raised_by_handler
 
 # Windows lacks the first two flags and needs O_BINARY. O_NONBLOCK because a FIFO in place of a file must not block.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -248,3 +249,17 @@ def total_bytes(paths: Iterable[Path]) -> int:
         if stat.S_ISREG(status.st_mode):
             total += status.st_size
     return total
+
+
+def error_of_new_file(folder: Path) -> OSError | None:
+    """Write a new file in `folder` and return the system's error, or None: SQLite does not say why a write failed."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as trial:
+            trial.write(bytes(64 * 1024))
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
+        return error
+    return None

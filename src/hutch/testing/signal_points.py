@@ -126,7 +126,7 @@ class Visit:
 
 def count_points(work: Callable[[], object], *, loops: bool = True) -> int:
     """Call `work` and return the number of points that it passes."""
-    visit = Visit(0, _do_nothing)
+    visit = Visit(0, lambda: None)
     visit.run(work, loops=loops)
     return visit.passed
 
@@ -148,10 +148,6 @@ def points(work: Callable[[], object], limit: int | None = None, seed: int = 0, 
 def raise_interrupt() -> None:
     """Raise `Interrupt`: an action for `run_at`."""
     raise Interrupt
-
-
-def _do_nothing() -> None:
-    pass
 
 
 @cache
