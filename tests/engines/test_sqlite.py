@@ -763,7 +763,7 @@ def test_a_file_truncated_to_zero_bytes_does_not_lose_its_log(path: Path) -> Non
     assert run_python(program, path).returncode == 0
     assert path.with_name("kv.db-wal").stat().st_size > 0
     os.truncate(path, 0)
-    assert_refused(path, hutch.CorruptValueError, "cut to 0 bytes")
+    assert_refused(path, hutch.CorruptValueError, "truncated to 0 bytes")
 
 
 def test_an_empty_file_is_a_database_without_data(path: Path) -> None:
