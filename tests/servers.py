@@ -14,13 +14,16 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 _START_PATIENCE_S = 20.0
 _PORTS_TRIED = 5
@@ -35,6 +38,24 @@ def need_program(name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return as soon as `condition` holds; fail the test if it does not within a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def eventually(call: Callable[[], T]) -> T:
+    """Return the result of `call`, repeated for up to a minute if the machine is too slow for its short time-out."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return call()
+        except TimeoutError:
+            assert time.monotonic() < deadline
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -22,7 +23,7 @@ import pytest
 import redis
 
 import hutch
-from tests.servers import Certificates, RedisServer, make_certificates
+from tests.servers import Certificates, RedisServer, eventually, make_certificates, wait_until
 
 SECRET = "s3cret/with@every:thing#in%it"
 
@@ -147,13 +148,13 @@ def test_a_database_is_chosen_by_the_url(redis_server: RedisServer, prefix: str)
 def test_tls_is_verified_against_the_given_authority(
     tls_server: RedisServer, certificates: Certificates, prefix: str
 ) -> None:
-    own = {"cert_file": certificates.client, "key_file": certificates.client_key, "prefix": prefix}
+    own = {"cert_file": certificates.client, "key_file": certificates.client_key, "prefix": prefix, "retry_s": 0}
     use(connect(tls_server.tls_url, ca_file=certificates.ca, **own))
     use(connect(tls_server.tls_url, verify=False, **own))
     with pytest.raises(hutch.StorageUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
         connect(tls_server.tls_url, **own)
     with pytest.raises(hutch.StorageUnavailableError):
-        connect(tls_server.tls_url, ca_file=certificates.ca)  # the server requires a client certificate
+        connect(tls_server.tls_url, ca_file=certificates.ca, retry_s=0)  # the server requires a client certificate
     elsewhere = tls_server.tls_url.replace("localhost", "127.0.0.2")
     with pytest.raises(hutch.StorageUnavailableError):
         connect(elsewhere, ca_file=certificates.ca, **own)
@@ -163,7 +164,7 @@ def test_tls_to_a_port_without_it_fails_and_so_does_the_reverse(tls_server: Redi
     with pytest.raises(hutch.StorageTimeoutError):  # to Redis the greeting of TLS is an unfinished command
         connect(tls_server.url.replace("redis://", "rediss://"), timeout_s=0.5)
     with pytest.raises(hutch.StorageUnavailableError):
-        connect(tls_server.tls_url.replace("rediss://", "redis://"))
+        connect(tls_server.tls_url.replace("rediss://", "redis://"), retry_s=0)
 
 
 @pytest.mark.parametrize(
@@ -248,13 +249,11 @@ def test_a_config_that_cannot_be_is_refused_without_showing_it(url: str, options
     assert "hunter2" not in all_that_is_said(caught.value)
 
 
-def test_no_server_is_an_error_of_connect_at_once(own_server: RedisServer) -> None:
+def test_no_server_is_an_error_of_connect(own_server: RedisServer) -> None:
     own_server.kill()
-    started = time.monotonic()
     for url in (own_server.url, own_server.unix_url, "unix:///not/there", "redis://no-such-host.invalid"):
         with pytest.raises(hutch.StorageUnavailableError, match="cannot be reached"):
             connect(url, retry_s=0)
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$hunter2\r\n", b"", None])
@@ -276,7 +275,7 @@ def test_a_server_that_accepts_and_never_answers_is_a_timeout(own_server: RedisS
     started = time.monotonic()
     with pytest.raises(hutch.StorageTimeoutError, match="no answer in time"):
         connect(own_server.url, timeout_s=0.3)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 9  # the default is 10 s
 
 
 # --- the keys on the server ---
@@ -594,7 +593,7 @@ def test_a_killed_server_is_an_error_and_the_same_handle_works_when_it_is_back(o
                 attempt()
             # It was never sent, so the outcome is certain.
             assert "may have been made" not in str(caught.value)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30  # by default, each call retries for 5 s
         own_server.start()
         assert core["key"] == 1
         core["key"] = 2
@@ -619,7 +618,7 @@ def test_after_a_restart_the_first_change_that_must_not_run_twice_just_works(
 
 
 def test_a_restart_that_is_shorter_than_the_retries_is_not_noticed(own_server: RedisServer) -> None:
-    with connect(own_server.url, retry_s=30) as store, store.open("core") as core:
+    with connect(own_server.url, retry_s=60) as store, store.open("core") as core:
         core.update({f"{i:05}": i for i in range(5000)})
         keys = core.scan_keys()
         got = [next(keys) for _ in range(100)]
@@ -637,18 +636,23 @@ def test_a_restart_that_is_shorter_than_the_retries_is_not_noticed(own_server: R
         assert got == [*(f"{i:05}" for i in range(5000)), "key"]
 
 
+def is_answer_awaited() -> bool:
+    """Return whether a thread has sent a command and reads the answer."""
+    return any(frame.f_code.co_name == "_receive" for frame in sys._current_frames().values())
+
+
 def lose_the_answer(server: RedisServer, change: Callable[[], Any]) -> Any:
     """Run `change`; the server dies after receiving it and before answering, and restarts at once."""
     server.stall()
     with in_background(change) as changing:
-        time.sleep(0.5)
+        wait_until(is_answer_awaited)
         server.kill()
         server.start()
     return changing
 
 
 def test_an_idempotent_call_is_resent_after_a_lost_answer(own_server: RedisServer) -> None:
-    with connect(own_server.url, retry_s=30) as store, store.open("core") as core:
+    with connect(own_server.url, retry_s=60) as store, store.open("core") as core:
         core["key"] = 1
         assert lose_the_answer(own_server, lambda: core.__setitem__("key", 2)).result() is None
         assert core["key"] == 2
@@ -660,7 +664,7 @@ def test_an_idempotent_call_is_resent_after_a_lost_answer(own_server: RedisServe
 
 
 def test_a_call_that_is_not_idempotent_is_not_resent_after_a_lost_answer(own_server: RedisServer) -> None:
-    with hutch.load_plugin("redis", {"url": own_server.url, "retry_s": 30}).open("core") as core:
+    with hutch.load_plugin("redis", {"url": own_server.url, "retry_s": 60}).open("core") as core:
         core.set("key", 1)
         changes: list[Callable[[], Any]] = [
             lambda: core.remove("key"),
@@ -676,18 +680,19 @@ def test_a_call_that_is_not_idempotent_is_not_resent_after_a_lost_answer(own_ser
 
 
 def test_a_hung_server_is_a_timeout_and_its_late_answer_is_dropped(own_server: RedisServer) -> None:
-    with connect(own_server.url, timeout_s=0.3) as store, store.open("core") as core:
-        core.update(a="a", b="b")
+    store = eventually(lambda: connect(own_server.url, timeout_s=0.3))
+    with store, store.open("core") as core:
+        eventually(lambda: core.update(a="a", b="b"))
         own_server.stall()
         started = time.monotonic()
         with pytest.raises(hutch.StorageTimeoutError, match="may have been made or not"):
             core["c"] = "c"
         with pytest.raises(hutch.StorageTimeoutError, match="no answer in time"):
             core["a"]
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 9  # by default, each takes 10 s
         own_server.resume()
-        assert core["b"] == "b"
-        assert core["a"] == "a"
+        assert eventually(lambda: core["b"]) == "b"
+        assert eventually(lambda: core["a"]) == "a"
 
 
 def test_what_was_acknowledged_survives_kill_9_of_a_server_that_writes_through(own_server: RedisServer) -> None:
@@ -701,8 +706,11 @@ def test_what_was_acknowledged_survives_kill_9_of_a_server_that_writes_through(o
                     core[key] = None
                     acknowledged.append(key)
 
+            def is_going_on(least: int = len(acknowledged) + 30) -> bool:
+                return len(acknowledged) >= least
+
             with in_background(work) as working:
-                time.sleep(0.2)
+                wait_until(is_going_on)
                 own_server.kill()
             assert isinstance(working.exception(), hutch.StorageUnavailableError)
             own_server.start()
@@ -727,7 +735,7 @@ def test_durable_is_declared_only_where_the_server_writes_through(
 
 def test_a_server_that_is_loading_is_waited_for_as_long_as_the_retries_last() -> None:
     # It answers between two chunks of what it loads; each key takes it 5 ms.
-    often, slowly = "loading-process-events-interval-bytes 1024", "key-load-delay 5000"
+    often, slowly = "loading-process-events-interval-bytes 1024", "key-load-delay 30000"
     with RedisServer(options=("save 3600 1", often)) as server:
         with connect(server.url) as store:
             for i in range(150):
@@ -737,7 +745,7 @@ def test_a_server_that_is_loading_is_waited_for_as_long_as_the_retries_last() ->
         server.kill()
         server.options = (*server.options, slowly)
         with in_background(server.start) as starting:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             message = ""
             while "loading" not in message:
                 assert time.monotonic() < deadline
@@ -746,6 +754,8 @@ def test_a_server_that_is_loading_is_waited_for_as_long_as_the_retries_last() ->
                     connect(server.url, retry_s=0).close()
                 except hutch.StorageUnavailableError as error:
                     message = str(error)
+            raw(server, "CONFIG", "SET", "key-load-delay", "0")
+        server.options = (*server.options, "key-load-delay 5000")
         with connect(server.url, retry_s=60) as store, store.open("7") as opened:
             server.kill()
             with in_background(server.start):
@@ -794,17 +804,14 @@ def test_a_server_that_cannot_save_is_full() -> None:
         core["key"] = "old"
         (server.folder / "dump").mkdir()  # where the file should go
         raw(server, "BGSAVE")
-        deadline = time.monotonic() + 10
-        while raw(server, "INFO", "persistence")["rdb_last_bgsave_status"] == "ok":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: raw(server, "INFO", "persistence")["rdb_last_bgsave_status"] != "ok")
         with pytest.raises(hutch.StorageFullError, match="cannot save"):
             core["key"] = "new"
         assert core["key"] == "old"
 
 
 def test_a_replica_can_be_read_and_says_that_it_cannot_be_written(own_server: RedisServer) -> None:
-    with connect(own_server.url) as store, store.open("core") as core:
+    with connect(own_server.url, retry_s=0) as store, store.open("core") as core:
         core["key"] = 1
         raw(own_server, "REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(hutch.StorageUnavailableError, match="read-only replica"):
@@ -819,6 +826,14 @@ def test_a_replica_can_be_read_and_says_that_it_cannot_be_written(own_server: Re
             core["key"] = 2
 
 
+def is_busy(server: RedisServer) -> bool:
+    try:
+        raw(server, "PING")
+    except redis.ResponseError as error:
+        return "BUSY" in str(error)
+    return False
+
+
 def test_a_server_that_is_busy_with_a_script_is_a_timeout(own_server: RedisServer) -> None:
     raw(own_server, "CONFIG", "SET", "lua-time-limit", "10")
 
@@ -829,7 +844,7 @@ def test_a_server_that_is_busy_with_a_script_is_a_timeout(own_server: RedisServe
     with connect(own_server.url, retry_s=0.2) as store, store.open("core") as core:
         core["key"] = 1
         with in_background(hang) as hanging:
-            time.sleep(0.3)
+            wait_until(lambda: is_busy(own_server))
             with pytest.raises(hutch.StorageTimeoutError, match="busy with a script"):
                 core["key"]
             with pytest.raises(hutch.StorageTimeoutError, match="nothing was done"):
@@ -842,7 +857,7 @@ def test_a_server_that_is_busy_with_a_script_is_a_timeout(own_server: RedisServe
 def test_a_node_of_a_cluster_is_refused_with_the_reason() -> None:
     with (
         RedisServer(options=("cluster-enabled yes",)) as server,
-        connect(server.url) as store,
+        connect(server.url, retry_s=0) as store,
         store.open("core") as core,
         pytest.raises(hutch.StorageUnavailableError, match="Redis Cluster"),
     ):
@@ -883,7 +898,7 @@ def test_connections_are_shared_between_calls_and_gone_when_the_store_is_closed(
 
     def clients_in_the_end(most: int) -> int:
         """Return the number of clients; the server needs a moment to notice a closed connection."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while clients() > most and time.monotonic() < deadline:
             time.sleep(0.02)
         return clients()
