@@ -167,11 +167,11 @@ class Work:
             assert other["number"] == self.number
 
     def _check_everything(self) -> None:
+        least = self._busy.acknowledged
         stored = dict(self.ns.items())
-        busy = stored.pop(BUSY, -1)
-        least, most = self._busy.acknowledged, self._busy.begun
+        busy, most = stored.pop(BUSY, -1), self._busy.begun
         assert stored == self.known, f"{stored} is stored, and {self.known} was acknowledged"
-        assert least <= busy or busy <= most, f"{busy} is stored under {BUSY!r}, {least} was acknowledged"
+        assert least <= busy <= most, f"{busy} is stored under {BUSY!r}, {least} was acknowledged"
         self.read_back += len(stored)
 
     # --- the end ---
