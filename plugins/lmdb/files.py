@@ -178,7 +178,9 @@ def identities(place: str) -> Files | None:
         for name in ("data.mdb", "lock.mdb"):
             status = os.lstat(os.path.join(place, name))  # noqa: PTH118 - twice as fast as Path.lstat
             both.append((status.st_dev, status.st_ino))
-    except OSError:
+    except OSError as error:
+        if raised_by_handler(error):
+            raise
         return None
     return both[0], both[1]
 

@@ -273,6 +273,8 @@ class DatabaseFile:
         except FileNotFoundError:
             return False
         except OSError as error:
+            if raised_by_handler(error):
+                raise
             raise storage_error(self.path, "it cannot be opened", error) from error
         if stat.S_ISDIR(status.st_mode):
             raise StorageUnavailableError(f"{self.path} is a folder; the sqlite engine needs the path of a file in it")

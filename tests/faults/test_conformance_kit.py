@@ -17,6 +17,7 @@ FAULTS_INSIDE = {
     "LeaksALockWhenInterrupted": "A handler may raise at any point of a verb",
     "SwallowsWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
     "ChangesWhatAHandlerRaises": "An exception of a signal handler leaves each verb",
+    "CatchesMoreThanOneCall": "A handler may raise at any point of a verb",
     "ReadsASecondTime": "A handler may raise at any point of a verb",
     "StarvesAWriter": "While one thread writes in a tight loop",
     "WaitsForItselfWhenNested": "A signal handler may set",

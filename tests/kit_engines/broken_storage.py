@@ -362,6 +362,18 @@ class ChangesWhatAHandlerRaises(Sound):
             raise StorageUnavailableError("the write failed") from error
 
 
+class CatchesMoreThanOneCall(Sound):
+    """Its `except` is for one call that may raise OSError, and stands around three."""
+
+    def write(self, key: str, data: bytes) -> None:
+        try:
+            hashlib.sha256(data)
+            os.stat(os.devnull)
+            super().write(key, data)
+        except OSError as error:
+            raise StorageUnavailableError("the device is gone") from error
+
+
 class ReadsASecondTime(Sound):
     def read(self, key: str) -> bytes | None:
         try:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 import tests.testing.signal_points_code as code
-from hutch.testing.signal_points import Interrupt, Visit, count_points, points, raise_interrupt, run_at
+from hutch.testing.signal_points import Interrupt, Visit, count_points, places, points, raise_interrupt, run_at
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,14 @@ def test_of_many_points_a_random_choice_is_taken_that_the_seed_repeats() -> None
     assert len(set(chosen)) == 10
     assert chosen == points(lambda: code.many_calls(100), 10, seed=3, loops=False) == sorted(chosen)
     assert chosen != points(lambda: code.many_calls(100), 10, seed=4, loops=False)
+
+
+def test_a_place_is_visited_the_first_time_that_it_is_passed(unmeasured: None) -> None:
+    found = places(lambda: code.many_calls(100), code.__file__)
+    assert 0 < len(found) < 10
+    for place in found:
+        visit = Visit(place, raise_interrupt)
+        with suppress(Interrupt):
+            visit.run(lambda: code.many_calls(100))
+        assert visit.where is not None
+        assert visit.passed < 10

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -32,13 +32,24 @@ class Interrupt(Exception):
     """The exception that tests raise in a handler; nothing else raises or catches this class."""
 
 
+class Place(NamedTuple):
+    """The place of a point in the code: a file, the first line of a function, an instruction, and the kind of point."""
+
+    file: str
+    first_line: int
+    instruction: int
+    kind: str
+
+
 class Visit:
     """An observed call of `work`, in the thread that calls `run`."""
 
-    def __init__(self, at: int, action: Callable[[], object]) -> None:
-        """Call `action` at point number `at`, counted from 1; never if `at` is 0."""
+    def __init__(self, at: int | Place, action: Callable[[], object]) -> None:
+        """Call `action` at point number `at`, counted from 1, or the first time that `at` is passed; never at 0."""
         self._at = at
         self._action = action
+        #: The places that have been passed, each with the number of its first point; known if `at` is 0.
+        self.places: dict[Place, int] = {}
         #: How many points have been passed.
         self.passed = 0
         #: Where `action` was called: file, line, function and kind of point.
@@ -119,7 +130,11 @@ class Visit:
         if code.co_filename in self._outside:
             return
         self.passed += 1
-        if self.passed == self._at and self.where is None:
+        if self._at == 0:
+            self.places.setdefault(_place(frame, kind), self.passed)
+        elif self.where is None and (
+            self.passed == self._at or (self._at.__class__ is Place and _place(frame, kind) == self._at)
+        ):
             self.where = f"{code.co_filename}:{frame.f_lineno} {code.co_qualname} ({kind})"
             self._action()
 
@@ -145,9 +160,21 @@ def points(work: Callable[[], object], limit: int | None = None, seed: int = 0, 
     return sorted(random.Random(seed).sample(every, limit))
 
 
+def places(work: Callable[[], object], folder: str) -> set[Place]:
+    """Call `work` and return the places of all points that it passes in the files of `folder`."""
+    visit = Visit(0, bool)
+    visit.run(work)
+    return {place for place in visit.places if place.file.startswith(folder)}
+
+
 def raise_interrupt() -> None:
     """Raise `Interrupt`: an action for `run_at`."""
     raise Interrupt
+
+
+def _place(frame: FrameType, kind: str) -> Place:
+    code = frame.f_code
+    return Place(code.co_filename, code.co_firstlineno, frame.f_lasti, kind)
 
 
 @cache

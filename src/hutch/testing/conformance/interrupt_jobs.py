@@ -19,14 +19,14 @@ from typing import Any
 
 import hutch
 
-from ..signal_points import Visit, points
+from .. import signal_points
+from ..signal_points import Place, Visit, places, points
+from .try_bodies import is_alone_in_try, line_of, visited_frame
 from .verb_work import VERBS, Landing, Step, Work
 
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 _CHECK_EVERY = 50
 _AGAIN_S = 0.02
-#: The share of signals with a class of `CAUGHT` that a verb may mistake for an error of its own.
-_MOST_TAKEN = 0.1
 #: Below this number of signals, the share that lands inside hutch is not judged.
 _ENOUGH_TO_JUDGE = 100
 
@@ -55,6 +55,12 @@ class Stop(BaseException):
 STRICT: tuple[type[BaseException], ...] = (Limit, KeyboardInterrupt, Stop, MemoryError)
 #: Verbs and drivers catch these: they come out unmodified unless they arrive in the call that may raise their class.
 CAUGHT: tuple[type[BaseException], ...] = (NotFound, OutOfTime, Broken)
+#: What is raised at one point after the other: of two neighbours, one is an Exception and one is not.
+_AT_POINTS: tuple[type[BaseException], ...] = (
+    *(Limit, KeyboardInterrupt, Broken, Stop, MemoryError, KeyboardInterrupt, NotFound, Stop, OutOfTime),
+    KeyboardInterrupt,
+)
+_BROAD = "an `except` stands around more than the one call that may raise what it catches"
 
 
 def set_timer(handler: Callable[[int, FrameType | None], None], delay_s: float) -> None:
@@ -72,6 +78,7 @@ class Shots:
         self._landing = landing
         self.fired = 0
         self.landed = self.was_own = self.was_in_finalizer = self.was_in_tempfile = False
+        self._file, self._line = "", 0
         self.where = ""
 
     def arm(self, delay_s: float) -> None:
@@ -81,6 +88,10 @@ class Shots:
     def all_fired(self) -> bool:
         """Return whether every signal has been delivered."""
         return self.fired == len(self._errors)
+
+    def is_alone_in_try(self) -> bool:
+        """Return whether the first signal arrived in a `try` with one statement before its `except`."""
+        return is_alone_in_try(self._file, self._line)
 
     def wait_until_all_fired(self) -> None:
         """Return once every signal has been delivered."""
@@ -95,6 +106,7 @@ class Shots:
             self.landed, self.was_own = self._landing.is_inside(frame), self._landing.is_own(frame)
             self.was_in_finalizer = is_in_finalizer(frame)
             self.was_in_tempfile = is_in_tempfile(frame)
+            self._file, self._line = frame.f_code.co_filename, line_of(frame)
             self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}"
         self.fired += 1
         signal.setitimer(signal.ITIMER_REAL, *((0.0,) if self.all_fired() else (2e-5, _AGAIN_S)))
@@ -183,9 +195,10 @@ def _judge(
         figures["dropped by Python in a finalizer"] += 1
     elif caught is None and is_of_standard_library(shots.where):
         figures["swallowed by the standard library"] += 1
-    elif is_strict or isinstance(caught, AssertionError):
+    elif is_strict or isinstance(caught, AssertionError) or (shots.was_own and not shots.is_alone_in_try()):
         outcome = "was swallowed" if caught is None else "came out as\n" + "".join(traceback.format_exception(caught))
-        raise AssertionError(f"{expected}, raised by a signal handler at {shots.where}, {outcome}") from None
+        broad = "" if is_strict or isinstance(caught, AssertionError) else f"{_BROAD}: "
+        raise AssertionError(f"{broad}{expected}, raised by a signal handler at {shots.where}, {outcome}") from None
     elif shots.was_own:
         figures["taken for the verb's own"] += 1
     else:
@@ -214,19 +227,18 @@ def _judge_figures(figures: Counter[str]) -> None:
         f"only {share:.0%} of the signals landed inside hutch: {dict(figures)}"
     )
     assert figures["swallowed by the standard library"] <= max(3, 0.01 * figures["delivered"]), dict(figures)
-    most = max(3, _MOST_TAKEN * figures["delivered"] / 3)
-    assert figures["taken for the verb's own"] <= most, (
-        f"an `except` stands around more than the call that may raise it: {dict(figures)}"
-    )
 
 
 def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int | None, seed: int) -> dict[str, int]:
-    """Raise at each point of `verb` where a handler may run, or at `limit` of them; return the counts."""
+    """Raise at each point of `verb` where a handler may run, or at `limit` of them; return the counts.
+
+    The limited points include each place in the engine's own code.
+    """
     figures: Counter[str] = Counter()
     with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
         retained = _retained()
-        for point in _points_to_visit(lambda: work.run(plan(work)), limit, seed, figures):
+        for point in _points_to_visit(work, plan, limit, figures):
             where = _interrupt_at(point, work, plan(work), dropped, retained if verb != "open" else None, figures)
             gc.collect(0)  # an unreferenced handle is closed with its last frame
             figures["points"] += where is not None
@@ -243,19 +255,37 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
 
 
 def _points_to_visit(
-    work: Callable[[], object], limit: int | None, seed: int, figures: Mapping[str, int]
-) -> Iterator[int]:
-    """Yield points of `work`; then earlier ones if none was reached, because later calls of `work` were shorter."""
-    yield from points(work, limit, seed)
+    work: Work, plan: Callable[[Work], Step], limit: int | None, figures: Mapping[str, int]
+) -> Iterator[int | Place]:
+    """Yield points of a verb; then earlier ones if none was reached, because later calls were shorter."""
+
+    def run() -> None:
+        work.run(plan(work))
+
+    if limit is not None:
+        yield from _engine_places(run, work.landing.engine, figures)
+        limit = max(0, limit - figures["points"])
+    yield from points(run, limit, work.rng.randrange(2**32))
     for shorter in range(1, 10):
         if figures["points"]:
             return
-        every = points(work)
+        every = points(run)
         yield from every[: 1 + (len(every) >> shorter)][-3:]
 
 
+def _engine_places(run: Callable[[], object], engine: str, figures: Mapping[str, int]) -> Iterator[Place]:
+    """Yield each place in the engine's own code, again if the call that should visit it takes another way."""
+    run()
+    for place in sorted(places(run, engine) | places(run, engine)):
+        before = figures["points"]
+        for _ in range(3):
+            yield place
+            if figures["points"] > before:
+                break
+
+
 def _interrupt_at(
-    point: int,
+    point: int | Place,
     work: Work,
     step: Step,
     dropped: list[BaseException],
@@ -263,13 +293,18 @@ def _interrupt_at(
     figures: Counter[str],
 ) -> str | None:
     """Raise at the `point` of `step`; return where that was, or None if the step ended before."""
-    error = STRICT[point % len(STRICT)](f"at point {point}")
-    was_in_finalizer = False
+    error = _AT_POINTS[figures["points"] % len(_AT_POINTS)](f"number {figures['points']}")
+    may_be_lost = may_be_taken = False
 
     def action() -> None:
-        nonlocal was_in_finalizer
-        was_in_finalizer = is_in_finalizer(sys._getframe())
-        figures["inside tempfile"] += is_in_tempfile(sys._getframe())
+        nonlocal may_be_lost, may_be_taken
+        frame = visited_frame(sys._getframe(), __file__, signal_points.__file__)
+        name = frame.f_code.co_filename
+        may_be_lost = is_in_finalizer(frame) or is_of_standard_library(name)
+        may_be_taken = isinstance(error, CAUGHT) and (
+            not work.landing.is_own(frame) or is_alone_in_try(name, line_of(frame))
+        )
+        figures["inside tempfile"] += is_in_tempfile(frame)
         raise error
 
     visit = Visit(point, action)
@@ -278,11 +313,11 @@ def _interrupt_at(
         visit.run(lambda: work.run(step))
     except BaseException as raised:
         caught = raised
-    if visit.where is not None and caught is not error:
+    is_lost = caught is None and (error in dropped or may_be_lost)
+    if visit.where is not None and not (caught is error or is_lost or may_be_taken):
         outcome = "was swallowed" if caught is None else f"came out as {caught!r}"
-        may_be_dropped = error in dropped or was_in_finalizer or is_of_standard_library(visit.where)
-        assert caught is None, f"{error!r}, raised at {visit.where}, {outcome}"
-        assert may_be_dropped, f"{error!r}, raised at {visit.where}, {outcome}"
+        broad = f"{_BROAD}: " if isinstance(error, CAUGHT) else ""
+        raise AssertionError(f"{broad}{error!r}, raised at {visit.where}, {outcome}") from caught
     if caught is not None and retained is not None:
         retained.append(caught)
     del caught

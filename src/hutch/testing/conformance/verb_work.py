@@ -40,8 +40,8 @@ class Landing:
     """Find out whether a handler interrupted code of hutch or of the engine, or code that they called."""
 
     def __init__(self, store: hutch.Store) -> None:
-        engine = str(Path(sys.modules[type(store.factory).__module__].__file__ or "").parent) + os.sep
-        self._own = (_HUTCH, engine)
+        self.engine = str(Path(sys.modules[type(store.factory).__module__].__file__ or "").parent) + os.sep
+        self._own = (_HUTCH, self.engine)
 
     def is_own(self, frame: FrameType) -> bool:
         """Return whether `frame` runs code of hutch or of the engine."""
