@@ -1,15 +1,20 @@
 # `make help` lists the targets. Needs Python 3.11 or later; everything else is installed into .venv*.
 PYTHON ?= python3
-JOBS ?= 2
+# More than two cores: many tests wait, for time-outs, disks and other processes.
+JOBS ?= 4
 BIN := .venv/bin
 CODE := src plugins tests examples benchmarks
 # A variable of the caller's shell must not choose another store, or another project's environment.
 unexport HUTCH_STORAGE HUTCH_CONFIG HUTCH_PLUGIN_PATH VIRTUAL_ENV PYTHONPATH
+# The tests start thousands of processes; each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Each in an environment of its own, larger than all the rest; the tests of Python 3.11 run Errbot's.
 FRAMEWORKS := dotevals exengine keyvalue ragas themis themis1 web
+# Of targets made side by side, the output of each in one piece, where make can.
+IN_PIECES := --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help demo test lint types tests tests-3.11 tests-3.12 tests-3.13 bridges bench bench-check bench-bridges growth docs servers format clean
+.PHONY: help demo test prepare lint types tests tests-3.11 tests-3.12 tests-3.13 bridges bench bench-check bench-bridges growth docs servers format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,7 +26,12 @@ demo: .venv/demo ## install hutch and run an example with three plugins on LMDB
 	$(BIN)/hutch -c examples/hutch.yaml ls
 	$(BIN)/hutch -c examples/hutch.yaml get Greeter visits
 
-test: lint types servers tests bridges docs demo bench-check ## install what the tests need and run everything
+# The benchmarks come last, when nothing else runs.
+test: prepare tests bridges docs demo bench-check ## install what the tests need and run everything
+
+# Two installations wait for the network while the linters compute.
+prepare:
+	$(MAKE) $(IN_PIECES) --jobs=3 lint types servers $(patsubst %,.venvs/%/ready,errbot bench $(FRAMEWORKS))
 
 lint: .venv/dev ## ruff: style and formatting
 	$(BIN)/ruff check
@@ -46,12 +56,13 @@ tests-3.12 tests-3.13: export HUTCH_INTERRUPTS ?= 60
 tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python \
 	scripts/run-tests $(@:tests-%=%) -n $(JOBS) --dist loadgroup $(COVERAGE) $(LESS) $(ARGS)
-	$(if $(COVERAGE),scripts/run-tests $(@:tests-%=%) $(UNTRACED) $(ARGS))
+	$(if $(COVERAGE),scripts/run-tests $(@:tests-%=%) -n $(JOBS) --dist loadgroup $(UNTRACED) $(ARGS))
 
-bridges: $(FRAMEWORKS:%=bridge-%) ## the bridges, each with its real framework
+bridges: ## the bridges, each with its real framework
+	$(MAKE) $(IN_PIECES) --jobs=2 $(FRAMEWORKS:%=bridge-%)
 
 bridge-%: .venvs/%/ready
-	scripts/pytest-twice .venvs/$*/bin/python tests/bridges/test_$*.py -n $(JOBS) --dist loadgroup $(ARGS)
+	scripts/pytest-twice .venvs/$*/bin/python tests/bridges/test_$*.py -n 2 --dist loadgroup $(ARGS)
 
 bench: .venvs/bench/ready .venvs/errbot/ready ## measure hutch and its peers, into docs/benchmarks.md and the baseline
 	HUTCH_ERRBOT_PYTHON=$(CURDIR)/.venvs/errbot/bin/python .venvs/bench/bin/python -m benchmarks --update-baseline

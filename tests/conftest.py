@@ -37,7 +37,15 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unmeasured_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes without coverage, which doubles their time: where a test starts many, or tests other engines."""
+    for name in os.environ:
+        if name.startswith("COV"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def unmeasured(request: pytest.FixtureRequest, unmeasured_processes: None) -> Iterator[None]:
     """Run the test and the processes it starts without coverage and without callbacks of the garbage collector.
 
     The lock of coverage's tracer, which all threads take, stays locked for good in a child that is forked meanwhile,
@@ -46,9 +54,6 @@ def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     the test ends.
     """
     request.node.add_marker("no_cover")
-    for name in os.environ:
-        if name.startswith("COV"):
-            monkeypatch.delenv(name)
     callbacks = gc.callbacks[:]
     gc.callbacks.clear()
     gc.freeze()
@@ -78,7 +83,8 @@ def few_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the long form of the conformance kit more time."""
+    """Begin with the tests that take longest, and give the long form of the conformance kit more time."""
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
     signals = int(os.environ.get("HUTCH_INTERRUPTS", "0"))
     if signals >= 1000:
         for item in items:

@@ -16,6 +16,7 @@ import pytest
 import hutch
 from hutch.discovery.factory import find_plugins
 from hutch.discovery.load import build_factory
+from hutch.testing.conformance.interrupts import ALL_POINTS_FROM, SIGNALS
 from hutch.testing.signal_points import Visit, count_points
 from tests.servers import RedisServer
 
@@ -37,8 +38,8 @@ RAISED: list[type[BaseException]] = [
 ]
 
 
-# Longer verbs are tested at each n-th point; HUTCH_INTERRUPTS=all tests all of them.
-MOST_POINTS = 1_000_000 if os.environ.get("HUTCH_INTERRUPTS") else 300
+# Longer verbs are tested at each n-th point; the long form of the conformance kit tests all of them.
+MOST_POINTS = 1_000_000 if SIGNALS >= ALL_POINTS_FROM else 300
 
 
 def made(kind: type[BaseException]) -> BaseException:

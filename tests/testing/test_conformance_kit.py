@@ -13,6 +13,9 @@ import hutch
 from hutch.testing import StorageSuite
 from hutch.testing.run import PromiseResult, run_conformance
 
+# The processes of test_cli.py measure how the kit is run.
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 ENGINES = Path(__file__).parents[1] / "kit_engines"
 JOURNAL = Path(__file__).parents[2] / "examples" / "engine_package" / "src" / "hutch_journal"
 # Slow to repeat what others report: it searches for the shortest failing sequence.
