@@ -7,8 +7,10 @@ import datetime as dt
 import enum
 import importlib
 import ipaddress
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -81,11 +83,31 @@ def test_containers_and_addresses_keep_value_type_and_parts(value: Any) -> None:
 
 @pytest.mark.parametrize("shell", [lambda v: OrderedDict(a=v), lambda v: deque([v]), lambda v: defaultdict(list, a=v)])
 def test_containers_nest_as_deep_as_lists(shell: Any) -> None:
+    """Also for a caller that has used a third of Python's stack."""
     value: Any = 1
     for _ in range(200):
         value = shell(value)
-    assert CODEC.decode(CODEC.encode(value)) == value
-    assert "nested more than 200 levels deep" in refusal(shell(shell([["\ud800", value]])))
+
+    def use() -> bool:
+        too_deep = refusal(shell(shell([["\ud800", value]])))
+        return "nested more than 200 levels deep" in too_deep and type(CODEC.decode(CODEC.encode(value))) is type(value)
+
+    assert _at_depth(330, use)
+
+
+def _at_depth(frames: int, act: Callable[[], bool]) -> bool:
+    """Return ``act()``, called at this depth of a new stack of 1,000 frames, Python's usual limit."""
+
+    def descend(left: int) -> bool:
+        return descend(left - 1) if left else act()
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(descend, frames).result()
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_a_refused_part_of_a_container_is_located() -> None:

@@ -386,9 +386,10 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
     RANGE: _decode_range,
     SURROGATES: lambda d: d.decode("utf-8", "surrogatepass"),
     REGISTERED: _decode_registered,
-    ORDERED_DICT: lambda d: containers.make_mapping(OrderedDict, _decode_map(d)),
+    # Not by `_decode_map`: one stack frame less per level of nesting.
+    ORDERED_DICT: lambda d: containers.make_mapping(OrderedDict, _mapping(_items(d), len(d))),
     DEFAULTDICT: _decode_defaultdict,
-    COUNTER: lambda d: containers.make_mapping(Counter, _decode_map(d)),
+    COUNTER: lambda d: containers.make_mapping(Counter, _mapping(_items(d), len(d))),
     DEQUE: _decode_deque,
     IP: _decode_address,
 }
