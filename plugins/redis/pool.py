@@ -93,14 +93,20 @@ class Pool:
             outages = self._outages
         try:
             answers = connection.ask(request, count)
+            # Reuse is safe only from here on: the connection holds no unread answer.
+            if self._outage is not None:
+                self._outage = None
+            connection.used_s = time.monotonic()
+            has_room = len(self._idle) < _MAX_IDLE
         except CallFailedError as failure:
             self._report(failure.error, outages)
             raise
-        # Reuse is safe only here: the connection holds no unread answer.
-        if self._outage is not None:
-            self._outage = None
-        connection.used_s = time.monotonic()
-        if len(self._idle) < _MAX_IDLE:
+        except BaseException:
+            # Not left to the finalizer: the traceback of an exception that a log holds keeps this frame.
+            connection.close()
+            raise
+        # CPython runs no handler between the `try` and the append.
+        if has_room:
             self._idle.append(connection)
         else:
             connection.close()
@@ -131,12 +137,18 @@ class Pool:
     def _idle_connection(self, careful: bool) -> Connection | None:
         """Return a live idle connection, or None."""
         while (connection := self._pop()) is not None:
-            if time.monotonic() - connection.used_s > _PING_AFTER_S:
-                if connection.is_alive(min(self._timeout_s, _MAX_PING_S)):
-                    return connection
-                # The other connections were idle for longer.
-                self.drop_idle()
-            elif not careful or not connection.has_ended():
+            try:
+                if time.monotonic() - connection.used_s <= _PING_AFTER_S:
+                    is_alive = not careful or not connection.has_ended()
+                else:
+                    is_alive = connection.is_alive(min(self._timeout_s, _MAX_PING_S))
+                    if not is_alive:
+                        # The other connections were idle for longer.
+                        self.drop_idle()
+            except BaseException:
+                connection.close()
+                raise
+            if is_alive:
                 return connection
         return None
 
@@ -182,7 +194,12 @@ class Pool:
             if isinstance(error, driver.RedisError | ValueError):
                 raise CallFailedError(error, sent=False) from error
             raise
-        connection = connection_of(connecting)
+        connected = connecting._sock
+        try:
+            connection = connection_of(connecting)
+        except BaseException:
+            socket.SocketType.close(connected)
+            raise
         try:
             # Detect a full, loading or foreign server before the first command is sent.
             (answer,) = connection.ask(PING, 1)
