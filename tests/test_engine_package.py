@@ -36,7 +36,7 @@ def program(package: Path, name: str) -> Path:
     return package.parent / "venv" / "bin" / name
 
 
-def test_its_own_tests_pass_the_conformance_kit_first_of_all(package: Path) -> None:
+def test_its_own_tests_pass_the_conformance_kit_first_of_all(package: Path, few_signals: None) -> None:
     done = run(program(package, "python"), "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=package)
     assert done.returncode == 0, done.stdout
     passed, skipped = (re.search(rf"(\d+) {word}", done.stdout) for word in ("passed", "skipped"))
