@@ -57,15 +57,20 @@ def interrupt_a_write(store: hutch.Store, key: str) -> float:
 def _until_alarm(call: Callable[[], object], delay_s: float = 0.2) -> float | None:
     """Return how many seconds after the signal `call` ended with its exception; None if it had ended before."""
     fired_s: list[float] = []
+    is_over = False
 
     def handle(*_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        fired_s.append(time.monotonic())
-        raise Alarm
+        if not is_over:
+            fired_s.append(time.monotonic())
+            raise Alarm
 
     try:
-        set_timer(handle, delay_s)
-        call()
+        try:
+            set_timer(handle, delay_s)
+            call()
+        finally:
+            is_over = True  # a later signal would raise outside of this `try`
     except Alarm:
         return time.monotonic() - fired_s[0]
     finally:
