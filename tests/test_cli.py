@@ -57,6 +57,7 @@ def test_keys_are_in_order_and_can_be_narrowed(url: str) -> None:
 def test_what_is_missing_ends_with_1_and_says_what(url: str) -> None:
     fill(url, core={"a": 1})
     for arguments, message in [
+        (["rm", "cor", "b"], "hutch: namespace 'cor' is empty; `hutch ls` lists the namespaces with items\n"),
         (["get", "core", "b"], "hutch: namespace 'core' has no key 'b'; `hutch keys core` lists the keys\n"),
         (
             ["rm", "core", "b", "a", "c"],

@@ -168,6 +168,8 @@ def rm(call: Call, namespace: str, keys: tuple[str, ...], everything: bool, yes:
                 except KeyError:
                     missing.append(key)
             if missing:
+                if not len(handle) and len(missing) == len(set(keys)):
+                    return not_there(_no_namespace(namespace))
                 return not_there(_no_key(namespace, *missing))
     return 0
 
