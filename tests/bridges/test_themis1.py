@@ -6,6 +6,7 @@ The promises of the methods are those of Themis's StorageBackend and ExecutionBa
 from __future__ import annotations
 
 import enum
+import inspect
 import itertools
 import logging
 import multiprocessing
@@ -18,7 +19,7 @@ from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from themis.experiment.comparison.engine import ComparisonEngine
 from themis.generation.runner import GenerationRunner
 from themis.generation.strategies import RepeatedSamplingStrategy
 from themis.interfaces import StatelessTaskExecutor
-from themis.storage import ExperimentStorage, RunStatus, task_cache_key
+from themis.storage import ExperimentStorage, RetentionPolicy, RunMetadata, RunStatus, StorageConfig, task_cache_key
 
 import hutch
 from hutch.bridges.connections import close_shared, shared_namespace
@@ -912,6 +913,217 @@ def test_evaluate_runs_on_a_dask_cluster_and_reports_what_cannot_be_sent(tmp_pat
     assert [line for line in message if line.startswith("mean")] == ["mean 1.0 12"] * 2
     (error,) = (line for line in message if line.startswith("message"))
     assert "variable lock: a _thread.lock cannot be pickled" in error
+
+
+# --- the surface of Themis's own storage ---
+
+
+def public_methods(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+def test_every_public_method_of_themis_s_own_storage_is_here_and_takes_the_same_arguments() -> None:
+    mine, theirs = public_methods(HutchStorageBackend), public_methods(ExperimentStorage)
+    assert sorted(theirs.keys() - mine.keys()) == []
+    for name, method in theirs.items():
+        if callable(method):
+            expected = inspect.signature(method).parameters.values()
+            found = inspect.signature(mine[name]).parameters
+            assert [(it.name, it.kind) for it in expected] == [(it.name, it.kind) for it in found.values()], name
+            for it in expected:
+                assert it.default is it.empty or it.default == found[it.name].default, (name, it.name)
+
+
+def storages(url: str, tmp_path: Path) -> list[Any]:
+    return [ExperimentStorage(tmp_path / "theirs"), HutchStorageBackend(url)]
+
+
+def test_runs_are_listed_as_themis_lists_them(url: str, tmp_path: Path) -> None:
+    listed = []
+    for storage in storages(url, tmp_path):
+        started = [storage.start_run(run_id, experiment) for run_id, experiment in (("1", "a"), ("2", "b"), ("3", "a"))]
+        assert started[2] == storage.list_runs()[0]
+        assert {type(run) for run in [*started, *storage.list_runs()]} == {RunMetadata}
+        storage.complete_run("1")
+        storage.update_run_progress("2", total_samples=9, failed_generations=2)
+        storage.update_run_progress("2", successful_generations=0)
+        selections: list[dict[str, Any]] = [
+            {},
+            {"experiment_id": "a"},
+            {"status": RunStatus.COMPLETED},
+            {"experiment_id": "b", "status": RunStatus.COMPLETED},
+            {"limit": 2},
+            {"limit": 0},
+        ]
+        listed.append(
+            [
+                [(run.run_id, run.status, run.total_samples, run.failed_generations) for run in storage.list_runs(**it)]
+                for it in selections
+            ]
+        )
+        with pytest.raises(FileNotFoundError):
+            storage.update_run_progress("none", total_samples=1)
+    assert listed[0] == listed[1]
+
+
+def test_a_run_that_is_joined_is_returned_as_it_was_started() -> None:
+    storage = HutchStorageBackend("memory://")
+    started = storage.start_run("run", "e", {"a": 1})
+    assert storage.start_run("run", "e", {"a": 1}) == started
+    assert (started.run_id, started.status, started.config_snapshot) == ("run", RunStatus.IN_PROGRESS, {"a": 1})
+
+
+def test_append_record_counts_and_saves_checkpoints_as_themis_does(url: str, tmp_path: Path) -> None:
+    found = []
+    theirs = ExperimentStorage(tmp_path / "theirs", StorageConfig(checkpoint_interval=4))
+    for storage in (theirs, HutchStorageBackend(url, checkpoint_interval=4)):
+        with pytest.raises(FileNotFoundError):
+            storage.append_record("none", make_record())
+        storage.start_run("run", "e")
+        assert storage.load_latest_checkpoint("run") is None
+        for number in range(3):
+            storage.append_record("run", make_record(number), cache_key=str(number))
+        assert storage.load_latest_checkpoint("run") is None
+        storage.append_record("run", make_record(3, output=None, error=entities.ModelError("no")))
+        checkpoint: Any = storage.load_latest_checkpoint("run")
+        assert datetime.fromisoformat(checkpoint.pop("timestamp"))
+        run = storage.load_run_metadata("run")
+        counts = [run["total_samples"], run["successful_generations"], run["failed_generations"]]
+        found.append((checkpoint, counts, list(storage.load_cached_records("run"))))
+    assert found[0] == found[1]
+    assert HutchStorageBackend(url).load_generation_records("none") == [], "nothing is stored before the error"
+
+
+def count_some(storage: HutchStorageBackend, worker: int) -> None:
+    for number in range(10):
+        storage.append_record("run", make_record(100 * worker + number))
+
+
+def test_two_processes_that_append_and_count_lose_no_count(lasting_url: str, processes: ProcessPoolExecutor) -> None:
+    storage = HutchStorageBackend(lasting_url, checkpoint_interval=10)
+    storage.start_run("run")
+    other = processes.submit(count_some, storage, 1)
+    count_some(storage, 2)
+    other.result(60)
+    assert storage.load_run_metadata("run")["total_samples"] == len(storage.load_cached_records("run")) == 20
+    checkpoint = storage.load_latest_checkpoint("run")
+    assert checkpoint is not None
+    assert checkpoint["total_samples"] % 10 == 0
+
+
+APPENDING = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from tests.bridges.test_themis1 import HutchStorageBackend, make_record
+
+storage = HutchStorageBackend(sys.argv[1], checkpoint_interval=2)
+storage.start_run("run")
+for number in range(10_000):
+    storage.append_record("run", make_record(number))
+    storage.append_evaluation("run", make_record(number), __import__("themis").core.entities.EvaluationRecord(
+        str(number), []), eval_id="judge")
+    print("stored", flush=True)
+"""
+
+
+def test_kill_9_loses_no_record_that_was_appended_and_at_most_one_count(lasting_url: str, tmp_path: Path) -> None:
+    message = run_until("stored", APPENDING, lasting_url, str(Path(__file__).parents[2]), folder=tmp_path)
+    acknowledged = message.count("stored")
+    storage = HutchStorageBackend(lasting_url)
+    records = len(storage.load_cached_records("run"))
+    assert acknowledged <= len(storage.load_cached_evaluations("run", "judge")) <= records
+    assert records - 1 <= storage.load_run_metadata("run")["total_samples"] <= records
+    storage.delete_run("run")
+    assert len(raw_values(lasting_url)) == 0
+
+
+def test_checkpoints_of_a_run_are_replaced_and_deleted_with_it(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    storage.start_run("run")
+    for number in range(3):
+        storage.save_checkpoint("run", {"at": (number,)})
+    assert storage.load_latest_checkpoint("run") == {"at": (2,)}
+    assert storage.load_latest_checkpoint("other") is None
+    storage.delete_run("run")
+    assert storage.load_latest_checkpoint("run") is None
+
+
+def test_evaluations_are_kept_apart_by_their_id_as_in_themis(url: str, tmp_path: Path) -> None:
+    for storage in storages(url, tmp_path):
+        storage.start_run("run", "e")
+        storage.append_evaluation("run", make_record(), make_evaluation(value=0.25))
+        storage.append_evaluation("run", make_record(), make_evaluation(value=0.5), eval_id="judge")
+        storage.append_evaluation("run", make_record(), make_evaluation(value=0.75), eval_id="judge2")
+        scores = {
+            name: [it.scores[0].value for it in storage.load_cached_evaluations("run", name).values()]
+            for name in ("default", "judge", "judge2", "none")
+        }
+        assert scores == {"default": [0.25], "judge": [0.5], "judge2": [0.75], "none": []}
+        assert storage.load_cached_evaluations("run") == storage.load_evaluation_records("run")
+
+
+def test_an_evaluation_of_a_run_that_does_not_exist_starts_it_as_in_themis(url: str, tmp_path: Path) -> None:
+    for storage in storages(url, tmp_path):
+        storage.save_evaluation_record("saved", make_record(), make_evaluation())
+        storage.append_evaluation_record("appended", make_record(), make_evaluation())
+        assert storage.list_run_ids() == ["appended", "saved"]
+
+
+POLICIES = [
+    None,
+    RetentionPolicy(),
+    RetentionPolicy(keep_latest_n=2),
+    RetentionPolicy(keep_latest_n=0, keep_completed_only=False, max_runs_per_experiment=3),
+    RetentionPolicy(keep_latest_n=1, keep_completed_only=False, max_age_days=3),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_runs_that_a_policy_keeps_are_those_that_themis_keeps(
+    url: str, tmp_path: Path, policy: RetentionPolicy | None
+) -> None:
+    kept = []
+    for storage in storages(url, tmp_path):
+        for number in range(14):
+            created = (datetime.now() - timedelta(days=number / 2 + 0.1)).isoformat()
+            status = "completed" if number % 3 else "failed"
+            run = {"experiment_id": "ab"[number % 2], "status": status, "created_at": created, "updated_at": created}
+            storage.start_run(f"run{number}", run["experiment_id"])
+            storage.save_run_metadata(f"run{number}", run)
+        storage.apply_retention_policy(policy)
+        kept.append(storage.list_run_ids())
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 14 or policy is not None
+
+
+def test_the_policy_of_the_storage_is_applied_and_pickled_with_it() -> None:
+    policy = RetentionPolicy(keep_latest_n=1)
+    storage = pickle.loads(pickle.dumps(HutchStorageBackend("memory://", retention_policy=policy)))
+    for run_id in ("old", "new"):
+        storage.start_run(run_id)
+    storage.apply_retention_policy()
+    assert storage.list_run_ids() == ["new"]
+
+
+def test_the_size_of_the_storage_is_that_of_its_experiments(url: str) -> None:
+    storage = HutchStorageBackend(url)
+    assert storage.get_storage_size() == storage.get_storage_size("a") == 0
+    storage.start_run("1", "a")
+    storage.start_run("2", "b")
+    before = storage.get_storage_size("a")
+    storage.cache_dataset("1", [{"text": "x" * 1000}] * 300)
+    storage.save_checkpoint("1", {"text": "x" * 1000})
+    sizes = [storage.get_storage_size(it) for it in ("a", "b", "none", None)]
+    assert sizes[0] >= before + 301_000
+    assert 0 < sizes[1] < 1000
+    assert sizes[2] == 0
+    assert sizes[3] == sizes[0] + sizes[1]
+
+
+def test_there_is_no_folder() -> None:
+    storage: Any = HutchStorageBackend("memory://")
+    assert storage.root is None
+    assert storage.get_run_path("run") is None
 
 
 # --- the page ---

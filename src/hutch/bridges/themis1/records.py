@@ -196,6 +196,12 @@ def run_metadata(run_id: str, known: dict[str, Any]) -> dict[str, Any]:
     return without_secrets
 
 
+def run_from_plain(stored: dict[str, Any]) -> RunMetadata:
+    """Return the metadata that `run_metadata` made `stored` from, without fields that Themis does not know."""
+    known = {name: stored[name] for name in _names(RunMetadata)}
+    return RunMetadata(**{**known, "status": RunStatus(stored["status"])})
+
+
 def now() -> str:
     """Return the current time in UTC as ISO 8601."""
     return datetime.now(UTC).isoformat()
