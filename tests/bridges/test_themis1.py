@@ -13,6 +13,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import OrderedDict, namedtuple
@@ -911,6 +912,74 @@ if __name__ == "__main__":
 def test_evaluate_runs_on_a_dask_cluster_and_reports_what_cannot_be_sent(tmp_path: Path) -> None:
     message = run(DASK, f"lmdb://{(tmp_path / 'state').as_posix()}", folder=tmp_path)
     assert [line for line in message if line.startswith("mean")] == ["mean 1.0 12"] * 2
+    (error,) = (line for line in message if line.startswith("message"))
+    assert "variable lock: a _thread.lock cannot be pickled" in error
+
+
+RAY = """
+import os, sys, threading, time
+import ray
+import themis
+from themis.core import entities
+from themis.exceptions import ConfigurationError
+from themis.interfaces import StatelessTaskExecutor
+from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend
+from hutch.bridges.themis1.ray import RayExecutor
+
+class Adder(StatelessTaskExecutor):
+    def execute(self, task):
+        answer = str(int(task.prompt.text.split()[2]) + 1)
+        return entities.GenerationRecord(task=task, output=entities.ModelOutput(text=answer), error=None)
+
+class Failed(Exception):
+    pass
+
+def fail(number):
+    raise Failed("call %d" % number)
+
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])
+themis.register_provider("adder", Adder)
+data = [{"id": str(n), "question": f"what is {n} + 1", "answer": str(n + 1)} for n in range(12)]
+backend = ExecutorBackend(RayExecutor())
+# Two calls that look the same are two.
+assert len(set(backend.map(lambda _: os.urandom(8), ["same"] * 10))) == 10
+# Workers are other processes, and need no hutch.
+workers = set(backend.map(lambda _: (os.getpid(), "hutch" in sys.modules), range(3)))
+assert os.getpid() not in {pid for pid, _ in workers} and not any(loaded for _, loaded in workers), workers
+storage = HutchStorageBackend(sys.argv[1])
+for _ in range(2):
+    report = themis.evaluate(
+        data, model="adder:m", prompt="{question}", metrics=["exact_match"], run_id="run", num_samples=2,
+        storage_backend=storage, execution_backend=backend,
+    )
+    print("mean", report.metric("exact_match").mean, len(storage.load_generation_records("run")))
+try:
+    list(backend.map(fail, [7]))
+except Failed as error:
+    print("raised", type(error) is Failed, error)
+lock = threading.Lock()
+try:
+    list(backend.map(lambda number: lock, [1]))
+except ConfigurationError as error:
+    print("message", error)
+# One call per GPU at a time.
+gpu = ExecutorBackend(RayExecutor(num_gpus=1))
+spans = sorted(gpu.map(lambda _: (time.time(), time.sleep(0.05), time.time())[::2], range(4), max_workers=4))
+assert all(ended <= started for (_, ended), (started, _) in zip(spans, spans[1:])), spans
+backend.shutdown()
+assert ray.is_initialized()
+ray.shutdown()
+"""
+
+
+def test_evaluate_runs_on_a_ray_cluster_and_reports_what_cannot_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # for the paths of sockets
+        message = run(RAY, f"lmdb://{(tmp_path / 'state').as_posix()}", short, folder=tmp_path)
+    assert [line for line in message if line.startswith("mean")] == ["mean 1.0 12"] * 2
+    assert "raised True call 7" in message
     (error,) = (line for line in message if line.startswith("message"))
     assert "variable lock: a _thread.lock cannot be pickled" in error
 

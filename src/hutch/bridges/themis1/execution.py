@@ -26,7 +26,7 @@ _DEFAULT_SUBMIT_COUNT = 64
 
 
 class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
-    """Themis's calls on any `concurrent.futures.Executor`: threads, processes, a Dask cluster.
+    """Themis's calls on any `concurrent.futures.Executor`: threads, processes, a Dask or Ray cluster.
 
     `executor` may also be a Dask `Client`. Its creator shuts it down, unless `owned`: then `shutdown`, or the end of
     the with block, does. Any thread may use it, several may at once.
@@ -145,8 +145,9 @@ class ExecutorBackend(ExecutionBackend):  # type: ignore[misc]
                 future: Future[R] = self._executor.submit(func, item, **self._options)
                 self._submitted.add(future)
         except (AttributeError, TypeError, pickle.PicklingError) as error:
-            # Dask uses cloudpickle, which takes more than pickle does.
+            # Dask and Ray use cloudpickle, which takes more than pickle does.
             dumps = getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
+            dumps = getattr(self._executor, "dumps", dumps)
             for thing in (func, item):
                 if not _is_shippable(thing, dumps):
                     raise _not_shippable(thing, dumps) from error
@@ -201,9 +202,9 @@ def _not_shippable(thing: object, dumps: _Dumps) -> ConfigurationError:
     return ConfigurationError(
         f"{parts[0]} cannot be sent to a worker in another process: {', '.join(parts[1:]) or 'it'} cannot be "
         "pickled. Use a ThreadPoolExecutor, for which nothing is pickled, or an executor that ships functions by value "
-        "(that of a Dask client); or define functions at the top of a module, and leave locks and connections out of "
-        "what is sent (__getstate__). The functions that themis.evaluate() makes for itself go only to threads and to "
-        "Dask"
+        "(RayExecutor, or that of a Dask client); or define functions at the top of a module, and leave locks and "
+        "connections out of what is sent (__getstate__). The functions that themis.evaluate() makes for itself go only "
+        "to threads, Dask and Ray"
     )
 
 
