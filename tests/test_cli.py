@@ -885,3 +885,14 @@ def test_a_store_that_holds_something_else_than_was_imported_fails_the_verificat
     assert spoilt.code == 1
     assert "1 are different" in spoilt.err
     assert "different: key " in spoilt.out
+
+
+@pytest.mark.parametrize("verb", [["ls"], ["keys", "core"], ["get", "core", "key"], ["stats"], ["check"], ["dump"]])
+def test_a_missing_store_is_reported_without_options_that_nobody_typed(verb: list[str], tmp_path: Path) -> None:
+    url = f"lmdb://{(tmp_path / 'nothing').as_posix()}"
+    ran = hutch_("-s", url, *verb)
+    assert ran.code == 3
+    assert "create=false" not in ran.err
+    assert "begin a new store there with `hutch set`" in ran.err
+    assert hutch_("-s", url, "set", "core", "key", "1").code == 0
+    assert hutch_("-s", url, *verb).code == 0

@@ -615,3 +615,28 @@ def test_a_folder_that_exists_and_one_that_the_caller_named_keep_to_the_umask(
         os.umask(before)
     assert stat.S_IMODE(default.stat().st_mode) == 0o750
     assert stat.S_IMODE((tmp_path / "named").stat().st_mode) == 0o775
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "lmbd://state",
+        "files://state",
+        "missing.yaml",
+        "lmdb://file/state",
+        "sqlite://file/state.db",
+        "sqlite://file",
+        "shelf://file/state",
+        "redis://127.0.0.1:1/0?retry_s=0",
+        {"STORAGE": "nothing", "EXTRA_PLUGIN_DIRS": ["no-folder"]},
+    ],
+    ids=str,
+)
+def test_a_store_that_cannot_be_opened_prints_one_traceback(
+    config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("not a database")
+    with pytest.raises(hutch.StoreError) as caught, hutch.connect(config) as store:
+        assert store["core"].get("key") is None
+    assert "".join(traceback.format_exception(caught.value)).count("Traceback") == 1

@@ -84,7 +84,9 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
             names = f": {_keys_of(commands)}" if kind is CorruptValueError else ""
             return kind(f"{where} {message}{names}")
     if isinstance(error, driver.ConnectionError):
-        return StorageUnavailableError(f"{where} cannot be reached: {text}{unknown}")
+        return StorageUnavailableError(
+            f"{where} cannot be reached: {text.rstrip('.')}{unknown}. Start the server, or correct the url"
+        )
     return StorageUnavailableError(f"{where} refuses: {text.removeprefix('ERR ')}")
 
 

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 from .handlers import passes_through
 
+# Of a chain that refers to itself, only so many are visited.
+_MAX_CAUSES = 20
+
 __all__ = [
     "CapabilityError",
     "ConfigError",
@@ -168,3 +171,19 @@ def _without_secrets(run: re.Match[str]) -> str:
         if start >= 0 and re.search(_SECRET_WORD, name[start:]):
             return f"{delimiter}{'='.join(parts[: index + 1])}=***"
     return run[0]
+
+
+def without_driver_tracebacks(error: BaseException) -> None:
+    """Remove the tracebacks of the causes of `error`, so that it prints with one traceback, its own.
+
+    The causes stay, for their type and attributes. A PluginError or ConfigError is left as it is: its cause was raised
+    by the code of a plugin, whose author needs to know where.
+    """
+    if not isinstance(error, StoreError) or isinstance(error, PluginError | ConfigError):
+        return
+    cause = error.__cause__
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            return
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__

@@ -15,7 +15,7 @@ from .contract import StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted, is_readonly
-from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError
+from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, without_driver_tracebacks
 from .fork import ForkSafeLock
 from .handle import Claim, Namespace, refuse_copy
 from .handlers import passes_through
@@ -350,6 +350,7 @@ class _Layered:
         except BaseException as error:
             if opened and passes_through(error):
                 close_interrupted(opened[0])
+            without_driver_tracebacks(error)
             raise
 
 
@@ -364,15 +365,18 @@ def connect(config: Any = None, *, app: str | None = None) -> Store:
     StorageUnavailableError and the like if the storage cannot be reached.
     """
     checked = read_config(config, app=app)
-    info, factory = build(checked)
+    factory = None
     try:
+        info, factory = build(checked)
         store = Store(checked, info, factory)
         # Who logs has imported logging; others need not load it.
         if "logging" in sys.modules:
             sys.modules["logging"].getLogger("hutch").info("connected to %s", store.location)
         return store
-    except BaseException:
-        close_interrupted(factory)
+    except BaseException as error:
+        if factory is not None:
+            close_interrupted(factory)
+        without_driver_tracebacks(error)
         raise
 
 

@@ -252,8 +252,9 @@ def test_a_config_that_cannot_be_is_refused_without_showing_it(url: str, options
 def test_no_server_is_an_error_of_connect(own_server: RedisServer) -> None:
     own_server.kill()
     for url in (own_server.url, own_server.unix_url, "unix:///not/there", "redis://no-such-host.invalid"):
-        with pytest.raises(hutch.StorageUnavailableError, match="cannot be reached"):
+        with pytest.raises(hutch.StorageUnavailableError, match="cannot be reached") as caught:
             connect(url, retry_s=0)
+        assert ". Start the server, or correct the url" in str(caught.value)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$hunter2\r\n", b"", None])

@@ -66,13 +66,16 @@ class Call:
 
     def connect_reading(self) -> AbstractContextManager[Store]:
         """Return the store that the options name for reading only, where its engine can. Creates nothing."""
-        return connect(without_creating(read_config(self.config_form()), readonly=True))
+        return connect_existing(self.config_form(), readonly=True)
 
     def verify(self, repair: bool, salvage: str | None) -> Iterator[Finding]:
         """Read everything in the store and yield each problem, as `hutch.verify` does."""
         form = self.config_form()
         self.import_modules()
-        return verify(form, repair=repair, salvage=salvage)
+        try:
+            yield from verify(form, repair=repair, salvage=salvage)
+        except StoreMissingError as error:
+            raise _advised(error) from None
 
     def standard_input(self) -> IO[bytes]:
         """Return standard input, for a command that reads a value or a dump."""
@@ -107,9 +110,17 @@ def _warn_of_unread_config() -> None:
             return
 
 
-def connect_existing(form: str | None) -> Store:
+def connect_existing(form: str | None, readonly: bool = False) -> Store:
     """Return the store that `form` describes. Raises StoreMissingError if it does not exist; creates nothing."""
-    return connect(without_creating(read_config(form)))
+    try:
+        return connect(without_creating(read_config(form), readonly))
+    except StoreMissingError as error:
+        raise _advised(error) from None
+
+
+def _advised(error: StoreMissingError) -> StoreMissingError:
+    """Return `error` with advice for the command line, whose user has not typed the options that hutch has set."""
+    return StoreMissingError(f"{str(error).partition('; or, ')[0]}; or begin a new store there with `hutch set`")
 
 
 def missing_namespace(store: Store, name: str) -> StoreMissingError:

@@ -28,7 +28,7 @@ def stats(call: Call, as_json: bool) -> None:
     with call.connect_existing() as store:
         found: dict[str, Any] = {
             "storage": store.name,
-            "config": redact(store.config.source),
+            "location": store.location,
             "capabilities": sorted(store.capabilities),
             "namespaces": {},
         }

@@ -65,11 +65,11 @@ def _read_bytes(path: Path, shown: str) -> bytes:
     except FileNotFoundError as error:
         if passes_through(error):
             raise
-        raise ConfigError(f"{shown}: there is no such file ({str(path)!r})") from error
+        raise ConfigError(f"{shown}: there is no such file ({str(path)!r})") from None
     except OSError as error:
         if passes_through(error):
             raise
-        raise ConfigError(f"{shown}: the file cannot be read: {error.strerror} ({str(path)!r})") from error
+        raise ConfigError(f"{shown}: the file cannot be read: {error.strerror} ({str(path)!r})") from None
     except ValueError as error:  # NUL or a lone surrogate
         if passes_through(error):
             raise

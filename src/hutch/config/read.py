@@ -61,7 +61,7 @@ def read_config(
     except OSError as error:
         if passes_through(error):
             raise
-        raise ConfigError("the working folder no longer exists; change to one that does") from error
+        raise ConfigError("the working folder no longer exists; change to one that does") from None
     if config is None:
         return _from_surroundings(environ, here, app or "hutch")
     if isinstance(config, Mapping):

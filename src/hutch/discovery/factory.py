@@ -56,17 +56,21 @@ def _find_plugins(config: StoreConfig | None, wanted: str) -> Discovery:
 
 def build(config: StoreConfig) -> tuple[PluginInfo, Any]:
     """Return the plugin that `config` names, and its factory. Validates codecs and layers before opening anything."""
-    try:
-        info = _find_plugins(config, config.storage).find(config.storage)
-    except PluginNotFoundError:
-        # Only a complete search can suggest the nearest name.
-        info = find_plugins(config).find(config.storage)
+    info = _find(config)
     checked = PluginConfig(config, info)
     for codec in (config.codec, *(rule.codec for rule in config.namespaces)):
         if codec is not None:
             checked.codecs.make(codec)
     _check_layers(config)
     return info, build_factory(info, checked)
+
+
+def _find(config: StoreConfig) -> PluginInfo:
+    try:
+        return _find_plugins(config, config.storage).find(config.storage)
+    except PluginNotFoundError:
+        pass  # only a complete search can suggest the nearest name; made here, its error would show two tracebacks
+    return find_plugins(config).find(config.storage)
 
 
 def without_creating(config: StoreConfig, readonly: bool = False) -> StoreConfig:
@@ -93,7 +97,7 @@ def make_private(config: StoreConfig) -> None:
     except OSError as error:
         if raised_by_handler(error):
             raise
-        raise StorageUnavailableError(f"the folder {folder!r} cannot be created: {error.strerror or error}") from error
+        raise StorageUnavailableError(f"the folder {folder!r} cannot be created: {error.strerror or error}") from None
 
 
 def _check_layers(config: StoreConfig) -> None:
