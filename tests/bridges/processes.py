@@ -38,11 +38,11 @@ def run_until(line: str, script: str, *arguments: str, folder: Path, **env: str)
     return lines
 
 
-def run(script: str, *arguments: str, folder: Path, **env: str) -> list[str]:
-    """Run `script` until it ends successfully, and return the lines it printed."""
+def run(script: str, *arguments: str, folder: Path, patience_s: float = _PATIENCE_S, **env: str) -> list[str]:
+    """Run `script` until it ends successfully, for at most `patience_s`, and return the lines it printed."""
     process = _started(script, arguments, folder, env)
     try:
-        message, _ = process.communicate(timeout=_PATIENCE_S)
+        message, _ = process.communicate(timeout=patience_s)
     finally:
         process.kill()
     assert process.returncode == 0, message

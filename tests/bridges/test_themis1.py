@@ -5,19 +5,22 @@ The promises of the methods are those of Themis's StorageBackend and ExecutionBa
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import inspect
 import itertools
 import logging
 import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import OrderedDict, namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,7 +42,7 @@ from themis.storage import ExperimentStorage, RetentionPolicy, RunMetadata, RunS
 
 import hutch
 from hutch.bridges.connections import close_shared, shared_namespace
-from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend, copy_runs
+from hutch.bridges.themis1 import BatchExecutor, ExecutorBackend, HutchStorageBackend, copy_runs
 from hutch.bridges.themis1 import storage as themis1
 
 from ..pages import run as run_page
@@ -872,7 +875,7 @@ from themis.core import entities
 from themis.exceptions import ConfigurationError
 from themis.interfaces import StatelessTaskExecutor
 from hutch.bridges.themis1 import storage as themis1
-from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend
+from hutch.bridges.themis1 import BatchExecutor, ExecutorBackend, HutchStorageBackend
 
 class Adder(StatelessTaskExecutor):
     def execute(self, task):
@@ -923,7 +926,7 @@ import themis
 from themis.core import entities
 from themis.exceptions import ConfigurationError
 from themis.interfaces import StatelessTaskExecutor
-from hutch.bridges.themis1 import ExecutorBackend, HutchStorageBackend
+from hutch.bridges.themis1 import BatchExecutor, ExecutorBackend, HutchStorageBackend
 from hutch.bridges.themis1.ray import RayExecutor
 
 class Adder(StatelessTaskExecutor):
@@ -937,10 +940,13 @@ class Failed(Exception):
 def fail(number):
     raise Failed("call %d" % number)
 
-ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])
+ray.init(
+    address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2],
+    object_store_memory=100 * 2**20,
+)
 themis.register_provider("adder", Adder)
 data = [{"id": str(n), "question": f"what is {n} + 1", "answer": str(n + 1)} for n in range(12)]
-backend = ExecutorBackend(RayExecutor())
+backend = ExecutorBackend(RayExecutor(num_cpus=0.5))
 # Two calls that look the same are two.
 assert len(set(backend.map(lambda _: os.urandom(8), ["same"] * 10))) == 10
 # Workers are other processes, and need no hutch.
@@ -968,18 +974,62 @@ spans = sorted(gpu.map(lambda _: (time.time(), time.sleep(0.05), time.time())[::
 assert all(ended <= started for (_, ended), (started, _) in zip(spans, spans[1:])), spans
 backend.shutdown()
 assert ray.is_initialized()
+
+# A running call that is cancelled frees its GPU, also one that Python cannot interrupt.
+def wait_long(path):
+    open(path, "w").close()
+    time.sleep(3600)
+
+def started(executor, name):
+    path = os.path.join(sys.argv[2], name)
+    call = executor.submit(wait_long, path)
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    return call
+
+executor = RayExecutor(num_gpus=1)
+call, queued = started(executor, "first"), executor.submit(wait_long, "never")
+assert queued.cancel() and call.cancel()
+print("freed", executor.submit(len, "abc").result())
+# shutdown waits for what runs, or cancels it; then no call is accepted.
+finished = executor.submit(len, "abc")
+executor.shutdown()
+assert finished.done() and finished.result() == 3
+try:
+    executor.submit(len, "abc")
+except RuntimeError as error:
+    print("refused", error)
+executor = RayExecutor(num_gpus=1)
+call = started(executor, "second")
+executor.shutdown(cancel_futures=True)
+assert call.cancelled()
 ray.shutdown()
 """
 
 
-def test_evaluate_runs_on_a_ray_cluster_and_reports_what_cannot_be_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new folder for Ray, whose sockets need a short path. Its processes end with the test, killed or not."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # for the paths of sockets
-        message = run(RAY, f"lmdb://{(tmp_path / 'state').as_posix()}", short, folder=tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "600")  # 30 by default, too few on a busy machine
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
+        yield Path(short)
+        for command in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it may end meanwhile
+                if short.encode() in command.read_bytes():
+                    os.kill(int(command.parent.name), signal.SIGKILL)
+
+
+@pytest.mark.timeout(900)
+def test_evaluate_and_cancel_run_on_a_ray_cluster_and_what_cannot_be_sent_is_reported(
+    tmp_path: Path, ray_folder: Path
+) -> None:
+    message = run(RAY, f"lmdb://{(tmp_path / 'state').as_posix()}", str(ray_folder), folder=tmp_path, patience_s=800)
     assert [line for line in message if line.startswith("mean")] == ["mean 1.0 12"] * 2
     assert "raised True call 7" in message
+    assert "freed 3" in message
+    assert "refused this RayExecutor was shut down" in message
     (error,) = (line for line in message if line.startswith("message"))
     assert "variable lock: a _thread.lock cannot be pickled" in error
 
@@ -1204,3 +1254,78 @@ def test_what_the_page_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names["storage"] = names["theirs"]
     assert names["evaluate"]().metric("exact_match").mean == 1.0
     assert len(names["asked"]) == asked, "what the page wrote out is resumed by Themis's own storage"
+
+
+# --- batches ---
+
+
+def task_of(number: int) -> entities.GenerationTask:
+    return entities.GenerationTask(
+        prompt=entities.PromptRender(spec=entities.PromptSpec(name="p", template="{n}"), text=str(number)),
+        model=entities.ModelSpec(identifier="m", provider="batch"),
+        sampling=entities.SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=8),
+        metadata={"dataset_id": str(number)},
+    )
+
+
+def answers(tasks: Sequence[entities.GenerationTask]) -> list[entities.GenerationRecord]:
+    return [
+        entities.GenerationRecord(task=task, output=entities.ModelOutput(text=task.prompt.text), error=None)
+        for task in tasks
+    ]
+
+
+def test_concurrent_calls_are_gathered_into_full_batches_and_each_gets_its_own_answer() -> None:
+    sizes: list[int] = []
+
+    def generate(tasks: Sequence[entities.GenerationTask]) -> list[entities.GenerationRecord]:
+        sizes.append(len(tasks))
+        return answers(tasks)
+
+    model = BatchExecutor(generate, max_batch_size=4, max_wait_s=60)
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(model.execute, map(task_of, range(16))))
+    assert [record.output.text for record in records] == [str(number) for number in range(16)]
+    assert sizes == [4, 4, 4, 4]
+
+
+def test_a_batch_that_does_not_fill_starts_after_its_wait() -> None:
+    assert BatchExecutor(answers, max_wait_s=0).execute(task_of(3)).output.text == "3"
+
+
+def test_what_a_batch_raises_is_raised_for_each_of_its_tasks_and_the_next_batch_runs() -> None:
+    outcomes: list[Any] = [OSError("no memory"), None, []]
+
+    def generate(tasks: Sequence[entities.GenerationTask]) -> list[entities.GenerationRecord]:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return answers(tasks) if outcome is None else outcome
+
+    model = BatchExecutor(generate, max_batch_size=2, max_wait_s=60)
+    with ThreadPoolExecutor(2) as pool:
+        failed = [pool.submit(model.execute, task_of(number)) for number in range(2)]
+        assert [str(call.exception()) for call in failed] == ["no memory"] * 2
+        passed = [pool.submit(model.execute, task_of(number)) for number in range(2)]
+        assert [call.result().output.text for call in passed] == ["0", "1"]
+        short = [pool.submit(model.execute, task_of(number)) for number in range(2)]
+        for call in short:
+            with pytest.raises(ConfigurationError, match="returned 0 records for 2 tasks"):
+                call.result()
+
+
+def test_limits_of_a_batch_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_batch_size must be at least 1, not 0"):
+        BatchExecutor(answers, max_batch_size=0)
+    with pytest.raises(ConfigurationError, match="max_wait_s must be 0 or more, not nan"):
+        BatchExecutor(answers, max_wait_s=float("nan"))
+
+
+def test_evaluate_runs_on_a_model_that_answers_in_batches() -> None:
+    themis.register_provider("batch", lambda **_: BatchExecutor(answers, max_batch_size=4, max_wait_s=0.01))
+    data = [{"id": str(n), "question": f"{n}", "answer": str(n)} for n in range(10)]
+    report = themis.evaluate(
+        data, model="batch:m", prompt="{question}", metrics=["exact_match"], workers=4,
+        storage_backend=HutchStorageBackend("memory://"),
+    )  # fmt: skip
+    assert report.metric("exact_match").mean == 1.0

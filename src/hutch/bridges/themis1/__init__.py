@@ -5,6 +5,7 @@ different design and its own bridge.
 """
 
 try:
+    from .batching import BatchExecutor
     from .execution import ExecutorBackend
     from .storage import HutchStorageBackend, copy_runs
 except ImportError as error:
@@ -14,4 +15,4 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-__all__ = ["ExecutorBackend", "HutchStorageBackend", "copy_runs"]
+__all__ = ["BatchExecutor", "ExecutorBackend", "HutchStorageBackend", "copy_runs"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from concurrent.futures import wait as wait_for
 from functools import partial
 from typing import Any
+
+from hutch.fork import ForkSafeLock
 
 try:
     import ray
@@ -18,7 +21,8 @@ class RayExecutor(Executor):
     """One Ray task per call. `ray.init()` is the caller's, as is `ray.shutdown()`.
 
     `options` are those of `ray.remote`: ``num_gpus=1`` runs one call at a time per GPU, ``num_cpus=0`` as many as are
-    submitted. Ray's workers need what the calls use, but not hutch. `Future.cancel` asks Ray to stop a running call.
+    submitted. Ray's workers need what the calls use, but not hutch. `Future.cancel` stops a running call too: Ray ends
+    its worker process, which frees its CPUs and GPUs, and starts another for the next call.
     """
 
     #: Pickles as Ray does: lambdas and what a script defines by value.
@@ -26,15 +30,34 @@ class RayExecutor(Executor):
 
     def __init__(self, **options: Any) -> None:
         self._remote = ray.remote(**options)(_call) if options else ray.remote(_call)
+        self._lock = ForkSafeLock()
+        self._is_shut_down = False
+        self._unfinished: set[Future[Any]] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Start `fn` as a task. Raises TypeError where `fn` or an argument cannot be pickled."""
-        future = _RayFuture(self._remote.remote(fn, args, kwargs))
+        with self._lock.current:  # so that `shutdown` sees every submitted call
+            if self._is_shut_down:
+                raise RuntimeError("this RayExecutor was shut down")
+            future = _RayFuture(self._remote.remote(fn, args, kwargs))
+            self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
         future.task.future().add_done_callback(partial(_settle, future))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Do nothing: the cluster is the caller's."""
+        """Accept no more calls, and wait for those submitted. The cluster is the caller's and continues.
+
+        `cancel_futures` cancels every call that has not finished, running ones included: Ray does not say which run.
+        """
+        with self._lock.current:
+            self._is_shut_down = True
+            unfinished = list(self._unfinished)
+        if cancel_futures:
+            for future in unfinished:
+                future.cancel()
+        if wait:
+            wait_for(unfinished)
 
 
 class _RayFuture(Future[Any]):
@@ -43,9 +66,11 @@ class _RayFuture(Future[Any]):
         self.task = task
 
     def cancel(self) -> bool:
+        # Without `force` Ray raises KeyboardInterrupt in the worker, which C code notices only when it returns: a call
+        # that waits for a GPU or sleeps would keep its worker.
         cancelled = super().cancel()
         if cancelled:
-            ray.cancel(self.task)
+            ray.cancel(self.task, force=True)
         return cancelled
 
 
