@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from hutch import EncodedStorage, Option, StoragePluginBase, StorageUnavailableError
+
+T = TypeVar("T")
 
 
 def _called(text: str) -> str:
@@ -40,8 +43,9 @@ class FilesStorage(EncodedStorage):
         self._folder = folder
 
     def read(self, key: str) -> bytes | None:
+        read = self._file(key).read_bytes
         try:
-            held = self._file(key).read_bytes()
+            held = read()
         except FileNotFoundError:
             return None
         size = int.from_bytes(held[:2], "big")
@@ -49,21 +53,27 @@ class FilesStorage(EncodedStorage):
 
     def write(self, key: str, data: bytes) -> None:
         name = key.encode()
-        written = self._folder / f"{uuid.uuid4().hex}.new"
+        if not self._call((self._folder / "name").exists):
+            self._call(partial(self._folder.mkdir, parents=True, exist_ok=True))
+            self._replace(self._folder / "name", self.namespace.encode())
+        self._replace(self._file(key), len(name).to_bytes(2, "big") + name + data)
+
+    def _replace(self, file: Path, content: bytes) -> None:
+        new = self._folder / f"{uuid.uuid4().hex}.new"
+        self._call(new.write_bytes, content)
+        self._call(new.replace, file)
+
+    def _call(self, call: Callable[..., T], *arguments: object) -> T:
+        # Around the one call: an OSError of a signal handler is not the disk's.
         try:
-            if not (self._folder / "name").exists():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                named = self._folder / f"{uuid.uuid4().hex}.new"
-                named.write_bytes(self.namespace.encode())
-                named.replace(self._folder / "name")
-            written.write_bytes(len(name).to_bytes(2, "big") + name + data)
-            written.replace(self._file(key))
+            return call(*arguments)
         except OSError as error:
             raise StorageUnavailableError(f"{self._folder} cannot be written to: {error.strerror}") from error
 
     def delete(self, key: str) -> bool:
+        unlink = self._file(key).unlink
         try:
-            self._file(key).unlink()
+            unlink()
         except FileNotFoundError:
             return False
         return True
@@ -74,11 +84,10 @@ class FilesStorage(EncodedStorage):
     def keys(self) -> Iterator[str]:
         for file in list(self._files()):
             try:
-                with file.open("rb") as opened:
-                    name = opened.read(int.from_bytes(opened.read(2), "big"))
+                held = file.read_bytes()
             except FileNotFoundError:  # removed meanwhile
                 continue
-            yield name.decode()
+            yield held[2 : 2 + int.from_bytes(held[:2], "big")].decode()
 
     def close(self) -> None:
         pass  # each write was complete
