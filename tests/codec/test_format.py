@@ -31,7 +31,7 @@ from hutch.testing.conformance.kit import identical
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 FILE = json.loads((ROOT / "tests" / "format_vectors.json").read_text(encoding="utf-8"))
-VECTORS: list[dict[str, str]] = FILE["vectors"]
+VECTORS: list[dict[str, Any]] = FILE["vectors"]
 NAMES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
@@ -44,13 +44,13 @@ NAMES: dict[str, Any] = {
 each_vector = pytest.mark.parametrize("vector", VECTORS, ids=[f"{v['codec']} {v['value'][:60]}" for v in VECTORS])
 
 
-def codec_of(vector: dict[str, str]) -> FrameCodec:
+def codec_of(vector: dict[str, Any]) -> FrameCodec:
     if vector["codec"] == "signed pickle":
         return frame_codec_of(make_codec("pickle", {"key": FILE["key"]}))
     return frame_codec_of(make_codec(vector["codec"], {}))
 
 
-def value_of(vector: dict[str, str]) -> Any:
+def value_of(vector: dict[str, Any]) -> Any:
     if "ZoneInfo" in vector["value"] and "Europe/Berlin" not in available_timezones():
         pytest.skip("this machine has no time zone data; install tzdata")
     return eval(vector["value"], {"__builtins__": {}, **NAMES})
@@ -70,11 +70,18 @@ def decode_frame(data: bytes, key: bytes, of: bytes = b"") -> Any:
     assert crc32(of + data) == 0x2144DF1C
     assert crc32(of + data[:-4]) == int.from_bytes(data[-4:], "little")
     header, body = data[0], data[1:-4]
+    if header == 0x54:
+        assert int.from_bytes(body[:8], "big") <= 253402300799999
+        header, body = body[8], body[9:]
     if header == 0x92:
-        (value, number), end = unpack(data, 0)
-        assert end == len(data)
         assert body[-1] == 0xCE
-        assert int.from_bytes(number.to_bytes(4, "big"), "little") == crc32(of + data[:-4])
+        value, end = unpack(body, 0)
+        assert end == len(body) - 1
+        if data[0] == 0x92:
+            (again, number), end = unpack(data, 0)
+            assert end == len(data)
+            assert same(again, value)
+            assert int.from_bytes(number.to_bytes(4, "big"), "little") == crc32(of + data[:-4])
         return value
     if header == 0x4A:
         return json.loads(body)
@@ -245,23 +252,33 @@ EXTENSIONS: dict[int, Callable[[bytes], Any]] = {
 
 
 @each_vector
-def test_a_value_is_written_as_the_vector_says(vector: dict[str, str]) -> None:
-    assert codec_of(vector).encode(value_of(vector)).hex() == vector["frame"]
+def test_a_value_is_written_as_the_vector_says(vector: dict[str, Any]) -> None:
+    data = codec_of(vector).encode(value_of(vector))
+    if "deadline_ms" in vector:
+        data = frame.set_deadline(data, vector["deadline_ms"])
+    assert data.hex() == vector["frame"]
 
 
 @each_vector
-def test_the_frame_of_a_vector_is_read_as_its_value(vector: dict[str, str]) -> None:
-    assert same(codec_of(vector).decode(bytes.fromhex(vector["frame"])), value_of(vector))
+def test_the_frame_of_a_vector_is_read_as_its_value(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["frame"])
+    if "deadline_ms" in vector:
+        assert frame.verify_deadline(data) == frame.deadline_of(data) == vector["deadline_ms"]
+        with pytest.raises(hutch.CorruptValueError, match="has a deadline"):
+            codec_of(vector).decode(data)
+        assert same(codec_of(vector).decode_inner(data), value_of(vector))
+        data = frame.set_deadline(data, None)
+    assert same(codec_of(vector).decode(data), value_of(vector))
 
 
 @each_vector
-def test_a_decoder_written_from_the_page_reads_the_same(vector: dict[str, str]) -> None:
+def test_a_decoder_written_from_the_page_reads_the_same(vector: dict[str, Any]) -> None:
     assert same(decode_frame(bytes.fromhex(vector["frame"]), FILE["key"].encode()), value_of(vector))
 
 
 def test_the_vectors_hold_every_codec_and_every_type_of_the_page() -> None:
     in_frames = {data[0] for vector in VECTORS if (data := bytes.fromhex(vector["frame"]))}
-    assert in_frames == {frame.MSGPACK, frame.JSON, frame.PICKLE, frame.SIGNED_PICKLE}
+    assert in_frames == {frame.MSGPACK, frame.JSON, frame.PICKLE, frame.SIGNED_PICKLE, frame.DEADLINE}
     assert {int(row, 16) for row in re.findall(r"^\| `0x([0-9A-F]{2})`", PAGE, re.MULTILINE)} == in_frames
     described = [int(row) for row in re.findall(r"^\| (\d+) \|", PAGE.split("## Typed MessagePack")[1], re.MULTILINE)]
     assert described == sorted(ext_types._DECODERS) == list(EXTENSIONS)
@@ -310,10 +327,74 @@ def test_an_extension_that_is_not_on_the_page_is_refused(number: int) -> None:
 
 @pytest.mark.parametrize("name", ["msgpack", "json", "pickle"])
 def test_a_header_that_is_not_on_the_page_is_refused_by_every_codec(name: str) -> None:
-    known = {0x92, 0x4A, 0x50, 0x53}
+    known = {0x92, 0x4A, 0x50, 0x53, 0x54}
     for header in set(range(256)) - known:
         with pytest.raises(hutch.CorruptValueError, match=f"header byte 0x{header:02x} is unknown; a newer hutch"):
             frame_codec_of(make_codec(name, {})).decode(frame.seal(bytes([header]) + b"body"))
+
+
+# --- frames with a deadline ---
+
+
+def sealed_with(deadline: bytes, inner: bytes = b"\x92\xc0\xce") -> bytes:
+    return frame.seal(b"T" + deadline + inner)
+
+
+def test_a_deadline_is_set_changed_and_removed_and_the_rest_of_the_frame_stays() -> None:
+    plain = frame_codec_of(None).encode([1, "a"], 7)
+    first = frame.set_deadline(plain, 1_700_000_000_000, 7)
+    assert first == frame.seal(b"T" + (1_700_000_000_000).to_bytes(8, "big") + plain[:-4], 7)
+    assert frame.verify_deadline(first, 7) == 1_700_000_000_000
+    later = frame.set_deadline(first, frame.MAX_DEADLINE_MS, 7)
+    assert frame.deadline_of(later) == frame.MAX_DEADLINE_MS
+    assert frame.set_deadline(later, None, 7) == frame.set_deadline(plain, None, 7) == plain
+    assert frame.deadline_of(plain) is None
+
+
+@pytest.mark.parametrize("deadline_ms", [-1, frame.MAX_DEADLINE_MS + 1, 1 << 64])
+def test_no_frame_is_made_with_a_deadline_that_no_reader_takes(deadline_ms: int) -> None:
+    with pytest.raises(ValueError, match="between 1970 and the end of the year 9999"):
+        frame.set_deadline(frame_codec_of(None).encode(1), deadline_ms)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (sealed_with((frame.MAX_DEADLINE_MS + 1).to_bytes(8, "big")), "beyond the year 9999"),
+        (sealed_with(b"\xff" * 8), "beyond the year 9999"),
+        (sealed_with(b"\0" * 8, b"T" + b"\0" * 8 + b"\x92\xc0\xce"), "a deadline within a deadline"),
+        (sealed_with(b"\0" * 8, b""), "fewer than any value with a deadline has"),
+        (sealed_with(b"\0" * 8, b"\x92"), "fewer than any value with a deadline has"),
+        (sealed_with(b"\0", b""), "fewer than any value with a deadline has"),
+        (sealed_with(b"\0" * 8)[:-1], "checksum does not match"),
+        (sealed_with(b"\0" * 8)[:5], "only 5 bytes"),
+    ],
+)
+def test_a_forged_deadline_is_a_corrupt_value_and_never_expires(data: bytes, problem: str) -> None:
+    with pytest.raises(hutch.CorruptValueError, match=problem):
+        frame.verify_deadline(data)
+    if "9999" in problem or "checksum" in problem or "bytes" in problem:
+        assert not frame.is_expired(data, frame.MAX_DEADLINE_MS)
+
+
+def test_a_frame_expires_at_its_deadline_and_only_if_it_is_intact() -> None:
+    data = frame.set_deadline(frame_codec_of(None).encode(1, 9), 1000, 9)
+    assert [frame.is_expired(data, now, 9) for now in (0, 999, 1000, 1001)] == [False, False, True, True]
+    assert not frame.is_expired(data, 1001, 8)
+    assert not frame.is_expired(frame_codec_of(None).encode(1, 9), 1001, 9)
+    for at in range(len(data)):
+        assert not frame.is_expired(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], 1001, 9)
+
+
+@pytest.mark.parametrize("inner", [b"\x80body", b"Ppickle", b"Sigpickle"])
+def test_the_codec_behind_a_deadline_is_refused_as_without_one(inner: bytes) -> None:
+    codec = frame_codec_of(None)
+    data = sealed_with(b"\0" * 8, inner)
+    with pytest.raises(hutch.CorruptValueError) as plain:
+        codec.decode(frame.seal(inner))
+    with pytest.raises(hutch.CorruptValueError) as expiring:
+        codec.decode_inner(data)
+    assert str(expiring.value) == str(plain.value)
 
 
 def test_a_registered_type_is_its_name_and_its_state() -> None:

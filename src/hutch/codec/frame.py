@@ -5,6 +5,10 @@ followed by all bytes before the checksum, little endian. In that order the CRC-
 is always the same number, so a reader validates a frame without slicing it; and a frame that damage moved to another
 key is refused.
 
+A value that expires has the header byte 0x54, then its deadline (milliseconds since 1970 UTC, eight bytes, big endian),
+then the header and body of a frame without a deadline. Only a storage, which has a clock, can judge such a frame:
+decoding one raises ExpiringFrameError.
+
 Functions here take `key_crc`, the CRC-32 of the key; zero means that the checksum does not cover a key.
 """
 
@@ -27,7 +31,11 @@ MSGPACK, JSON, PICKLE, SIGNED_PICKLE = 0x92, 0x4A, 0x50, 0x53
 NAMES = {MSGPACK: "msgpack", JSON: "json", PICKLE: "pickle", SIGNED_PICKLE: "signed pickle"}
 #: The header byte of a frame that holds a deadline and another frame's header and body.
 DEADLINE = 0x54
+#: The last millisecond of the year 9999: no deadline is later.
+MAX_DEADLINE_MS = 253_402_300_799_999
 _SHORTEST = 6
+# A deadline's bytes end here, and the shortest frame that has one.
+_INNER, _SHORTEST_EXPIRING = 9, 15
 # The types that an engine may return for stored bytes.
 BYTES = (bytes, bytearray, memoryview)
 
@@ -65,6 +73,62 @@ def verify(frame: bytes, key_crc: int = 0) -> int:
             "its checksum does not match; it was damaged, belongs to another key, or was not written by hutch"
         )
     return frame[0]
+
+
+def set_deadline(frame: bytes, deadline_ms: int | None, key_crc: int = 0) -> bytes:
+    """Return the intact `frame` with another deadline, or without one for None; it may have one already.
+
+    The frame is not verified: `verify` one that was read before. Raises ValueError for a deadline before 1970 or beyond
+    the year 9999.
+    """
+    content = frame[_INNER:-4] if frame[0] == DEADLINE else frame[:-4]
+    if deadline_ms is None:
+        return seal(content, key_crc)
+    if not 0 <= deadline_ms <= MAX_DEADLINE_MS:
+        raise ValueError("a deadline lies between 1970 and the end of the year 9999")
+    return seal(b"T%b%b" % (deadline_ms.to_bytes(8, "big"), content), key_crc)
+
+
+def deadline_of(frame: bytes) -> int | None:
+    """Return the deadline of `frame` in milliseconds since 1970, None if it has none. The frame is not verified."""
+    if frame[:1] == b"T" and len(frame) >= _SHORTEST_EXPIRING:
+        return int.from_bytes(frame[1:_INNER], "big")
+    return None
+
+
+def is_expired(frame: bytes, now_ms: int, key_crc: int = 0) -> bool:
+    """Return whether `frame` is intact and its deadline has come. A damaged frame never expires: reading it raises."""
+    return (
+        frame[:1] == b"T"
+        and len(frame) >= _SHORTEST_EXPIRING
+        and int.from_bytes(frame[1:_INNER], "big") <= now_ms
+        and (crc32(frame, key_crc) == RESIDUE or crc32(frame) == RESIDUE)
+    )
+
+
+def verify_deadline(frame: bytes, key_crc: int = 0) -> int:
+    """Validate `frame`, whose header byte is DEADLINE, and return its deadline in milliseconds since 1970.
+
+    Raises CorruptValueError if the frame is damaged or forged.
+    """
+    verify(frame, key_crc)
+    if len(frame) < _SHORTEST_EXPIRING:
+        raise CorruptValueError(
+            f"only {len(frame)} bytes are stored, fewer than any value with a deadline has; it was not written by hutch"
+        )
+    deadline_ms = int.from_bytes(frame[1:_INNER], "big")
+    if deadline_ms > MAX_DEADLINE_MS:
+        raise CorruptValueError("its deadline lies beyond the year 9999; it was not written by hutch")
+    if frame[_INNER] == DEADLINE:
+        raise CorruptValueError("it has a deadline within a deadline; it was not written by hutch")
+    return deadline_ms
+
+
+class ExpiringFrameError(CorruptValueError):
+    """The intact frame has a deadline, which only a storage can judge. Caught by `EncodedStorage`."""
+
+    def __init__(self) -> None:
+        super().__init__("its value has a deadline, which only a storage can judge")
 
 
 class UnknownHeaderError(CorruptValueError):
@@ -112,6 +176,14 @@ class FrameCodec:
             raise self._refusal(header)
         return decode(header, data[1:-4])
 
+    def decode_inner(self, data: bytes, /) -> Any:
+        """Return the value in the frame `data`, which has a deadline and passed `verify_deadline`."""
+        header = data[_INNER]
+        decode = self._decoders.get(header)
+        if decode is None:
+            raise self._refusal(header)
+        return decode(header, data[_INNER + 1 : -4])
+
     def encode_many(self, values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes]:
         """Return ``list(map(encode, values, key_crcs))``. Raises as `encode` does."""
         return list(map(self.encode, values, key_crcs))
@@ -129,6 +201,8 @@ class FrameCodec:
         raise NotImplementedError
 
     def _refusal(self, header: int) -> CorruptValueError:
+        if header == DEADLINE:
+            return ExpiringFrameError()
         if header not in NAMES:
             return UnknownHeaderError(header)
         if self.codec.reads_only_signed:
