@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hutch
-from hutch import contract
 from hutch.codec.json import JsonCodec
 from hutch.encoded import _after_prefix
 from hutch.testing.conformance.kit import together
@@ -240,7 +239,7 @@ def test_modify_starts_from_a_copy_of_its_default_and_removes_on_missing(make: C
 def test_modify_raises_conflict_error_after_60_s_of_lost_races(
     make: Callable[[], hutch.StorageBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contract, "_MODIFY_PATIENCE_S", 0.2)
+    monkeypatch.setattr("hutch.contract.storage._MODIFY_PATIENCE_S", 0.2)
     storage = make()
     storage.set("k", 0)
 

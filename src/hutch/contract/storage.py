@@ -1,4 +1,4 @@
-"""The contract of a storage plugin: a factory (stage 1) and the storage that its `open` returns (stage 2).
+"""StorageBase: the storage that a factory's `open` returns (stage 2).
 
 An engine that holds Python objects subclasses `StorageBase` and implements six verbs. An engine that holds
 bytes subclasses `hutch.EncodedStorage` and implements the same six on bytes. Every other method of `StorageBase`
@@ -13,19 +13,14 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
-from .codec.codec import Codec
-from .errors import CapabilityError, ConflictError, StoreMissingError
-from .handlers import is_missing, passes_through
-from .keylocks import WAIT_S, run_compare_and_write
-from .limits import PLAIN_TYPES, check_result
-from .options import Option, read_options
-
-if TYPE_CHECKING:
-    from .finding import Finding
+from ..errors import ConflictError
+from ..handlers import is_missing
+from ..keylocks import WAIT_S, run_compare_and_write
+from ..limits import PLAIN_TYPES, check_result
+from .equality import is_same
 
 
 class Missing(enum.Enum):
@@ -194,7 +189,7 @@ class StorageBase(ABC):
             if not is_missing(error, key):
                 raise
             current = MISSING
-        if not _same(current, token):
+        if not is_same(current, token):
             return False
         if value is not MISSING:
             self.set(key, value)
@@ -209,7 +204,7 @@ class StorageBase(ABC):
         """
         while True:
             current, token = self.get_for_update(key)
-            if not _same(current, expected):
+            if not is_same(current, expected):
                 return False
             if self.compare_and_swap(key, token, value):
                 return True
@@ -252,148 +247,3 @@ class StorageBase(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class StoragePluginBase(ABC):
-    """A factory (stage 1): built once from the config, it opens namespaces.
-
-    `config` is an object with a `STORAGE_CONFIG` attribute (such as an Errbot config), a mapping with that key, or
-    a plain mapping of options. Raises ConfigError if `OPTIONS` is declared and an option does not fit it.
-    """
-
-    #: The options the engine takes. If declared, they are validated, converted and filled with their defaults.
-    OPTIONS: ClassVar[Mapping[str, Option] | None] = None
-
-    #: Advice for options that the engine does not take but that users of its driver may expect, by option name.
-    OPTION_HINTS: ClassVar[Mapping[str, str]] = {}
-
-    capabilities: frozenset[str] = frozenset()
-
-    def __init__(self, config: object = None) -> None:
-        self._config = config
-        self._storage_config: dict[str, Any] = read_options(config, self.OPTIONS, self.name, hints=self.OPTION_HINTS)
-
-    def __repr__(self) -> str:
-        return f"<{' '.join(filter(None, (type(self).__name__, self._location)))}>"
-
-    @property
-    def is_readonly(self) -> bool:
-        """Whether the option `readonly` is set, of an engine that declares it. Its namespaces then refuse writes."""
-        return bool(self.OPTIONS and "readonly" in self.OPTIONS and self._storage_config["readonly"])
-
-    def must_exist(self, path: os.PathLike[str], exists: Callable[[], bool]) -> None:
-        """Raise StoreMissingError if an option forbids to create a store at `path`, and none `exists`."""
-        if (self._storage_config["create"] and not self.is_readonly) or exists():
-            return
-        raise StoreMissingError(
-            f"there is no {self.name} store at {os.fspath(path)!r}: expected an existing one. Nothing was created. "
-            "Correct the path; or, to begin a new store there, write to it without create=false and readonly=true"
-        )
-
-    @property
-    def name(self) -> str:
-        """The plugin's name from its descriptor, or the class's name without a descriptor."""
-        return str(getattr(self._config, "plugin_name", None) or type(self).__name__)
-
-    @property
-    def _location(self) -> str:
-        """Where the data is, for people: a URL without a secret. Empty for a factory that hutch did not build."""
-        return str(getattr(getattr(self, "_config", None), "plugin_location", ""))
-
-    def codec_for(self, namespace: str) -> Codec | None:
-        """Return the codec configured for `namespace`; None means hutch's default."""
-        choose: Callable[[str], Codec] | None = getattr(self._config, "codec_for", None)
-        return choose(namespace) if callable(choose) else None
-
-    def codec_of_header(self, header: int) -> str | None:
-        """Return the name of the installed codec that writes `header`, for an error; None if no codec does."""
-        name_of: Callable[[int], str | None] | None = getattr(self._config, "codec_of_header", None)
-        return name_of(header) if callable(name_of) else None
-
-    @abstractmethod
-    def open(self, namespace: str) -> StorageBase:
-        """Return the open storage of `namespace`; on an error release everything. Create only what reading needs."""
-
-    def namespaces(self) -> Iterable[str]:
-        """Return the names of the namespaces that hold data. Raises CapabilityError if the engine cannot list them."""
-        raise CapabilityError(f"the {self.name} engine cannot list its namespaces")
-
-    def drop(self, namespace: str) -> None:
-        """Remove `namespace` and all its data; does nothing if it does not exist. As atomic as `clear`."""
-        with self.open(namespace) as storage:
-            storage.clear()
-
-    def stats(self) -> Mapping[str, object]:
-        """Return figures for `hutch stats` by name: text, numbers or booleans, never a secret.
-
-        The conformance kit asks for `bytes`, the size of the stored data, `version`, that of the engine's software,
-        and for `path` or `server` if the data outlives the process. Leave out what the engine cannot find out.
-        """
-        return {}
-
-    def backup(self, dest: Path) -> None:
-        """Write everything, as of one moment, to the new file or folder `dest`, flushed; verify it by opening it.
-
-        Others may write meanwhile. `Store.backup` then renames `dest`, or removes it if this raises.
-        """
-        raise CapabilityError(f"the {self.name} engine has no backup of its own")
-
-    def compact(self) -> tuple[int, int] | None:
-        """Shrink the files, whole at every moment; return their bytes before and after, None if there are no files."""
-        raise CapabilityError(f"the {self.name} engine cannot compact its files")
-
-    @classmethod
-    def verify_files(cls, options: Mapping[str, Any]) -> Iterable[Finding]:
-        """Return the problems in the files that `options` name, for an engine that damaged files can crash.
-
-        `hutch.verify` calls this before it builds the factory, and does not build it if there is a finding.
-        """
-        return ()
-
-    def verify(self, repair: bool = False) -> Iterable[Finding]:
-        """Return the problems beyond single values: in counters, unnamed namespaces, indexes. Changes nothing.
-
-        With `repair`, repair them without losing data, in one transaction if the engine has transactions. Runs while
-        others read and write, and must not report their changes as problems.
-        """
-        return ()
-
-    def close(self) -> None:  # noqa: B027 - optional by contract
-        """Release what the namespaces share."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether `a` and `b` are equal in value and type, also inside lists, tuples and dicts. If `==` is False or
-    fails (NaN, arrays), equal pickles count as equal."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    try:
-        if isinstance(a, list | tuple):
-            if len(a) == len(b) and all(map(_same, a, b)):
-                return True
-        elif isinstance(a, dict):
-            if a.keys() == b.keys() and all(_same(item, b[key]) for key, item in a.items()):
-                return True
-        elif a == b:
-            return True
-    except Exception as error:  # arrays, self-referential objects, and objects whose `==` raises
-        if passes_through(error):
-            raise
-    try:
-        import pickle
-
-        return pickle.dumps(a) == pickle.dumps(b)
-    except Exception as error:  # a class may refuse to be pickled in any way
-        if passes_through(error):
-            raise
-        return False
