@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import hutch
 from hutch.codec.json import JsonCodec
-from hutch.encoded import _after_prefix
+from hutch.encoded.storage import _after_prefix
 from hutch.testing.conformance.kit import together
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -106,10 +106,8 @@ def test_a_value_may_have_512_mib() -> None:
 
 
 def test_a_value_that_is_too_large_is_refused_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hutch import encoded, limits
-
-    monkeypatch.setattr(limits, "MAX_VALUE_BYTES", 1000)
-    monkeypatch.setattr(encoded, "MAX_VALUE_BYTES", 1000)
+    for module in ("limits", "encoded.storage", "encoded.values"):
+        monkeypatch.setattr(f"hutch.{module}.MAX_VALUE_BYTES", 1000)
     with hutch.connect("memory://") as store, store.open("core") as space:
         space["k"] = b"x" * 900
         writes: list[Callable[[], None]] = [

@@ -269,7 +269,7 @@ def test_a_handle_that_outlives_the_interpreter_s_modules_ends_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with hutch.connect("memory://") as store, store.open("core") as core, monkeypatch.context() as end:
-        end.setattr("hutch.namespace._Closed", None)  # the interpreter sets the names of modules to None
+        end.setattr("hutch.namespace.lifecycle._Closed", None)  # the interpreter sets the names of modules to None
         core.__del__()
 
 

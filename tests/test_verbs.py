@@ -21,7 +21,7 @@ from hutch.layers.layer import Layer
 from hutch.layers.metrics import MetricsLayer, snapshot
 from hutch.layers.read_only import ReadOnlyLayer
 from hutch.layers.select import add_layers
-from hutch.namespace import _Closed
+from hutch.namespace.lifecycle import _Closed
 from hutch.verbs import VERBS, Kind, storage_verbs
 from hutch.workers import Calls
 
@@ -45,6 +45,11 @@ USES: dict[str, tuple[Callable[[hutch.Namespace], Any], Callable[[hutch.aio.Name
     "clear": (lambda ns: ns.clear(), lambda ns: ns.clear()),
     "compare_and_set": (lambda ns: ns.compare_and_set("k", 1, 2), lambda ns: ns.compare_and_set("k", 1, 2)),
     "modify": (lambda ns: ns.modify("k", str), lambda ns: ns.modify("k", str)),
+    "set_with_ttl": (lambda ns: ns.set("k", 1, ttl_s=9), lambda ns: ns.set("k", 1, ttl_s=9)),
+    "set_many_with_ttl": (lambda ns: ns.set_many({"k": 1}, ttl_s=9), lambda ns: ns.set_many({"k": 1}, ttl_s=9)),
+    "ttl_s": (lambda ns: ns.ttl_s("k"), lambda ns: ns.ttl_s("k")),
+    "touch": (lambda ns: ns.touch("k", 9), lambda ns: ns.touch("k", 9)),
+    "expire": (lambda ns: ns.expire(), lambda ns: ns.expire()),
 }
 
 

@@ -11,12 +11,14 @@ the dict and its change. The lock excludes other threads; its holder may take it
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from heapq import heappop, heappush
 from itertools import chain, compress, islice, repeat
 from operator import is_not
 from typing import Any, ClassVar
 
 import hutch
-from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase
+from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase, deadlines
+from hutch.deadlines import DEADLINE, is_expired
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
 from hutch.limits import explain_failure, validate_key
@@ -25,11 +27,16 @@ from hutch.limits import explain_failure, validate_key
 class _Data:
     """The data of one namespace."""
 
-    __slots__ = ("frames", "removed")
+    __slots__ = ("due", "frames", "old", "removed")
 
     def __init__(self) -> None:
         #: None marks a key that a running batch is removing.
         self.frames: dict[str, bytes | None] = {}
+        #: A heap of (start of the frame, key) for each frame with a deadline, which its start holds. An entry whose
+        #: frame is gone stays until its time, or until most entries are such.
+        self.due: list[tuple[bytes, str]] = []
+        #: What `drop_stale_entries` still has to move to `due`.
+        self.old: list[tuple[bytes, str]] = []
         #: The keys marked by each running batch, by the identity of its list, until they are removed from `frames`.
         self.removed: dict[int, list[str]] = {}
 
@@ -46,6 +53,43 @@ class _Data:
     # Apart from the `with` of their callers: on Python 3.12 and 3.13 an exception that a handler raises as a loop jumps
     # back can miss the `with` or `try` around it.
 
+    def take_expired(self, now_ms: int, limit: int) -> int:
+        """Remove at most `limit` expired keys and return how many. The caller holds the lock. Reentrant."""
+        if self.old or len(self.due) > 2 * len(self.frames) + _STALE_ENTRIES:
+            self.drop_stale_entries()
+        frames, last, taken = self.frames, _start(now_ms), 0
+        while taken < limit and self.due and self.due[0][0] <= last:
+            entry = self.due[0]
+            start, key = entry
+            frame = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
+            is_due = frame is not None and frame[:_START_BYTES] == start
+            # No call from here to the end of the removal.
+            if is_due and key in frames and frames[key] is frame:
+                del frames[key]
+                taken += 1
+            if self.due and self.due[0] is entry:
+                heappop(self.due)
+        return taken
+
+    def index(self, entries: list[tuple[bytes, str]]) -> None:
+        """Add `entries`. The caller holds the lock. Reentrant."""
+        for entry in entries:
+            heappush(self.due, entry)
+
+    def drop_stale_entries(self) -> None:
+        """Remove the entries whose frame is gone. The caller holds the lock. Reentrant, and may be interrupted."""
+        if not self.old:
+            self.old, self.due = self.due, []
+        frames, old = self.frames, self.old
+        while old:
+            entry = old[-1]
+            start, key = entry
+            frame = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
+            if frame is not None and frame[:_START_BYTES] == start:
+                heappush(self.due, entry)
+            if old and old[-1] is entry:
+                del old[-1]
+
     def count(self) -> int:
         """Return the number of keys. The caller holds the lock."""
         while self.removed:
@@ -59,7 +103,18 @@ class _Data:
         return list(self.frames)
 
 
+def _start(deadline_ms: int) -> bytes:
+    """Return the start of a frame with this deadline. Starts are in the order of their deadlines."""
+    return b"T%b" % deadline_ms.to_bytes(8, "big")
+
+
 _Root = dict[str, _Data]
+# The length of the part of a frame that holds the deadline.
+_START_BYTES = 9
+# How many keys that have expired a write removes, and a step of the verbs that remove all of them.
+_PER_WRITE, _PER_STEP = 2, 1000
+# How many entries without a frame the index may have at any size.
+_STALE_ENTRIES = 64
 
 # A hundred decoded values fit in the processor's cache, a thousand do not.
 _CHUNK_ITEMS = 128
@@ -76,7 +131,7 @@ class MemoryPlugin(StoragePluginBase):
     OPTIONS: ClassVar = {
         "name": Option(str, default="", help="share the data between all stores of this process with this name")
     }
-    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process"})
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "ttl"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -87,7 +142,8 @@ class MemoryPlugin(StoragePluginBase):
         return MemoryStorage(self, namespace, self._root.setdefault(namespace, _Data()))
 
     def namespaces(self) -> list[str]:
-        return [namespace for namespace, data in self._root.copy().items() if _count(data)]
+        now_ms = deadlines.now_ms()
+        return [namespace for namespace, data in self._root.copy().items() if _count(data, now_ms)]
 
     def stats(self) -> dict[str, object]:
         return {"bytes": sum(map(_count_bytes, self._root.copy().values())), "version": hutch.__version__}
@@ -139,16 +195,29 @@ class MemoryStorage(EncodedStorage):
     def write(self, key: str, data: bytes) -> None:
         with _write_lock.current:
             self._data[key] = data
+            if self._all.due:
+                self._all.take_expired(self.now_ms(), _PER_WRITE)
+
+    def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
+        entry = _start(deadline_ms), key
+        with _write_lock.current:
+            self._data[key] = data
+            heappush(self._all.due, entry)
+            self._all.take_expired(self.now_ms(), _PER_WRITE)
 
     def delete(self, key: str) -> bool:
         with _write_lock.current:
-            return self._data.pop(key, None) is not None
+            data = self._data.pop(key, None)
+            if self._all.due:
+                self._all.take_expired(self.now_ms(), _PER_WRITE)
+        return data is not None and (data[0] != DEADLINE or not is_expired(data, self.now_ms()))
 
     def len(self) -> int:
-        with _write_lock.current:
-            return self._all.count()
+        return _count(self._all, self.now_ms())
 
     def keys(self) -> Iterable[str]:
+        if self._all.due:
+            _take_all_expired(self._all, self.now_ms())
         with _write_lock.current:
             return self._all.keys()
 
@@ -157,7 +226,8 @@ class MemoryStorage(EncodedStorage):
         pass
 
     def exists(self, key: str) -> bool:
-        return self._data.get(key) is not None
+        data = self._data.get(key)
+        return data is not None and (data[0] != DEADLINE or not is_expired(data, self.now_ms()))
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         snapshot = dict(zip(keys, map(self._data.get, keys), strict=True))  # one call, so no write comes between
@@ -166,8 +236,20 @@ class MemoryStorage(EncodedStorage):
     def write_many(self, items: Mapping[str, bytes]) -> None:
         with _write_lock.current:
             self._data.update(items)
+            if self._all.due:
+                self._all.take_expired(self.now_ms(), _PER_WRITE)
+
+    def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        entries = [(_start(deadline_ms), key) for key, deadline_ms in deadlines_ms.items()]
+        with _write_lock.current:
+            # Before the frames: an entry without a frame does no harm.
+            self._all.index(entries)
+            self._data.update(items)
+            self._all.take_expired(self.now_ms(), _PER_WRITE)
 
     def delete_many(self, keys: list[str]) -> int:
+        if self._all.due:
+            _take_all_expired(self._all, self.now_ms())
         with _write_lock.current:
             existing = compress(keys, map(is_not, map(self._data.get, keys), repeat(None)))
             removed: list[str] = []
@@ -191,6 +273,7 @@ class MemoryStorage(EncodedStorage):
             self._data.clear()
 
     def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        entry = (new[:_START_BYTES], key) if new is not None and new[0] == DEADLINE else None
         with _write_lock.current:
             frames = self._data
             # Atomic: no call, so no signal handler, comes between the read and the change.
@@ -199,16 +282,37 @@ class MemoryStorage(EncodedStorage):
                 return False
             if new is not None:
                 frames[key] = new
+                if entry is not None:
+                    heappush(self._all.due, entry)
             elif current is not None:
                 del frames[key]
+            if self._all.due:
+                self._all.take_expired(self.now_ms(), _PER_WRITE)
             return True
+
+    def reclaim(self, limit: int) -> int:
+        with _write_lock.current:
+            return self._all.take_expired(self.now_ms(), limit)
 
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._data), "memory")
 
 
-def _count(data: _Data) -> int:
+def _take_all_expired(data: _Data, now_ms: int) -> None:
+    """Remove every key whose deadline has come, in steps, so that other threads write in between."""
+    while _take_some_expired(data, now_ms) == _PER_STEP:
+        pass
+
+
+def _take_some_expired(data: _Data, now_ms: int) -> int:
+    with _write_lock.current:
+        return data.take_expired(now_ms, _PER_STEP)
+
+
+def _count(data: _Data, now_ms: int) -> int:
+    if data.due:
+        _take_all_expired(data, now_ms)
     with _write_lock.current:
         return data.count()
 

@@ -257,7 +257,7 @@ class ShelfStorage(StorageBase):
         data = self._read(key)
         return (MISSING, None) if data is None else (self._unpickle(key, data), data)
 
-    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
+    def compare_and_swap(self, key: str, token: object, value: Any, ttl_s: float | None = None) -> bool:
         if value is not MISSING:
             change = {validate_key(key).encode(): self._pickle(key, value)}
             return self._shelf.write(self._wait_s, compare_and_write, key, token, change)

@@ -196,6 +196,15 @@ def refuse_none(fn: Callable[[Any], Any], key: str) -> Callable[[Any], Any]:
     return call
 
 
+def validate_limit(verb: str, limit: object) -> int:
+    """Return `limit`, a number of keys. Raises TypeError unless it is an int, ValueError if it is negative."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"{verb}(limit=...) takes an int or None, not {_describe(limit)}: pass a number of keys")
+    if limit < 0:
+        raise ValueError(f"{verb}(limit=...) takes 0 or more, not {limit}: pass None for all keys")
+    return limit
+
+
 def validate_range(verb: str, prefix: object, start: object, stop: object) -> None:
     """Raise TypeError unless the bounds of a scan are text; `start` and `stop` may be None."""
     for name, bound, others in (("prefix", prefix, ""), ("start", start, " or None"), ("stop", stop, " or None")):

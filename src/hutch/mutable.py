@@ -62,10 +62,23 @@ class _Exit:
 class Mutable:
     """A single-use context manager: it locks a key while a block changes the value in place, then writes it back."""
 
-    __slots__ = ("__weakref__", "_default", "_handle", "_own_guard", "_store", "_token", "_value", "guard", "ticket")
+    __slots__ = (
+        "__weakref__",
+        "_default",
+        "_handle",
+        "_options",
+        "_own_guard",
+        "_store",
+        "_token",
+        "_value",
+        "guard",
+        "ticket",
+    )
 
-    def __init__(self, handle: Handle, key: str, default: Any) -> None:
+    def __init__(self, handle: Handle, key: str, default: Any, options: tuple[Any, ...] = ()) -> None:
         self._handle, self._store = handle, handle._store
+        # What `compare_and_swap` is given too if the key is missing: `ttl_s`.
+        self._options = options
         self._default = default
         self._value: Any = MISSING
         self._token: object = MISSING
@@ -90,6 +103,8 @@ class Mutable:
                 if self._default is MISSING:
                     raise KeyError(ticket.key)
                 value = copy.deepcopy(self._default)
+            else:
+                self._options = ()
             self._value = value
             return value
         except BaseException:
@@ -126,7 +141,7 @@ class Mutable:
         if handle._store is not self._store:
             handle._must_be_open()
             raise StoreNotOpenError(f"namespace {handle.namespace!r} was closed and reopened inside mutable({key!r})")
-        if not self._store.compare_and_swap(key, self._token, self._value):
+        if not self._store.compare_and_swap(key, self._token, self._value, *self._options):
             raise ConflictError(
                 f"key {key!r} of namespace {handle.namespace!r} was changed by someone else inside mutable(); "
                 "nothing was written. Run the block again"

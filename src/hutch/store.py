@@ -14,7 +14,7 @@ from .config import StoreConfig, read_config, shown_location
 from .contract import StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
-from .discovery.foreign import as_storage, close_interrupted, is_readonly
+from .discovery.foreign import as_storage, close_interrupted, is_readonly, live_namespaces
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, without_driver_tracebacks
 from .fork import ForkSafeLock
 from .handle import Claim, Namespace, refuse_copy
@@ -98,7 +98,8 @@ class Store(SharedHandles):
         listing = getattr(self._factory, "namespaces", None)
         if listing is None:
             raise CapabilityError(f"the {self.name} engine cannot list its namespaces")
-        return sorted(listing())
+        names = sorted(listing())
+        return live_namespaces(self._factory, self.name, names) if "ttl" in self.capabilities else names
 
     def drop(self, namespace: str) -> None:
         """Remove `namespace` and all its data; does nothing if it does not exist.
@@ -337,11 +338,11 @@ class _Layered:
                 make_private(self._config)
             # `extend` and `map` are C code, so no signal handler can run between the return of `open` and the append.
             opened.extend(map(self._factory.open, [namespace]))
-            layers = self._config.layers_for(namespace)
-            if layers:
+            layers, ttl_s = self._config.layers_for(namespace), self._config.ttl_s_for(namespace)
+            if layers or ttl_s is not None:
                 from .layers.select import add_layers
 
-                opened[0] = add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace)
+                opened[0] = add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace, ttl_s)
             if is_readonly(self._factory):
                 from .layers.read_only import ReadOnlyLayer
 

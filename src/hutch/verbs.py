@@ -45,6 +45,11 @@ VERBS: Final[dict[str, Kind]] = {
     "compare_and_swap": Kind.PRIMITIVE,
     "compare_and_set": Kind.WRITES,
     "modify": Kind.WRITES,
+    "set_with_ttl": Kind.WRITES,
+    "set_many_with_ttl": Kind.WRITES,
+    "ttl_s": Kind.READS,
+    "touch": Kind.WRITES,
+    "expire": Kind.WRITES,
 }
 
 

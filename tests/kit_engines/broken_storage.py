@@ -19,6 +19,7 @@ from hutch import (
     StorageUnavailableError,
     StoreAlreadyOpenError,
 )
+from hutch.codec.frame import deadline_of, is_expired, set_deadline
 
 _stores: dict[str, dict[str, dict[str, Any]]] = {}
 
@@ -484,3 +485,74 @@ _locks: dict[int, threading.RLock] = {}
 def _lock_of(items: dict[str, bytes]) -> threading.RLock:
     """Return the lock of all storages that share `items`."""
     return _locks.setdefault(id(items), threading.RLock())
+
+
+class Expires(Sound):
+    """Declares `ttl` and keeps no index: sound."""
+
+    claims = frozenset({"ttl"})
+
+
+class Indexes(Expires):
+    """Judges deadlines itself, as an engine with an index does: sound, but for the list of namespaces."""
+
+    def live(self) -> list[str]:
+        now_ms = self.now_ms()
+        return [key for key, data in list(self.items_.items()) if not is_expired(data, now_ms, self.key_crc_of(key))]
+
+    def len(self) -> int:
+        return len(self.live())
+
+    def keys(self) -> Iterable[str]:
+        return self.live()
+
+    def delete(self, key: str) -> bool:
+        is_live = key in self.live()
+        super().delete(key)
+        return is_live
+
+    def delete_many(self, keys: list[str]) -> int:
+        return sum(map(self.delete, keys))
+
+    def reclaim(self, limit: int) -> int:
+        gone = sorted(set(self.items_) - set(self.live()))[:limit]
+        for key in gone:
+            del self.items_[key]
+        return len(gone)
+
+
+class CountsTheExpired(Indexes):
+    def len(self) -> int:
+        return len(self.items_)
+
+
+class ListsTheExpired(Indexes):
+    def keys(self) -> Iterable[str]:
+        return list(self.items_)
+
+
+class RemovesTheExpired(Indexes):
+    def delete(self, key: str) -> bool:
+        return self.items_.pop(key, None) is not None
+
+
+class KeepsADeadlineThroughASet(Indexes):
+    def write(self, key: str, data: bytes) -> None:
+        old = self.items_.get(key)
+        self.items_[key] = data if old is None else set_deadline(data, deadline_of(old), self.key_crc_of(key))
+
+
+class LosesADeadlineInModify(Indexes):
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        new = None if new is None else set_deadline(new, None, self.key_crc_of(key))
+        return super().compare_and_write(key, old, new)
+
+
+class LosesADeadlineInTouch(Indexes):
+    def set_deadline(self, key: str, deadline_ms: int | None) -> bool:
+        return super().set_deadline(key, None)
+
+
+class ReclaimsTheLiving(Indexes):
+    def reclaim(self, limit: int) -> int:
+        return sum(self.items_.pop(key, None) is not None for key in list(self.items_)[:limit])

@@ -11,6 +11,7 @@ import pytest
 
 import hutch
 from hutch.testing import StorageSuite
+from hutch.testing.conformance.time_to_live import TimeToLive
 from hutch.testing.run import PromiseResult, run_conformance
 
 # The processes of test_cli.py measure how the kit is run.
@@ -85,6 +86,13 @@ FAULTS = {
     "ClaimsToBeOrdered": "Where ordered is declared, keys, items and values",
     "KeepsItsLockInAForkedChild": "Forks while threads write",
     "HoldsALockWhileItIterates": "In the middle of an iteration another thread can write",
+    "CountsTheExpired": "len counts no expired key",
+    "ListsTheExpired": "Keys, items, values, scans in both directions and popitem meet no expired key",
+    "RemovesTheExpired": "del and pop of an expired key raise KeyError",
+    "KeepsADeadlineThroughASet": "A value set without ttl_s never expires",
+    "LosesADeadlineInModify": "modify and mutable change the value and leave the deadline",
+    "LosesADeadlineInTouch": "touch gives a key another deadline",
+    "ReclaimsTheLiving": "expire(limit) reclaims at most",
 }
 
 
@@ -98,6 +106,13 @@ def the_only_test(fault: str, text: str) -> PromiseResult:
     [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
     assert result.promise.startswith(text)
     return result
+
+
+def test_an_engine_that_declares_ttl_and_keeps_no_index_passes() -> None:
+    names = [name for name in dir(TimeToLive) if name.startswith("test_")]
+    results = check(str(ENGINES / "broken.plug"), broken("Expires"), *names)
+    assert failures(results) == []
+    assert sum(result.outcome == "passed" for result in results.values()) >= len(names) - 3
 
 
 @pytest.mark.parametrize("fault", FAULTS)

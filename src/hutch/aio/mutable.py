@@ -19,7 +19,13 @@ from .ticket import TaskTicket
 
 
 async def modify(
-    handle: hutch.Namespace, calls: Calls, key: str, fn: Callable[[Any], Any], default: Any, allow_none: bool
+    handle: hutch.Namespace,
+    calls: Calls,
+    key: str,
+    fn: Callable[[Any], Any],
+    default: Any,
+    allow_none: bool,
+    ttl_s: float | None,
 ) -> Any:
     """Modify `key` in a thread once this task holds it, and return the new value."""
     validate_function(fn, key)
@@ -28,7 +34,7 @@ async def modify(
     storage = handle._store
     # Not handle.modify: it would wait, in the thread, for the key that the task holds.
     call: Call[Any] = calls.prepare(storage.modify, keys=(key,))
-    call.args = (key, _Function(fn, call), default)
+    call.args = (key, _Function(fn, call), default, *(() if ttl_s is None else (ttl_s,)))
     ticket = TaskTicket(storage.lock_scope, key)
     call.context.run(current_owner.set, ticket.owner)
     try:
@@ -46,11 +52,13 @@ class Mutable(Opened, Generic[V]):
 
     _spelling = "async with namespace.mutable(key) as value"
 
-    def __init__(self, handle: hutch.Namespace, calls: Calls, key: str, default: Any) -> None:
+    def __init__(self, handle: hutch.Namespace, calls: Calls, key: str, default: Any, options: tuple[Any, ...]) -> None:
         self._handle, self._storage = handle, handle._store
         self._calls = calls
         self._key = key
         self._default = default
+        # What `compare_and_swap` is given too if the key is missing: `ttl_s`.
+        self._options = options
 
     async def __aenter__(self) -> V:
         calls, key = self._calls, self._key
@@ -67,6 +75,8 @@ class Mutable(Opened, Generic[V]):
                 if self._default is hutch.MISSING:
                     raise KeyError(key)
                 value = copy.deepcopy(self._default)
+            else:
+                self._options = ()
             self._value: V = value
             is_entered = True
         finally:
@@ -90,7 +100,8 @@ class Mutable(Opened, Generic[V]):
                 f"namespace {self._handle.namespace!r} was closed inside mutable({key!r}); nothing was written"
             )
         await calls.until_answered((key,))
-        call = self._ticket.call = calls.prepare(storage.compare_and_swap, key, self._token, self._value, keys=(key,))
+        swap = key, self._token, self._value, *self._options
+        call = self._ticket.call = calls.prepare(storage.compare_and_swap, *swap, keys=(key,))
         if not await calls.run(call):
             raise hutch.ConflictError(
                 f"key {key!r} of namespace {self._handle.namespace!r} was changed by someone else inside mutable(); "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 import hutch
 
 from ..limits import validate_key
+from ..namespace.ttl import require_ttl
 from ..views import V
 from ..workers import Calls
 from .habits import Iteration, SyncHabits
@@ -116,6 +117,10 @@ class Namespace(SyncHabits, Generic[V]):
         """Return whether `key` has a value."""
         return await self._read(self._handle.__contains__, key)
 
+    async def ttl_s(self, key: str) -> float | None:
+        """Return how many seconds `key` has left, None if it never expires. Raises KeyError when missing."""
+        return await self._read(self._handle.ttl_s, key)
+
     async def len(self) -> int:
         """Return the number of keys."""
         return await self._calls.read(self._handle.__len__)
@@ -157,9 +162,12 @@ class Namespace(SyncHabits, Generic[V]):
 
     # --- writing ---
 
-    async def set(self, key: str, value: V) -> None:
-        """Replace the value of `key` atomically."""
-        await self._calls.write((key,), self._handle.__setitem__, key, value)
+    async def set(self, key: str, value: V, *, ttl_s: float | None = None) -> None:
+        """Replace the value of `key` atomically; it expires after `ttl_s` seconds, as in `hutch.Namespace.set`."""
+        if ttl_s is None:
+            await self._calls.write((key,), self._handle.__setitem__, key, value)
+        else:
+            await self._calls.write((key,), functools.partial(self._handle.set, key, value, ttl_s=ttl_s))
 
     async def remove(self, key: str) -> None:
         """Remove `key`. Raises KeyError when missing."""
@@ -170,10 +178,18 @@ class Namespace(SyncHabits, Generic[V]):
         keys = (*other, *more) if type(other) is dict else None
         await self._calls.write(keys, functools.partial(self._handle.update, other, **more))
 
-    async def set_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
-        """Set every item of `items`: the same as `update` with one argument."""
+    async def set_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]], *, ttl_s: float | None = None) -> None:
+        """Set every item of `items`: the same as `update` with one argument. They expire after `ttl_s` seconds."""
         keys = tuple(items) if type(items) is dict else None
-        await self._calls.write(keys, self._handle.set_many, items)
+        await self._calls.write(keys, functools.partial(self._handle.set_many, items, ttl_s=ttl_s))
+
+    async def touch(self, key: str, ttl_s: float) -> bool:
+        """Change the deadline of `key` alone, to `ttl_s` seconds from now. Returns whether the key exists."""
+        return await self._calls.write((key,), self._handle.touch, key, ttl_s)
+
+    async def expire(self, limit: int | None = None) -> int:
+        """Reclaim the space of expired keys, of at most `limit`. Returns of how many."""
+        return await self._calls.write(None, self._handle.expire, limit)
 
     async def remove_many(self, keys: Iterable[str]) -> int:
         """Remove the `keys` that are present, as one batch. Returns how many were removed."""
@@ -198,27 +214,48 @@ class Namespace(SyncHabits, Generic[V]):
         return await self._calls.write(None, self._handle.popitem)
 
     @overload
-    async def setdefault(self: Namespace[T | None], key: str, default: None = None) -> T | None: ...
+    async def setdefault(
+        self: Namespace[T | None], key: str, default: None = None, *, ttl_s: float | None = ...
+    ) -> T | None: ...
     @overload
-    async def setdefault(self, key: str, default: V) -> V: ...
-    async def setdefault(self, key: str, default: Any = None) -> Any:
+    async def setdefault(self, key: str, default: V, *, ttl_s: float | None = ...) -> V: ...
+    async def setdefault(self, key: str, default: Any = None, *, ttl_s: float | None = None) -> Any:
         """Set `key` to `default` if it has no value. Returns the value of `key`; as atomic as `modify`."""
-        return await self._calls.write((key,), self._handle.setdefault, key, default)
+        return await self._calls.write((key,), functools.partial(self._handle.setdefault, key, default, ttl_s=ttl_s))
 
-    async def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
+    async def compare_and_set(self, key: str, expected: Any, value: Any, *, ttl_s: float | None = None) -> bool:
         """Set `key` to `value` if it now equals `expected` (`hutch.MISSING`: no value). Returns whether it did."""
-        return await self._calls.write((key,), self._handle.compare_and_set, key, expected, value)
+        verb = functools.partial(self._handle.compare_and_set, key, expected, value, ttl_s=ttl_s)
+        return await self._calls.write((key,), verb)
 
     @overload
     async def modify(
-        self, key: str, fn: Callable[[V], V | Missing], default: V | Missing = ..., *, allow_none: Literal[False] = ...
+        self,
+        key: str,
+        fn: Callable[[V], V | Missing],
+        default: V | Missing = ...,
+        *,
+        allow_none: Literal[False] = ...,
+        ttl_s: float | None = ...,
     ) -> V: ...
     @overload
     async def modify(
-        self, key: str, fn: Callable[[V], V | Missing | None], default: V | Missing = ..., *, allow_none: bool
+        self,
+        key: str,
+        fn: Callable[[V], V | Missing | None],
+        default: V | Missing = ...,
+        *,
+        allow_none: bool,
+        ttl_s: float | None = ...,
     ) -> V | None: ...
     async def modify(
-        self, key: str, fn: Callable[[Any], Any], default: Any = hutch.MISSING, *, allow_none: bool = False
+        self,
+        key: str,
+        fn: Callable[[Any], Any],
+        default: Any = hutch.MISSING,
+        *,
+        allow_none: bool = False,
+        ttl_s: float | None = None,
     ) -> Any:
         """Replace the value of `key` by ``fn(value)`` atomically and return the new value, as `hutch.Namespace.modify`.
 
@@ -228,13 +265,13 @@ class Namespace(SyncHabits, Generic[V]):
         Raises ConflictError at once where the task would wait for itself, and StorageTimeoutError if other tasks held
         the key for too long (`wait_s` of the engine, else 60 s).
         """
-        return await modify(self._handle, self._calls, validate_key(key), fn, default, allow_none)
+        return await modify(self._handle, self._calls, validate_key(key), fn, default, allow_none, ttl_s)
 
     @overload
-    def mutable(self, key: str) -> Mutable[V]: ...
+    def mutable(self, key: str, *, ttl_s: float | None = ...) -> Mutable[V]: ...
     @overload
-    def mutable(self, key: str, default: V | D) -> Mutable[V | D]: ...
-    def mutable(self, key: str, default: Any = hutch.MISSING) -> Mutable[Any]:
+    def mutable(self, key: str, default: V | D, *, ttl_s: float | None = ...) -> Mutable[V | D]: ...
+    def mutable(self, key: str, default: Any = hutch.MISSING, *, ttl_s: float | None = None) -> Mutable[Any]:
         """Read a value, let the block change it in place, write it back: ``async with core.mutable("k", {}) as v``.
 
         Meanwhile `mutable` and `modify` of the key wait in other tasks. If a thread or process wrote the key in
@@ -242,7 +279,8 @@ class Namespace(SyncHabits, Generic[V]):
         missing key starts from a copy of `default`; without a default, KeyError is raised. Raises what `modify` raises
         where tasks would wait for each other.
         """
-        return Mutable(self._handle, self._calls, validate_key(key), default)
+        options = () if ttl_s is None else require_ttl(self._handle._store, ttl_s)
+        return Mutable(self._handle, self._calls, validate_key(key), default, options)
 
     # --- inside ---
 

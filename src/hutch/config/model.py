@@ -64,6 +64,7 @@ class NamespaceRule(NamedTuple):
     pattern: str
     codec: CodecConfig | None = None
     layers: tuple[LayerConfig, ...] | None = None
+    ttl_s: float | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -82,6 +83,8 @@ class StoreConfig(ByFields):
     #: For namespaces without an override.
     layers: tuple[LayerConfig, ...] = ()
     namespaces: tuple[NamespaceRule, ...] = ()
+    #: How many seconds a value lives that is set without `ttl_s`; None and `math.inf`: it never expires.
+    ttl_s: float | None = None
     #: The base of relative paths: the folder of the config file, else the working folder. Absolute.
     base_dir: Path = field(default_factory=Path.cwd)
     #: Where the config came from, for messages.
@@ -99,6 +102,10 @@ class StoreConfig(ByFields):
         """Return the layers of the first rule matching `namespace` that sets them, even to none, else the store's."""
         return next((rule.layers for rule in self._rules(namespace) if rule.layers is not None), self.layers)
 
+    def ttl_s_for(self, namespace: str) -> float | None:
+        """Return the TTL_S of the first rule matching `namespace` that sets one, else the store's."""
+        return next((rule.ttl_s for rule in self._rules(namespace) if rule.ttl_s is not None), self.ttl_s)
+
     def _rules(self, namespace: str) -> Iterator[NamespaceRule]:
         return (rule for rule in self.namespaces if fnmatchcase(namespace, rule.pattern))
 
@@ -111,6 +118,7 @@ class StoreConfig(ByFields):
             "codec": self.codec,
             "layers": self.layers,
             "namespaces": self.namespaces,
+            "ttl_s": self.ttl_s,
             "base_dir": repr(str(self.base_dir)),
             "source": repr(self.source),
             "private": self.private,

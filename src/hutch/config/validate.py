@@ -1,4 +1,4 @@
-"""Validate the six keys of a config, for every form; each message names the source and the dotted key."""
+"""Validate the seven keys of a config, for every form; each message names the source and the dotted key."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..deadlines import validate_ttl
 from ..errors import ConfigError, a_or_an, nearest
 from .bounds import MAX_DEPTH, MAX_NODES
 from .model import DEFAULT_CODEC, CodecConfig, FrozenDict, LayerConfig, NamespaceRule, StoreConfig
 from .url import shown_name, split_url
 from .variables import expand, without_variables
 
-KEYS = ("STORAGE", "STORAGE_CONFIG", "EXTRA_PLUGIN_DIRS", "CODEC", "LAYERS", "NAMESPACES")
-_RULE_KEYS = ("CODEC", "LAYERS")
+KEYS = ("STORAGE", "STORAGE_CONFIG", "EXTRA_PLUGIN_DIRS", "CODEC", "LAYERS", "NAMESPACES", "TTL_S")
+_RULE_KEYS = ("CODEC", "LAYERS", "TTL_S")
 # The name of a codec or a layer. Text of another form (a secret in the wrong place) is not shown.
 _NAME = r"[A-Za-z][A-Za-z0-9_.+-]{0,63}"
 _STORAGE_NAME = r"[^\s/\\:@](?:[^/\\:@]{0,98}[^\s/\\:@])?"
@@ -67,6 +68,7 @@ class Checker:
             codec=self.default_codec if codec is None else codec,
             layers=self._layers(keys["LAYERS"], "LAYERS") or (),
             namespaces=self._namespaces(keys["NAMESPACES"], "NAMESPACES"),
+            ttl_s=self._ttl_s(keys["TTL_S"], "TTL_S"),
             base_dir=self.base_dir,
             source=self.source,
         )
@@ -144,11 +146,22 @@ class Checker:
         for pattern, rule in value.items():
             here = _dotted(place, self._name(pattern, place))
             if not isinstance(rule, Mapping):
-                raise self._wrong(here, f"expected a mapping with CODEC or LAYERS, not {_kind(rule)}")
+                raise self._wrong(here, f"expected a mapping with CODEC, LAYERS or TTL_S, not {_kind(rule)}")
             keys = self._keys(rule, here, _RULE_KEYS)
             codec = None if keys["CODEC"] is None else self._codec(keys["CODEC"], f"{here}.CODEC")
-            rules.append(NamespaceRule(pattern, codec, self._layers(keys["LAYERS"], f"{here}.LAYERS")))
+            layers, ttl_s = self._layers(keys["LAYERS"], f"{here}.LAYERS"), self._ttl_s(keys["TTL_S"], f"{here}.TTL_S")
+            rules.append(NamespaceRule(pattern, codec, layers, ttl_s))
         return tuple(rules)
+
+    def _ttl_s(self, value: object, place: str) -> float | None:
+        if value is None:
+            return None
+        value = self._expand(value, place)
+        try:
+            # A variable expands to text.
+            return validate_ttl(float(value) if isinstance(value, str) else value)
+        except (TypeError, ValueError) as error:
+            raise self._wrong(place, f"expected a number of seconds above 0, or inf: {error}") from None
 
     def _named(self, value: object, place: str, example: str) -> tuple[str, Mapping[str, Any]]:
         """Return the name and options in `value`: a bare name, or a mapping with ``name`` and options."""

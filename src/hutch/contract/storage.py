@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
+from ..deadlines import no_ttl, validate_ttl
 from ..errors import ConflictError
 from ..handlers import is_missing
 from ..keylocks import WAIT_S, run_compare_and_write
@@ -52,6 +54,9 @@ class StorageBase(ABC):
 
     #: How many seconds `modify` and `mutable` wait for a key that another thread of this process holds.
     wait_s: float = WAIT_S
+
+    #: How many seconds a value lives that is set without `ttl_s` (`TTL_S` of the config); None if it never expires.
+    default_ttl_s: float | None = None
 
     # --- the six verbs ---
 
@@ -174,12 +179,15 @@ class StorageBase(ABC):
         # Copied because a storage may return the very object it stores, as Errbot's memory storage does.
         return copy.deepcopy(value), value
 
-    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
+    def compare_and_swap(self, key: str, token: object, value: Any, ttl_s: float | None = None) -> bool:
         """Set `key` to `value` (MISSING removes it) if it is unchanged since `token` was taken; return whether it did.
 
-        Atomic within the scope that `atomic-modify` declares. This default is atomic only against threads of this
-        process that use the same two primitives.
+        A deadline of the old value stays, unless `ttl_s` gives another (`math.inf`: none). Atomic within the scope that
+        `atomic-modify` declares. This default is atomic only against threads of this process that use the same two
+        primitives.
         """
+        if ttl_s is not None and validate_ttl(ttl_s) != math.inf:
+            raise no_ttl()
         return run_compare_and_write(self.lock_scope, key, self._compare_and_swap, key, token, value)
 
     def _compare_and_swap(self, key: str, token: object, value: Any) -> bool:
@@ -197,43 +205,83 @@ class StorageBase(ABC):
             self.remove(key)
         return True
 
-    def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
+    def compare_and_set(self, key: str, expected: Any, value: Any, ttl_s: float | None = None) -> bool:
         """Set `key` to `value` if it equals `expected` in value and type; return whether it did.
 
-        MISSING as `expected` means "only if the key is missing"; as `value`, "remove the key".
+        MISSING as `expected` means "only if the key is missing"; as `value`, "remove the key". The value expires after
+        `ttl_s` seconds; an earlier deadline does not stay.
         """
+        has_ttl = "ttl" in self.capabilities
+        if ttl_s is not None and validate_ttl(ttl_s) != math.inf and not has_ttl:
+            raise no_ttl()
         while True:
             current, token = self.get_for_update(key)
             if not is_same(current, expected):
                 return False
-            if self.compare_and_swap(key, token, value):
+            if (
+                self.compare_and_swap(key, token, value, math.inf if ttl_s is None else ttl_s)
+                if has_ttl
+                else self.compare_and_swap(key, token, value)
+            ):
                 return True
 
-    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING) -> Any:
+    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING, ttl_s: float | None = None) -> Any:
         """Set `key` to ``fn(value)`` and return the new value; a lost race is retried.
 
+        The deadline stays. If the key is created, the value expires after `ttl_s` seconds.
         `fn` may be called more than once, each time with a freshly read value. For a missing key it gets a copy of
         `default`; without a default, KeyError is raised. If `fn` returns MISSING, the key is removed. Raises
         ConflictError after 60 s of lost races, TypeError if `fn` is async. Atomic as `atomic-modify` declares.
         """
         backoff_s = _FIRST_BACKOFF_S
         deadline = time.monotonic() + _MODIFY_PATIENCE_S
+        if ttl_s is not None and validate_ttl(ttl_s) != math.inf and "ttl" not in self.capabilities:
+            raise no_ttl()
         while True:
             value, token = self.get_for_update(key)
+            arguments: tuple[Any, ...] = ()
             if value is MISSING:
                 if default is MISSING:
                     raise KeyError(key)
                 value = copy.deepcopy(default)
+                if ttl_s is not None:
+                    arguments = (ttl_s,)
             value = fn(value)
             if type(value) not in PLAIN_TYPES:
                 check_result(value, fn, key)
-            if self.compare_and_swap(key, token, value):
+            if self.compare_and_swap(key, token, value, *arguments):
                 return value
             if time.monotonic() > deadline:
                 raise ConflictError(f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s; try again")
             # Random jitter keeps two writers from retrying in step.
             time.sleep(backoff_s * os.urandom(1)[0] / 255)
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+
+    # --- time to live: a storage that declares `ttl` overrides all of them; EncodedStorage does ---
+
+    def set_with_ttl(self, key: str, value: Any, ttl_s: float) -> None:
+        """Set the value of `key`, which is missing from then on after `ttl_s` seconds; `math.inf`: never."""
+        if validate_ttl(ttl_s) != math.inf:
+            raise no_ttl()
+        self.set(key, value)
+
+    def set_many_with_ttl(self, items: Mapping[str, Any], ttl_s: float) -> None:
+        """Set every item as `set_many` does, with one deadline after `ttl_s` seconds."""
+        if validate_ttl(ttl_s) != math.inf:
+            raise no_ttl()
+        self.set_many(items)
+
+    def ttl_s(self, key: str) -> float | None:
+        """Return how many seconds `key` has left; None if it never expires. Raises KeyError if it is missing."""
+        raise no_ttl()
+
+    def touch(self, key: str, ttl_s: float) -> bool:
+        """Give `key` the deadline after `ttl_s` seconds (`math.inf`: none) and return whether it exists."""
+        raise no_ttl()
+
+    def expire(self, limit: int | None = None) -> int:
+        """Reclaim the space of expired keys, of at most `limit`, in bounded steps; return of how many."""
+        raise no_ttl()
 
     @property
     def lock_scope(self) -> Hashable:

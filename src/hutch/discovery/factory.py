@@ -27,13 +27,14 @@ def load_plugin(name: str, config: Any = None) -> Any:
     """Return the factory of the plugin called `name`, built from `config` (stage 1 alone).
 
     `config` is a mapping of the engine's options, or any form that `connect` accepts; `name` replaces an engine that
-    it names. Raises what `connect` raises, and ConfigError if the config names layers, which only a `Store` adds.
+    it names. Raises what `connect` raises, and ConfigError if the config has LAYERS or TTL_S, which
+    only a `Store` adds.
     """
     checked = read_config(_with_storage(name, config))
-    if checked.layers or any(rule.layers for rule in checked.namespaces):
+    if checked.layers or checked.ttl_s or any(rule.layers or rule.ttl_s for rule in checked.namespaces):
         raise ConfigError(
-            f"{checked.source}: LAYERS take effect on the namespaces of hutch.connect(), not on a plugin loaded alone; "
-            "use hutch.connect(), or remove them"
+            f"{checked.source}: LAYERS and TTL_S take effect on the namespaces of hutch.connect(), not on a plugin "
+            "loaded alone; use hutch.connect(), or remove them"
         )
     return build(checked)[1]
 
@@ -179,7 +180,7 @@ class Codecs:
         return next((info.name for info in self._search().codecs if header in info.headers), None)
 
 
-_CONFIG_KEYS = frozenset({"storage", "storage_config", "extra_plugin_dirs", "codec", "layers", "namespaces"})
+_CONFIG_KEYS = frozenset({"storage", "storage_config", "extra_plugin_dirs", "codec", "layers", "namespaces", "ttl_s"})
 
 
 def _with_storage(name: str, config: Any) -> Any:

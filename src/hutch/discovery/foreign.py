@@ -43,9 +43,15 @@ def open_validated(factory: Any, plugin: str, namespace: str, opened: list[Any] 
 def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
     """Return `storage` if it is a StorageBase, or a wrapper if it just has the six verbs (as Errbot's plugins do).
 
+    An engine of bytes that declares `ttl` and keeps no index of deadlines is wrapped too.
+
     Raises PluginError that lists the missing verbs.
     """
     if isinstance(storage, StorageBase):
+        if "ttl" in storage.capabilities:
+            from ..encoded.frame_deadlines import with_deadlines
+
+            return with_deadlines(storage)
         return storage
     missing = [verb for verb in _VERBS if not callable(getattr(storage, verb, None))]
     if not missing and not isinstance(storage, type):
@@ -64,6 +70,20 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
         f"the {plugin} plugin's open({namespace!r}) returned {found}. Expected a storage with the six verbs "
         f"{', '.join(_VERBS)}"
     )
+
+
+def live_namespaces(factory: Any, plugin: str, names: list[str]) -> list[str]:
+    """Return `names`, which `factory` listed, without those all of whose keys have expired."""
+    from ..encoded.frame_deadlines import FrameDeadlines
+
+    live: list[str] = []
+    for name in names:
+        with open_validated(factory, plugin, name) as storage:
+            if not isinstance(storage, FrameDeadlines):
+                return names  # an engine that keeps an index of deadlines lists no such namespace
+            if next(iter(storage.keys()), None) is not None:
+                live.append(name)
+    return live
 
 
 def close_interrupted(storage: Any) -> None:

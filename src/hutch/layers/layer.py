@@ -55,6 +55,7 @@ class Layer(GeneratedStorage):
         self.capabilities = inner.capabilities
         self.validates_keys = inner.validates_keys
         self.wait_s = inner.wait_s
+        self.default_ttl_s = inner.default_ttl_s
 
     @property
     def lock_scope(self) -> Hashable:

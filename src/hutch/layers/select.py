@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import CapabilityError, ConfigError, nearest
 from ..options import Option, read_options
 from . import cache, metrics
 from .read_only import ReadOnlyLayer, refusal
+from .ttl import TtlLayer
 
 #: The options of each layer.
 LAYERS: Mapping[str, Mapping[str, Option]] = {"cache": cache.OPTIONS, "metrics": metrics.OPTIONS, "read-only": {}}
@@ -36,16 +38,20 @@ def validate_layers(layers: tuple[LayerConfig, ...], place: str = "LAYERS") -> N
             raise ConfigError(f"{place}: {error}") from None
 
 
-def add_layers(storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: str, namespace: str) -> StorageBase:
-    """Return `storage` of `namespace` wrapped in `layers`; the first is the outermost.
+def add_layers(
+    storage: StorageBase, layers: tuple[LayerConfig, ...], plugin: str, namespace: str, ttl_s: float | None = None
+) -> StorageBase:
+    """Return `storage` of `namespace` wrapped in `layers`, the first outermost; around them the default `ttl_s`.
 
-    Raises what `validate_layers` raises, and CapabilityError for a cache around an engine that does not hold bytes.
-    On an error, `storage` is closed.
+    Raises what `validate_layers` raises, CapabilityError for a cache around an engine that does not hold bytes, and for
+    a `ttl_s` around one that does not declare `ttl`. On an error, `storage` is closed.
     """
     try:
         validate_layers(layers)
         for layer in reversed(layers):
             storage = _add(storage, layer, plugin, namespace)
+        if ttl_s is not None and ttl_s != math.inf:
+            storage = TtlLayer(storage, ttl_s)
     except BaseException:
         storage.close()
         raise

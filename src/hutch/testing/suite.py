@@ -19,6 +19,7 @@ from .conformance.reentrancy import Reentrancy
 from .conformance.scans import Scans
 from .conformance.stateful import Stateful
 from .conformance.threads import Threads
+from .conformance.time_to_live import TimeToLive
 from .conformance.updates import Updates
 from .conformance.verbs import Verbs
 from .conformance.waits import Waits
@@ -40,6 +41,7 @@ class StorageSuite(
     Scans,
     Iteration,
     Batches,
+    TimeToLive,
     Updates,
     MappingProtocol,
     Lifecycle,

@@ -12,7 +12,7 @@ import hutch
 from .kit import Promises, stage2
 
 KNOWN_CAPABILITIES = {
-    *("ordered", "atomic-batch", "atomic-modify", "durable", "shared"),
+    *("ordered", "atomic-batch", "atomic-modify", "durable", "shared", "ttl"),
     *("atomic-modify:process", "atomic-modify:host", "atomic-modify:cluster"),
 }
 

@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
-from zlib import crc32
 
-from .codec.frame import UnknownHeaderError
-from .codec.select import frame_codec_of
-from .contract import MISSING, StorageBase, StoragePluginBase
-from .errors import CorruptValueError, ValueTypeError
-from .handlers import raised_by_handler, suppress_own
-from .keylocks import run_compare_and_write
-from .limits import MAX_VALUE_BYTES, explain_failure, name_key, validate_key, validate_keys, validate_value_size
+from .. import deadlines
+from ..codec.frame import is_expired, set_deadline
+from ..contract import MISSING, StorageBase
+from ..errors import CorruptValueError, ValueTypeError
+from ..handlers import suppress_own
+from ..keylocks import run_compare_and_write
+from ..limits import MAX_VALUE_BYTES, explain_failure, name_key, validate_key, validate_keys, validate_value_size
+from .values import FrameValues
 
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
 # `items` reads about this much before it yields the first item.
 _FIRST_ITEMS, _FIRST_BYTES = 1024, 1 << 18
+# `expire` reclaims so many keys per step.
+_EXPIRED_AT_ONCE = 1000
 
 
-class EncodedStorage(StorageBase):
+class EncodedStorage(FrameValues):
     """A storage that encodes values for an engine of bytes: `read`, `write`, `delete`, `len`, `keys` and `close`.
 
     Keys and values are validated here before an engine sees them. Only `read` may receive a key outside the
-    limits; it returns None or raises any error. The optional byte verbs (`exists` to `compare_and_write`) have
+    limits; it returns None or raises any error. The optional byte verbs (`exists` to `reclaim`) have
     defaults built on the six. An engine raises the errors of `hutch.errors`, with its driver's error as the cause.
     """
-
-    validates_keys = True
-    #: Whether a value's checksum covers its key too, so that a value stored under a wrong key is an error. Set it to
-    #: False for an engine whose bytes cannot be damaged.
-    checksum_covers_key = True
-
-    def __init__(self, plugin: StoragePluginBase, namespace: str) -> None:
-        self.namespace = namespace
-        self.capabilities = plugin.capabilities
-        self._plugin = plugin
-        self.wait_s = plugin._storage_config.get("wait_s", self.wait_s)
-        #: Encodes values to frames and decodes them. The methods for one value are kept beside it: one attribute less
-        #: to look up is a measurable part of a read.
-        self.frame_codec = frame_codec_of(plugin.codec_for(namespace))
-        self.encode_frame: Callable[[object, int], bytes] = self.frame_codec.encode
-        self.decode_frame: Callable[[bytes, int], Any] = self.frame_codec.decode
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.namespace!r} of {self._plugin!r}>"
 
     # --- byte verbs: the engine's part ---
 
@@ -64,8 +48,9 @@ class EncodedStorage(StorageBase):
         """Remove `key` and return whether it existed."""
 
     def exists(self, key: str) -> bool:
-        """Return whether `key` exists."""
-        return self.read(key) is not None
+        """Return whether `key` exists and has not expired."""
+        data = self.read(key)
+        return data is not None and not (data[:1] == b"T" and is_expired(data, self.now_ms(), self.key_crc_of(key)))
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         """Return the bytes of the `keys` that exist, in the order given; from one snapshot if the engine has them."""
@@ -115,6 +100,40 @@ class EncodedStorage(StorageBase):
             self.delete(key)
         return True
 
+    # --- byte verbs of an engine that declares `ttl`; docs/howto/plugin.md says what such an engine keeps to ---
+
+    def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
+        """Replace the bytes of `key` by the frame `data`, which holds `deadline_ms`, and index the deadline."""
+        self.write(key, data)
+
+    def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        """Write every item as `write_many` does; the frames of the keys in `deadlines_ms` hold those deadlines."""
+        self.write_many(items)
+
+    def deadline(self, key: str) -> int | None:
+        """Return the deadline of `key`, expired or not; None if it has none. Raises KeyError if `key` is missing."""
+        data = self.read(key)
+        if data is None:
+            raise KeyError(key)
+        return self._verify_deadline(key, data) if data[:1] == b"T" else None
+
+    def set_deadline(self, key: str, deadline_ms: int | None) -> bool:
+        """Replace the deadline of `key` alone (None: it never expires) and return whether the key exists."""
+        key_crc = self.key_crc_of(key)
+        while (data := self.read(key)) is not None:
+            if self.decode_live(key, data) is MISSING:
+                break
+            if self.compare_and_write(key, data, set_deadline(data, deadline_ms, key_crc)):
+                return True
+        return False
+
+    def reclaim(self, limit: int) -> int:
+        """Remove at most `limit` expired keys in one step, and return how many; fewer only if no more have expired.
+
+        An engine that overrides this method keeps an index of deadlines. Without one, hutch reads all frames instead.
+        """
+        raise NotImplementedError
+
     # --- StorageBase, built on the byte verbs ---
 
     def set(self, key: str, value: Any) -> None:
@@ -158,35 +177,12 @@ class EncodedStorage(StorageBase):
         return dict(self.decode_items(found, found.values()))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
-        items = dict(items)
-        # Encode everything before the first write, so that one bad item refuses the whole batch.
-        names = validate_keys(items)
-        crcs = self.key_crcs_of(names)
-        try:
-            frames: list[bytes] = self.frame_codec.encode_many(list(items.values()), crcs)
-        except ValueTypeError as error:
-            raise self._refused_of(dict(zip(names, items.values(), strict=True)), error) from error.__cause__
-        if not frames:
-            return
-        if max(map(len, frames)) > MAX_VALUE_BYTES:
-            for name, data in zip(names, frames, strict=True):
-                validate_value_size(name, len(data))
-        self.write_many(dict(zip(names, frames, strict=True)))
+        if frames := self._frames_of(dict(items), None):
+            self.write_many(frames)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         checked = validate_keys(dict.fromkeys(keys))
         return self.delete_many(checked) if checked else 0
-
-    def _refused_of(self, items: Mapping[str, object], error: ValueTypeError) -> ValueTypeError:
-        """Return the error for the first of `items` that the codec refuses; `error` is what the batch raised."""
-        if raised_by_handler(error):
-            return error
-        for key, value in items.items():
-            try:
-                self.encode_frame(value, 0)
-            except ValueTypeError as refused:
-                return name_key(refused, key)
-        return error
 
     def items(self) -> Iterator[tuple[str, Any]]:
         return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in self._bounded_chunks())
@@ -247,55 +243,90 @@ class EncodedStorage(StorageBase):
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self.read(validate_key(key))
-        return (MISSING, None) if data is None else (self.decode_value(key, data), data)
+        if data is None:
+            return MISSING, None
+        value = self.decode_live(key, data)
+        return value, _Expired(data) if value is MISSING else data
 
-    def compare_and_swap(self, key: str, token: object, value: Any) -> bool:
-        assert token is None or isinstance(token, bytes), "a token of get_for_update"
-        key, data = validate_key(key), None
-        if value is not MISSING:
-            try:
-                data = self.encode_frame(value, self.key_crc_of(key))
-            except ValueTypeError as error:
-                raise name_key(error, key) from error.__cause__
-            validate_value_size(key, len(data))
-        return self.compare_and_write(key, token, data)
+    def compare_and_swap(self, key: str, token: object, value: Any, ttl_s: float | None = None) -> bool:
+        key, old, deadline_ms = validate_key(key), token, None
+        if type(token) is _Expired:
+            old = token.frame
+        elif token is not None and token[0] == 0x54:  # type: ignore[index]  # a frame, as every other token
+            deadline_ms = self._verify_deadline(key, token)  # type: ignore[arg-type]
+            if deadline_ms <= self.now_ms():
+                return False
+        assert old is None or isinstance(old, bytes), "a token of get_for_update"
+        if ttl_s is not None:
+            deadline_ms = self._deadline_after(ttl_s)
+        data = None if value is MISSING else self._frame_of(key, value, deadline_ms)
+        return self.compare_and_write(key, old, data)
+
+    # --- time to live ---
+
+    def set_with_ttl(self, key: str, value: Any, ttl_s: float) -> None:
+        deadline_ms = self._deadline_after(ttl_s)
+        if deadline_ms is None:
+            self.set(key, value)
+            return
+        key = validate_key(key)
+        self.write_until(key, self._frame_of(key, value, deadline_ms), deadline_ms)
+
+    def set_many_with_ttl(self, items: Mapping[str, Any], ttl_s: float) -> None:
+        deadline_ms = self._deadline_after(ttl_s)
+        if deadline_ms is None:
+            self.set_many(items)
+        elif frames := self._frames_of(dict(items), deadline_ms):
+            self.write_many_until(frames, dict.fromkeys(frames, deadline_ms))
+
+    def ttl_s(self, key: str) -> float | None:
+        if "ttl" not in self.capabilities:
+            raise deadlines.no_ttl(f"the {self._plugin.name}")
+        deadline_ms = self.deadline(validate_key(key))
+        if deadline_ms is None:
+            return None
+        left_ms = deadline_ms - self.now_ms()
+        if left_ms <= 0:
+            raise KeyError(key)
+        return left_ms / 1000
+
+    def touch(self, key: str, ttl_s: float) -> bool:
+        key = validate_key(key)
+        if "ttl" not in self.capabilities:
+            raise deadlines.no_ttl(f"the {self._plugin.name}")
+        return self.set_deadline(key, self._deadline_after(ttl_s))
+
+    def expire(self, limit: int | None = None) -> int:
+        if "ttl" not in self.capabilities:
+            raise deadlines.no_ttl(f"the {self._plugin.name}")
+        expired = 0
+        while (step := _EXPIRED_AT_ONCE if limit is None else min(limit - expired, _EXPIRED_AT_ONCE)) > 0:
+            reclaimed = self.reclaim(step)
+            expired += reclaimed
+            if reclaimed < step:
+                break
+        return expired
+
+    def _deadline_after(self, ttl_s: float) -> int | None:
+        """Return the deadline `ttl_s` seconds from now, None for `math.inf`."""
+        if deadlines.validate_ttl(ttl_s) == math.inf:
+            return None
+        if "ttl" not in self.capabilities:
+            raise deadlines.no_ttl(f"the {self._plugin.name}")
+        return deadlines.deadline_after(ttl_s, self.now_ms())
 
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._plugin), self.namespace)
 
-    def key_crc_of(self, key: str) -> int:
-        """Return the CRC-32 of `key`, with which the checksum of its frame starts; 0 without `checksum_covers_key`."""
-        return crc32(key.encode()) if self.checksum_covers_key else 0
 
-    def key_crcs_of(self, keys: Iterable[str]) -> list[int]:
-        """Return the CRC-32 of every key, computed in one pass; zeros without `checksum_covers_key`."""
-        return list(map(crc32, map(str.encode, keys))) if self.checksum_covers_key else [0 for _ in keys]
+class _Expired:
+    """The token of a key that has expired, but whose frame is still stored."""
 
-    def decode_items(self, keys: Collection[str], frames: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-        """Return the decoded items; iteration raises an error that names the first unreadable key."""
-        frames = list(frames)
-        try:
-            return zip(keys, self.frame_codec.decode_many(frames, self.key_crcs_of(keys)), strict=True)
-        except CorruptValueError:
-            return ((key, self.decode_value(key, data)) for key, data in zip(keys, frames, strict=True))
+    __slots__ = ("frame",)
 
-    def decode_value(self, key: str, data: bytes) -> Any:
-        try:
-            return self.decode_frame(data, self.key_crc_of(key))
-        except CorruptValueError as error:
-            validate_key(key)
-            raise CorruptValueError(
-                f"the value of key {key!r} in namespace {self.namespace!r} of the {self._plugin.name} storage: "
-                f"{self._explanation(error)}"
-            ) from error.__cause__
-
-    def _explanation(self, error: CorruptValueError) -> CorruptValueError:
-        if isinstance(error, UnknownHeaderError):
-            name = self._plugin.codec_of_header(error.header)
-            if name is not None:
-                return self.frame_codec.written_with(name)
-        return error
+    def __init__(self, frame: bytes) -> None:
+        self.frame = frame
 
 
 def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:

@@ -1,139 +1,30 @@
-"""StoreMixin: a mapping over one storage, with all the rules for opening, using and closing it."""
+"""StoreMixin: a mapping over one storage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 
-from .contract import MISSING, Missing, StorageBase
-from .discovery.foreign import close_interrupted, open_validated
-from .errors import StoreAlreadyOpenError, StoreNotOpenError
-from .fork import ForkSafeLock
-from .handlers import is_missing, passes_through
-from .keylocks import refuse_nested_write, run_locked, swapping
-from .limits import (
-    explain_failure,
-    refuse_none,
-    validate_function,
-    validate_key,
-    validate_keys,
-    validate_namespace,
-    validate_range,
-)
-from .mutable import Mutable
-from .verbs import GeneratedStorage
-from .views import Items, Keys, V, Values, as_dict
+from ..contract import MISSING, Missing
+from ..handlers import is_missing
+from ..keylocks import refuse_nested_write, run_locked, swapping
+from ..limits import explain_failure, refuse_none, validate_function, validate_key, validate_keys, validate_range
+from ..mutable import Mutable
+from ..views import Items, Keys, V, Values, as_dict
+from .ttl import TimeToLive, require_ttl
 
 T = TypeVar("T")
 D = TypeVar("D")
 
 
-class _Closed(GeneratedStorage):
-    """The storage of a closed mapping: every verb raises StoreNotOpenError, so that calls on open ones need no test."""
-
-    def __init__(self, namespace: str | None = None) -> None:
-        self._namespace = namespace
-
-    @classmethod
-    def generate(cls, name: str, verb: object, kind: object) -> Callable[..., NoReturn]:
-        return cls.refuse
-
-    def refuse(self, *_: object, **__: object) -> NoReturn:
-        if self._namespace is None:
-            raise StoreNotOpenError("this storage is not open yet; call open_storage() or Store.open() first")
-        raise StoreNotOpenError(f"namespace {self._namespace!r} is closed; open it again to use it")
-
-
-_NEVER_OPENED = _Closed()
-_open_or_close = ForkSafeLock()
-
-
-class StoreMixin(MutableMapping[str, V]):
+class StoreMixin(TimeToLive[V]):
     """A mapping whose items are stored in a storage. Only this class tracks whether it is open.
 
     Opening twice raises StoreAlreadyOpenError. Any other use while closed raises StoreNotOpenError, closing again
     and older views and iterators included. Any thread may use an open mapping. Each read returns a new
     object: changing it changes nothing stored; see `mutable`. Needs no `__init__`, so any class can mix it in.
     """
-
-    _store: StorageBase = _NEVER_OPENED
-    namespace: str | None = None
-
-    # --- lifecycle ---
-
-    def open_storage(self, storage_plugin: Any, namespace: str) -> None:
-        """Open `namespace` of the factory `storage_plugin` (`hutch.load_plugin`, or any object with `open(namespace)`).
-
-        Raises StoreAlreadyOpenError if this mapping is open, NamespaceError for an invalid name, PluginError if the
-        factory does not return a storage, and what the factory raises. After an error the mapping is still closed.
-        """
-        name = validate_namespace(namespace)
-        if self.is_open_storage():
-            raise StoreAlreadyOpenError(f"namespace {self.namespace!r} is open here; call close_storage() first")
-        plugin = str(getattr(storage_plugin, "name", None) or type(storage_plugin).__name__)
-        opened: list[Any] = []
-        storage = None
-        try:
-            storage = open_validated(storage_plugin, plugin, name, opened)
-            with _open_or_close.current:
-                # No call between the test and the assignment: a signal handler cannot open or close this in between.
-                if self._store.__class__ is _Closed:
-                    self._store = storage
-                    self.namespace = name
-            if self._store is not storage:
-                raise StoreAlreadyOpenError(f"namespace {self.namespace!r} was opened here by another thread")
-        except BaseException:
-            if storage is not None and self._store is storage:
-                self._store = _NEVER_OPENED
-            if opened:
-                close_interrupted(opened[0])
-            raise
-
-    def close_storage(self) -> None:
-        """Close the mapping, even if the storage raises; data is then as durable as configured.
-
-        Raises StoreNotOpenError if it is closed already.
-        """
-        if not self._close_storage():
-            self._must_be_open()
-            raise StoreNotOpenError(f"namespace {self.namespace!r} was closed here, and opened again meanwhile")
-
-    def _close_storage(self) -> bool:
-        """Close the mapping; return False if it was closed already."""
-        closed = _Closed(self.namespace)
-        storage: StorageBase = closed
-        try:
-            with _open_or_close.current:
-                # No call between the two assignments: no other caller can get the same storage to close.
-                storage, self._store = self._store, closed
-            if isinstance(storage, _Closed):
-                return False
-            storage.close()
-        except BaseException as error:
-            if passes_through(error):
-                close_interrupted(storage)
-            raise
-        return True
-
-    def is_open_storage(self) -> bool:
-        """Return whether the mapping is open."""
-        return not isinstance(self._store, _Closed)
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """The capabilities that the engine declares beyond the six verbs. Raises StoreNotOpenError while closed."""
-        self._must_be_open()
-        return self._store.capabilities
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close_storage()
 
     # --- the mapping ---
 
@@ -191,10 +82,6 @@ class StoreMixin(MutableMapping[str, V]):
     def __ior__(self, other: Mapping[str, V] | Iterable[tuple[str, V]]) -> Self:  # type: ignore[misc]  # no __or__
         self.update(other)
         return self
-
-    def __repr__(self) -> str:
-        state = f"{self.namespace!r}, open" if self.is_open_storage() else "closed"
-        return f"<{type(self).__qualname__} {state}>"
 
     @overload
     def get(self, key: str) -> V | None: ...
@@ -255,17 +142,20 @@ class StoreMixin(MutableMapping[str, V]):
         raise KeyError("popitem: the namespace is empty")
 
     @overload
-    def setdefault(self: StoreMixin[T | None], key: str, default: None = None) -> T | None: ...
+    def setdefault(
+        self: StoreMixin[T | None], key: str, default: None = ..., *, ttl_s: float | None = ...
+    ) -> T | None: ...
     @overload
-    def setdefault(self, key: str, default: V) -> V: ...
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        """Set `key` to `default` if it is missing, and return its value. As atomic as `modify`."""
+    def setdefault(self, key: str, default: V, *, ttl_s: float | None = ...) -> V: ...
+    def setdefault(self, key: str, default: Any = None, *, ttl_s: float | None = None) -> Any:
+        """Set `key` to `default` if it is missing, as `set` does, and return its value. As atomic as `modify`."""
         key = validate_key(key)
+        options = () if ttl_s is None else require_ttl(self._store, ttl_s)
         while True:
             value, token = self._store.get_for_update(key)
             if value is not MISSING:
                 return value
-            if self._store.compare_and_swap(key, token, default):
+            if self._store.compare_and_swap(key, token, default, *options):
                 return default
 
     def update(self, other: Any = (), /, **more: Any) -> None:
@@ -287,8 +177,8 @@ class StoreMixin(MutableMapping[str, V]):
         """Return the values of `keys` by key, in the order given, without missing keys; in one read if possible."""
         return self._store.get_many(validate_keys(keys))
 
-    def set_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
-        """Set every item of `items` as one batch, as `update` does."""
+    def set_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]], *, ttl_s: float | None = None) -> None:
+        """Set every item of `items` as one batch, as `update` does, with one deadline as `set` gives it."""
         store = self._store
         if not isinstance(items, Mapping):
             items = as_dict(items)
@@ -296,7 +186,10 @@ class StoreMixin(MutableMapping[str, V]):
             items = {validate_key(key): value for key, value in items.items()}
         if swapping:
             refuse_nested_write(store.lock_scope, items)
-        store.set_many(items)
+        if ttl_s is None:
+            store.set_many(items)
+        else:
+            store.set_many_with_ttl(items, ttl_s)
 
     def remove_many(self, keys: Iterable[str]) -> int:
         """Remove `keys` as one batch and return how many existed."""
@@ -323,41 +216,67 @@ class StoreMixin(MutableMapping[str, V]):
         validate_range("scan_keys", prefix, start, stop)
         return self._guarded(self._store.scan_keys(prefix, start, stop, reverse))
 
-    def compare_and_set(self, key: str, expected: Any, value: Any) -> bool:
-        """Set `key` to `value` if it equals `expected`, and return whether it did. As atomic as `modify`.
+    def compare_and_set(self, key: str, expected: Any, value: Any, *, ttl_s: float | None = None) -> bool:
+        """Set `key` to `value`, as `set` does, if it equals `expected`; return whether it did. As atomic as `modify`.
 
         `hutch.MISSING` as `expected` means "only if the key is missing"; as `value`, "remove the key".
         """
-        return self._store.compare_and_set(validate_key(key), expected, value)
+        return self._store.compare_and_set(validate_key(key), expected, value, *(() if ttl_s is None else (ttl_s,)))
 
     @overload
     def modify(
-        self, key: str, fn: Callable[[V], V | Missing], default: V | Missing = ..., *, allow_none: Literal[False] = ...
+        self,
+        key: str,
+        fn: Callable[[V], V | Missing],
+        default: V | Missing = ...,
+        *,
+        allow_none: Literal[False] = ...,
+        ttl_s: float | None = ...,
     ) -> V: ...
     @overload
     def modify(
-        self, key: str, fn: Callable[[V], V | Missing | None], default: V | Missing = ..., *, allow_none: bool
+        self,
+        key: str,
+        fn: Callable[[V], V | Missing | None],
+        default: V | Missing = ...,
+        *,
+        allow_none: bool,
+        ttl_s: float | None = ...,
     ) -> V | None: ...
-    def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING, *, allow_none: bool = False) -> Any:
+    def modify(
+        self,
+        key: str,
+        fn: Callable[[Any], Any],
+        default: Any = MISSING,
+        *,
+        allow_none: bool = False,
+        ttl_s: float | None = None,
+    ) -> Any:
         """Set `key` to ``fn(value)`` atomically and return the new value.
 
         A lost race is retried, so `fn` may be called more than once and must have no side effects. If it raises,
         the value is unchanged. For a missing key it gets a copy of `default`; without a default, KeyError is raised.
         A result of `hutch.MISSING` removes the key. A result of None for a value that is not None is a TypeError, as a
-        forgotten `return` gives it, unless `allow_none`. Atomic among the threads of this process, and among all
+        forgotten `return` gives it, unless `allow_none`. A deadline stays; a key that this creates gets one as `set`
+        gives it. Atomic among the threads of this process, and among all
         processes if `capabilities` has `atomic-modify`. Raises ConflictError after 60 s of lost races.
         """
         key, store = validate_key(key), self._store
         validate_function(fn, key)
         if not allow_none:
             fn = refuse_none(fn, key)
-        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
+        options = () if ttl_s is None else (ttl_s,)
+        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default, *options)
 
     @overload
-    def mutable(self, key: str) -> AbstractContextManager[V, None]: ...
+    def mutable(self, key: str, *, ttl_s: float | None = ...) -> AbstractContextManager[V, None]: ...
     @overload
-    def mutable(self, key: str, default: V | D) -> AbstractContextManager[V | D, None]: ...
-    def mutable(self, key: str, default: Any = MISSING) -> AbstractContextManager[Any, None]:
+    def mutable(
+        self, key: str, default: V | D, *, ttl_s: float | None = ...
+    ) -> AbstractContextManager[V | D, None]: ...
+    def mutable(
+        self, key: str, default: Any = MISSING, *, ttl_s: float | None = None
+    ) -> AbstractContextManager[Any, None]:
         """Return a block that reads a value, lets you change it, writes it back: ``with ns.mutable("k", {}) as v:``.
 
         `mutable` and `modify` of the key in other threads wait up to `wait_s` (60 s unless the engine has an option
@@ -365,27 +284,7 @@ class StoreMixin(MutableMapping[str, V]):
         inside a `mutable` or `modify` of the same key, and if two threads wait for each other's keys. If another
         writer changed the key meanwhile, ConflictError is raised and nothing is written. A block that raises writes
         nothing. A missing key starts from a copy of `default`; without a default, KeyError is raised. Only changes
-        inside the object are written: ``v += 1`` on a number is lost; use `modify` for that.
+        inside the object are written: ``v += 1`` on a number is lost; use `modify` for that. Deadlines as in `modify`.
         """
-        return Mutable(self, validate_key(key), default)
-
-    # --- internal ---
-
-    def _must_be_open(self) -> None:
-        store = self._store
-        if isinstance(store, _Closed):
-            store.refuse()
-
-    def _guarded(self, iterable: Iterable[T]) -> Iterator[T]:
-        """Return an iterator over `iterable` that raises StoreNotOpenError once this mapping is closed."""
-        return self._guard(self._store, iter(iterable))
-
-    def _guard(self, store: StorageBase, iterator: Iterator[T]) -> Iterator[T]:
-        if self._store is store:
-            for item in iterator:
-                yield item
-                if self._store is not store:
-                    break
-            else:
-                return
-        raise StoreNotOpenError(f"namespace {self.namespace!r} was closed during an iteration over it")
+        options = () if ttl_s is None else require_ttl(self._store, ttl_s)
+        return Mutable(self, validate_key(key), default, options)

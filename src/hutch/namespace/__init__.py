@@ -1,0 +1,5 @@
+"""StoreMixin: the mapping over one storage, and its lifecycle."""
+
+from .mapping import StoreMixin
+
+__all__ = ["StoreMixin"]
