@@ -1,4 +1,4 @@
-"""Read a config: extract the six keys from any form, then let `Checker` build a `StoreConfig` from them.
+"""Read a config: extract the seven keys from any form, then let `Checker` build a `StoreConfig` from them.
 
 ``${NAME}`` and ``${NAME:-default}`` expand in every text value of a file or a mapping, and in a URL or a path that is
 passed as text; never in a key, a path object, or a Python object (an Errbot config is Python, and may have a ``${`` in
