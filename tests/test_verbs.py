@@ -67,7 +67,7 @@ def counted_verbs(use: Callable[[hutch.Namespace], Any], *layers: str) -> set[st
 def problems(table: dict[str, Kind]) -> set[str]:
     """Return the verbs in which `table` and the code differ."""
     differ = set(table) ^ set(storage_verbs())
-    uses = {name for name, kind in table.items() if kind not in (Kind.PRIMITIVE, Kind.CLOSES)}
+    uses = {name for name, kind in table.items() if kind not in (Kind.PRIMITIVE, Kind.COPIES, Kind.CLOSES)}
     return differ | (uses ^ set(USES))
 
 

@@ -172,7 +172,7 @@ def _judge(storage: EncodedStorage, namespace: str, key: str, data: bytes, save:
     except KeyLimitError as error:
         yield Finding("key", str(error), namespace, key)
     try:
-        storage.decode_value(key, data)
+        storage.decode_live(key, data, -1)  # an expired value is verified too
     except CorruptValueError as error:
         # An intact frame is a value, even if reading it takes another codec, signing key or class.
         key_crcs = (0, crc32(key.encode())) if storage.checksum_covers_key else (0,)

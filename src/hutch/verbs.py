@@ -23,6 +23,8 @@ class Kind(enum.Enum):
     WRITES = "writes"
     #: A primitive of read-modify-write, which only other verbs call. Counts as a write, although one of them reads.
     PRIMITIVE = "read-modify-write"
+    #: Moves deadlines between stores, and is called by `hutch.transfer` alone. Counts as a write.
+    COPIES = "copies"
     CLOSES = "closes"
 
 
@@ -47,6 +49,8 @@ VERBS: Final[dict[str, Kind]] = {
     "modify": Kind.WRITES,
     "set_with_ttl": Kind.WRITES,
     "set_many_with_ttl": Kind.WRITES,
+    "set_many_until": Kind.COPIES,
+    "deadline": Kind.COPIES,
     "ttl_s": Kind.READS,
     "touch": Kind.WRITES,
     "expire": Kind.WRITES,

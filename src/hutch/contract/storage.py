@@ -271,6 +271,22 @@ class StorageBase(ABC):
             raise no_ttl()
         self.set_many(items)
 
+    def set_many_until(self, items: Mapping[str, Any], deadlines_ms: Mapping[str, int]) -> None:
+        """Set every item as `set_many` does; the keys in `deadlines_ms` expire then, the others never.
+
+        Deadlines are milliseconds since 1970 UTC. For copies, which keep the deadline that they read.
+        """
+        if deadlines_ms:
+            raise no_ttl()
+        self.set_many(items)
+
+    def deadline(self, key: str) -> int | None:
+        """Return the deadline of `key` in milliseconds since 1970 UTC; None if it never expires.
+
+        Raises KeyError if `key` is missing; an expired key may be reported as either.
+        """
+        raise no_ttl()
+
     def ttl_s(self, key: str) -> float | None:
         """Return how many seconds `key` has left; None if it never expires. Raises KeyError if it is missing."""
         raise no_ttl()

@@ -279,6 +279,18 @@ class EncodedStorage(FrameValues):
         elif frames := self._frames_of(dict(items), deadline_ms):
             self.write_many_until(frames, dict.fromkeys(frames, deadline_ms))
 
+    def set_many_until(self, items: Mapping[str, Any], deadlines_ms: Mapping[str, int]) -> None:
+        if deadlines_ms and "ttl" not in self.capabilities:
+            raise deadlines.no_ttl(f"the {self._plugin.name}")
+        frames = self._frames_of(dict(items), None)
+        for key, deadline_ms in deadlines_ms.items():
+            frames[key] = set_deadline(frames[key], deadline_ms, self.key_crc_of(key))
+            validate_value_size(key, len(frames[key]))
+        if deadlines_ms:
+            self.write_many_until(frames, deadlines_ms)
+        elif frames:
+            self.write_many(frames)
+
     def ttl_s(self, key: str) -> float | None:
         if "ttl" not in self.capabilities:
             raise deadlines.no_ttl(f"the {self._plugin.name}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from ..deadlines import deadline_of, is_expired
 from ..encoded import EncodedStorage
 from ..fork import ForkSafeLock, WeakRefs, run_in_child
 from ..limits import explain_failure, validate_key
@@ -27,6 +29,8 @@ OPTIONS = {
         help="how long another process's write may stay unseen; 0 switches the layer off, inf is for a sole writer",
     ),
 }
+# A time that expires nothing, for a value that was judged already.
+_BEFORE_ALL = -1
 # The approximate size of an entry besides its value and the characters of its key.
 _ENTRY_BYTES = 300
 # By the first parameter of a verb: how the keys that it writes are validated, and what they are. Others may write any.
@@ -48,6 +52,8 @@ class CacheLayer(Layer):
     def __init__(self, engine: EncodedStorage, max_bytes: int, ttl_s: float) -> None:
         super().__init__(engine)
         self._engine = engine
+        # A server's clock is asked once, when a value is read. This machine's, which may be set, is asked every time.
+        self._is_local = type(getattr(engine, "engine", engine)).now_ms is EncodedStorage.now_ms
         self._cached = _CachedValues(max_bytes, ttl_s)
 
     def get(self, key: str) -> Any:
@@ -58,23 +64,33 @@ class CacheLayer(Layer):
         except Exception as error:
             explain_failure(key, error)
             raise
-        if data is None:
+        if data is None or self._has_expired(key, data):
             validate_key(key)
             raise KeyError(key)
-        return self._engine.decode_value(key, data)
+        return self._engine.decode_value(key, data, _BEFORE_ALL)
 
     def _read(self, key: str) -> bytes | None:
         reading = self._cached.begin(key)
-        data = None
+        data, left_s = None, math.inf
         try:
             data = self._engine.read(key)
+            if data is not None and (deadline_ms := deadline_of(data)) is not None:
+                left_s = (deadline_ms - self._engine.now_ms()) / 1000
         finally:
-            self._cached.end(key, reading, data)
-        return data
+            self._cached.end(key, reading, data, left_s)
+        return data if left_s > 0 else None
 
     def contains(self, key: str) -> bool:
         key = validate_key(key)
-        return self._cached.get(key) is not None or self._engine.contains(key)
+        data = self._cached.get(key)
+        return (data is not None and not self._has_expired(key, data)) or self._engine.contains(key)
+
+    def _has_expired(self, key: str, data: bytes) -> bool:
+        return (
+            self._is_local
+            and data[:1] == b"T"
+            and is_expired(data, self._engine.now_ms(), self._engine.key_crc_of(key))
+        )
 
     @classmethod
     def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
@@ -99,12 +115,14 @@ class _Reading:
 
 class _Entry(NamedTuple):
     data: bytes
-    began_s: float
+    until_s: float
     size: int
 
 
 class _CachedValues:
-    """A cache of bytes by key: at most `max_bytes`, none older than `ttl_s`; the least recently used are evicted first.
+    """A cache of bytes by key: at most `max_bytes`, none older than `ttl_s` or past its deadline.
+
+    The least recently used are evicted first.
 
     A signal handler may read and write in the middle of any method, in the same thread and so inside the lock.
     Related fields are therefore changed without a call in between.
@@ -125,7 +143,7 @@ class _CachedValues:
             entry = self._entries.get(key)
             if entry is None:
                 return None
-            if time.monotonic() - entry.began_s >= self._ttl_s:
+            if time.monotonic() >= entry.until_s:
                 self._drop(key)
                 return None
             if key in self._entries:
@@ -139,11 +157,12 @@ class _CachedValues:
                 self._readings[key] = reading
             return reading
 
-    def end(self, key: str, reading: _Reading, data: bytes | None) -> None:
+    def end(self, key: str, reading: _Reading, data: bytes | None, left_s: float) -> None:
+        """End `reading`, which read `data`; it expires `left_s` seconds after the reading began."""
         with self._lock.current:
             entry = None
-            if data is not None:
-                entry = _Entry(data, reading.began_s, len(key) + len(data) + _ENTRY_BYTES)
+            if data is not None and left_s > 0:
+                entry = _Entry(data, reading.began_s + min(self._ttl_s, left_s), len(key) + len(data) + _ENTRY_BYTES)
             # False if a write began meanwhile, or a later read replaced this one.
             if key in self._readings and self._readings[key] is reading:
                 del self._readings[key]

@@ -21,13 +21,14 @@ def backup(store: Store, dest: str | os.PathLike[str], *, progress: OnProgress |
     copied: list[Transferred] = []
 
     def scan(path: Path) -> None:
-        rules = tuple(rule._replace(layers=None) for rule in store.config.namespaces)
+        rules = tuple(rule._replace(layers=None, ttl_s=None) for rule in store.config.namespaces)
         config = replace(
             store.config,
             storage="lmdb",
             url=None,
             options={"path": str(path), "durability": "relaxed"},
             layers=(),
+            ttl_s=None,
             namespaces=rules,
             private=False,
         )

@@ -13,10 +13,12 @@ from .. import CapabilityError, CorruptValueError, Namespace, Store, StoreError,
 from ..codec.pickled import Pickled
 from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
-from .frames import Frame, OnError, find_frames, read_each, write_frames
+from ..limits import validate_key
+from .frames import Expiring, Frame, OnError, find_frames, find_values, read_each, write_frames
 
 BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024
+_DEADLINE_BYTES = 8
 _codec = frame_codec_of(None)
 
 #: A value and its mark, which is equal for equal values; None if the value cannot be compared.
@@ -161,7 +163,7 @@ def _find_frames(handle: Namespace, keys: list[str]) -> dict[str, Item]:
 
 def _find_values(handle: Namespace, keys: list[str]) -> dict[str, Item]:
     try:
-        return {key: (value, mark_of(value)) for key, value in handle.get_many(keys).items()}
+        return {key: (value, mark_of(value)) for key, value in find_values(handle, keys).items()}
     except CorruptValueError:
         return {
             key: (value, None if error is not None else mark_of(value)) for key, value, error in read_each(handle, keys)
@@ -184,7 +186,13 @@ def _write(handle: Namespace, items: dict[str, Any], on_error: OnError | None) -
 
 
 def _set_many(handle: Namespace, items: dict[str, Any]) -> None:
-    handle.set_many(items)
+    """Set `items`, each with its deadline or none, whatever default the namespace has."""
+    deadlines_ms = {key: value.deadline_ms for key, value in items.items() if type(value) is Expiring}
+    if not deadlines_ms and handle._store.default_ttl_s is None:
+        handle.set_many(items)
+        return
+    values = {validate_key(key): value.value if type(value) is Expiring else value for key, value in items.items()}
+    handle._store.set_many_until(values, deadlines_ms)
 
 
 def _write_each(handle: Namespace, items: dict[str, Any], write: Callable[..., None], on_error: OnError | None) -> int:
@@ -215,6 +223,9 @@ def mark_of(value: Any) -> bytes | None:
     """
     if type(value) is Frame:
         return value.content
+    if type(value) is Expiring:
+        mark = mark_of(value.value)
+        return None if mark is None else value.deadline_ms.to_bytes(_DEADLINE_BYTES, "big") + mark
     if type(value) is Pickled:
         return value.body
     try:
@@ -242,7 +253,9 @@ def same(a: Item, b: Item) -> bool:
     if mark == other_mark:
         return True
     if type(value) is Frame:
-        return type(other) is Frame and _same_values(value, other)
+        return type(other) is Frame and value.deadline_ms == other.deadline_ms and _same_values(value, other)
+    if type(value) is Expiring or type(other) is Expiring:
+        return type(value) is type(other) and value.deadline_ms == other.deadline_ms and _same_inside(a, b)
     if len(mark) != len(other_mark):
         return False
     try:
@@ -254,6 +267,10 @@ def same(a: Item, b: Item) -> bool:
         return type(value) is type(other) and bool(value == other)
     except Exception:
         return False
+
+
+def _same_inside(a: Item, b: Item) -> bool:
+    return same((a[0].value, (a[1] or b"")[_DEADLINE_BYTES:]), (b[0].value, (b[1] or b"")[_DEADLINE_BYTES:]))
 
 
 def _same_values(a: Frame, b: Frame) -> bool:

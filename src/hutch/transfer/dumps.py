@@ -6,17 +6,23 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from .. import CorruptValueError, EncodedStorage, Namespace, Store, StoreError, ValueTypeError
+from .. import MISSING, CorruptValueError, EncodedStorage, Namespace, Store, StoreError, ValueTypeError
+from ..codec.frame import MAX_DEADLINE_MS
 from ..codec.tagged_json import from_json, json_text, to_tagged
+from ..deadlines import deadline_of
 from ..limits import validate_key, validate_namespace
 from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
-from .frames import Frame, OnError, bytes_below, frame_of_dump, frame_to_dump, read_values
+from .frames import Expiring, Frame, OnError, bytes_below, frame_of_dump, frame_to_dump, read_values, with_deadline
 from .stores import copy_items
 
 #: The version of the dump format that `dump` writes and `load` reads.
 DUMP_VERSION = 1
 _LONGEST_HEADER = 4096
-_ITEMS = ({"namespace", "key", "value"}, {"namespace", "key", "frame"})
+_ITEMS = (
+    {"namespace", "key", "value"},
+    {"namespace", "key", "value", "deadline"},
+    {"namespace", "key", "frame"},
+)
 
 
 def dump(
@@ -91,24 +97,30 @@ def _lines(handle: Namespace) -> Iterator[bytes | StoreError]:
         return
     for keys, frames in storage.read_chunks(None, None, False):
         for key, data in zip(keys, frames, strict=True):
-            yield _line_of_frame(handle, storage, key, data)
+            line = _line_of_frame(handle, storage, key, data)
+            if line is not None:
+                yield line
 
 
-def _line_of_frame(handle: Namespace, storage: EncodedStorage, key: str, data: bytes) -> bytes | StoreError:
+def _line_of_frame(handle: Namespace, storage: EncodedStorage, key: str, data: bytes) -> bytes | StoreError | None:
+    """Return the line of a frame, or the error that says why it has none; None if it has expired."""
     try:
-        value = storage.decode_value(key, data)
+        value = storage.decode_live(key, data)
     except CorruptValueError as error:
         frame = frame_to_dump(storage, key, data)
         if frame is None:
             return error
         return _line({"namespace": str(handle.namespace), "key": key, "frame": b64encode(frame).decode()})
-    return _line_of(handle, key, value)
+    return None if value is MISSING else _line_of(handle, key, with_deadline(value, deadline_of(data)))
 
 
 def _line_of(handle: Namespace, key: str, value: Any) -> bytes | StoreError:
     name = str(handle.namespace)
+    deadline = {}
+    if type(value) is Expiring:
+        value, deadline["deadline"] = value
     try:
-        return _line({"namespace": name, "key": key, "value": to_tagged(value)})
+        return _line({"namespace": name, "key": key, "value": to_tagged(value), **deadline})
     except (ValueTypeError, RecursionError) as error:
         message = "it is nested too deep" if isinstance(error, RecursionError) else error
         refusal = ValueTypeError(f"the value of key {key!r} in namespace {name!r} cannot be dumped: {message}")
@@ -133,7 +145,7 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
             if type(record) is not dict:
                 raise CorruptValueError('expected an object, {"namespace": ..., "key": ..., "value": ...}')
             if record.keys() in _ITEMS:
-                value = _frame(record["frame"]) if "frame" in record else record["value"]
+                value = _frame(record["frame"]) if "frame" in record else _value(record)
                 item = validate_namespace(record["namespace"]), validate_key(record["key"]), value
             elif record.keys() == {"count"}:
                 if record["count"] != count:
@@ -142,7 +154,8 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
                 continue
             else:
                 raise CorruptValueError(
-                    "expected the names namespace, key and value (or frame), or on the last line count"
+                    "expected the names namespace, key and value (or frame), and perhaps deadline, or on the last line "
+                    "count"
                 )
         except StoreError as error:
             raise CorruptValueError(f"line {number:,} of the dump: {error}. {_loaded(before)}") from error
@@ -155,6 +168,15 @@ def _read_dump(lines: Iterable[bytes]) -> Iterator[tuple[str, str, Any]]:
         )
     if number == 0:
         raise CorruptValueError("this is not a dump of hutch: it is empty")
+
+
+def _value(record: dict[str, Any]) -> Any:
+    if "deadline" not in record:
+        return record["value"]
+    deadline_ms = record["deadline"]
+    if type(deadline_ms) is not int or not 0 <= deadline_ms <= MAX_DEADLINE_MS:
+        raise CorruptValueError("its deadline is not a number of milliseconds from 1970 to the year 9999")
+    return Expiring(record["value"], deadline_ms)
 
 
 def _frame(text: object) -> Frame:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
-from .. import CorruptValueError, EncodedStorage, Namespace, Store, StoreError, ValueTypeError
-from ..codec.frame import JSON, MSGPACK, PICKLE, SIGNED_PICKLE, seal, verify
+from .. import MISSING, CorruptValueError, EncodedStorage, Namespace, StorageBase, Store, StoreError, ValueTypeError
+from ..codec.frame import DEADLINE, JSON, MSGPACK, PICKLE, SIGNED_PICKLE, seal, verify, verify_deadline
+from ..deadlines import deadline_of, no_ttl
 
 #: Called with the error for each item that is skipped.
 OnError = Callable[[StoreError], object]
@@ -18,6 +19,20 @@ OnError = Callable[[StoreError], object]
 _PICKLES = (PICKLE, SIGNED_PICKLE)
 _CHUNK_KEYS = 256
 _CHECKSUM_BYTES = 4
+# Where the header byte lies in a frame with a deadline.
+_INNER = 9
+
+
+class Expiring(NamedTuple):
+    """A value with its deadline, in milliseconds since 1970 UTC."""
+
+    value: Any
+    deadline_ms: int
+
+
+def with_deadline(value: Any, deadline_ms: int | None) -> Any:
+    """Return `value`, as an `Expiring` if it has a deadline."""
+    return value if deadline_ms is None else Expiring(value, deadline_ms)
 
 
 class Frame:
@@ -31,7 +46,12 @@ class Frame:
 
     @property
     def header(self) -> int:
-        return self.content[0]
+        """The header byte of the codec, behind a deadline if there is one."""
+        return self.content[_INNER] if self.content[0] == DEADLINE else self.content[0]
+
+    @property
+    def deadline_ms(self) -> int | None:
+        return deadline_of(self.content + b"\0\0\0\0")
 
     def value(self) -> Any:
         """Return the decoded value. Raises CorruptValueError if it cannot be decoded here."""
@@ -48,6 +68,19 @@ def bytes_below(handle: Namespace) -> EncodedStorage | None:
         if storage is None:
             return None
     return storage
+
+
+def _engine(handle: Namespace) -> StorageBase:
+    """Return the engine's storage below the layers of `handle`, for reading."""
+    storage: Any = handle._store
+    while (inner := getattr(storage, "_inner", None)) is not None and "ttl" in inner.capabilities:
+        storage = inner
+    return storage  # type: ignore[no-any-return]
+
+
+def expires(handle: Namespace) -> bool:
+    """Return whether values of `handle` may have a deadline."""
+    return "ttl" in handle.capabilities
 
 
 def moves_frames(source: Store, target: Store, origin: Namespace, handle: Namespace) -> bool:
@@ -67,6 +100,7 @@ def read_frames(handle: Namespace, on_error: OnError | None = None) -> Iterator[
     storage = bytes_below(handle)
     assert storage is not None, "the caller has looked"
     for keys, frames in storage.read_chunks(None, None, False):
+        now_ms = _now_ms(storage, frames)
         for key, data in zip(keys, frames, strict=True):
             try:
                 frame = intact_frame(storage, key, data)
@@ -75,35 +109,61 @@ def read_frames(handle: Namespace, on_error: OnError | None = None) -> Iterator[
                     raise
                 on_error(error)
             else:
-                yield key, frame
+                if not _is_over(frame, now_ms):
+                    yield key, frame
+
+
+def _now_ms(storage: EncodedStorage, frames: Iterable[bytes]) -> int:
+    """Return the time that judges `frames`; 0 if none of them has a deadline."""
+    return storage.now_ms() if any(data[:1] == b"T" for data in frames) else 0
+
+
+def _is_over(frame: Frame, now_ms: int) -> bool:
+    deadline_ms = frame.deadline_ms
+    return deadline_ms is not None and deadline_ms <= now_ms
 
 
 def intact_frame(storage: EncodedStorage, key: str, data: bytes) -> Frame:
     """Return the frame of `key`. Raises CorruptValueError, which names the key, if its checksum does not match."""
+    key_crc = storage.key_crc_of(key)
     try:
-        verify(data, storage.key_crc_of(key))
+        if verify(data, key_crc) == DEADLINE:
+            verify_deadline(data, key_crc)
     except CorruptValueError as error:
         where = f"key {key!r} in namespace {storage.namespace!r} of the {storage._plugin.name} storage"
         raise CorruptValueError(f"the value of {where}: {error}") from None
-    return Frame(bytes(data[:-_CHECKSUM_BYTES]), lambda: storage.decode_value(key, data))
+    return Frame(bytes(data[:-_CHECKSUM_BYTES]), lambda: storage.decode_live(key, data, -1))
 
 
 def find_frames(handle: Namespace, keys: Iterable[str]) -> dict[str, Frame | None]:
     """Return the frames of those `keys` that `handle` holds; None for a damaged one."""
     storage = bytes_below(handle)
     found: dict[str, Frame | None] = {}
-    for key, data in (storage.read_many(list(keys)) if storage is not None else {}).items():
+    if storage is None:
+        return found
+    frames = storage.read_many(list(keys))
+    now_ms = _now_ms(storage, frames.values())
+    for key, data in frames.items():
         try:
-            found[key] = intact_frame(storage, key, data)  # type: ignore[arg-type]
+            frame = intact_frame(storage, key, data)
         except CorruptValueError:
             found[key] = None
+        else:
+            if not _is_over(frame, now_ms):
+                found[key] = frame
     return found
 
 
 def write_frames(handle: Namespace, frames: dict[str, Frame]) -> None:
-    """Set each key to its frame, as one batch. Raises ValueTypeError if `handle` could not read one of them back."""
+    """Set each key to its frame, with its deadline, as one batch.
+
+    Raises ValueTypeError if `handle` could not read one of them back, CapabilityError if nothing expires in it.
+    """
     storage = handle._store
     sealed: dict[str, bytes] = {}
+    deadlines_ms = {key: frame.deadline_ms for key, frame in frames.items() if frame.deadline_ms is not None}
+    if deadlines_ms and not expires(handle):
+        raise no_ttl()
     for key, frame in frames.items():
         if not isinstance(storage, EncodedStorage) or not _is_readable(storage, frame.header):
             raise ValueTypeError(
@@ -113,40 +173,53 @@ def write_frames(handle: Namespace, frames: dict[str, Frame]) -> None:
                 "(hutch.register_type) and dump again"
             )
         sealed[key] = seal(frame.content, storage.key_crc_of(key))
-    storage.write_many(sealed)  # type: ignore[attr-defined]
+    assert isinstance(storage, EncodedStorage)
+    if deadlines_ms:
+        storage.write_many_until(sealed, deadlines_ms)
+    else:
+        storage.write_many(sealed)
 
 
 def frame_to_dump(storage: EncodedStorage, key: str, data: bytes) -> bytes | None:
     """Return the frame for a dump, its checksum without the key; None if it is damaged or a pickle."""
     try:
-        header = verify(data, storage.key_crc_of(key))
+        intact_frame(storage, key, data)
     except CorruptValueError:
         return None
-    return None if header in _PICKLES else seal(bytes(data[:-_CHECKSUM_BYTES]))
+    frame = Frame(bytes(data[:-_CHECKSUM_BYTES]))
+    return None if frame.header in _PICKLES else seal(frame.content)
 
 
 def frame_of_dump(data: bytes) -> Frame:
     """Return the frame that `frame_to_dump` returned. Raises CorruptValueError if it is damaged, or is a pickle."""
-    if verify(data) in _PICKLES:
+    if verify(data) == DEADLINE:
+        verify_deadline(data)
+    frame = Frame(data[:-_CHECKSUM_BYTES])
+    if frame.header in _PICKLES:
         raise CorruptValueError("its frame is a pickle, which a dump must not hold, because reading it would run code")
-    return Frame(data[:-_CHECKSUM_BYTES])
+    return frame
 
 
 def read_values(handle: Namespace, on_error: OnError | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield every item of `handle`. An unreadable one is raised, or passed to `on_error` and left out."""
-    if on_error is None:
+    """Yield every item of `handle`, as an `Expiring` if it has a deadline.
+
+    An unreadable one is raised, or passed to `on_error` and left out.
+    """
+    if on_error is None and not expires(handle):
         yield from handle.items()
         return
     keys = iter(handle)
     while chunk := list(islice(keys, _CHUNK_KEYS)):
         try:
-            found = handle.get_many(chunk)
+            found = find_values(handle, chunk)
         except CorruptValueError:
             for key, value, error in read_each(handle, chunk):
-                if error is not None:
-                    on_error(error)
-                else:
+                if error is None:
                     yield key, value
+                elif on_error is None:
+                    raise error from None
+                else:
+                    on_error(error)
         else:
             yield from found.items()
 
@@ -155,13 +228,28 @@ def read_each(handle: Namespace, keys: Iterable[str]) -> Iterator[tuple[str, Any
     """Yield each of `keys` that is there with its value and None, or with None and why its value is unreadable."""
     for key in keys:
         try:
-            value = handle[key]
-        except KeyError:
-            continue
+            found = find_values(handle, [key])
         except CorruptValueError as error:
             yield key, None, error
         else:
-            yield key, value, None
+            for value in found.values():
+                yield key, value, None
+
+
+def find_values(handle: Namespace, keys: list[str]) -> dict[str, Any]:
+    """Return the values of those `keys` that `handle` holds, each as an `Expiring` if it has a deadline."""
+    if not expires(handle):
+        return handle.get_many(keys)
+    storage = bytes_below(handle)
+    if storage is None:
+        found = handle.get_many(keys)
+        return {key: with_deadline(value, _engine(handle).deadline(key)) for key, value in found.items()}
+    frames = storage.read_many(keys)
+    now_ms = _now_ms(storage, frames.values())
+    values = {key: storage.decode_live(key, data, now_ms) for key, data in frames.items()}
+    return {
+        key: with_deadline(value, deadline_of(frames[key])) for key, value in values.items() if value is not MISSING
+    }
 
 
 def _is_readable(storage: EncodedStorage, header: int) -> bool:
