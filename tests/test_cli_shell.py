@@ -45,7 +45,7 @@ def test_a_script_goes_on_after_a_failing_line_and_exits_with_the_code_of_the_fi
     [
         ("gte core a", "there is no verb 'gte'. Did you mean 'get'? `help` lists the verbs"),
         ("delete core a", "there is no verb 'delete'. Did you mean 'rm'?"),
-        ("get core a --tex", "No such option '--tex'. Did you mean '--text'? See get --help"),
+        ("get core a --jsn", "No such option '--jsn'. Did you mean '--json'? See get --help"),
         ("get core", "Missing argument 'KEY'. See get --help"),
         ("get core 'a", "the line cannot be split into words: No closing quotation"),
         ("copy a b", "copy does not work on the open store: run `hutch copy` outside the shell"),
@@ -142,7 +142,7 @@ MISTAKES = [
     ("get core", "Missing argument 'KEY'. See get --help", "get --help", "Print the value of KEY."),
     ("set core a", "Missing argument 'VALUE'. See set --help", "set --help", "Set KEY to VALUE"),
     ("help gett", "Did you mean 'get'?", "help get", "Print the value of KEY."),
-    ("get core a --tex", "Did you mean '--text'? See get --help", "get --help", "--text"),
+    ("get core a --jsn", "Did you mean '--json'? See get --help", "get --help", "--json"),
     ("set core t it's", "or write \\ before a quote", "set core t --text it\\'s", PROMPT),
     ('get "core a', "No closing quotation. Close the quote", 'get "core" a', "\n1\n"),
     ("get nope a", "`hutch ls` lists the namespaces", "hutch ls", "core"),

@@ -148,6 +148,9 @@ class MemoryPlugin(StoragePluginBase):
     def stats(self) -> dict[str, object]:
         return {"bytes": sum(map(_count_bytes, self._root.copy().values())), "version": hutch.__version__}
 
+    def stored_namespaces(self) -> list[str]:
+        return [namespace for namespace, data in self._root.copy().items() if data.frames]
+
     def compact(self) -> None:
         """Do nothing: the engine has no files."""
 

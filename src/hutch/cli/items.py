@@ -12,6 +12,7 @@ from .. import CorruptValueError, ValueTypeError
 from ..errors import a_or_an
 from .app import Call, hutch, json_option, missing_namespace, not_there, pass_call, storage_options
 from .complete import complete_key, complete_namespace
+from .expiry import SECONDS, shown_ttl, ttl_of
 from .literals import read_literal
 from .output import print_item, print_json, print_line, print_table, print_value, printable
 
@@ -42,18 +43,26 @@ def ls(call: Call, as_json: bool) -> None:
 @click.option("--prefix", default="", metavar="TEXT", help="Only keys that start with TEXT.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Print at most N keys.")
 @click.option("--values", is_flag=True, help="Print each value beside its key.")
+@click.option("--expires", is_flag=True, help="Print how many seconds each key has left, or never.")
 @storage_options
 @json_option
 @pass_call
-def keys(call: Call, namespace: str, prefix: str, limit: int | None, values: bool, as_json: bool) -> int:
+def keys(call: Call, namespace: str, prefix: str, limit: int | None, values: bool, expires: bool, as_json: bool) -> int:
     """List the keys of NAMESPACE in order.
 
     Unprintable characters are shown escaped; --json prints every key exactly. With --values there is
-    a tab between key and value, and --json prints {"key": ..., "value": ...}.
+    a tab between key and value, and --json prints {"key": ..., "value": ...}. With --expires there is
+    a tab between key and seconds, and --json prints {"key": ..., "ttl_s": ...}, null for never.
     """
+    if values and expires:
+        raise click.UsageError("give --values or --expires, not both")
     with call.connect_existing() as store, store.open(namespace) as handle:
         found = False
-        if values:
+        if expires:
+            for key in itertools.islice(handle.scan_keys(prefix), limit):
+                found = True
+                _print_ttl(key, ttl_of(handle, key), as_json)
+        elif values:
             for key, value in itertools.islice(handle.scan(prefix), limit):
                 found = True
                 if as_json:
@@ -69,20 +78,32 @@ def keys(call: Call, namespace: str, prefix: str, limit: int | None, values: boo
     return 0
 
 
+def _print_ttl(key: str, left_s: float | bool | None, as_json: bool) -> None:
+    if left_s is False:  # expired or removed meanwhile
+        return
+    if as_json:
+        print_json({"key": key, "ttl_s": left_s})
+    else:
+        sys.stdout.write(f"{printable(key)}\t{shown_ttl(left_s)}\n")
+
+
 @hutch.command()
 @click.argument("namespace", shell_complete=complete_namespace)
 @click.argument("key", shell_complete=complete_key)
 @click.option("--text", is_flag=True, help="Print a text as it is, without quotes; into a pipe, without a line end.")
+@click.option("--ttl", is_flag=True, help="Print how many seconds KEY has left, or never, not its value.")
 @storage_options
 @json_option
 @pass_call
-def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
+def get(call: Call, namespace: str, key: str, text: bool, ttl: bool, as_json: bool) -> int:
     """Print the value of KEY."""
     if text and as_json:
         raise click.UsageError("give --text or --json, not both")
+    if text and ttl:
+        raise click.UsageError("give --text or --ttl, not both")
     with call.connect_existing() as store, store.open(namespace) as handle:
         try:
-            value = handle[key]
+            value = handle.ttl_s(key) if ttl else handle[key]
         except KeyError:
             if not len(handle):
                 raise missing_namespace(store, namespace) from None
@@ -94,6 +115,8 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
             raise ValueTypeError(
                 f"the value of key {key!r} in namespace {namespace!r} cannot be written as JSON: {error}"
             ) from error
+    elif ttl:
+        print_line(shown_ttl(value))
     elif not text:
         print_value(value)
     elif type(value) is not str:
@@ -114,9 +137,10 @@ def get(call: Call, namespace: str, key: str, text: bool, as_json: bool) -> int:
 @click.argument("key", shell_complete=complete_key)
 @click.argument("value")
 @click.option("--text", is_flag=True, help="VALUE is the text itself, not JSON.")
+@click.option("--ttl", type=SECONDS, help="The value expires after so many seconds; never: not at all.")
 @storage_options
 @pass_call
-def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
+def set_(call: Call, namespace: str, key: str, value: str, text: bool, ttl: float | None) -> None:
     """Set KEY to VALUE, which is JSON, or what `get` printed.
 
     With "-" the value is read from standard input. Types that JSON lacks have tags, as in the
@@ -136,7 +160,7 @@ def set_(call: Call, namespace: str, key: str, value: str, text: bool) -> None:
         hint = f"In JSON {value} is {_IN_JSON[value]}" if value in _IN_JSON else _QUOTES
         raise click.UsageError(f"the value cannot be read: {error}. For plain text add --text. {hint}") from error
     with call.connect() as store, store.open(namespace) as handle:
-        handle[key] = parsed
+        handle.set(key, parsed, ttl_s=ttl)
 
 
 @hutch.command()

@@ -10,7 +10,7 @@ import warnings
 
 import click
 
-from . import backup, frameworks, inspect, items, shell, transfer  # noqa: F401 - each adds its commands
+from . import backup, expiry, frameworks, inspect, items, shell, transfer  # noqa: F401 - each adds its commands
 from .app import Call, hutch
 from .complete import complete_word
 from .failures import print_failure

@@ -82,6 +82,13 @@ class StoragePluginBase(ABC):
         """Return the names of the namespaces that hold data. Raises CapabilityError if the engine cannot list them."""
         raise CapabilityError(f"the {self.name} engine cannot list its namespaces")
 
+    def stored_namespaces(self) -> Iterable[str]:
+        """Return the names of the namespaces that hold keys, expired ones too, in which `hutch expire` looks.
+
+        An engine overrides it whose `namespaces` leaves out a namespace all of whose keys have expired.
+        """
+        return self.namespaces()
+
     def drop(self, namespace: str) -> None:
         """Remove `namespace` and all its data; does nothing if it does not exist. As atomic as `clear`."""
         with self.open(namespace) as storage:

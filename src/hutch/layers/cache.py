@@ -53,7 +53,8 @@ class CacheLayer(Layer):
         super().__init__(engine)
         self._engine = engine
         # A server's clock is asked once, when a value is read. This machine's, which may be set, is asked every time.
-        self._is_local = type(getattr(engine, "engine", engine)).now_ms is EncodedStorage.now_ms
+        asked: EncodedStorage = getattr(engine, "engine", engine)  # below a FrameDeadlines
+        self._is_local = type(asked).now_ms is EncodedStorage.now_ms
         self._cached = _CachedValues(max_bytes, ttl_s)
 
     def get(self, key: str) -> Any:
