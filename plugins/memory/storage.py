@@ -27,7 +27,7 @@ from hutch.limits import explain_failure, validate_key
 class _Data:
     """The data of one namespace."""
 
-    __slots__ = ("due", "frames", "old", "removed")
+    __slots__ = ("drops", "due", "frames", "old", "removed")
 
     def __init__(self) -> None:
         #: None marks a key that a running batch is removing.
@@ -37,6 +37,8 @@ class _Data:
         self.due: list[tuple[bytes, str]] = []
         #: What `drop_stale_entries` still has to move to `due`.
         self.old: list[tuple[bytes, str]] = []
+        #: How often entries were removed.
+        self.drops = 0
         #: The keys marked by each running batch, by the identity of its list, until they are removed from `frames`.
         self.removed: dict[int, list[str]] = {}
 
@@ -68,6 +70,7 @@ class _Data:
                 del frames[key]
                 taken += 1
             if self.due and self.due[0] is entry:
+                self.drops += 1
                 heappop(self.due)
         return taken
 
@@ -78,8 +81,10 @@ class _Data:
 
     def drop_stale_entries(self) -> None:
         """Remove the entries whose frame is gone. The caller holds the lock. Reentrant, and may be interrupted."""
+        self.drops += 1
         if not self.old:
-            self.old, self.due = self.due, []
+            # Not empty, because other methods do not look into an index that is.
+            self.old, self.due = self.due, [_LAST_ENTRY]
         frames, old = self.frames, self.old
         while old:
             entry = old[-1]
@@ -113,6 +118,8 @@ _Root = dict[str, _Data]
 _START_BYTES = 9
 # How many keys that have expired a write removes, and a step of the verbs that remove all of them.
 _PER_WRITE, _PER_STEP = 2, 1000
+# An entry after all others, which never comes due.
+_LAST_ENTRY = b"U", ""
 # How many entries without a frame the index may have at any size.
 _STALE_ENTRIES = 64
 
@@ -142,8 +149,7 @@ class MemoryPlugin(StoragePluginBase):
         return MemoryStorage(self, namespace, self._root.setdefault(namespace, _Data()))
 
     def namespaces(self) -> list[str]:
-        now_ms = deadlines.now_ms()
-        return [namespace for namespace, data in self._root.copy().items() if _count(data, now_ms)]
+        return [namespace for namespace, data in self._root.copy().items() if _count(data)]
 
     def stats(self) -> dict[str, object]:
         return {"bytes": sum(map(_count_bytes, self._root.copy().values())), "version": hutch.__version__}
@@ -216,7 +222,10 @@ class MemoryStorage(EncodedStorage):
         return data is not None and (data[0] != DEADLINE or not is_expired(data, self.now_ms()))
 
     def len(self) -> int:
-        return _count(self._all, self.now_ms())
+        if self._all.due:
+            _take_all_expired(self._all, self.now_ms())
+        with _write_lock.current:
+            return self._all.count()
 
     def keys(self) -> Iterable[str]:
         if self._all.due:
@@ -227,6 +236,18 @@ class MemoryStorage(EncodedStorage):
     def close(self) -> None:
         # The data outlives the handle, as it does on every engine.
         pass
+
+    def contains(self, key: str) -> bool:
+        # `exists` and the key's validation by EncodedStorage, inlined.
+        try:
+            data = self._data.get(key)
+        except TypeError as error:
+            explain_failure(key, error)  # not hashable
+            raise
+        if data is None or not key:
+            validate_key(key)
+            return False
+        return data[0] != DEADLINE or not is_expired(data, self.now_ms())
 
     def exists(self, key: str) -> bool:
         data = self._data.get(key)
@@ -245,9 +266,15 @@ class MemoryStorage(EncodedStorage):
     def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
         entries = [(_start(deadline_ms), key) for key, deadline_ms in deadlines_ms.items()]
         with _write_lock.current:
-            # Before the frames: an entry without a frame does no harm.
+            # Before the frames, because an entry without a frame does no harm; and again if a signal handler's call
+            # removed such entries in between.
+            drops = self._all.drops
             self._all.index(entries)
-            self._data.update(items)
+            try:
+                self._data.update(items)
+            finally:
+                if self._all.drops != drops:
+                    self._all.index(entries)
             self._all.take_expired(self.now_ms(), _PER_WRITE)
 
     def delete_many(self, keys: list[str]) -> int:
@@ -313,9 +340,9 @@ def _take_some_expired(data: _Data, now_ms: int) -> int:
         return data.take_expired(now_ms, _PER_STEP)
 
 
-def _count(data: _Data, now_ms: int) -> int:
+def _count(data: _Data) -> int:
     if data.due:
-        _take_all_expired(data, now_ms)
+        _take_all_expired(data, deadlines.now_ms())
     with _write_lock.current:
         return data.count()
 

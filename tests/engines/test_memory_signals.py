@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 import hutch
+from hutch import deadlines
+from hutch.codec import frame
 from hutch.testing.signal_points import Visit, points, run_at
 
 PATIENCE_S = 60.0
@@ -141,3 +144,84 @@ def test_a_write_in_the_middle_of_modify_of_another_key_works() -> None:
         for number, point in enumerate(every):
             run_at(point, lambda: ns.update(nested=1, more=2), lambda: ns.modify("k", lambda value: value + 1))
             assert dict(ns) == {"k": number + 1, "nested": 1, "more": 2}
+
+
+# --- with deadlines ---
+
+NOW_MS = 1_000_000
+
+
+def expiring(deadline_ms: int) -> bytes:
+    return frame.set_deadline(frame.seal(b"\x92\xc0\xce"), deadline_ms)
+
+
+EXPIRED, LIVING = expiring(NOW_MS), expiring(NOW_MS + 1000)
+DEADLINE_VERBS: dict[str, Callable[[Any], object]] = {
+    "write": lambda storage: storage.write("new", b"1"),
+    "write over": lambda storage: storage.write("living", b"1"),
+    "write_until": lambda storage: storage.write_until("new", LIVING, NOW_MS + 1000),
+    "write_until over": lambda storage: storage.write_until("expired 0", LIVING, NOW_MS + 1000),
+    "write_many_until": lambda storage: storage.write_many_until(
+        {"new": LIVING, "plain": b"1"}, {"new": NOW_MS + 1000}
+    ),
+    "delete": lambda storage: storage.delete("living"),
+    "delete_many": lambda storage: storage.delete_many(["living", "expired 0", "plain"]),
+    "swap": lambda storage: storage.compare_and_write("living", LIVING, expiring(NOW_MS + 500)),
+    "reclaim": lambda storage: storage.reclaim(10),
+    "len": lambda storage: storage.len(),
+    "keys": lambda storage: list(storage.keys()),
+    "clear": lambda storage: storage.clear(),
+}
+
+
+@pytest.fixture
+def expires(storage: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that sets the clock of the storage."""
+    clock = [NOW_MS]
+    monkeypatch.setattr(deadlines, "now_ms", lambda: clock[0])
+    return lambda ms: clock.__setitem__(0, ms)
+
+
+def restore_deadlines(storage: Any, expires: Callable[[int], None]) -> None:
+    expires(0)
+    storage.clear()
+    storage._all.due.clear()
+    for number in range(4):
+        storage.write_until(f"expired {number}", EXPIRED, NOW_MS)
+    # Enough entries without a frame that each write drops them.
+    for _ in range(80):
+        storage.write_until("living", LIVING, NOW_MS + 1000)
+    storage.write("plain", b"plain")
+    expires(NOW_MS)
+
+
+def assert_deadlines_hold(storage: Any, expires: Callable[[int], None], where: object) -> None:
+    """Assert that keys and counts agree now, and that each value with a deadline is gone after it."""
+    keys = list(storage.keys())
+    assert storage.len() == len(keys), where
+    assert not [key for key in keys if storage.read(key) == EXPIRED], where
+    expires(NOW_MS + 1000)
+    rest = dict(storage._all.frames)
+    assert storage.len() == sum(data[0] != frame.DEADLINE for data in rest.values() if data is not None), where
+    assert not [key for key, data in storage._all.frames.items() if data[0] == frame.DEADLINE], where
+
+
+@pytest.mark.parametrize("nested", [None, "write_until", "write_until over", "write_many_until", "len", "clear"])
+@pytest.mark.parametrize("verb", DEADLINE_VERBS)
+def test_no_deadline_is_lost_by_what_a_handler_does_at_any_point(
+    storage: Any, expires: Callable[[int], None], verb: str, nested: str | None, dropped: list[BaseException]
+) -> None:
+    call = DEADLINE_VERBS[verb]
+    restore_deadlines(storage, expires)
+    for point in points(lambda: call(storage)):
+        restore_deadlines(storage, expires)
+
+        def action() -> None:
+            if nested is None:
+                raise Limit
+            DEADLINE_VERBS[nested](storage)
+
+        visit = Visit(point, action)
+        with contextlib.suppress(Limit):
+            visit.run(lambda: call(storage))
+        assert_deadlines_hold(storage, expires, visit.where)

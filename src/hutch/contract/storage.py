@@ -239,17 +239,19 @@ class StorageBase(ABC):
             raise no_ttl()
         while True:
             value, token = self.get_for_update(key)
-            arguments: tuple[Any, ...] = ()
-            if value is MISSING:
+            is_new = value is MISSING
+            if is_new:
                 if default is MISSING:
                     raise KeyError(key)
                 value = copy.deepcopy(default)
-                if ttl_s is not None:
-                    arguments = (ttl_s,)
             value = fn(value)
             if type(value) not in PLAIN_TYPES:
                 check_result(value, fn, key)
-            if self.compare_and_swap(key, token, value, *arguments):
+            if (
+                self.compare_and_swap(key, token, value, ttl_s)
+                if is_new and ttl_s is not None
+                else self.compare_and_swap(key, token, value)
+            ):
                 return value
             if time.monotonic() > deadline:
                 raise ConflictError(f"key {key!r} was changed by others for {_MODIFY_PATIENCE_S:.0f} s; try again")

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from .. import deadlines
-from ..codec.frame import is_expired, set_deadline
+from ..codec.frame import DEADLINE, is_expired, set_deadline
 from ..contract import MISSING, StorageBase
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import suppress_own
@@ -245,22 +245,37 @@ class EncodedStorage(FrameValues):
         data = self.read(validate_key(key))
         if data is None:
             return MISSING, None
+        if not data or data[0] != DEADLINE:
+            return self.decode_value(key, data), data
         value = self.decode_live(key, data)
         return value, _Expired(data) if value is MISSING else data
 
     def compare_and_swap(self, key: str, token: object, value: Any, ttl_s: float | None = None) -> bool:
-        key, old, deadline_ms = validate_key(key), token, None
+        if ttl_s is not None or not (token is None or (type(token) is bytes and token[0] != DEADLINE)):
+            return self._swap_deadline(key, token, value, ttl_s)
+        key, data = validate_key(key), None
+        if value is not MISSING:
+            try:
+                data = self.encode_frame(value, self.key_crc_of(key))
+            except ValueTypeError as error:
+                raise name_key(error, key) from error.__cause__
+            validate_value_size(key, len(data))
+        return self.compare_and_write(key, token, data)
+
+    def _swap_deadline(self, key: str, token: Any, value: Any, ttl_s: float | None) -> bool:
+        """Do what `compare_and_swap` does, where the old value has a deadline or the new one may get one."""
+        key, deadline_ms = validate_key(key), None
         if type(token) is _Expired:
-            old = token.frame
-        elif token is not None and token[0] == 0x54:  # type: ignore[index]  # a frame, as every other token
-            deadline_ms = self._verify_deadline(key, token)  # type: ignore[arg-type]
+            token = token.frame
+        elif token is not None and token[:1] == b"T":
+            deadline_ms = self._verify_deadline(key, token)
             if deadline_ms <= self.now_ms():
                 return False
-        assert old is None or isinstance(old, bytes), "a token of get_for_update"
+        assert token is None or isinstance(token, bytes), "a token of get_for_update"
         if ttl_s is not None:
             deadline_ms = self._deadline_after(ttl_s)
         data = None if value is MISSING else self._frame_of(key, value, deadline_ms)
-        return self.compare_and_write(key, old, data)
+        return self.compare_and_write(key, token, data)
 
     # --- time to live ---
 

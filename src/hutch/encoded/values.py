@@ -8,7 +8,7 @@ from typing import Any
 from zlib import crc32
 
 from .. import deadlines
-from ..codec.frame import ExpiringFrameError, UnknownHeaderError, set_deadline, verify_deadline
+from ..codec.frame import DEADLINE, UnknownHeaderError, set_deadline, verify_deadline
 from ..codec.select import frame_codec_of
 from ..contract import MISSING, StorageBase, StoragePluginBase
 from ..errors import CorruptValueError, ValueTypeError
@@ -114,16 +114,15 @@ class FrameValues(StorageBase):
 
     def decode_value(self, key: str, data: bytes, now_ms: int | None = None) -> Any:
         """Return the value in the frame `data` of `key`. Raises KeyError if it expired by `now_ms` (default: now)."""
+        if data and data[0] == DEADLINE:
+            value = self.decode_live(key, data, now_ms)
+            if value is MISSING:
+                raise KeyError(key)
+            return value
         try:
             return self.decode_frame(data, self.key_crc_of(key))
-        except ExpiringFrameError:
-            pass
         except CorruptValueError as error:
             raise self._unreadable(key, error) from error.__cause__
-        value = self.decode_live(key, data, now_ms)
-        if value is MISSING:
-            raise KeyError(key)
-        return value
 
     def decode_live(self, key: str, data: bytes, now_ms: int | None = None) -> Any:
         """Return the value in the frame `data` of `key`, MISSING if it expired by `now_ms` (default: now)."""

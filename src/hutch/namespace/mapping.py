@@ -265,8 +265,9 @@ class StoreMixin(TimeToLive[V]):
         validate_function(fn, key)
         if not allow_none:
             fn = refuse_none(fn, key)
-        options = () if ttl_s is None else (ttl_s,)
-        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default, *options)
+        if ttl_s is None:
+            return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
+        return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default, ttl_s)
 
     @overload
     def mutable(self, key: str, *, ttl_s: float | None = ...) -> AbstractContextManager[V, None]: ...
