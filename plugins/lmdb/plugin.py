@@ -19,7 +19,7 @@ from .registry import release, shared_environment
 from .storage import LmdbStorage
 
 if TYPE_CHECKING:
-    from hutch import Finding
+    from hutch import Commit, Finding
 
     from .environment import Environment
     from .page_reader import PageEnvironment
@@ -67,7 +67,12 @@ class LmdbPlugin(StoragePluginBase):
             bool, default=False, help="refuse every write; needs no permission to write, and never creates a store"
         ),
     }
-    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
+    capabilities = frozenset(
+        {
+            *("ordered", "atomic-batch", "atomic-store", "atomic-modify", "atomic-modify:host"),
+            *("durable", "shared", "snapshot"),
+        }
+    )
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -112,6 +117,11 @@ class LmdbPlugin(StoragePluginBase):
     def drop(self, namespace: str) -> None:
         # The name keeps its id: other handles continue to work, on an empty namespace.
         LmdbStorage(self, namespace, self._shared).clear()
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        from .commits import apply_all
+
+        return apply_all(self._shared, commits)
 
     def stats(self) -> Mapping[str, object]:
         return self._shared.figures()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
 import lmdb
 
-from hutch import CorruptValueError, EncodedStorage, ValueTypeError
+from hutch import Commit, CorruptValueError, EncodedStorage, KeyRange, ValueTypeError
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, name_key, validate_key, validate_value_size
 
@@ -247,6 +247,16 @@ class LmdbStorage(EncodedStorage):
 
         is_written: bool = self._environment.write(writing_if_equal)
         return is_written
+
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        from .commits import apply_all
+
+        return apply_all(self._environment, {self.namespace: Commit(changes, expected, ranges)})
 
     def close(self) -> None:
         # Every write is already committed and flushed as configured; the plugin owns the environment.

@@ -10,14 +10,15 @@ the dict and its change. The lock excludes other threads; its holder may take it
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import chain, compress, islice, repeat
-from operator import is_not
+from operator import eq, gt, is_not, le
 from typing import Any, ClassVar
 
 import hutch
-from hutch import CorruptValueError, EncodedStorage, Option, StoragePluginBase, deadlines
+from hutch import Commit, CorruptValueError, EncodedStorage, KeyRange, Option, StoragePluginBase, deadlines
 from hutch.deadlines import DEADLINE, is_expired
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
@@ -138,7 +139,9 @@ class MemoryPlugin(StoragePluginBase):
     OPTIONS: ClassVar = {
         "name": Option(str, default="", help="share the data between all stores of this process with this name")
     }
-    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "ttl"})
+    capabilities = frozenset(
+        {"atomic-batch", "atomic-modify", "atomic-modify:process", "atomic-store", "snapshot", "ttl"}
+    )
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -156,6 +159,11 @@ class MemoryPlugin(StoragePluginBase):
 
     def stored_namespaces(self) -> list[str]:
         return [namespace for namespace, data in self._root.copy().items() if data.frames]
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        parts = [(self._root.setdefault(name, _Data()), commit) for name, commit in commits.items()]
+        with _write_lock.current:
+            return _apply(parts)
 
     def compact(self) -> None:
         """Do nothing: the engine has no files."""
@@ -320,6 +328,15 @@ class MemoryStorage(EncodedStorage):
                 self._all.take_expired(self.now_ms(), _PER_WRITE)
             return True
 
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        with _write_lock.current:
+            return _apply([(self._all, Commit(changes, expected, ranges))])
+
     def reclaim(self, limit: int) -> int:
         with _write_lock.current:
             return self._all.take_expired(self.now_ms(), limit)
@@ -327,6 +344,47 @@ class MemoryStorage(EncodedStorage):
     @property
     def lock_scope(self) -> Hashable:
         return (id(self._data), "memory")
+
+
+def _apply(parts: list[tuple[_Data, Commit]]) -> bool:
+    """Apply each commit to its namespace if all expectations hold; return whether. The caller holds the lock."""
+    # Read lazily by the one call of C below, which checks everything and then changes every dict: no other code, so no
+    # reader of two namespaces and no signal handler, runs within it. It creates no object at which Python 3.11 might
+    # collect garbage.
+    checks = chain.from_iterable([check for data, commit in parts for check in _checks(data.frames, commit)])
+    removed = [[key for key, frame in commit.changes.items() if frame is None] for _, commit in parts]
+    changing = map(dict.update, [data.frames for data, _ in parts], [dict(commit.changes) for _, commit in parts])
+    holds = map(all, (checks,))
+    changed: list[None] = []
+    for (data, _), keys in zip(parts, removed, strict=True):
+        if keys:
+            data.removed[id(keys)] = keys
+    # Before the frames: an entry without a frame does no harm.
+    for data, commit in parts:
+        frames = [(frame, key) for key, frame in commit.changes.items() if frame is not None and frame[0] == DEADLINE]
+        data.index([(frame[:_START_BYTES], key) for frame, key in frames])
+    changed += chain.from_iterable(compress((changing,), holds))
+    for data, _ in parts:
+        if data.removed:
+            data.take_out_removed()
+        if data.due:
+            data.take_expired(deadlines.now_ms(), _PER_WRITE)
+    return bool(changed)
+
+
+def _checks(frames: dict[str, bytes | None], commit: Commit) -> Iterator[Iterator[bool]]:
+    """Yield iterators that are all True if the expectations of `commit` hold; each is read lazily."""
+    yield map(eq, map(frames.get, list(commit.expected)), list(commit.expected.values()))
+    for start, stop, keys in commit.ranges:
+        # All of `keys` exist, and as many keys exist in the range.
+        yield map(is_not, map(frames.get, keys), repeat(None))
+        existing: Iterator[str] = filter(frames.get, chain.from_iterable(map(dict.keys, (frames,))))
+        if start is not None:
+            existing = filter(partial(le, start), existing)
+        if stop is not None:
+            existing = filter(partial(gt, stop), existing)
+        count = map(sum, (map(is_not, existing, repeat(None)),))
+        yield map(eq, count, (len(keys),))
 
 
 def _take_all_expired(data: _Data, now_ms: int) -> None:

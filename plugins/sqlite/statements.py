@@ -22,6 +22,9 @@ REMOVE_EQUAL = REMOVE + " AND value = ?"
 REMOVE_ALL = "DELETE FROM entries WHERE ns = ?"
 RANGE = "SELECT {} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
 
+# Larger than every key: no byte of UTF-8 is 0xFF.
+AFTER_ALL_KEYS = b"\xff"
+
 # Keys per statement of a batch: running a statement costs as much as writing half a row.
 _TOGETHER = 64
 # `WHERE true` keeps SQLite from parsing the `ON` after it as part of a join.
@@ -35,17 +38,30 @@ COPIED_BYTES = 4096
 def read_all(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
     """Return the values of those `keys` that exist, by encoded key, read in one snapshot."""
     connection.execute("BEGIN")
+    frames_by_key = values_of(connection, number, keys)
+    connection.execute("COMMIT")
+    return frames_by_key
+
+
+def values_of(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
+    """Return the values of those `keys` that exist, by encoded key, in the transaction that is open."""
     frames_by_key: dict[bytes, bytes] = {}
     for at in range(0, len(keys), _TOGETHER):
         some = keys[at : at + _TOGETHER]
         sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
         frames_by_key.update(connection.execute(sql, (number, *some)))
-    connection.execute("COMMIT")
     return frames_by_key
 
 
 def write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:
     """Set all `items` in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    put_all(connection, number, items)
+    connection.execute("COMMIT")
+
+
+def put_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:
+    """Set all `items` in the transaction that is open."""
     # Sorted, so that pages fill one after the other. (Python sorts text as SQLite sorts its UTF-8.)
     keys = sorted(items)
     together = len(keys) // _TOGETHER * _TOGETHER
@@ -53,7 +69,5 @@ def write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -
     # Only C iterators: no Python code, and so no signal handler, runs while SQLite reads them.
     frames = map(bindable, map(items.__getitem__, keys))
     fields = chain.from_iterable(zip(keys[:together], frames, strict=False))
-    connection.execute("BEGIN IMMEDIATE")
     connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER), strict=False))
     connection.executemany(SET, zip(repeat(number), keys[together:], frames, strict=False))
-    connection.execute("COMMIT")

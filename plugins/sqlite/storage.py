@@ -1,37 +1,30 @@
-"""The SQLite engine: all namespaces in one file, in WAL mode, through the standard library's sqlite3.
+"""SqliteStorage: the verbs of one namespace.
 
-Keys are stored as UTF-8, so that SQLite's byte order is code point order. file.py describes the layout of the file.
+Keys are stored as UTF-8, so that SQLite's byte order is code point order.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hutch import (
-    ConfigError,
+    Commit,
     CorruptValueError,
     EncodedStorage,
-    Option,
-    StoragePluginBase,
-    StorageUnavailableError,
+    KeyRange,
     StoreNotOpenError,
 )
-from hutch.filesystem import is_missing, total_bytes
 from hutch.limits import legible, validate_key
 
-from .copying import backup, vacuum
-from .database import Database, change, leave_all
+from .commits import apply
+from .database import Database, change
 from .errors import is_from_sqlite
-from .file import SYNCHRONOUS, NoDataError
-from .read_only import reason_to_only_read
 from .statements import (
     ADD,
+    AFTER_ALL_KEYS,
     COPIED_BYTES,
     EXISTS,
     GET,
@@ -46,137 +39,17 @@ from .statements import (
 )
 
 if TYPE_CHECKING:
-    from hutch import Finding
+    pass
+
+if TYPE_CHECKING:
+    from .plugin import SqlitePlugin
 
 # The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
-# Larger than every key: no byte of UTF-8 is 0xFF.
-_AFTER_ALL_KEYS = b"\xff"
 # Start small: a caller may need only one item (popitem).
 _FIRST_CHUNK = 16
 # Larger chunks trigger the garbage collector, which costs more than fetching smaller chunks.
 _LARGEST_CHUNK = 256
-
-
-class SqlitePlugin(StoragePluginBase):
-    """The sqlite engine: the namespaces of one SQLite file, which the first write creates with its folders.
-
-    A killed process loses nothing that was set, whatever the `durability`; that option decides what a power cut or a
-    system crash may lose. Stores of one process share their connections to a file.
-
-    If several processes write without pause, prefer SQLite 3.51.3 or later (`sqlite3.sqlite_version`): earlier versions
-    have a very rare race between two checkpoints that can damage the file (sqlite.org/wal.html#walresetbug).
-    """
-
-    OPTIONS = {  # noqa: RUF012 - never changed
-        "path": Option(Path, required=True, help="the file, for example /srv/app/state.db"),
-        "durability": Option(
-            str,
-            default="normal",
-            choices=tuple(SYNCHRONOUS),
-            help="what a power cut may take. strict: nothing that was set, each write waits for the disk. "
-            "normal: the latest writes, while the file stays whole. relaxed: it may damage the file",
-        ),
-        "wait_s": Option(
-            float,
-            default=60.0,
-            minimum=0,
-            maximum=86_400,
-            help="how many seconds a call waits for other writers, threads and processes, before StorageTimeoutError; "
-            "0 does not wait",
-        ),
-        "mmap_bytes": Option(
-            int,
-            default=0,
-            minimum=0,
-            help="how much of the file is mapped into memory: a third faster where it is much larger than the cache of "
-            "64 MiB, but another program that cuts the file short then ends this process (SIGBUS)",
-        ),
-        "create": Option(bool, default=True, help="false: a file that is not there is StoreMissingError at connect"),
-        "readonly": Option(
-            bool, default=False, help="refuse every write; needs no permission to write, and never creates the file"
-        ),
-    }
-    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
-
-    # Here for __del__, should __init__ fail.
-    _database: Database | None = None
-
-    def __init__(self, config: object = None) -> None:
-        super().__init__(config)
-        # Represents this factory in its databases, which must not keep the factory itself alive.
-        self._user = object()
-        path: Path = self._storage_config["path"]
-        if path.name == ":memory:":
-            raise ConfigError(
-                "the sqlite engine needs the path of a file, not ':memory:'; for data that lives in this process "
-                "only, use memory://, or memory://NAME to share it between stores"
-            )
-        self._path = Path(os.path.realpath(path))
-        self.must_exist(path, lambda: not is_missing(self._path))
-
-    def open(self, namespace: str) -> SqliteStorage:
-        """Return a storage for `namespace`, after validating the file if it exists. Creates nothing.
-
-        Raises CorruptValueError if the file is incomplete, not of this engine or of an unknown format;
-        StorageUnavailableError, StorageTimeoutError.
-        """
-        database = self._shared()
-        database.validate()
-        return SqliteStorage(self, namespace, database)
-
-    def namespaces(self) -> list[str]:
-        try:
-            return [name for (name,) in self._shared().rows("SELECT name FROM namespaces WHERE entries > 0")]
-        except NoDataError:
-            return []
-
-    def stats(self) -> dict[str, object]:
-        files = (self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm"))
-        return {"path": str(self._path), "bytes": total_bytes(files), "version": sqlite3.sqlite_version}
-
-    def drop(self, namespace: str) -> None:
-        database = self._shared()
-        number = database.number_of(namespace)
-        if number is not None:
-            database.change(REMOVE_ALL, (number,))
-
-    def backup(self, dest: Path) -> None:
-        database = self._shared()
-        try:
-            database.read(backup, dest)
-        except NoDataError as error:
-            raise StorageUnavailableError(
-                f"{self._path}: nothing was stored there yet, so there is nothing to copy. Check the path"
-            ) from error
-
-    def compact(self) -> tuple[int, int]:
-        if not self._path.exists():
-            return 0, 0
-        return self._shared().write(vacuum, self._path)
-
-    def verify(self, repair: bool = False) -> list[Finding]:
-        from .integrity import verify
-
-        return verify(self._shared(), repair)
-
-    def close(self) -> None:
-        leave_all(self._user)
-        self._database = None
-
-    def __del__(self) -> None:
-        if hasattr(self, "_user"):
-            leave_all(self._user, 0)
-
-    def _shared(self) -> Database:
-        options = self._storage_config
-        reason = reason_to_only_read(self._path, options["readonly"])
-        settings = (self._path, options["durability"], options["wait_s"], options["mmap_bytes"], reason)
-        database = Database.join(self, self._user, settings)
-        former, self._database = self._database, database
-        if former is not None and former is not database:
-            former.leave(self._user)
-        return database
 
 
 class SqliteStorage(EncodedStorage):
@@ -278,6 +151,14 @@ class SqliteStorage(EncodedStorage):
             return self._shared.change(REMOVE_EQUAL, (number, key, old)) > 0
         return self._shared.change(REPLACE, (new, number, key, old)) > 0
 
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        return apply(self._shared, {self.namespace: Commit(changes, expected, ranges)})
+
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         for keys, frames in self.read_chunks(start, stop, reverse):
             yield from zip(keys, frames, strict=True)
@@ -345,7 +226,7 @@ class SqliteStorage(EncodedStorage):
         sql = RANGE.format(columns, "DESC" if reverse else "ASC")
         # A bound need not be a valid key: lone surrogates too have their place in code point order.
         low = b"" if start is None else start.encode("utf-8", "surrogatepass")
-        high = _AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
+        high = AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
         limit = _FIRST_CHUNK
         while True:
             rows, complete = self._shared.chunk(sql, (number, low, high), limit)

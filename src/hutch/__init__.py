@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .codec.codec import Codec
     from .codec.registry import register_type
     from .config import StoreConfig
-    from .contract import MISSING, StorageBase, StoragePluginBase
+    from .contract import MISSING, Commit, KeyRange, StorageBase, StoragePluginBase
     from .discovery.discovery import Discovery
     from .discovery.factory import find_plugins, load_plugin
     from .encoded import EncodedStorage
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .namespace import StoreMixin
     from .options import Option
     from .store import Store, connect
+    from .transactions import Transaction
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "MISSING",
     "CapabilityError",
     "Codec",
+    "Commit",
     "ConfigError",
     "ConflictError",
     "CorruptValueError",
@@ -61,6 +63,7 @@ __all__ = [
     "EncodedStorage",
     "Finding",
     "KeyLimitError",
+    "KeyRange",
     "KeyTypeError",
     "Namespace",
     "NamespaceError",
@@ -82,6 +85,7 @@ __all__ = [
     "StoreMissingError",
     "StoreMixin",
     "StoreNotOpenError",
+    "Transaction",
     "ValueLimitError",
     "ValueTypeError",
     "__version__",
@@ -97,7 +101,7 @@ __all__ = [
 
 # Modules imported on first use of a name, so that `import hutch` is fast. Names not listed here are in `errors`.
 _HOME = {
-    "contract": ("MISSING", "StorageBase", "StoragePluginBase"),
+    "contract": ("MISSING", "Commit", "KeyRange", "StorageBase", "StoragePluginBase"),
     "finding": ("Finding",),
     "codec.codec": ("Codec",),
     "codec.registry": ("register_type",),
@@ -111,6 +115,7 @@ _HOME = {
     "namespace": ("StoreMixin",),
     "options": ("Option",),
     "store": ("Store", "connect"),
+    "transactions": ("Transaction",),
 }
 _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 

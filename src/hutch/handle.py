@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Hashable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .contract import StorageBase
+from .errors import CapabilityError, StoreNotOpenError
+from .keylocks import refuse_nested_write, swapping
 from .namespace import StoreMixin
 from .views import V
 
 if TYPE_CHECKING:
+    from .contract import Commit
     from .store import Store
+    from .transactions import NamespaceTransaction
 
 
 class Claim:
@@ -44,6 +50,22 @@ class Namespace(StoreMixin[V]):
     def close(self) -> None:
         """Close this handle; does nothing if it is closed already."""
         self._close_storage()
+
+    def transaction(self) -> NamespaceTransaction:
+        """Return a block that reads and changes this namespace, all or nothing: ``with ns.transaction() as tx:``.
+
+        As `Store.transaction`, for one namespace: ``tx[key]``. Raises CapabilityError unless the engine declares
+        `atomic-batch` and has `apply`.
+        """
+        from .transactions import NamespaceTransaction
+
+        self._must_be_open()
+        if "atomic-batch" not in self._store.unlayered.capabilities or not self._store.has_apply:
+            raise CapabilityError(
+                f"the engine of namespace {self.namespace!r} has no transactions: it must declare `atomic-batch` and "
+                "have `apply`; nothing was written. Choose another engine, or use mutable() for one key"
+            )
+        return NamespaceTransaction(_Source(self), str(self.namespace))
 
     def _close_storage(self) -> bool:
         if self._is_shared:
@@ -107,6 +129,32 @@ class Namespace(StoreMixin[V]):
         elif is_open:
             warnings.warn(f"unclosed {self!r}; use it in a with block, or close it", ResourceWarning, 2, source=self)
             self.close()
+
+
+class _Source:
+    """What a transaction reads from and commits to: one open handle."""
+
+    def __init__(self, handle: Namespace[Any]) -> None:
+        self._handle, self._storage = handle, handle._store
+
+    def storage_of(self, _: str) -> StorageBase:
+        return self._storage
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        (commit,) = commits.values()
+        if swapping:
+            refuse_nested_write(self._storage.lock_scope, commit.changes)
+        return self._storage.apply(*commit)
+
+    def must_be_open(self) -> None:
+        handle = self._handle
+        if handle._store is not self._storage:
+            handle._must_be_open()
+            raise StoreNotOpenError(f"namespace {handle.namespace!r} was closed and reopened inside a transaction")
+
+    def place(self) -> Hashable:
+        owner = self._handle._owner
+        return id(self._handle if owner is None else owner)
 
 
 def refuse_copy(what: str) -> NoReturn:

@@ -175,6 +175,25 @@ def validate_function(fn: Callable[[Any], Any], key: str) -> None:
         _refuse_async(fn, key)
 
 
+def validate_transaction_function(fn: Callable[[Any], Any]) -> None:
+    """Raise TypeError unless `fn`, passed to `transact`, is a plain function."""
+    if not callable(fn):
+        raise TypeError(
+            f"transact() takes a function of the transaction, not {a_or_an(type(fn).__name__)}: write "
+            "`store.transact(lambda tx: ...)`, or `with store.transaction() as tx:`"
+        )
+    if is_async(fn):
+        raise TypeError(
+            f"transact() was given {getattr(fn, '__qualname__', type(fn).__name__)}, which is an async function; "
+            "nothing was written. Give it a plain function, or await transact() of hutch.aio"
+        )
+
+
+def is_async(fn: object) -> bool:
+    """Return whether `fn` is an ``async def`` function."""
+    return bool(getattr(getattr(fn, "__code__", None), "co_flags", 0) & _CO_COROUTINE)
+
+
 def refuse_none(fn: Callable[[Any], Any], key: str) -> Callable[[Any], Any]:
     """Return a function that calls `fn`, passed to `modify` of `key`, and refuses None as the result.
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .config import StoreConfig, read_config, shown_location
-from .contract import StoragePluginBase
+from .contract import StorageBase, StoragePluginBase
 from .discovery.descriptor import PluginInfo
 from .discovery.factory import build, hooks_are_used, make_private
 from .discovery.foreign import as_storage, close_interrupted, is_readonly, live_namespaces
@@ -21,12 +21,13 @@ from .handle import Claim, Namespace, refuse_copy
 from .handlers import passes_through
 from .limits import validate_namespace
 from .shared_handles import SharedHandles
+from .store_transactions import StoreTransactions
 
 if TYPE_CHECKING:
     from .finding import Finding
 
 
-class Store(SharedHandles):
+class Store(SharedHandles, StoreTransactions):
     """An engine built from a config by `connect`. It opens namespaces; any thread may use it."""
 
     #: Whether the whole process shares this store because it was unpickled; `close` then does nothing.
@@ -43,6 +44,7 @@ class Store(SharedHandles):
         self._opening = ForkSafeLock()
         self._claims: dict[str, Claim] = {}
         self._shared: dict[str, Namespace[Any]] = {}
+        self._storages: dict[str, StorageBase] = {}
         self._is_open = True
         self._is_closing = False
         self._factory_is_open = True
@@ -198,6 +200,7 @@ class Store(SharedHandles):
         method = getattr(self._factory, "compact", None)
         if method is None:
             raise CapabilityError(f"the {self.name} engine cannot compact its files")
+        self._close_storages()
         sizes = method()
         return None if sizes is None else (int(sizes[0]), int(sizes[1]))
 
@@ -219,6 +222,7 @@ class Store(SharedHandles):
                 self._is_closing = mine = True
             with ExitStack() as closing:
                 closing.callback(self._close_factory)
+                closing.callback(self._close_storages)
                 for name in list(self._shared):
                     closing.callback(self._close_shared, name)
                 for handle in self._left_open():

@@ -45,6 +45,7 @@ VERBS: Final[dict[str, Kind]] = {
     "clear": Kind.WRITES,
     "get_for_update": Kind.PRIMITIVE,
     "compare_and_swap": Kind.PRIMITIVE,
+    "apply": Kind.PRIMITIVE,
     "compare_and_set": Kind.WRITES,
     "modify": Kind.WRITES,
     "set_with_ttl": Kind.WRITES,

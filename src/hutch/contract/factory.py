@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from ..codec.codec import Codec
 from ..errors import CapabilityError, StoreMissingError
 from ..options import Option, read_options
-from .storage import StorageBase
+from .storage import Commit, StorageBase
 
 if TYPE_CHECKING:
     from ..finding import Finding
@@ -93,6 +93,13 @@ class StoragePluginBase(ABC):
         """Remove `namespace` and all its data; does nothing if it does not exist. As atomic as `clear`."""
         with self.open(namespace) as storage:
             storage.clear()
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        """Apply the `commits` of several namespaces in one step, as `StorageBase.apply` does; return whether it did.
+
+        An engine that declares `atomic-store` overrides it.
+        """
+        raise CapabilityError(f"the {self.name} engine has no transactions over several namespaces")
 
     def stats(self) -> Mapping[str, object]:
         """Return figures for `hutch stats` by name: text, numbers or booleans, never a secret.

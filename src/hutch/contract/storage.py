@@ -13,12 +13,12 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from ..deadlines import no_ttl, validate_ttl
-from ..errors import ConflictError
+from ..errors import CapabilityError, ConflictError
 from ..handlers import is_missing
 from ..keylocks import WAIT_S, run_compare_and_write
 from ..limits import PLAIN_TYPES, check_result
@@ -41,6 +41,26 @@ MISSING: Final = Missing.MISSING
 _MODIFY_PATIENCE_S = 60.0
 _FIRST_BACKOFF_S = 0.0002
 _LONGEST_BACKOFF_S = 0.05
+
+
+class KeyRange(NamedTuple):
+    """The keys that a transaction found in a range: exactly `keys` lie in ``start <= key < stop``."""
+
+    #: A bound of None is open. A bound need not be a valid key.
+    start: str | None
+    stop: str | None
+    keys: Sequence[str]
+
+
+class Commit(NamedTuple):
+    """What a transaction does to one namespace."""
+
+    #: The new frame of each key; None removes it.
+    changes: Mapping[str, bytes | None]
+    #: The frame that each key must still have; None: the key must be missing.
+    expected: Mapping[str, bytes | None]
+    #: The ranges that must still hold the same keys.
+    ranges: Sequence[KeyRange] = ()
 
 
 class StorageBase(ABC):
@@ -258,6 +278,41 @@ class StorageBase(ABC):
             # Random jitter keeps two writers from retrying in step.
             time.sleep(backoff_s * os.urandom(1)[0] / 255)
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+
+    # --- transactions ---
+
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        """Write the frames `changes` if everything `expected` holds, in one step, and return whether it did.
+
+        A frame of None means a missing key. Each of `ranges` must hold exactly its keys. A reader, or a process after a
+        crash, sees all changes or none. Without changes, only checks. Raises CapabilityError unless an engine of bytes
+        that declares `atomic-batch` overrides it.
+        """
+        raise CapabilityError("this engine has no transactions, whose changes happen all or not at all")
+
+    @property
+    def unlayered(self) -> StorageBase:
+        """The storage under all layers."""
+        return self
+
+    @property
+    def has_apply(self) -> bool:
+        """Whether the engine overrides `apply`."""
+        return type(self).apply is not StorageBase.apply
+
+    @property
+    def write_refusal(self) -> Exception | None:
+        """The error of every write, if a layer makes the namespace read-only."""
+        return None
+
+    def _around(self, leaf: StorageBase) -> StorageBase:
+        """Return `leaf` in the layers of this storage, which share their state with it."""
+        return leaf
 
     # --- time to live: a storage that declares `ttl` overrides all of them; EncodedStorage does ---
 

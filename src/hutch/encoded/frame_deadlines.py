@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from ..codec.frame import is_expired
-from ..contract import StorageBase
+from ..contract import KeyRange, StorageBase
 from .storage import EncodedStorage
 
 
@@ -90,6 +90,18 @@ class FrameDeadlines(EncodedStorage):
     def reclaim(self, limit: int) -> int:
         expired = islice(self._expired(self.engine.read_range(None, None, False)), limit)
         return sum(self.engine.compare_and_write(key, data, None) for key, data in list(expired))
+
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        return self.engine.apply(changes, expected, ranges)
+
+    @property
+    def has_apply(self) -> bool:
+        return self.engine.has_apply
 
     @property
     def lock_scope(self) -> Hashable:

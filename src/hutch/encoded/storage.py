@@ -233,13 +233,13 @@ class EncodedStorage(FrameValues):
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        chunks = self.read_chunks(*_bounds(prefix, start, stop), reverse)
+        chunks = self.read_chunks(*key_bounds(prefix, start, stop), reverse)
         return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in chunks)
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[str]:
-        return self.key_range(*_bounds(prefix, start, stop), reverse)
+        return self.key_range(*key_bounds(prefix, start, stop), reverse)
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         data = self.read(validate_key(key))
@@ -273,22 +273,22 @@ class EncodedStorage(FrameValues):
                 return False
         assert token is None or isinstance(token, bytes), "a token of get_for_update"
         if ttl_s is not None:
-            deadline_ms = self._deadline_after(ttl_s)
-        data = None if value is MISSING else self._frame_of(key, value, deadline_ms)
+            deadline_ms = self.deadline_after(ttl_s)
+        data = None if value is MISSING else self.encode_value(key, value, deadline_ms)
         return self.compare_and_write(key, token, data)
 
     # --- time to live ---
 
     def set_with_ttl(self, key: str, value: Any, ttl_s: float) -> None:
-        deadline_ms = self._deadline_after(ttl_s)
+        deadline_ms = self.deadline_after(ttl_s)
         if deadline_ms is None:
             self.set(key, value)
             return
         key = validate_key(key)
-        self.write_until(key, self._frame_of(key, value, deadline_ms), deadline_ms)
+        self.write_until(key, self.encode_value(key, value, deadline_ms), deadline_ms)
 
     def set_many_with_ttl(self, items: Mapping[str, Any], ttl_s: float) -> None:
-        deadline_ms = self._deadline_after(ttl_s)
+        deadline_ms = self.deadline_after(ttl_s)
         if deadline_ms is None:
             self.set_many(items)
         elif frames := self._frames_of(dict(items), deadline_ms):
@@ -321,7 +321,7 @@ class EncodedStorage(FrameValues):
         key = validate_key(key)
         if "ttl" not in self.capabilities:
             raise deadlines.no_ttl(f"the {self._plugin.name}")
-        return self.set_deadline(key, self._deadline_after(ttl_s))
+        return self.set_deadline(key, self.deadline_after(ttl_s))
 
     def expire(self, limit: int | None = None) -> int:
         if "ttl" not in self.capabilities:
@@ -334,7 +334,7 @@ class EncodedStorage(FrameValues):
                 break
         return expired
 
-    def _deadline_after(self, ttl_s: float) -> int | None:
+    def deadline_after(self, ttl_s: float) -> int | None:
         """Return the deadline `ttl_s` seconds from now, None for `math.inf`."""
         if deadlines.validate_ttl(ttl_s) == math.inf:
             return None
@@ -356,7 +356,7 @@ class _Expired:
         self.frame = frame
 
 
-def _bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:
+def key_bounds(prefix: str, start: str | None, stop: str | None) -> tuple[str | None, str | None]:
     """Return the one range (low, high) that `prefix`, `start` and `stop` describe together."""
     if not prefix:
         return start, stop

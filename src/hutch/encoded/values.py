@@ -44,7 +44,8 @@ class FrameValues(StorageBase):
 
     # --- values to frames ---
 
-    def _frame_of(self, key: str, value: Any, deadline_ms: int | None) -> bytes:
+    def encode_value(self, key: str, value: Any, deadline_ms: int | None) -> bytes:
+        """Return the frame of `value` for `key`. Raises ValueTypeError or ValueLimitError, which name the key."""
         key_crc = self.key_crc_of(key)
         try:
             data = self.encode_frame(value, key_crc)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from ..deadlines import deadline_of, is_expired
@@ -36,6 +36,7 @@ _ENTRY_BYTES = 300
 # By the first parameter of a verb: how the keys that it writes are validated, and what they are. Others may write any.
 _WRITTEN_KEYS = {
     "key": ("key = validate_key(key)\n", "[key]"),
+    "changes": ("", "changes"),
     "keys": ("keys = [validate_key(key) for key in keys]\n", "keys"),
     "items": ("items = {{validate_key(key): value for key, value in items.items()}}\n", "items"),
 }
@@ -55,7 +56,7 @@ class CacheLayer(Layer):
         # A server's clock is asked once, when a value is read. This machine's, which may be set, is asked every time.
         asked: EncodedStorage = getattr(engine, "engine", engine)  # below a FrameDeadlines
         self._is_local = type(asked).now_ms is EncodedStorage.now_ms
-        self._cached = _CachedValues(max_bytes, ttl_s)
+        self._cached = _CachedValues(engine.lock_scope, max_bytes, ttl_s)
 
     def get(self, key: str) -> Any:
         try:
@@ -129,7 +130,8 @@ class _CachedValues:
     Related fields are therefore changed without a call in between.
     """
 
-    def __init__(self, max_bytes: int, ttl_s: float) -> None:
+    def __init__(self, scope: Hashable, max_bytes: int, ttl_s: float) -> None:
+        self._scope = scope
         self._max_bytes, self._ttl_s = max_bytes, ttl_s
         self._lock = ForkSafeLock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -185,17 +187,27 @@ class _CachedValues:
 
         They are evicted before it starts: a reader that got one new value of a batch from the engine must not find
         the old value of another key here. They stay uncached until it ends, because a concurrent read may still
-        get an old value.
+        get an old value. All caches of this namespace in the process follow: a transaction of the store has its own.
         """
         names = None if keys is None else frozenset(keys)
         token = object()
+        caches = self._of_namespace()
         try:
-            self._writes[token] = names
-            with self._lock.current:
-                self._forget(names)
+            for values in caches:
+                values._begin_write(token, names)
             return fn(*args, **options)
         finally:
-            self._writes.pop(token, None)
+            for values in caches:
+                values._writes.pop(token, None)
+
+    def _of_namespace(self) -> list[_CachedValues]:
+        """Return all caches of the same namespace in this process."""
+        return [values for values in _all.live() if values._scope == self._scope]
+
+    def _begin_write(self, token: object, names: frozenset[str] | None) -> None:
+        self._writes[token] = names
+        with self._lock.current:
+            self._forget(names)
 
     def after_fork_in_child(self) -> None:
         # A thread of the parent may have been in the middle of a change or a write.

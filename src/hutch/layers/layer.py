@@ -58,6 +58,23 @@ class Layer(GeneratedStorage):
         self.default_ttl_s = inner.default_ttl_s
 
     @property
+    def unlayered(self) -> StorageBase:
+        return self._inner.unlayered
+
+    @property
+    def has_apply(self) -> bool:
+        return self._inner.has_apply
+
+    @property
+    def write_refusal(self) -> Exception | None:
+        return self._inner.write_refusal
+
+    def _around(self, leaf: StorageBase) -> StorageBase:
+        around = object.__new__(type(self))
+        vars(around).update(vars(self), _inner=self._inner._around(leaf))
+        return around
+
+    @property
     def lock_scope(self) -> Hashable:
         return self._inner.lock_scope
 

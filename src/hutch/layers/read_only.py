@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..contract import StorageBase
+from ..contract import KeyRange, StorageBase
 from ..errors import CapabilityError
 from ..verbs import Kind
 from .layer import Layer, compile_verb
@@ -34,6 +34,20 @@ class ReadOnlyLayer(Layer):
         super().__init__(inner)
         self.capabilities = frozenset(name for name in inner.capabilities if not name.startswith("atomic-"))
         self._namespace, self._by_option = namespace, by_option
+
+    @property
+    def write_refusal(self) -> Exception | None:
+        return refusal(self._namespace, self._by_option)
+
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        if changes:
+            raise refusal(self._namespace, self._by_option)
+        return self._inner.apply(changes, expected, ranges)
 
     @classmethod
     def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:

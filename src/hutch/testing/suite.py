@@ -20,6 +20,7 @@ from .conformance.scans import Scans
 from .conformance.stateful import Stateful
 from .conformance.threads import Threads
 from .conformance.time_to_live import TimeToLive
+from .conformance.transactions import Transactions
 from .conformance.updates import Updates
 from .conformance.verbs import Verbs
 from .conformance.waits import Waits
@@ -43,6 +44,7 @@ class StorageSuite(
     Batches,
     TimeToLive,
     Updates,
+    Transactions,
     MappingProtocol,
     Lifecycle,
     Readers,

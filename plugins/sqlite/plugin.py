@@ -1,0 +1,155 @@
+"""The SQLite engine: all namespaces in one file, in WAL mode, through the standard library's sqlite3.
+
+file.py describes the layout of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hutch import Commit, ConfigError, Option, StoragePluginBase, StorageUnavailableError
+from hutch.filesystem import is_missing, total_bytes
+
+from .commits import apply
+from .copying import backup, vacuum
+from .database import Database, leave_all
+from .file import SYNCHRONOUS, NoDataError
+from .read_only import reason_to_only_read
+from .statements import REMOVE_ALL
+from .storage import SqliteStorage
+
+if TYPE_CHECKING:
+    from hutch import Finding
+
+
+class SqlitePlugin(StoragePluginBase):
+    """The sqlite engine: the namespaces of one SQLite file, which the first write creates with its folders.
+
+    A killed process loses nothing that was set, whatever the `durability`; that option decides what a power cut or a
+    system crash may lose. Stores of one process share their connections to a file.
+
+    If several processes write without pause, prefer SQLite 3.51.3 or later (`sqlite3.sqlite_version`): earlier versions
+    have a very rare race between two checkpoints that can damage the file (sqlite.org/wal.html#walresetbug).
+    """
+
+    OPTIONS = {  # noqa: RUF012 - never changed
+        "path": Option(Path, required=True, help="the file, for example /srv/app/state.db"),
+        "durability": Option(
+            str,
+            default="normal",
+            choices=tuple(SYNCHRONOUS),
+            help="what a power cut may take. strict: nothing that was set, each write waits for the disk. "
+            "normal: the latest writes, while the file stays whole. relaxed: it may damage the file",
+        ),
+        "wait_s": Option(
+            float,
+            default=60.0,
+            minimum=0,
+            maximum=86_400,
+            help="how many seconds a call waits for other writers, threads and processes, before StorageTimeoutError; "
+            "0 does not wait",
+        ),
+        "mmap_bytes": Option(
+            int,
+            default=0,
+            minimum=0,
+            help="how much of the file is mapped into memory: a third faster where it is much larger than the cache of "
+            "64 MiB, but another program that cuts the file short then ends this process (SIGBUS)",
+        ),
+        "create": Option(bool, default=True, help="false: a file that is not there is StoreMissingError at connect"),
+        "readonly": Option(
+            bool, default=False, help="refuse every write; needs no permission to write, and never creates the file"
+        ),
+    }
+    capabilities = frozenset(
+        {
+            *("ordered", "atomic-batch", "atomic-store", "atomic-modify", "atomic-modify:host"),
+            *("durable", "shared", "snapshot"),
+        }
+    )
+
+    # Here for __del__, should __init__ fail.
+    _database: Database | None = None
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config)
+        # Represents this factory in its databases, which must not keep the factory itself alive.
+        self._user = object()
+        path: Path = self._storage_config["path"]
+        if path.name == ":memory:":
+            raise ConfigError(
+                "the sqlite engine needs the path of a file, not ':memory:'; for data that lives in this process "
+                "only, use memory://, or memory://NAME to share it between stores"
+            )
+        self._path = Path(os.path.realpath(path))
+        self.must_exist(path, lambda: not is_missing(self._path))
+
+    def open(self, namespace: str) -> SqliteStorage:
+        """Return a storage for `namespace`, after validating the file if it exists. Creates nothing.
+
+        Raises CorruptValueError if the file is incomplete, not of this engine or of an unknown format;
+        StorageUnavailableError, StorageTimeoutError.
+        """
+        database = self._shared()
+        database.validate()
+        return SqliteStorage(self, namespace, database)
+
+    def namespaces(self) -> list[str]:
+        try:
+            return [name for (name,) in self._shared().rows("SELECT name FROM namespaces WHERE entries > 0")]
+        except NoDataError:
+            return []
+
+    def stats(self) -> dict[str, object]:
+        files = (self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm"))
+        return {"path": str(self._path), "bytes": total_bytes(files), "version": sqlite3.sqlite_version}
+
+    def drop(self, namespace: str) -> None:
+        database = self._shared()
+        number = database.number_of(namespace)
+        if number is not None:
+            database.change(REMOVE_ALL, (number,))
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        return apply(self._shared(), commits)
+
+    def backup(self, dest: Path) -> None:
+        database = self._shared()
+        try:
+            database.read(backup, dest)
+        except NoDataError as error:
+            raise StorageUnavailableError(
+                f"{self._path}: nothing was stored there yet, so there is nothing to copy. Check the path"
+            ) from error
+
+    def compact(self) -> tuple[int, int]:
+        if not self._path.exists():
+            return 0, 0
+        return self._shared().write(vacuum, self._path)
+
+    def verify(self, repair: bool = False) -> list[Finding]:
+        from .integrity import verify
+
+        return verify(self._shared(), repair)
+
+    def close(self) -> None:
+        leave_all(self._user)
+        self._database = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_user"):
+            leave_all(self._user, 0)
+
+    def _shared(self) -> Database:
+        options = self._storage_config
+        reason = reason_to_only_read(self._path, options["readonly"])
+        settings = (self._path, options["durability"], options["wait_s"], options["mmap_bytes"], reason)
+        database = Database.join(self, self._user, settings)
+        former, self._database = self._database, database
+        if former is not None and former is not database:
+            former.leave(self._user)
+        return database

@@ -1,0 +1,134 @@
+"""The transactions of a store: the storages that they read from, and the one step that commits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .contract import StorageBase
+from .discovery.foreign import as_storage, close_interrupted
+from .errors import CapabilityError
+from .fork import ForkSafeLock
+from .keylocks import refuse_nested_write, swapping
+
+if TYPE_CHECKING:
+    from .contract import Commit
+    from .transactions import Transaction
+
+T = TypeVar("T")
+
+
+class StoreTransactions:
+    """The part of a `hutch.Store` that makes transactions over its namespaces, open or not."""
+
+    name: str
+    _factory: Any
+    _opening: ForkSafeLock
+    _storages: dict[str, StorageBase]
+
+    def transaction(self) -> Transaction:
+        """Return a block that changes several namespaces, all or nothing: ``with store.transaction() as tx:``.
+
+        ``tx[name]`` is the namespace `name`: ``tx["users"]["ada"]``, `get`, `set`, `del`, `in` and `scan`. Reads are
+        remembered and writes wait for the end of the block, which raises ConflictError and writes nothing if anything
+        that was read has changed meanwhile. A block that raises writes nothing. Works on namespaces that are open, too.
+        Raises CapabilityError unless the engine declares `atomic-store`, and StoreNotOpenError.
+        """
+        from .transactions import Transaction
+
+        return Transaction(self._source())
+
+    def transact(self, fn: Callable[[Transaction], T]) -> T:
+        """Return ``fn(tx)``, called in a transaction; after a conflict it is called again, for up to 60 s.
+
+        So `fn` must have no other effects than its writes to `tx`. If it raises, nothing is written, and it is called
+        again if what it had read no longer holds. Raises ConflictError, with the key, after 60 s of conflicts.
+        """
+        from .transactions import Transaction, transact
+
+        return transact(partial(Transaction, self._source()), fn)
+
+    def _source(self) -> StoreSource:
+        self._must_be_open()
+        if "atomic-store" not in self.capabilities:
+            raise CapabilityError(
+                f"the {self.name} engine cannot change several namespaces in one step (it lacks the capability "
+                "`atomic-store`); nothing was written. Choose an engine that declares it, or, for one namespace of an "
+                "engine with `atomic-batch`, use namespace.transaction()"
+            )
+        return StoreSource(self)
+
+    def _storage_of(self, name: str) -> StorageBase:
+        """Return the storage of namespace `name` that all transactions share. It claims nothing."""
+        storage = self._storages.get(name)
+        return self._open_storage(name) if storage is None else storage
+
+    def _open_storage(self, name: str) -> StorageBase:
+        opened: list[Any] = []
+        with self._opening.current:
+            self._must_be_open()
+            try:
+                # C code, so no signal handler can run between the return of `open` and the append.
+                opened.extend(map(self._layered().open, [name]))
+                storage = self._storages.setdefault(name, as_storage(opened[0], self.name, name))
+            except BaseException:
+                if opened and opened[0] not in self._storages.values():
+                    close_interrupted(opened[0])
+                raise
+        return storage
+
+    def _close_storages(self) -> None:
+        """Close the storages of transactions; a later transaction opens them again."""
+        for name in list(self._storages):
+            storage = self._storages.pop(name, None)
+            if storage is not None:
+                storage.close()
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        raise NotImplementedError
+
+    def _layered(self) -> Any:
+        raise NotImplementedError
+
+    def _must_be_open(self) -> None:
+        raise NotImplementedError
+
+
+class StoreSource:
+    """What a transaction reads from and commits to: a store."""
+
+    def __init__(self, store: StoreTransactions) -> None:
+        self._store = store
+
+    def storage_of(self, name: str) -> StorageBase:
+        return self._store._storage_of(name)
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        store = self._store
+        step: Any = _Step(partial(store._factory.apply, commits))
+        for name, commit in commits.items():
+            storage = store._storage_of(name)
+            if swapping:
+                refuse_nested_write(storage.lock_scope, commit.changes)
+            around = storage._around(step)
+            if around is not step:
+                step = _Step(partial(around.apply, *commit))
+        return bool(step.apply())
+
+    def must_be_open(self) -> None:
+        self._store._must_be_open()
+
+    def place(self) -> Hashable:
+        return id(self._store)
+
+
+class _Step:
+    """A step of a commit, in place of a storage inside the layers of one."""
+
+    def __init__(self, call: Callable[[], bool]) -> None:
+        self._call = call
+
+    def apply(self, *_: object) -> bool:
+        return self._call()
