@@ -61,9 +61,12 @@ class _Data:
         if self.old or len(self.due) > 2 * len(self.frames) + _STALE_ENTRIES:
             self.drop_stale_entries()
         frames, last, taken = self.frames, _start(now_ms), 0
-        while taken < limit and self.due and self.due[0][0] <= last:
-            entry = self.due[0]
+        while taken < limit:
+            # All conditions are here, because a handler may run between those of `while` and the first statement.
+            entry = self.due[0] if self.due else _LAST_ENTRY
             start, key = entry
+            if start > last:
+                break
             frame = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
             is_due = frame is not None and frame[:_START_BYTES] == start
             # No call from here to the end of the removal.
@@ -88,7 +91,7 @@ class _Data:
             self.old, self.due = self.due, [_LAST_ENTRY]
         frames, old = self.frames, self.old
         while old:
-            entry = old[-1]
+            entry = old[-1] if old else _LAST_ENTRY  # a handler may run after the test of `while`
             start, key = entry
             frame = frames[key] if key in frames else None  # noqa: SIM401 - `get` is a call
             if frame is not None and frame[:_START_BYTES] == start:
