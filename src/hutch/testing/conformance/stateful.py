@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import hutch
 
 from .kit import Promises
 from .scans import model
+from .time_to_live import LONG_S
 
 NAMESPACES = ["a", "a:b", "A", "../b"]
 ALPHABET = ["a", "b", ":", "/", "\0", "\n", "é", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"]
@@ -59,6 +61,22 @@ class Model(RuleBasedStateMachine):
     def set(self, name: str, key: str, value: Any) -> None:
         self.open[name][key] = value
         self.model[name][key] = value
+
+    @rule(name=names, key=keys, value=values)
+    def set_for_long(self, name: str, key: str, value: Any) -> None:
+        if "ttl" in self.store.capabilities:
+            self.open[name].set(key, value, ttl_s=LONG_S)
+            assert (self.open[name].ttl_s(key) or 0) > LONG_S / 2
+        else:
+            self.open[name].set(key, value)
+        self.model[name][key] = value
+
+    @rule(name=names, key=keys)
+    def set_and_let_expire(self, name: str, key: str) -> None:
+        if "ttl" in self.store.capabilities:
+            self.open[name].set(key, "expires", ttl_s=0.001)
+            time.sleep(0.002)
+            self.model[name].pop(key, None)
 
     @rule(name=names, key=keys)
     def get(self, name: str, key: str) -> None:
