@@ -58,9 +58,9 @@ class Hutch(Subject):
         self.native.get_many(keys)
 
     def counter(self, times: int) -> None:
-        modify = self.native.modify
+        increment = self.native.increment
         for _ in range(times):
-            modify("counter", lambda number: number + 1, 0)
+            increment("counter")
 
     def close(self) -> None:
         self.native.close()
@@ -439,8 +439,7 @@ _PEERS = [
         _diskcache,
         WHOLE,
         "hutch sqlite, normal",
-        "namespaces; reads unpickle what they find; its atomic `+ 1` adds numbers alone, where `modify` takes any "
-        "function",
+        "namespaces; reads unpickle what they find",
     ),
     Store(
         "diskcache.Index",

@@ -132,6 +132,7 @@ _ROWS = [
         why="the statements take 0.55 of it; 0.35 is encoding with types and checksums, "
         "where the raw packer takes 0.16",
     ),
+    Target("increment", "sqlite `ns.increment`", "diskcache's `incr`, the same flushes", 1.0, 60),
     Target("memory_get", "memory `ns[key]`", "decoding alone", 1.4, 300),
     Target("memory_bytes", "memory, bytes per key, of 125-byte values", "-", 290, 1, unit="bytes", exact=True),
     Target(

@@ -352,6 +352,23 @@ def sqlite_update(folder: Path, rounds: int) -> Rounds:
         return in_turn(ours, theirs, rounds)
 
 
+def increment(folder: Path, rounds: int) -> Rounds:
+    """Time increments without a flush per commit on both sides: diskcache too opens SQLite in WAL mode, NORMAL."""
+    from diskcache import Cache
+
+    with _namespace(f"sqlite://{folder}/hutch.db") as ns, Cache(str(folder / "diskcache")) as cache:
+
+        def ours() -> None:
+            for _ in range(100):
+                ns.increment("counter")
+
+        def theirs() -> None:
+            for _ in range(100):
+                cache.incr("counter")
+
+        return in_turn(ours, theirs, rounds)
+
+
 # --- memory, codec ---
 
 

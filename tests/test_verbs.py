@@ -45,6 +45,7 @@ USES: dict[str, tuple[Callable[[hutch.Namespace], Any], Callable[[hutch.aio.Name
     "clear": (lambda ns: ns.clear(), lambda ns: ns.clear()),
     "compare_and_set": (lambda ns: ns.compare_and_set("k", 1, 2), lambda ns: ns.compare_and_set("k", 1, 2)),
     "modify": (lambda ns: ns.modify("k", str), lambda ns: ns.modify("k", str)),
+    "increment": (lambda ns: ns.increment("k"), lambda ns: ns.increment("k")),
     "set_with_ttl": (lambda ns: ns.set("k", 1, ttl_s=9), lambda ns: ns.set("k", 1, ttl_s=9)),
     "set_many_with_ttl": (lambda ns: ns.set_many({"k": 1}, ttl_s=9), lambda ns: ns.set_many({"k": 1}, ttl_s=9)),
     "ttl_s": (lambda ns: ns.ttl_s("k"), lambda ns: ns.ttl_s("k")),

@@ -258,6 +258,34 @@ class LmdbStorage(EncodedStorage):
 
         return apply_all(self._environment, {self.namespace: Commit(changes, expected, ranges)})
 
+    def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
+        key = validate_key(key)
+        encoded = key.encode()
+
+        def incrementing(slot: Slot) -> tuple[bytes, int | float] | Exception | None:
+            id_ = self._id or slot[0].get(self._name)
+            data = None if id_ is None else slot[0].get(id_ + encoded)
+            try:
+                step = self.increment_frame(key, by, default, ttl_s, data)
+            except (TypeError, OverflowError) as error:
+                if raised_by_handler(error):
+                    raise
+                return error  # raised here, it would fail the writes of other threads in this transaction
+            if step is not None:
+                id_ = id_ or find_or_assign_id(slot, self._name)
+                slot[0].put(id_ + encoded, step[0])
+                if data is None:
+                    change_count(slot, id_, 1)
+            return step
+
+        step = self._environment.write(incrementing)
+        if step is None:
+            return super().increment(key, by, default, ttl_s)
+        if isinstance(step, Exception):
+            raise step
+        number: int | float = step[1]
+        return number
+
     def close(self) -> None:
         # Every write is already committed and flushed as configured; the plugin owns the environment.
         pass

@@ -242,6 +242,20 @@ class MemoryStorage(EncodedStorage):
         with _write_lock.current:
             return apply([(self._all, Commit(changes, expected, ranges))])
 
+    def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
+        key = validate_key(key)
+        while True:
+            with _write_lock.current:
+                data = self._data.get(key)
+                step = self.increment_frame(key, by, default, ttl_s, data)
+                if step is None:
+                    break
+                # False only if a signal handler wrote the key meanwhile.
+                if self.compare_and_write(key, data, step[0]):
+                    number: int | float = step[1]
+                    return number
+        return super().increment(key, by, default, ttl_s)
+
     def reclaim(self, limit: int) -> int:
         with _write_lock.current:
             return self._all.take_expired(self.now_ms(), limit)

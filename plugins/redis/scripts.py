@@ -76,6 +76,75 @@ SWAP = Script(
     "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return 1",
 )
+# ARGV: namespace, key, the CRC-32 of the key, the number to add, the number that a missing key starts from or ''.
+# Returns the sum, or nil if the client must do it: the value is no MessagePack int, or beyond what a Lua number holds.
+# A frame is 0x92, the packed int, 0xce and the CRC-32 (see docs/format.md). Ints have the shortest form, as hutch's.
+INCREMENT = Script(
+    _CHECK,
+    "local limit = 9007199254740992",
+    "local function unsigned(text)",
+    "  local number = 0",
+    "  for i = 1, #text do number = number * 256 + string.byte(text, i) end",
+    "  return number",
+    "end",
+    "local function big_endian(number, size)",
+    "  local text = ''",
+    "  for _ = 1, size do",
+    "    text = string.char(number % 256) .. text",
+    "    number = math.floor(number / 256)",
+    "  end",
+    "  return text",
+    "end",
+    "local function checksum(text)",
+    "  local crc = bit.bnot(tonumber(ARGV[3]))",
+    "  for i = 1, #text do",
+    "    crc = bit.bxor(crc, string.byte(text, i))",
+    "    for _ = 1, 8 do",
+    "      crc = bit.bxor(bit.rshift(crc, 1), bit.band(0xEDB88320, -bit.band(crc, 1)))",
+    "    end",
+    "  end",
+    "  return string.reverse(big_endian(bit.bnot(crc) % 4294967296, 4))",
+    "end",
+    "local function unpacked(text)",
+    "  local kind = string.byte(text)",
+    "  if #text == 1 and kind < 0x80 then return kind end",
+    "  if #text == 1 and kind >= 0xe0 then return kind - 256 end",
+    "  local is_signed = kind >= 0xd0 and kind <= 0xd3",
+    "  if not is_signed and (kind < 0xcc or kind > 0xcf) then return nil end",
+    "  local size = 2 ^ (kind % 4)",
+    "  if #text ~= 1 + size then return nil end",
+    "  local high, low = 0, unsigned(string.sub(text, 2))",
+    "  if size == 8 then high, low = unsigned(string.sub(text, 2, 5)), unsigned(string.sub(text, 6)) end",
+    "  local range = 256 ^ math.min(size, 4)",
+    "  if is_signed and size == 8 and high >= range / 2 then high = high - range end",
+    "  if is_signed and size < 8 and low >= range / 2 then low = low - range end",
+    "  return high * 4294967296 + low",
+    "end",
+    "local function packed(number)",
+    "  if number >= -32 and number < 128 then return string.char(number % 256) end",
+    "  local kind = number < 0 and 0xd0 or 0xcc",
+    "  local room = number < 0 and -2 * number or number + 1",
+    "  for power = 0, 2 do",
+    "    local size = 2 ^ power",
+    "    if room <= 256 ^ size then return string.char(kind + power) .. big_endian(number, size) end",
+    "  end",
+    "  local high = math.floor(number / 4294967296)",
+    "  return string.char(kind + 3) .. big_endian(high, 4) .. big_endian(number - high * 4294967296, 4)",
+    "end",
+    "local now, old = redis.call('HGET', KEYS[1], ARGV[2]), tonumber(ARGV[5])",
+    "if now then",
+    "  if #now < 7 or #now > 15 or string.byte(now) ~= 0x92 or string.byte(now, #now - 4) ~= 0xce then return nil end",
+    "  if checksum(string.sub(now, 1, -5)) ~= string.sub(now, -4) then return nil end",
+    "  old = unpacked(string.sub(now, 2, -6))",
+    "end",
+    "local sum = old and old + tonumber(ARGV[4])",
+    "if not sum or math.abs(old) >= limit or math.abs(sum) >= limit then return nil end",
+    "local frame = '\\146' .. packed(sum) .. '\\206'",
+    "redis.call('HSET', KEYS[1], ARGV[2], frame .. checksum(frame))",
+    "if not now then redis.call('ZADD', KEYS[2], 0, ARGV[2]) end",
+    "redis.call('SADD', KEYS[3], ARGV[1])",
+    "return sum",
+)
 # ARGV: namespace. UNLINK takes constant time at any size; the server frees the memory in the background.
 CLEAR = Script(_CHECK, "redis.call('UNLINK', KEYS[1], KEYS[2])", "redis.call('SREM', KEYS[3], ARGV[1])")
 # ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, most values, bytes of values after which to stop.
@@ -136,3 +205,8 @@ INDEXED = Script(
     "if ARGV[2] == '1' then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return 0",
 )
+
+
+def is_exact(number: float) -> bool:
+    """Return whether `number` is an int that a Lua number holds exactly."""
+    return type(number) is int and -(2**53) < number < 2**53

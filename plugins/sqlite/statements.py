@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain, repeat
 from sqlite3 import Connection
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # A key is bound as text and cast to a blob by SQLite: for bytes, Python 3.11 first searches an adapter that does not
 # exist, which costs a tenth of a read. (Values are bound as bytearrays, which skip the search.)
@@ -51,6 +54,22 @@ def values_of(connection: Connection, number: int, keys: list[str]) -> dict[byte
         sql = _GET_SOME.format(", ".join(["CAST(? AS BLOB)"] * len(some)))
         frames_by_key.update(connection.execute(sql, (number, *some)))
     return frames_by_key
+
+
+def replace(
+    connection: Connection, number: int, key: str, step: Callable[..., tuple[bytes, T] | None], *arguments: object
+) -> T | None:
+    """Replace the value of `key` by the first of what ``step(key, *arguments, value)`` returns; return the second.
+
+    Reads and writes in one transaction. The value is None if `key` is missing; a result of None writes nothing.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    row = connection.execute(GET, (number, key)).fetchone()
+    result = step(key, *arguments, None if row is None else row[0])
+    if result is not None:
+        connection.execute(SET, (number, key, bytearray(result[0])))
+    connection.execute("COMMIT")
+    return None if result is None else result[1]
 
 
 def write_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> None:

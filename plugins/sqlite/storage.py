@@ -35,11 +35,9 @@ from .statements import (
     REPLACE,
     SET,
     read_all,
+    replace,
     write_all,
 )
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from .plugin import SqlitePlugin
@@ -92,8 +90,7 @@ class SqliteStorage(EncodedStorage):
         row = self._shared.row("SELECT entries FROM namespaces WHERE id = ?", (number,))
         if row is None or type(row[0]) is not int:
             raise CorruptValueError(f"{self._path} is damaged: it has no count for namespace {self.namespace!r}")
-        count: int = row[0]
-        return count
+        return int(row[0])
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)
@@ -158,6 +155,11 @@ class SqliteStorage(EncodedStorage):
         ranges: Sequence[KeyRange] = (),
     ) -> bool:
         return apply(self._shared, {self.namespace: Commit(changes, expected, ranges)})
+
+    def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
+        increment = validate_key(key), self.increment_frame, by, default, ttl_s
+        number = self._shared.write(replace, self._find_or_make(), *increment)
+        return super().increment(key, by, default, ttl_s) if number is None else number
 
     def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         for keys, frames in self.read_chunks(start, stop, reverse):
@@ -235,10 +237,7 @@ class SqliteStorage(EncodedStorage):
             if complete:
                 return
             last: bytes = rows[-1][0]
-            if reverse:
-                high = last
-            else:
-                low = last + b"\0"
+            low, high = (low, last) if reverse else (last + b"\0", high)
             limit = min(limit * 4, _LARGEST_CHUNK)
 
     def _text(self, name: bytes) -> str:

@@ -224,6 +224,36 @@ def validate_limit(verb: str, limit: object) -> int:
     return limit
 
 
+def validate_number(key: str, name: str, number: object) -> None:
+    """Raise TypeError unless `number`, the argument `name` of an increment of `key`, is exactly an int or a float."""
+    if type(number) is not int and type(number) is not float:
+        raise TypeError(
+            f"increment() of key {key!r} takes an int or float, and {name} is {a_or_an(type(number).__name__)}; "
+            "nothing was written. Convert it with int() or float(), or use modify()"
+        )
+
+
+def add_number(key: str, by: float, value: Any) -> Any:
+    """Return the sum of `value`, the value of `key`, and `by`. Raises TypeError if it is not exactly an int or a float.
+
+    Raises OverflowError if one is a float and the other an int that no float can hold.
+    """
+    if type(value) is not int and type(value) is not float:
+        raise TypeError(
+            f"key {key!r} holds {a_or_an(type(value).__name__)}: increment() takes an int or float there; nothing was "
+            "written. Set a number first, or use modify()"
+        )
+    try:
+        return value + by
+    except OverflowError as error:
+        if raised_by_handler(error):
+            raise
+        raise OverflowError(
+            f"increment() of key {key!r} adds a float and an int that no float can hold; nothing was written. Use ints "
+            "alone, or floats alone"
+        ) from None
+
+
 def validate_range(verb: str, prefix: object, start: object, stop: object) -> None:
     """Raise TypeError unless the bounds of a scan are text; `start` and `stop` may be None."""
     for name, bound, others in (("prefix", prefix, ""), ("start", start, " or None"), ("stop", stop, " or None")):

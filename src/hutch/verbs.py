@@ -48,6 +48,7 @@ VERBS: Final[dict[str, Kind]] = {
     "apply": Kind.PRIMITIVE,
     "compare_and_set": Kind.WRITES,
     "modify": Kind.WRITES,
+    "increment": Kind.WRITES,
     "set_with_ttl": Kind.WRITES,
     "set_many_with_ttl": Kind.WRITES,
     "set_many_until": Kind.COPIES,

@@ -267,6 +267,11 @@ class Namespace(SyncHabits, Generic[V]):
         """
         return await modify(self._handle, self._calls, validate_key(key), fn, default, allow_none, ttl_s)
 
+    async def increment(self, key: str, by: float = 1, default: float = 0, *, ttl_s: float | None = None) -> V:
+        """Add `by` to the number of `key` atomically and return the sum, as `hutch.Namespace.increment`."""
+        verb = functools.partial(self._handle.increment, key, by, default, ttl_s=ttl_s)
+        return await self._calls.write((key,), verb)
+
     @overload
     def mutable(self, key: str, *, ttl_s: float | None = ...) -> Mutable[V]: ...
     @overload

@@ -14,6 +14,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -21,7 +22,7 @@ from ..deadlines import no_ttl, validate_ttl
 from ..errors import CapabilityError, ConflictError
 from ..handlers import is_missing
 from ..keylocks import WAIT_S, run_compare_and_write
-from ..limits import PLAIN_TYPES, check_result
+from ..limits import PLAIN_TYPES, add_number, check_result
 from .equality import is_same
 
 
@@ -278,6 +279,17 @@ class StorageBase(ABC):
             # Random jitter keeps two writers from retrying in step.
             time.sleep(backoff_s * os.urandom(1)[0] / 255)
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+
+    def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
+        """Add `by` to the number of `key` and return the sum; a missing key starts from `default`.
+
+        As atomic as `modify`. Numbers are ints and floats, of exactly these types. Raises TypeError, and writes
+        nothing, if the value is not a number. The deadline stays. If the key is created, the value expires after
+        `ttl_s` seconds.
+        """
+        options = () if ttl_s is None else (ttl_s,)
+        result: int | float = self.modify(key, partial(add_number, key, by), default, *options)
+        return result
 
     # --- transactions ---
 

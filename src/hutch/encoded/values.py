@@ -8,12 +8,12 @@ from typing import Any
 from zlib import crc32
 
 from .. import deadlines
-from ..codec.frame import DEADLINE, UnknownHeaderError, set_deadline, verify_deadline
+from ..codec.frame import DEADLINE, UnknownHeaderError, deadline_of, set_deadline, verify_deadline
 from ..codec.select import frame_codec_of
 from ..contract import MISSING, StorageBase, StoragePluginBase
 from ..errors import CorruptValueError, ValueTypeError
 from ..handlers import raised_by_handler
-from ..limits import MAX_VALUE_BYTES, name_key, validate_key, validate_keys, validate_value_size
+from ..limits import MAX_VALUE_BYTES, add_number, name_key, validate_key, validate_keys, validate_value_size
 
 
 class FrameValues(StorageBase):
@@ -136,6 +136,26 @@ class FrameValues(StorageBase):
             return self.frame_codec.decode_inner(data)
         except CorruptValueError as error:
             raise self._unreadable(key, error) from error.__cause__
+
+    def increment_frame(
+        self, key: str, by: float, default: float, ttl_s: float | None, data: bytes | None
+    ) -> tuple[bytes, Any] | None:
+        """Return the frame and the value of `key` after `increment`; `data` is its frame, None if it is missing.
+
+        Return None if a deadline has come, or would start: then the default of `increment` does it. Raises what
+        `increment` raises. For engines that read and write in one step.
+        """
+        value, deadline_ms = default, None
+        if data is None:
+            if ttl_s is not None:
+                return None
+        else:
+            value = self.decode_live(key, data)
+            if value is MISSING:
+                return None
+            deadline_ms = deadline_of(data)
+        value = add_number(key, by, value)
+        return self.encode_value(key, value, deadline_ms), value
 
     def _verify_deadline(self, key: str, data: bytes) -> int:
         try:

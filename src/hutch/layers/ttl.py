@@ -45,3 +45,6 @@ class TtlLayer(Layer):
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING, ttl_s: float | None = None) -> Any:
         return self._inner.modify(key, fn, default, self.default_ttl_s if ttl_s is None else ttl_s)
+
+    def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
+        return self._inner.increment(key, by, default, self.default_ttl_s if ttl_s is None else ttl_s)

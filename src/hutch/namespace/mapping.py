@@ -9,7 +9,15 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 from ..contract import MISSING, Missing
 from ..handlers import is_missing
 from ..keylocks import refuse_nested_write, run_locked, swapping
-from ..limits import explain_failure, refuse_none, validate_function, validate_key, validate_keys, validate_range
+from ..limits import (
+    explain_failure,
+    refuse_none,
+    validate_function,
+    validate_key,
+    validate_keys,
+    validate_number,
+    validate_range,
+)
 from ..mutable import Mutable
 from ..views import Items, Keys, V, Values, as_dict
 from .ttl import TimeToLive, require_ttl
@@ -268,6 +276,21 @@ class StoreMixin(TimeToLive[V]):
         if ttl_s is None:
             return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default)
         return run_locked(store.lock_scope, key, store.wait_s, store.modify, key, fn, default, ttl_s)
+
+    def increment(self, key: str, by: float = 1, default: float = 0, *, ttl_s: float | None = None) -> V:
+        """Add `by` to the number of `key` atomically and return the sum; a missing key starts from `default`.
+
+        The cheaper `modify` for counters: one step of the engine, as atomic as `modify`. Numbers are ints and floats
+        (not bool): ints of any size are exact, and the sum with a float is a float. A value that is not a number is a
+        TypeError, and nothing is written. A deadline stays; a key that this creates gets one as `set` gives it.
+        """
+        key, store = validate_key(key), self._store
+        validate_number(key, "by", by)
+        validate_number(key, "default", default)
+        options = () if ttl_s is None else require_ttl(store, ttl_s)
+        if swapping:
+            refuse_nested_write(store.lock_scope, [key])
+        return store.increment(key, by, default, *options)  # type: ignore[return-value]  # a storage holds any value
 
     @overload
     def mutable(self, key: str, *, ttl_s: float | None = ...) -> AbstractContextManager[V, None]: ...

@@ -7,6 +7,7 @@ from .conformance.corruption import Corruption
 from .conformance.durability import Durability
 from .conformance.fairness import Fairness
 from .conformance.fidelity import Fidelity
+from .conformance.increments import Increments
 from .conformance.interrupts import Interrupts
 from .conformance.isolation import Isolation
 from .conformance.iteration import Iteration
@@ -43,6 +44,7 @@ class StorageSuite(
     Iteration,
     Batches,
     TimeToLive,
+    Increments,
     Updates,
     Transactions,
     MappingProtocol,

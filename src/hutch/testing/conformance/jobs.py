@@ -19,7 +19,7 @@ from ..crash.kills import KillPlan, Kills
 from .fairness import write_all_the_time, write_from_time_to_time
 from .forks import fork, fork_amid_writes
 from .interrupt_jobs import interrupt_at_each_point, interrupt_at_random
-from .nested_jobs import finalize_at_random, nest_at_each_point, nest_at_random
+from .nested_jobs import finalize_at_random, nest_at_each_point, nest_at_random, nest_increments
 from .wait_jobs import interrupt_a_write, interrupt_waits_for_a_key
 
 
@@ -59,6 +59,17 @@ def count(store: hutch.Store, namespace: str, seconds: float) -> int:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             ns.modify("n", lambda n: n + 1, default=0)
+            times += 1
+    return times
+
+
+def increment(store: hutch.Store, namespace: str, seconds: float) -> int:
+    """Increment a counter for `seconds`; return how often."""
+    times = 0
+    with store.open(namespace) as ns:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            ns.increment("n")
             times += 1
     return times
 
@@ -156,9 +167,9 @@ def acknowledge(message: object) -> None:
 JOBS: dict[str, Callable[..., Any]] = {
     job.__name__: job
     for job in (
-        *(get_all, update, remove, drop, namespaces, count, race, write_batches, grow, kill_at_random),
+        *(get_all, update, remove, drop, namespaces, count, increment, race, write_batches, grow, kill_at_random),
         *(close_under_use, fork, fork_amid_writes, interrupt_at_random, interrupt_at_each_point),
-        *(nest_at_each_point, nest_at_random, finalize_at_random),
+        *(nest_at_each_point, nest_at_random, nest_increments, finalize_at_random),
         *(write_all_the_time, write_from_time_to_time, interrupt_waits_for_a_key, interrupt_a_write),
     )
 }

@@ -98,7 +98,8 @@ def nest_at_each_point(
         for name in _ACTIONS:
             for point in points(lambda: work.run(plan(work)), limit, work.rng.randrange(2**32)):
                 step = plan(work)
-                if name == _SAME_KEY and not step.changes:
+                # An increment refuses the nested value, which is not a number.
+                if name == _SAME_KEY and (not step.changes or verb == "increment"):
                     break
                 call = Nested(work, name, work.next_number(), step, ["h0", "h1"])
                 _nest(work, call, step, point, may_refuse)
@@ -106,6 +107,28 @@ def nest_at_each_point(
                 longest_s = max(longest_s, call.took_s)
         work.finish()
     return {**figures, "longest_s": longest_s}
+
+
+def nest_increments(store: hutch.Store, namespace: str, limit: int | None, seed: int) -> dict[str, int]:
+    """Increment a key at each point of an increment of the same key, or at `limit` of them; return the counts."""
+    figures = {"points": 0, "refused": 0}
+    with store.open(namespace) as ns:
+
+        def nest() -> None:
+            try:
+                ns.increment("n", 1000)
+            except hutch.ConflictError:
+                figures["refused"] += 1
+
+        for point in points(lambda: ns.increment("n"), limit, seed):
+            ns["n"], refused = 0, figures["refused"]
+            visit = Visit(point, nest)
+            result = visit.run(lambda: ns.increment("n"))
+            figures["points"] += visit.where is not None
+            expected = 1 + 1000 * (visit.where is not None and figures["refused"] == refused)
+            assert ns["n"] == expected, f"{ns['n']} is stored, not {expected}: {visit.where}"
+            assert result in (1, expected), f"{result} was returned: {visit.where}"
+    return figures
 
 
 def _nest(work: Work, call: Nested, step: Step, point: int, may_refuse: bool) -> None:

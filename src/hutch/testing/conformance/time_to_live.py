@@ -123,6 +123,12 @@ class TimeToLive(Promises):
             assert (key, ns[key], ns.ttl_s(key)) == (key, "new", None)
         with ns.mutable("mutable", default=[]) as value:
             value.append("new")
+        ns.set_many({"number": 5, "again": 5}, ttl_s=SHORT_S)
+        clock.expire()
+        assert (ns.increment("number"), ns.ttl_s("number")) == (1, None)
+        assert ns.increment("again", ttl_s=LONG_S) == 1
+        assert (ns.ttl_s("again") or 0) > LONG_S / 2
+        assert ns.remove_many(["number", "again"]) == 2
         with pytest.raises(KeyError):
             ns.modify("never there", lambda value: value)
         assert (ns["mutable"], ns.ttl_s("mutable"), len(ns)) == (["new"], None, 6)
@@ -136,15 +142,16 @@ class TimeToLive(Promises):
         assert listing(store) == ["lives"]
 
     def test_each_write_can_give_a_deadline(self, ns: hutch.Namespace, clock: Clock) -> None:
-        """set, set_many, setdefault, compare_and_set, modify and mutable give a new key the deadline of ttl_s."""
+        """Every verb that can create a key gives it the deadline of ttl_s: set, setdefault, increment and others."""
         ns.set("set", 1, ttl_s=LONG_S)
         ns.set_many({f"many {n}": n for n in range(20)}, ttl_s=LONG_S)
         assert ns.setdefault("setdefault", 1, ttl_s=LONG_S) == 1
         assert ns.compare_and_set("compare_and_set", hutch.MISSING, 1, ttl_s=LONG_S)
         ns.modify("modify", lambda value: value, default=1, ttl_s=LONG_S)
+        assert (ns.increment("increment", ttl_s=LONG_S), ns.increment("increment", ttl_s=9 * LONG_S)) == (1, 2)
         with ns.mutable("mutable", default=[1], ttl_s=LONG_S) as value:
             value.append(2)
-        assert len(ns) == 25
+        assert len(ns) == 26
         for key in ns:
             left_s = ns.ttl_s(key)
             assert left_s is not None, key
@@ -172,16 +179,17 @@ class TimeToLive(Promises):
         assert len(ns) == 6
 
     def test_modify_and_mutable_keep_the_deadline(self, ns: hutch.Namespace, clock: Clock) -> None:
-        """modify and mutable change the value and leave the deadline, also one that they are given a ttl_s for."""
-        ns.set_many({"modify": 1, "mutable": [1]}, ttl_s=LONG_S)
+        """modify, mutable and increment change the value and leave the deadline, whatever ttl_s they are given."""
+        ns.set_many({"modify": 1, "mutable": [1], "increment": 1}, ttl_s=LONG_S)
         ns["plain"] = [1]
         for _ in range(2):
             ns.modify("modify", lambda n: n + 1, ttl_s=7)
+            ns.increment("increment", ttl_s=7)
             with ns.mutable("mutable", ttl_s=7) as value:
                 value.append(2)
             with ns.mutable("plain", ttl_s=7) as value:
                 value.append(2)
-        assert dict(ns) == {"modify": 3, "mutable": [1, 2, 2], "plain": [1, 2, 2]}
+        assert dict(ns) == {"modify": 3, "increment": 3, "mutable": [1, 2, 2], "plain": [1, 2, 2]}
         assert (ns.ttl_s("modify") or 0) > LONG_S - 1000
         assert (ns.ttl_s("mutable") or 0) > LONG_S - 1000
         assert ns.ttl_s("plain") is None

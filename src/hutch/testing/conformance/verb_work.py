@@ -6,10 +6,8 @@ Runs in the main thread of a `Child`. After each interruption a second thread re
 from __future__ import annotations
 
 import os
-import queue
 import random
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,11 +19,9 @@ from typing import Any, Self
 
 import hutch
 
-#: Longer than another thread needs for one write on a slow machine: after that, a lock was left taken.
-OTHERS_PATIENCE_S = 20.0
+from .other_threads import BUSY, BusyThread, OtherThread
+
 KEYS = [f"k{number}" for number in range(6)]
-#: The key that another thread writes, so that the interrupted verb sometimes has to wait.
-BUSY = "busy"
 _LONG_ENOUGH_S = 2e-4
 _HUTCH = str(Path(hutch.__file__).parent) + os.sep
 _TESTING = str(Path(__file__).parents[1]) + os.sep
@@ -74,7 +70,7 @@ class Work:
         self.landing = Landing(self.store)
         self.ns = self.store.open("core")
         self.is_atomic = "atomic-batch" in self.ns.capabilities
-        self.known = {key: value(number) for number, key in enumerate(KEYS)}
+        self.known: dict[str, Any] = {key: value(number) for number, key in enumerate(KEYS)}
         self.ns.clear()
         self.ns.update(self.known)
         self.number = len(KEYS)
@@ -199,89 +195,6 @@ class Work:
             self._other.end()
 
 
-class BusyThread:
-    """A thread that, between `go_on(True)` and `go_on(False)`, writes one key without pause."""
-
-    def __init__(self, ns: hutch.Namespace) -> None:
-        self._ns = ns
-        self._may_go, self._stands, self._is_over = threading.Event(), threading.Event(), False
-        #: The number of the last write that it began, and of the last that was acknowledged.
-        self.begun = self.acknowledged = -1
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True, name="busy")
-        self._thread.start()
-
-    def go_on(self, on: bool) -> None:
-        """Start writing; or stop, and wait until the last write has ended."""
-        if on:
-            self._stands.clear()
-            self._may_go.set()
-        else:
-            self._may_go.clear()
-            stands = self._stands.wait(OTHERS_PATIENCE_S)
-            if self._error is not None:
-                raise AssertionError("a thread that only writes failed") from self._error
-            if not stands:
-                where = "".join(traceback.format_stack(sys._current_frames().get(self._thread.ident or 0)))
-                raise AssertionError(f"a thread that only writes does not stop:\n{where}")
-
-    def end(self) -> None:
-        """End the thread."""
-        self._is_over = True
-        self._may_go.set()
-
-    def _work(self) -> None:
-        while True:
-            if not self._may_go.is_set():
-                self._stands.set()
-                self._may_go.wait()
-            if self._is_over:
-                return
-            self.begun += 1
-            try:
-                self._ns[BUSY] = self.begun
-            except BaseException as error:
-                self._error = error
-                self._stands.set()
-                return
-            self.acknowledged = self.begun
-            time.sleep(0.0005)
-
-
-class OtherThread:
-    """A thread that runs functions for another thread, which gets their errors."""
-
-    def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="other")
-        self._thread.start()
-
-    def do(self, work: Callable[[], object], what: str) -> None:
-        """Call `work` and raise what it raised; AssertionError if it is not done in time."""
-        self._orders.put(work)
-        try:
-            error = self._results.get(timeout=OTHERS_PATIENCE_S)
-        except queue.Empty:
-            raise AssertionError(f"{what} does not end: a lock was left taken") from None
-        if error is not None:
-            raise error
-
-    def end(self) -> None:
-        """End the thread."""
-        self._orders.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
-            try:
-                order()
-            except BaseException as error:
-                self._results.put(error)
-            else:
-                self._results.put(None)
-
-
 # --- the verbs: each step repeats its last call, without further effect ---
 
 
@@ -350,6 +263,18 @@ def _plan_modify(work: Work) -> Step:
     return Step(call, {key: new}, reads_first=True)
 
 
+def _plan_increment(work: Work) -> Step:
+    ns, number = work.ns, work.next_number()
+    ns["counter"] = work.known["counter"] = number
+
+    def call() -> None:
+        assert ns.increment("counter") == number + 1
+        for _ in range(work.repeats - 1):
+            ns.increment("counter", 0)
+
+    return Step(call, {"counter": number + 1}, reads_first=True)
+
+
 def _plan_mutable(work: Work) -> Step:
     key, ns = work.any_key(), work.ns
     new = value(work.known[key][0] + 1)
@@ -393,6 +318,7 @@ VERBS: dict[str, Callable[[Work], Step]] = {
     "pop": lambda work: _plan_removing(work, work.ns.pop),
     "update": _plan_update,
     "modify": _plan_modify,
+    "increment": _plan_increment,
     "mutable": _plan_mutable,
     "items": lambda work: _plan_reading(work, work.ns.items),
     "scan": lambda work: _plan_reading(work, work.ns.scan),
