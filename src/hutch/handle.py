@@ -57,6 +57,10 @@ class Namespace(StoreMixin[V]):
         As `Store.transaction`, for one namespace: ``tx[key]``. Raises CapabilityError unless the engine declares
         `atomic-batch` and has `apply`.
         """
+        return self._transaction_of(None)
+
+    def _transaction_of(self, owner: Hashable | None) -> NamespaceTransaction:
+        """Return a transaction of this thread or, through any thread, of the task `owner` of hutch.aio."""
         from .transactions import NamespaceTransaction
 
         self._must_be_open()
@@ -65,7 +69,7 @@ class Namespace(StoreMixin[V]):
                 f"the engine of namespace {self.namespace!r} has no transactions: it must declare `atomic-batch` and "
                 "have `apply`; nothing was written. Choose another engine, or use mutable() for one key"
             )
-        return NamespaceTransaction(_Source(self), str(self.namespace))
+        return NamespaceTransaction(_Source(self), str(self.namespace), owner)
 
     def _close_storage(self) -> bool:
         if self._is_shared:

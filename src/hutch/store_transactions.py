@@ -49,6 +49,12 @@ class StoreTransactions:
 
         return transact(partial(Transaction, self._source()), fn)
 
+    def _transaction_of(self, owner: Hashable) -> Transaction:
+        """Return the transaction that hutch.aio uses for the task `owner`, through any thread."""
+        from .transactions import Transaction
+
+        return Transaction(self._source(), owner)
+
     def _source(self) -> StoreSource:
         self._must_be_open()
         if "atomic-store" not in self.capabilities:

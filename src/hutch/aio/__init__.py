@@ -12,5 +12,6 @@ happen; a later write of the same key through the same handle is ordered after i
 
 from .namespace import Namespace
 from .store import Opening, Store, connect
+from .transactions import Transaction
 
-__all__ = ["Namespace", "Opening", "Store", "connect"]
+__all__ = ["Namespace", "Opening", "Store", "Transaction", "connect"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
@@ -17,7 +15,9 @@ from ..namespace.ttl import require_ttl
 from ..views import V
 from ..workers import Calls
 from .habits import Iteration, SyncHabits
+from .iteration import iterate
 from .mutable import Mutable, modify
+from .transactions import NamespaceBlock
 
 if TYPE_CHECKING:
     from ..contract import Missing
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D")
 
-# Iteration fetches chunks that grow from the first number of items to the second, each within this many seconds.
-_FIRST_CHUNK_ITEMS = 16
-_CHUNK_ITEMS = 1024
-_CHUNK_S = 0.005
 # After this many inline reads, which never wait, the event loop runs other tasks.
 _INLINE_RUN = 64
 
@@ -299,44 +295,22 @@ class Namespace(SyncHabits, Generic[V]):
             await asyncio.sleep(0)
         return verb(*args)
 
+    def transaction(self) -> NamespaceBlock:
+        """Return a block that changes this namespace, all or nothing: ``async with ns.transaction() as tx``.
+
+        `tx` has `get`, `[]`, `set`, `remove`, `contains`, `touch` and `scan`, awaited; see
+        `hutch.Namespace.transaction`.
+        """
+        self._calls.check_open()
+        self._handle._transaction_of(None)  # raises CapabilityError
+        return NamespaceBlock(self._handle._transaction_of, self._calls)
+
     def _iteration(self, spelling: str, source: Callable[[], Iterable[T]]) -> Iteration[T]:
-        return Iteration(self._iterate(source), spelling)
+        return Iteration(iterate(self._calls, source, self._must_be_open), spelling)
 
-    async def _iterate(self, source: Callable[[], Iterable[T]]) -> AsyncGenerator[T, None]:
-        iterator = _begun_later(source)
-        chunk_items = _FIRST_CHUNK_ITEMS
-        error: Exception | None = None
-        more = True
-        while more:
-            items, error, more = await self._calls.read(_next_chunk, iterator, chunk_items)
-            for item in items:
-                if not self.is_open_storage():
-                    raise hutch.StoreNotOpenError(
-                        f"namespace {self.namespace!r} was closed during an iteration over it"
-                    )
-                yield item
-            chunk_items = min(chunk_items * 4, _CHUNK_ITEMS)
-        if error is not None:
-            raise error
-
-
-def _begun_later(source: Callable[[], Iterable[T]]) -> Iterator[T]:
-    yield from source()
-
-
-def _next_chunk(iterator: Iterator[T], most: int) -> tuple[list[T], Exception | None, bool]:
-    """Return up to `most` items, the error that ended the iteration, and whether there may be more."""
-    items: list[T] = []
-    until_s = time.monotonic() + _CHUNK_S
-    try:
-        for item in itertools.islice(iterator, most):
-            items.append(item)
-            if time.monotonic() > until_s:
-                return items, None, True
-    except Exception as error:
-        # The items before the error are yielded first, as they would be without chunks.
-        return items, error, False
-    return items, None, len(items) == most
+    def _must_be_open(self) -> None:
+        if not self.is_open_storage():
+            raise hutch.StoreNotOpenError(f"namespace {self.namespace!r} was closed during an iteration over it")
 
 
 def _describe_key(namespace: str, key: str | None) -> str:

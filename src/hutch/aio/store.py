@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
@@ -14,6 +14,7 @@ import hutch
 from ..workers import Calls, WorkerPool, patience_s
 from .habits import NotAwaitedError, Opened, StoreHabits
 from .namespace import Namespace
+from .transactions import Transaction, transact
 
 _THREADS = 8
 _CLOSED = "this store is closed; connect again to use it"
@@ -24,6 +25,7 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
+T = TypeVar("T")
 
 
 class Opening(Opened, Generic[C]):
@@ -149,6 +151,19 @@ class Store(StoreHabits):
             )
 
         return Opening(opening, Namespace, "store[...]")
+
+    def transaction(self) -> Transaction:
+        """Return a block that changes several namespaces, all or nothing: ``async with store.transaction() as tx``.
+
+        ``tx[name]`` has `get`, `[]`, `set`, `remove`, `contains`, `touch` and `scan`, awaited. See
+        `hutch.Store.transaction`; the tasks of the block may share it.
+        """
+        self._store._source()
+        return Transaction(self._store._transaction_of, self._calls)
+
+    async def transact(self, fn: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Return ``await fn(tx)``, called in a transaction and again after a conflict; see `hutch.Store.transact`."""
+        return await transact(self.transaction, self._calls, fn)
 
     async def namespaces(self) -> list[str]:
         """Return the sorted names of namespaces that hold data. Raises CapabilityError if the engine cannot do it."""

@@ -213,6 +213,10 @@ class NamespaceTransaction(Transaction):
 
     def __enter__(self) -> TransactionNamespace:
         self.begin()
+        return self.namespace()
+
+    def namespace(self) -> TransactionNamespace:
+        """Return the namespace in this transaction."""
         return self[self._name]
 
 

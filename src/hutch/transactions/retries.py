@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 #: For how long `transact` runs its function again after conflicts, in seconds.
 PATIENCE_S: Final = 60.0
-_FIRST_BACKOFF_S: Final = 0.0002
+FIRST_BACKOFF_S: Final = 0.0002
 _LONGEST_BACKOFF_S: Final = 0.05
 
 
@@ -28,23 +28,26 @@ def transact(begin: Callable[[], Transaction], fn: Callable[[Any], T]) -> T:
     """
     validate_transaction_function(fn)
     deadline_s = time.monotonic() + PATIENCE_S
-    backoff_s = _FIRST_BACKOFF_S
+    backoff_s = FIRST_BACKOFF_S
     while True:
         results: list[T] = []
         conflict = _attempt(begin(), fn, results)
         if conflict is None:
             return results[0]
-        backoff_s = pause_before_retry(conflict, deadline_s, backoff_s)
+        transact_until(conflict, deadline_s)
+        # A random part of the pause keeps two writers from retrying in step.
         time.sleep(backoff_s * os.urandom(1)[0] / 255)
+        backoff_s = next_backoff(backoff_s)
 
 
-def pause_before_retry(conflict: ConflictError, deadline_s: float, backoff_s: float) -> float:
-    """Return the longest pause after the one of `backoff_s`. Raises a ConflictError for `conflict` after the deadline.
-
-    A random part of it keeps two writers from retrying in step.
-    """
+def transact_until(conflict: ConflictError, deadline_s: float) -> None:
+    """Raise a ConflictError for `conflict` after the deadline."""
     if time.monotonic() > deadline_s:
         raise ConflictError(f"transact() met conflicts for {PATIENCE_S:.0f} s; the last one: {conflict}") from conflict
+
+
+def next_backoff(backoff_s: float) -> float:
+    """Return the longest pause after the one of `backoff_s`."""
     return min(backoff_s * 2, _LONGEST_BACKOFF_S)
 
 
