@@ -39,6 +39,7 @@ from mcp_types import JSONRPCNotification
 from pydantic import AnyUrl
 
 import hutch
+from hutch import deadlines
 from hutch.bridges.connections import close_shared, shared_namespace
 from hutch.bridges.keyvalue import HutchStore, entries, storage
 
@@ -105,7 +106,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
         nonlocal ahead
         ahead += by
 
+    now_ms = deadlines.now_ms
     monkeypatch.setattr(entries, "datetime", Clock)
+    monkeypatch.setattr(deadlines, "now_ms", lambda: now_ms() + round(ahead.total_seconds() * 1000))
     return forward
 
 
@@ -309,8 +312,8 @@ def test_collections_are_listed_without_going_through_all_keys_of_each(
             await store.put_many([str(key) for key in range(100)], [{}] * 100, collection=collection, ttl=100)
         monkeypatch.setattr(hutch.Namespace, "scan_keys", counted)
         assert await store.collections() == list("abcdefgh")
-        # An engine without order reads all of them, but only once.
-        assert seen < (20 if "ordered" in shared_namespace(url, "keyvalue").capabilities else 1700)
+        # An engine without order, or that does not hide what has expired, reads all of them, but only once each.
+        assert seen < (20 if {"ordered", "ttl"} <= shared_namespace(url, "keyvalue").capabilities else 1700)
 
     run(work)
 
@@ -485,13 +488,13 @@ def test_an_entry_that_cannot_be_read_stands_in_the_way_of_no_other(
     url = f"sqlite://{file.as_posix()}"
 
     async def put() -> None:
-        await HutchStore(url).put_many(["k", "other"], [{"n": 12345678}, {"n": 1}], collection="c", ttl=30)
+        await HutchStore(url).put("k", {"n": 12345678}, collection="c")
+        await HutchStore(url).put("other", {"n": 1}, collection="c", ttl=30)
 
     async def work() -> None:
         store = HutchStore(url)
         assert await store.keys("c") == ["k", "other"]
         clock(timedelta(minutes=10))
-        # The other one has expired; the expiry of this one is unknown.
         assert await store.keys("c") == ["k"]
         assert await store.collections() == ["c"]
         for number in range(40):
@@ -638,16 +641,9 @@ def test_cull_removes_what_has_expired_and_in_the_end_all_trace_of_it(
         clock(timedelta(seconds=31))
         await store.cull()
         names = list(entries)
-        assert sorted(name for name in names if not name.startswith("%")) == [
-            "b:stays",
-            "default_collection:stays too",
-        ]
-        # A process whose clock is behind may be writing the same index keys now.
-        assert len(names) == 2 + 101
+        assert sorted(names) == ["b:stays", "default_collection:stays too"]
         assert await store.collections() == ["b", "default_collection"]
-        clock(timedelta(minutes=10))
-        await store.cull()
-        assert len(entries) == 3  # and the index key of "stays"
+        assert len(entries) == 2
 
     run(work)
 
@@ -662,8 +658,8 @@ def test_writing_removes_what_has_expired_without_being_asked(url: str, clock: C
             await store.put(f"{number}", {"text": "x" * 100}, ttl=30)
             clock(timedelta(seconds=12))
             most = max(most, len(entries))
-        # 3 are alive, some 40 are in their grace period or due next; each has an entry and an index key.
-        assert most < 150
+        # 3 are alive; where the engine does not remove the others, a sweep does, every 16 writes.
+        assert most < 30
 
     run(work)
 
@@ -682,6 +678,8 @@ def test_what_is_put_again_while_it_is_culled_stays(
     url: str, clock: Callable[[timedelta], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = HutchStore(url), HutchStore(url, inline=True)
+    if store._has_ttl:
+        pytest.skip("the engine itself removes what has expired")
     missing_if_expired = storage._missing_if_expired
     asked = 0
 
@@ -707,6 +705,8 @@ def test_a_put_is_done_even_if_what_has_expired_cannot_be_removed(
     url: str, clock: Callable[[timedelta], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = HutchStore(url)
+    if store._has_ttl:
+        pytest.skip("the engine itself removes what has expired")
 
     def full(*_: Any) -> Any:
         raise hutch.StorageFullError("no room")

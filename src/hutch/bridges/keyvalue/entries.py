@@ -5,9 +5,8 @@ written ``%25`` and ``%3A``, so that a prefix belongs to one collection alone. A
 name too long for hutch is replaced by ``%#`` and its SHA-256, and stored in full in the entry. An entry is a dict:
 `value`; `expires_at`, a datetime, if it has a ttl; `collection` and `key` where one of them is hashed.
 
-Each expiring entry is also indexed by minute, at ``%expires:minute:collection:key``, written atomically with the entry.
-So listing keys and finding expired entries read no values. An index key may be out of date because the entry was put
-again: the entry decides.
+On an engine that declares `ttl`, such an entry also has hutch's own deadline: the engine hides and removes it. On
+others `expires_at` alone decides, and finding expired entries reads them.
 """
 
 from __future__ import annotations
@@ -23,11 +22,8 @@ from key_value.aio.errors import DeserializationError, InvalidKeyError, InvalidT
 
 #: The prefix of a hash. No other part of a key starts with it.
 HASHED: Final = "%#"
-#: The first part of an index key. No collection has this name: a `%` in a collection's name is escaped.
-EXPIRES: Final = "%expires"
 _LONGEST_COLLECTION_BYTES: Final = 255
-# What remains of a key's 1,024 bytes after `EXPIRES` and a minute.
-_LONGEST_KEY_BYTES: Final = 1024 - 24
+_LONGEST_KEY_BYTES: Final = 1024
 
 _FOREIGN: Final = "what is stored there was not written by this store"
 
@@ -53,26 +49,6 @@ def entry_key(prefix: str, key: str) -> str:
 def unescape_collection(escaped: str) -> str:
     """Return the collection whose prefix starts with `escaped`, which must not be hashed."""
     return escaped.replace("%3A", ":").replace("%25", "%")
-
-
-def index_key(expires_at: datetime, name: str) -> str:
-    """Return the index key of the entry called `name`, which expires at this moment."""
-    return f"{index_start(expires_at)}:{name}"
-
-
-def index_start(moment: datetime) -> str:
-    """Return the text with which the index keys of this minute start; every earlier index key sorts before it."""
-    return f"{EXPIRES}:{int(moment.timestamp() // 60):010d}"
-
-
-def indexed_name(key: str) -> str:
-    """Return the key of the entry that an index key is for."""
-    return key.split(":", 2)[2]
-
-
-def minutes_from_now(minutes: int) -> datetime:
-    """Return the moment in this many minutes, negative for the past."""
-    return datetime.now(UTC) + timedelta(minutes=minutes)
 
 
 def _hash(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -16,17 +18,12 @@ try:
     from key_value.aio.errors import DeserializationError, SerializationError
 
     from .entries import (
-        EXPIRES,
         HASHED,
         collection_prefix,
         entry_key,
         expiry,
         full_name,
         has_expired,
-        index_key,
-        index_start,
-        indexed_name,
-        minutes_from_now,
         to_json_types,
         unescape_collection,
         value_and_ttl,
@@ -39,10 +36,7 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-# An expired entry's index key is kept this long: a process whose clock is behind, or that paused between reading its
-# clock and writing, may write the entry again.
-_GRACE_MINUTES: Final = 5
-# After this many writes with a ttl, remove up to twice as many expired entries.
+# After so many writes with a ttl, remove expired entries.
 _WRITES_PER_SWEEP: Final = 16
 
 
@@ -85,6 +79,7 @@ class HutchStore:
         self._entries = shared_namespace(url, namespace)
         self._calls = shared_calls(self._entries, shared_store(url))
         self._is_ordered = "ordered" in self._entries.capabilities
+        self._has_ttl = "ttl" in self._entries.capabilities
         # The first write of a process sweeps, because short processes may never reach the interval.
         self._unswept = self._writes_per_sweep = _WRITES_PER_SWEEP
 
@@ -167,13 +162,12 @@ class HutchStore:
             entry: dict[str, Any] = {"value": to_json_types(value, exact_types=self._exact_types)}
             if expires_at is not None:
                 entry["expires_at"] = expires_at
-                items[index_key(expires_at, name)] = None
             if HASHED in name:
                 entry |= {"collection": collection or self.default_collection, "key": key}
             items[name] = entry
         if items:
-            names = tuple(name for name in items if not name.startswith(f"{EXPIRES}:"))
-            await self._write(names, self._set_expiring if expires_at else self._set, items)
+            ttl_s = math.inf if ttl is None else float(ttl)
+            await self._write(tuple(items), functools.partial(self._set, ttl_s), items)
 
     async def delete(self, key: str, *, collection: str | None = None) -> bool:
         """Remove `key`; return whether it was there. Of several concurrent calls, one returns True."""
@@ -186,7 +180,7 @@ class HutchStore:
 
     async def cull(self) -> None:
         """Remove all expired entries. An entry that is put again meanwhile stays."""
-        await self._calls.write((), _call, self._sweep)
+        await self._calls.write((), _call, self._cull)
 
     async def destroy_collection(self, collection: str) -> bool:
         """Remove a whole collection as one batch; return whether it held anything."""
@@ -213,26 +207,29 @@ class HutchStore:
 
     # --- in the thread ---
 
-    def _set(self, items: dict[str, Any]) -> None:
+    def _set(self, ttl_s: float, items: dict[str, Any]) -> None:
+        engine_ttl_s = ttl_s if self._has_ttl else None
         if len(items) == 1:
             ((name, entry),) = items.items()
-            self._entries[name] = entry
+            self._entries.set(name, entry, ttl_s=engine_ttl_s)
         else:
-            self._entries.set_many(items)
+            self._entries.set_many(items, ttl_s=engine_ttl_s)
+        if not self._has_ttl and ttl_s != math.inf:
+            self._sweep(len(items))
 
-    def _set_expiring(self, items: dict[str, Any]) -> None:
-        self._entries.set_many(items)
-        self._unswept += len(items) // 2
+    def _sweep(self, writes: int) -> None:
+        """Remove expired entries now and then, where the engine does not: finding them reads all entries."""
+        self._unswept += writes
         if self._unswept >= self._writes_per_sweep:
-            most, self._unswept = 2 * self._unswept, 0
-            if not self._is_ordered:
-                # On such an engine, the search for due entries reads all keys.
-                self._writes_per_sweep = max(_WRITES_PER_SWEEP, len(self._entries) // 4)
+            self._unswept = 0
+            self._writes_per_sweep = max(_WRITES_PER_SWEEP, len(self._entries) // 4)
             # The requested write is done. If this fails, a later sweep finds what is left.
             with suppress(hutch.StoreError):
-                self._sweep(most)
+                self._cull()
 
     def _remove(self, names: list[str]) -> int:
+        if self._has_ttl:
+            return self._entries.remove_many(names)
         try:
             found = self._entries.get_many(names)
             expired = {name for name, entry in found.items() if has_expired(entry)}
@@ -255,23 +252,18 @@ class HutchStore:
         with suppress(KeyError, _NotExpiredError, hutch.CorruptValueError):
             self._entries.modify(name, _missing_if_expired)
 
-    def _sweep(self, most: int | None = None) -> None:
-        """Remove all expired entries, or up to `most` of those expired some minutes ago."""
-        grace_end = index_start(minutes_from_now(-_GRACE_MINUTES))
-        index_keys = list(itertools.islice(self._due_index_keys(grace_end if most else None), most))
-        for key in index_keys:
-            self._remove_expired(indexed_name(key))
-        self._entries.remove_many(key for key in index_keys if key < grace_end)
-
-    def _due_index_keys(self, stop: str | None = None) -> Iterator[str]:
-        """Yield the index keys of entries that may have expired by now, or only the index keys before `stop`."""
-        return self._entries.scan_keys(f"{EXPIRES}:", stop=stop or index_start(minutes_from_now(1)))
+    def _cull(self) -> None:
+        if self._has_ttl:
+            self._entries.expire()
+        for name in self._expired_names():
+            self._remove_expired(name)
 
     def _expired_names(self, prefix: str = "") -> set[str]:
-        """Return the names of the expired entries that are still stored."""
-        due = {name for name in map(indexed_name, self._due_index_keys()) if name.startswith(prefix)}
+        """Return the names of the expired entries that the engine still lists."""
+        if self._has_ttl:
+            return set()
         # One by one: a value may be large.
-        return set(filter(self._is_expired, due))
+        return set(filter(self._is_expired, self._entries.scan_keys(prefix)))
 
     def _keys(self, prefix: str, limit: int | None) -> list[str]:
         expired = self._expired_names(prefix)
@@ -300,7 +292,7 @@ class HutchStore:
                 if entry is None:
                     continue  # removed meanwhile; the collection may have others
                 found.append(full_name(entry, "collection"))
-            elif collection != EXPIRES:
+            else:
                 found.append(unescape_collection(collection))
             # Skip every key that starts with "collection:", without reading them if the engine can.
             start = f"{collection};"
@@ -311,10 +303,7 @@ class HutchStore:
     def _destroy_collection(self, prefix: str) -> bool:
         expired = self._expired_names(prefix)
         names = set(self._entries.scan_keys(prefix))
-        # Only keys of removed entries: an index key without its entry does no harm, but an entry without one is never
-        # removed.
-        index_keys = [key for key in self._entries.scan_keys(f"{EXPIRES}:") if indexed_name(key) in names]
-        self._entries.remove_many([*names, *index_keys])
+        self._entries.remove_many(names)
         return not expired.issuperset(names)
 
     # --- on the loop ---
