@@ -5,12 +5,34 @@ from __future__ import annotations
 import math
 import time
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .codec.frame import DEADLINE, MAX_DEADLINE_MS, deadline_of, is_expired
 from .errors import CapabilityError, a_or_an
 
-__all__ = ["DEADLINE", "deadline_after", "deadline_of", "is_expired", "no_ttl", "now_ms", "validate_ttl"]
+__all__ = [
+    "DEADLINE",
+    "Expiring",
+    "deadline_after",
+    "deadline_of",
+    "is_expired",
+    "no_ttl",
+    "now_ms",
+    "validate_ttl",
+    "with_deadline",
+]
+
+
+class Expiring(NamedTuple):
+    """A value with its deadline, in milliseconds since 1970 UTC, on its way from one store to another."""
+
+    value: Any
+    deadline_ms: int
+
+
+def with_deadline(value: Any, deadline_ms: int | None) -> Any:
+    """Return `value`, as an `Expiring` if it has a deadline."""
+    return value if deadline_ms is None else Expiring(value, deadline_ms)
 
 
 def now_ms() -> int:

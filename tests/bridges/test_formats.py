@@ -27,8 +27,10 @@ import pytest
 import sqlitedict
 
 import hutch
-from hutch.bridges.formats import csv_files, json_files
+from hutch import transfer
+from hutch.bridges.formats import csv_files, diskcache_files, json_files
 from hutch.codec.pickled import Pickled
+from hutch.deadlines import Expiring
 
 MODULES = {"dumb": "dbm.dumb", "gnu": "_gdbm", "ndbm": "_dbm", "sqlite3": "dbm.sqlite3"}
 DIALECTS = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
@@ -204,7 +206,10 @@ def test_a_cache_moves_with_its_large_values_and_without_what_has_expired() -> N
     before = {file: file.read_bytes() for file in Path("cache").rglob("*") if file.is_file()}
     shown = hutch_("import", "diskcache", "cache")
     assert {file: file.read_bytes() for file in Path("cache").rglob("*") if file.is_file()} == before
-    assert "hutch: 1 items have an expiry, which is not kept" in shown
+    with hutch.connect() as store, store.open("cache") as kept:
+        has_ttl = "ttl" in store.capabilities
+        assert not has_ttl or 900 < (kept.ttl_s("later") or 0) <= 1000
+    assert ("hutch: 1 items have an expiry, which the lmdb engine does not keep" in shown) != has_ttl
     assert "verified 12 items: all equal" in shown
     more = {
         "nan": None,
@@ -216,6 +221,21 @@ def test_a_cache_moves_with_its_large_values_and_without_what_has_expired() -> N
         "later": 1,
     }
     assert same(stored("cache"), VALUES | more)
+
+
+def test_what_expires_in_a_cache_expires_at_the_same_moment_where_values_may_expire() -> None:
+    with diskcache.Cache("cache") as cache:
+        cache.set("later", [1], expire=1000)
+        cache["stays"] = 2
+        _, at_s = cache.get("later", expire_time=True)
+    items = list(diskcache_files.read(Path("cache")))
+    assert items == [("cache", "later", Expiring([1], math.ceil(at_s * 1000))), ("cache", "stays", 2)]
+    with hutch.connect("memory://") as store:
+        assert transfer.copy_items(items, store).written == 2
+        assert transfer.verify_items(items, store).ok
+        with store.open("cache") as ns:
+            assert dict(ns) == {"later": [1], "stays": 2}
+            assert 900 < (ns.ttl_s("later") or 0) <= 1000
 
 
 def test_a_fanout_cache_is_one_namespace() -> None:

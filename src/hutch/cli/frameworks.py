@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .. import StoreError, transfer
+from ..deadlines import Expiring
 from .app import Call, hutch, missing_namespace, not_there, pass_call, storage_options
 from .output import printable
 from .transfer import hint_to_run_again, report, show_progress, show_verified
@@ -98,16 +99,29 @@ def import_files(call: Call, /, format_name: str, path: Path, **options: Any) ->
         if hasattr(files, "validate_names"):
             # Refuses to replace different data of the same name.
             files.validate_names(store, path)
-        for note in files.notes(path) if hasattr(files, "notes") else ():
-            click.echo(f"hutch: {printable(note)}", err=True)
+        items = read
+        if "ttl" not in store.capabilities:
+            expiring = sum(type(value) is Expiring for _, _, value in read())
+            if expiring:
+                click.echo(
+                    f"hutch: {expiring:,} items have an expiry, which the {store.name} engine does not keep: they stay "
+                    "until removed",
+                    err=True,
+                )
+            items = partial(_without_deadlines, read)
         with hint_to_run_again(), show_progress() as progress:
-            done = transfer.copy_items(read(), store, progress=progress)
+            done = transfer.copy_items(items(), store, progress=progress)
         report("imported", done)
         if not done.namespaces:
             return not_there(f"{format_name}: nothing was found in {str(path)!r}")
         with show_progress() as progress:
-            found = transfer.verify_items(read(), store, progress=progress)
+            found = transfer.verify_items(items(), store, progress=progress)
     return show_verified(found, "the store", "the files changed meanwhile")
+
+
+def _without_deadlines(read: Callable[[], _Items]) -> _Items:
+    for namespace, key, value in read():
+        yield namespace, key, value.value if type(value) is Expiring else value
 
 
 _EXPORTED = [name for name, one in _FORMATS.items() if one.is_exported]

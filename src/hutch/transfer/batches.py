@@ -13,8 +13,9 @@ from .. import CapabilityError, CorruptValueError, Namespace, Store, StoreError,
 from ..codec.pickled import Pickled
 from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
+from ..deadlines import Expiring
 from ..limits import validate_key
-from .frames import Expiring, Frame, OnError, find_frames, find_values, read_each, write_frames
+from .frames import Frame, OnError, find_frames, find_values, read_each, write_frames
 
 BATCH_ITEMS = 1000
 _BATCH_BYTES = 8 * 1024 * 1024

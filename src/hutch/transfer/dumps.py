@@ -9,10 +9,10 @@ from typing import IO, Any
 from .. import MISSING, CorruptValueError, EncodedStorage, Namespace, Store, StoreError, ValueTypeError
 from ..codec.frame import MAX_DEADLINE_MS
 from ..codec.tagged_json import from_json, json_text, to_tagged
-from ..deadlines import deadline_of
+from ..deadlines import Expiring, deadline_of, with_deadline
 from ..limits import validate_key, validate_namespace
 from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
-from .frames import Expiring, Frame, OnError, bytes_below, frame_of_dump, frame_to_dump, read_values, with_deadline
+from .frames import Frame, OnError, bytes_below, frame_of_dump, frame_to_dump, read_values
 from .stores import copy_items
 
 #: The version of the dump format that `dump` writes and `load` reads.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import MISSING, CorruptValueError, EncodedStorage, Namespace, StorageBase, Store, StoreError, ValueTypeError
 from ..codec.frame import DEADLINE, JSON, MSGPACK, PICKLE, SIGNED_PICKLE, seal, verify, verify_deadline
-from ..deadlines import deadline_of, no_ttl
+from ..deadlines import deadline_of, no_ttl, with_deadline
 
 #: Called with the error for each item that is skipped.
 OnError = Callable[[StoreError], object]
@@ -21,18 +21,6 @@ _CHUNK_KEYS = 256
 _CHECKSUM_BYTES = 4
 # Where the header byte lies in a frame with a deadline.
 _INNER = 9
-
-
-class Expiring(NamedTuple):
-    """A value with its deadline, in milliseconds since 1970 UTC."""
-
-    value: Any
-    deadline_ms: int
-
-
-def with_deadline(value: Any, deadline_ms: int | None) -> Any:
-    """Return `value`, as an `Expiring` if it has a deadline."""
-    return value if deadline_ms is None else Expiring(value, deadline_ms)
 
 
 class Frame:

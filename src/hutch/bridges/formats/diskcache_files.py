@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import stat
@@ -13,13 +14,15 @@ from typing import Any, NoReturn
 
 import hutch
 
+from ...codec.frame import MAX_DEADLINE_MS
 from ...codec.pickled import Pickled
+from ...deadlines import with_deadline
 from ...filesystem import open_existing
 from ..pickles import value_of
 from ..sqlite_rows import columns_of, open_file, refuse, rows
 
 _WHOSE = "cache.db of diskcache"
-_COLUMNS = "key, raw, mode, filename, value"
+_COLUMNS = "key, raw, mode, filename, value, expire_time"
 # The modes of diskcache.core.
 _RAW, _BINARY, _TEXT, _PICKLE = 1, 2, 3, 4
 _LIVE = "expire_time IS NULL OR expire_time > ?"
@@ -29,27 +32,27 @@ def read(path: Path, *, namespace: str | None = None, unpickle: bool = False) ->
     """Yield each item of the diskcache folder `path` that has not expired, as (namespace, key, value).
 
     A key that is text stays as it is; any other becomes its `repr`, so the int 7 becomes "7". The namespace is the
-    folder's name unless given. Expiry and tags are not kept. `value_of` says which values stay pickles. Holds one
-    value at a time. Raises ConfigError if it is not such a folder, CorruptValueError for a row that cannot be read.
+    folder's name unless given. Tags are not kept. A value that expires is an `Expiring`. `value_of` says which values
+    stay pickles. Holds one value at a time. Raises ConfigError if it is not such a folder, CorruptValueError for a row
+    that cannot be read.
     """
     for file in _databases(path):
         with open_file(file, _WHOSE) as database:
             _validate(database, file)
             for row, *columns in rows(database, file, "Cache", _COLUMNS, _LIVE, (time.time(),)):
                 key = _key(columns[0], columns[1], file, row)
-                value = _value(columns[2:], file, row, unpickle)
+                value = with_deadline(_value(columns[2:5], file, row, unpickle), _deadline(columns[5], file, row))
                 yield namespace or path.resolve().name, key, value
 
 
-def notes(path: Path) -> list[str]:
-    """Return what the user must know about the items of `path` before they are imported."""
-    expiring = 0
-    for file in _databases(path):
-        with open_file(file, _WHOSE) as database:
-            _validate(database, file)
-            query = "SELECT COUNT(*) FROM Cache WHERE expire_time > ?"
-            expiring += database.execute(query, (time.time(),)).fetchone()[0]
-    return [f"{expiring:,} items have an expiry, which is not kept: they stay until removed"] if expiring else []
+def _deadline(expire_time: Any, file: Path, row: int) -> int | None:
+    """Return `expire_time`, seconds since 1970 or None, as a deadline."""
+    if expire_time is None:
+        return None
+    if not isinstance(expire_time, int | float) or not 0 <= expire_time < math.inf:
+        refuse(file, "Cache", row, "its expire_time is not a number of seconds")
+    deadline_ms = math.ceil(expire_time * 1000)
+    return deadline_ms if deadline_ms <= MAX_DEADLINE_MS else None
 
 
 def _databases(path: Path) -> list[Path]:
