@@ -13,7 +13,6 @@ _SCAN: Final = "use `namespace.scan(prefix=...)`, which reads page by page"
 
 #: What to do instead, by the name that a user of dict, shelve, diskcache, sqlitedict or redis may try.
 SPELLINGS: Final[dict[str, str]] = {
-    "set": "use `namespace[key] = value`",
     "put": "use `namespace[key] = value`",
     "remove": _REMOVE,
     "delete": _REMOVE,
@@ -32,6 +31,10 @@ SPELLINGS: Final[dict[str, str]] = {
     "itervalues": _SCAN,
     "mget": "use `namespace.get_many(keys)`",
     "mset": "use `namespace.update(mapping)`",
+    "ttl": "use `namespace.ttl_s(key)`",
+    "setex": "use `namespace.set(key, value, ttl_s=seconds)`",
+    "persist": "use `namespace.touch(key, math.inf)`",
+    "cull": "use `namespace.expire()`",
     "sync": _STORED,
     "commit": _STORED,
     "flush": _STORED,

@@ -129,3 +129,32 @@ class Corruption(Promises):
                 with pytest.raises(hutch.CorruptValueError, match="'b'"):
                     read()
             assert storage.get("a") == 1
+
+    @pytest.mark.parametrize("kind", ["past the year 9999", "within another", "truncated", "of no value"])
+    def test_a_forged_deadline_is_noticed(self, store: hutch.Store, kind: str) -> None:
+        """A deadline that hutch never writes is a CorruptValueError that names the key, and no other key suffers."""
+        with closing(encoded(store, "core")) as storage:
+            storage.set_many({"bad": 1, "good": 2})
+            inner = storage.read("bad")
+            assert inner is not None
+            later = (1 << 47).to_bytes(8, "big")
+            content = {
+                "past the year 9999": b"T" + b"\xff" * 8 + inner[:-4],
+                "within another": b"T" + later + b"T" + later + inner[:-4],
+                "truncated": b"T" + later[:4],
+                "of no value": b"T" + later,
+            }[kind]
+            crc = zlib.crc32(content, storage.key_crc_of("bad"))
+            storage.write("bad", content + crc.to_bytes(4, "little"))
+            reads: list[Callable[[], object]] = [
+                lambda: storage.get("bad"),
+                lambda: storage.get_many(["good", "bad"]),
+                lambda: list(storage.items()),
+                lambda: storage.get_for_update("bad"),
+            ]
+            for read in reads:
+                with pytest.raises(hutch.CorruptValueError, match="'bad'"):
+                    read()
+            assert (storage.get("good"), storage.contains("bad")) == (2, True)
+            storage.set("bad", 3)
+            assert storage.get("bad") == 3
