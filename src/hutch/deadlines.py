@@ -77,7 +77,7 @@ def no_ttl(engine: str = "this") -> CapabilityError:
     """Return the error for a storage without the capability `ttl`."""
     return CapabilityError(
         f"{engine} storage does not declare the capability ttl, so values in it never expire; nothing was written. Use "
-        "an engine that declares it, such as lmdb, or leave out ttl_s and TTL_S"
+        "an engine that declares it, or leave out ttl_s and TTL_S"
     )
 
 

@@ -276,9 +276,9 @@ MISTAKES = [
     ),
     # --- names of other mappings ---
     Mistake(
-        made="ns.set('new', 1)",
+        made="ns.put('new', 1)",
         error="AttributeError",
-        says=("'set'", "use `namespace[key] = value`"),
+        says=("'put'", "use `namespace[key] = value`"),
         advice="ns['new'] = 1",
         then="ns['new'] == 1",
     ),
@@ -292,8 +292,8 @@ MISTAKES = [
     Mistake(
         made="ns.incr('count')",
         error="AttributeError",
-        says=("'incr'", "`namespace.modify(key, lambda n: n + 1, default=0)`"),
-        advice="ns.modify('count', lambda n: n + 1, default=0)",
+        says=("'incr'", "`namespace.increment(key)`"),
+        advice="ns.increment('count')",
         then="ns['count'] == 1",
     ),
     Mistake(
