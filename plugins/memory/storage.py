@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import hutch
 from hutch import Commit, CorruptValueError, EncodedStorage, KeyRange, Option, StoragePluginBase, deadlines
-from hutch.deadlines import DEADLINE, is_expired
+from hutch.deadlines import DEADLINE, ExpiringFrameError, is_expired
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler
 from hutch.limits import explain_failure, validate_key
@@ -109,10 +109,12 @@ class MemoryStorage(EncodedStorage):
             raise KeyError(key)
         try:
             return self.decode_frame(data, 0)
+        except ExpiringFrameError:
+            pass
         except CorruptValueError as error:
             if raised_by_handler(error):
                 raise
-        return self.decode_value(key, data)  # its error names the key
+        return self.decode_value(key, data)  # judges the deadline; its error names the key
 
     def write(self, key: str, data: bytes) -> None:
         with _write_lock.current:

@@ -7,12 +7,13 @@ import time
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
 
-from .codec.frame import DEADLINE, MAX_DEADLINE_MS, deadline_of, is_expired
+from .codec.frame import DEADLINE, MAX_DEADLINE_MS, ExpiringFrameError, deadline_of, is_expired
 from .errors import CapabilityError, a_or_an
 
 __all__ = [
     "DEADLINE",
     "Expiring",
+    "ExpiringFrameError",
     "deadline_after",
     "deadline_of",
     "is_expired",

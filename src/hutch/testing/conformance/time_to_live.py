@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ import hutch
 from hutch import deadlines
 
 from .child import Child
-from .kit import Promises, listing, needs
+from .kit import Promises, listing, needs, stage2
 
 #: The time to live of values that a test lets expire, and of values that it does not.
 SHORT_S, LONG_S = 0.05, 10_000.0
@@ -222,6 +223,20 @@ class TimeToLive(Promises):
         # Writes and counts may reclaim some too.
         assert first + rest <= 50
         assert (ns.expire(), len(ns), len(dict(ns))) == (0, 50, 50)
+
+    def test_each_write_reclaims_a_few_expired_keys(
+        self, store: hutch.Store, ns: hutch.Namespace, clock: Clock
+    ) -> None:
+        """Where the engine keeps an index of deadlines: each write reclaims expired keys, but never more than two."""
+        with closing(stage2(store, "core")) as storage:
+            if isinstance(storage, hutch.EncodedStorage) and type(storage).reclaim is hutch.EncodedStorage.reclaim:
+                pytest.skip(f"the {store.name} engine keeps no index of deadlines")
+        ns.set_many({f"gone {n}": n for n in range(50)}, ttl_s=SHORT_S)
+        clock.expire()
+        for n in range(10):
+            ns[f"plain {n}"] = n
+        assert 30 <= ns.expire() < 50
+        assert len(ns) == 10
 
     def test_space_is_reclaimed_by_the_writes_that_follow(self, ns: hutch.Namespace, clock: Clock) -> None:
         """A key that expired can be set, expire and be set again, any number of times."""
