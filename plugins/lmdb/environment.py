@@ -54,6 +54,8 @@ class Environment(OpenFiles):
         self.wait_s = wait_s
         #: The factories that use the environment.
         self.users: set[ref[object]] = set()
+        #: The ids of the namespaces to which this process has written a deadline.
+        self.expiring: set[bytes] = set()
         self._queue = CommitQueue(self)
         #: ``write(work, *arguments)``: see `CommitQueue.write`.
         self.write: Callable[..., Any] = self._queue.write

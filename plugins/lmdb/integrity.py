@@ -1,4 +1,4 @@
-"""Verify integrity of an LMDB store: first the pages, without LMDB; then names, ids and counts."""
+"""Verify integrity of an LMDB store: first the pages, without LMDB; then names, ids, counts and deadlines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hutch.filesystem import validate_regular_file
 from hutch.limits import legible, validate_namespace
 
 from .environment import Environment
-from .layout import FORMAT_KEY, ID_BYTES, LAST_ID_KEY, NAME
+from .index_integrity import verify_index
+from .layout import FORMAT_KEY, HAS_DEADLINES, ID_BYTES, INDEX, LAST_ID_KEY, NAME
 from .pages import Damage, DataFile, UnreadableFileError
 from .slot import add_cursor
 
@@ -106,7 +107,7 @@ class _Contents:
         if id_ == _META:
             if key.startswith(NAME):
                 self._names[key[len(NAME) :]] = self._slot[0].get(key) or b""
-            elif key not in (FORMAT_KEY, LAST_ID_KEY):
+            elif key not in (FORMAT_KEY, LAST_ID_KEY) and not key.startswith(INDEX):
                 self._foreign.append(key)
         elif len(key) < ID_BYTES:
             self._foreign.append(key)
@@ -131,14 +132,16 @@ class _Contents:
             yield Finding("count", "the last assigned id is lower than one in use", repaired=repair)
         for id_, name in sorted(owner.items()):
             stored, count = self._stored_counts.get(id_), self._counts.get(id_, 0)
-            if stored != count.to_bytes(8, "big"):
+            if stored not in (count.to_bytes(8, "big"), (HAS_DEADLINES + count).to_bytes(8, "big")):
                 if repair:
-                    slot[0].put(id_, count.to_bytes(8, "big"))
-                shown = "is missing" if stored is None else f"is {_number(stored):,}"
+                    mark = HAS_DEADLINES if stored is not None and len(stored) == 8 and stored[0] >> 7 else 0
+                    slot[0].put(id_, (mark + count).to_bytes(8, "big"))
+                shown = "is missing" if stored is None else f"is {_number(stored) % HAS_DEADLINES:,}"
                 message = f"its stored number of keys {shown}, but it has {count:,}"
                 yield Finding("count", message, name, repaired=repair)
         for key in self._bad_keys:
             yield self._bad_key(key, owner.get(key[:ID_BYTES]), repair)
+        yield from verify_index(slot, owner, set(self._counts), _keys_of, repair)
 
     def _verify_names(self, repair: bool) -> Iterator[Finding]:
         """Yield invalid names, and ids that are invalid or shared by two names. Their keys become orphans."""
@@ -200,6 +203,14 @@ def _all_keys(slot: Slot) -> Iterator[bytes]:
     """Yield every key. No cursor outlives a step, because a signal handler may end the transaction."""
     low = b"\0"
     while keys := _some_keys(slot, low):
+        yield from keys
+        low = keys[-1] + b"\0"
+
+
+def _keys_of(slot: Slot, start: bytes) -> Iterator[bytes]:
+    """Yield every key that begins with `start` and is longer, as `_all_keys` does."""
+    low = start + b"\0"
+    while keys := [key for key in _some_keys(slot, low) if key.startswith(start)]:
         yield from keys
         low = keys[-1] + b"\0"
 

@@ -57,6 +57,7 @@ class PageEnvironment:
         self._identity = (0, 0)
         self._page_bytes = 0
         self.users: set[object] = set()
+        self.expiring: set[bytes] = set()
 
     def begin(self) -> _Reader:
         return _Reader(self)

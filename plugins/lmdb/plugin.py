@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from hutch import CapabilityError, Option, StoragePluginBase, StoreError, StoreLockedError
+from hutch import CapabilityError, Option, StoragePluginBase, StoreError, StoreLockedError, deadlines
 
+from .deadline_index import count_live
 from .files import is_there, reason_to_read_pages
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
 from .open_files import DURABILITY
@@ -70,7 +71,7 @@ class LmdbPlugin(StoragePluginBase):
     capabilities = frozenset(
         {
             *("ordered", "atomic-batch", "atomic-store", "atomic-modify", "atomic-modify:host"),
-            *("durable", "shared", "snapshot"),
+            *("durable", "shared", "snapshot", "ttl"),
         }
     )
 
@@ -102,12 +103,21 @@ class LmdbPlugin(StoragePluginBase):
         return LmdbStorage(self, namespace, environment)
 
     def namespaces(self) -> list[str]:
+        return self._namespaces(deadlines.now_ms())
+
+    def stored_namespaces(self) -> list[str]:
+        return self._namespaces(None)
+
+    def _namespaces(self, now_ms: int | None) -> list[str]:
+        """Return the names of the namespaces with keys that have not expired by `now_ms` (None: with any keys)."""
+
         def listing(txn: Txn) -> list[str]:
             names = []
             cursor = txn.cursor()
             has_entry = cursor.set_range(NAME)
             while has_entry and cursor.key() < AFTER_NAMES:
-                if read_count(txn, cursor.value()):
+                id_ = cursor.value()
+                if read_count(txn, id_) and (now_ms is None or count_live(txn, id_, now_ms)):
                     names.append(decode_text(cursor.key(), len(NAME), "the name of a namespace"))
                 has_entry = cursor.next()
             return names
@@ -186,7 +196,7 @@ class _Reading:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self.path, self.read = environment.path, environment.read
-        self.reads_large_chunks = environment.reads_large_chunks
+        self.reads_large_chunks, self.expiring = environment.reads_large_chunks, environment.expiring
 
     @property
     def begin(self) -> Callable[..., Any]:

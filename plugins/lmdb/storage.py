@@ -1,161 +1,37 @@
-"""LmdbStorage: the verbs of one namespace. layout.py describes the table that they read and change."""
+"""LmdbStorage: the verbs of one namespace. layout.py describes the table that they change; reads.py reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
-import lmdb
-
-from hutch import Commit, CorruptValueError, EncodedStorage, KeyRange, ValueTypeError
+from hutch import Commit, KeyRange, ValueTypeError
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, name_key, validate_key, validate_value_size
 
-from .layout import ID_BYTES, NAME, ZERO, Chunk, change_count, decode_text, find_or_assign_id, read_chunks, read_count
-from .read_cache import ReadCache
+from .deadline_index import (
+    PER_WRITE,
+    add_entries,
+    delete_range,
+    has_deadlines,
+    has_expired,
+    remove_entries,
+    remove_entry,
+    take_expired,
+)
+from .layout import HAS_DEADLINES, INDEX, ZERO, change_count, find_or_assign_id
+from .reads import NO_TXN, LmdbReads
 from .slot import add_cursor
 
 if TYPE_CHECKING:
-    from .environment import Environment
-    from .page_reader import PageEnvironment
-    from .plugin import LmdbPlugin
-    from .slot import Slot, Txn
+    from .slot import Slot
 
 T = TypeVar("T")
-# An id and a key of 1 to 1,024 bytes.
-_SHORTEST_NAME_BYTES, _LONGEST_NAME_BYTES = ID_BYTES + 1, ID_BYTES + 1024
-# The errors for a key that LMDB refuses or that is not text; TypeError also while the namespace has no id.
-_READ_ERRORS = (lmdb.Error, TypeError, AttributeError, UnicodeError)
 
 
-class LmdbStorage(EncodedStorage):
+class LmdbStorage(LmdbReads):
     """One namespace. Each verb is one transaction, batches included; iteration uses one per chunk."""
-
-    def __init__(self, plugin: LmdbPlugin, namespace: str, environment: Environment | PageEnvironment) -> None:
-        super().__init__(plugin, namespace)
-        self._environment = environment
-        # Whether the next key is probably new and may sort last.
-        self._appends = True
-        self._read_cache = ReadCache(plugin.cache_bytes)
-        # Kept here for the speed of `get`. Only frames of the default codec have a body that can be cached.
-        self._body = self.frame_codec.body
-        self._decode_body = self.frame_codec.decode_body
-        # None until the namespace exists, because opening writes nothing; then constant.
-        self._name = NAME + namespace.encode()
-        self._id: bytes | None = environment.read(lambda txn: txn.get(self._name), None)
-
-    # --- reading ---
-
-    def read(self, key: str) -> bytes | None:
-        try:
-            # A dropped transaction is reused by the next reader; `with` would cost as much as the read.
-            return self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]  # see below
-        except (lmdb.Error, TypeError) as error:
-            if raised_by_handler(error):
-                raise
-        return self._with_id(lambda txn, id_: txn.get(id_ + key.encode()), None)
-
-    def get(self, key: str) -> Any:
-        # `read` and the decoding of EncodedStorage, inlined: a call costs a tenth of a read. No variable holds the
-        # transaction, because a stored traceback would keep its pages from being reused.
-        read_cache = self._read_cache
-        current = read_cache.current
-        try:
-            if current is not None:
-                if self._environment.begin().id() == current.id:
-                    body = current.bodies.get(key)
-                    if body is not None:
-                        current.hits += 1
-                        return self._decode_body(body)
-                else:
-                    read_cache.end()
-                    current = None
-            name = key.encode()
-            data = self._environment.begin().get(self._id + name)  # type: ignore[operator]
-            if current is None:
-                read_cache.reads_left -= 1
-                if read_cache.reads_left <= 0:
-                    read_cache.begin(self._environment.begin().id())
-        except _READ_ERRORS as error:
-            if raised_by_handler(error):
-                raise
-        else:
-            if data is None:
-                validate_key(key)
-                raise KeyError(key)
-            try:
-                value = self.decode_frame(data, crc32(name))
-            except CorruptValueError as error:
-                if raised_by_handler(error):
-                    raise
-                return self.decode_value(key, data)  # its error names the key
-            # This may cache a newer value that another process committed meanwhile; no later read uses it.
-            if current is not None and not current.add(key, data, self._body):
-                read_cache.end(too_few_hits=True)
-            return value
-        return super().get(key)  # not inside `except`: its error would be shown with the driver's
-
-    def contains(self, key: str) -> bool:
-        # `exists` and the key's validation by EncodedStorage, inlined.
-        try:
-            name = self._id + key.encode()  # type: ignore[operator]
-            # A cursor does not copy the value.
-            is_stored = self._environment.begin().cursor().set_key(name)
-        except _READ_ERRORS as error:
-            if raised_by_handler(error):
-                raise
-        else:
-            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (is_stored or type(key) is str):
-                return is_stored
-        return super().contains(key)
-
-    def exists(self, key: str) -> bool:
-        return self._with_id(lambda txn, id_: txn.cursor().set_key(id_ + key.encode()), False)
-
-    def len(self) -> int:
-        try:
-            return int.from_bytes(self._environment.begin().get(self._id), "big")  # type: ignore[arg-type]
-        except (lmdb.Error, TypeError) as error:
-            if raised_by_handler(error):
-                raise
-        return self._with_id(read_count, 0)
-
-    def keys(self) -> Iterator[str]:
-        return self.key_range(None, None, False)
-
-    def read_many(self, keys: list[str]) -> dict[str, bytes]:
-        def reading(txn: Txn, id_: bytes) -> dict[str, bytes]:
-            get = txn.get
-            return {key: data for key in keys if (data := get(id_ + key.encode())) is not None}
-
-        return self._with_id(reading, {})
-
-    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        return chain.from_iterable(zip(*chunk, strict=True) for chunk in self.read_chunks(start, stop, reverse))
-
-    def read_chunks(
-        self, start: str | None, stop: str | None, reverse: bool
-    ) -> Iterator[tuple[list[str], list[bytes]]]:
-        for keys, values in self._chunks(start, stop, reverse, values=True):
-            try:
-                names = [key[4:].decode() for key in keys]
-            except UnicodeDecodeError:
-                # Yield the items before the damaged key.
-                for key, data in zip(keys, values, strict=True):
-                    yield [self._key(key)], [data]
-            else:
-                yield names, values
-
-    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        return chain.from_iterable(self._keys(keys) for keys, _ in self._chunks(start, stop, reverse, values=False))
-
-    def _keys(self, keys: list[bytes]) -> Iterable[str]:
-        try:
-            return [key[4:].decode() for key in keys]
-        except UnicodeDecodeError:
-            return map(self._key, keys)
 
     # --- writing ---
 
@@ -168,27 +44,42 @@ class LmdbStorage(EncodedStorage):
             raise name_key(error, key) from error.__cause__
         if len(data) > MAX_VALUE_BYTES:
             validate_value_size(key, len(data))
-        self._environment.write(self._put, name, data)
+        self._plain_id = self._environment.write(self._put, name, data)
 
     def write(self, key: str, data: bytes) -> None:
-        self._environment.write(self._put, key.encode(), data)
+        self._plain_id = self._environment.write(self._put, key.encode(), data)
 
-    def _put(self, slot: Slot, name: bytes, data: bytes) -> None:
+    def _put(self, slot: Slot, key: bytes, data: bytes) -> int:
+        """Write a frame without a deadline. Return the transaction's id if the namespace has none, else NO_TXN."""
         id_ = self._id or find_or_assign_id(slot, self._name)
-        name = id_ + name
+        name = id_ + key
         # Only a new key changes the count. A key after all others is appended, so LMDB fills its pages; a plain put
         # would leave half of each page empty for values of 1 to 2 KB. LMDB reports at once if the key is not the last.
         # If the last write replaced a value, this one probably does too.
         if (self._appends and slot[0].put(name, data, True, False, True)) or slot[0].put(name, data, True, False):
             self._appends = True
-            change_count(slot, id_, 1)
+            has = change_count(slot, id_, 1)
         else:
             self._appends = False
+            has = self._has_deadlines(slot, id_)
+            if has:
+                remove_entry(slot, id_, key, slot[0].get(name))
             slot[0].put(name, data)
+        if has:
+            take_expired(slot, id_, self.now_ms(), PER_WRITE)
+            return NO_TXN
+        return slot[0].id()  # type: ignore[no-any-return]
+
+    def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
+        self.write_many_until({key: data}, {key: deadline_ms})
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        def writing(slot: Slot) -> None:
-            id_ = self._id or find_or_assign_id(slot, self._name)
+        self.write_many_until(items, {})
+
+    def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        def writing(slot: Slot, id_: bytes, has: bool) -> bool:
+            if has:
+                remove_entries(slot, id_, map(str.encode, items), 0)
             # Built first, so that no garbage collection runs inside LMDB's own code.
             pairs = list(zip(map(id_.__add__, map(str.encode, items)), items.values(), strict=True))
             before = slot[0].stat()["entries"]
@@ -197,33 +88,38 @@ class LmdbStorage(EncodedStorage):
             del slot[1]
             after = slot[0].stat()["entries"]
             change_count(slot, id_, after - before)
+            if deadlines_ms:
+                self._expiring.add(id_)
+                add_entries(slot, id_, [(key.encode(), items[key]) for key in deadlines_ms])
+            return True
 
-        self._environment.write(writing)
+        self._change(writing, True, create=True)
 
     def delete(self, key: str) -> bool:
         return self.delete_many([key]) == 1
 
     def delete_many(self, keys: list[str]) -> int:
-        def deleting(slot: Slot, id_: bytes) -> int:
+        def deleting(slot: Slot, id_: bytes, has: bool) -> int:
+            expired = remove_entries(slot, id_, map(str.encode, keys), self.now_ms()) if has else 0
             removed = 0
             for key in keys:
                 removed += slot[0].delete(id_ + key.encode())
             if removed:
                 change_count(slot, id_, -removed)
-            return removed
+            return removed - expired
 
         return self._change(deleting, 0)
 
     def clear(self) -> None:
-        def clearing(slot: Slot, id_: bytes) -> None:
-            add_cursor(slot)
-            has_key = slot[1].set_range(id_ + b"\0") if slot[0].get(id_) else False
-            while has_key and slot[1].key().startswith(id_):
-                has_key = slot[1].delete()  # moves the cursor to the next key
-            del slot[1]
-            slot[0].put(id_, ZERO)
+        def clearing(slot: Slot, id_: bytes, has: bool) -> bool:
+            if slot[0].get(id_):
+                delete_range(slot, id_)
+            if has:
+                delete_range(slot, INDEX + id_)
+            slot[0].put(id_, HAS_DEADLINES.to_bytes(8, "big") if has else ZERO)
+            return True
 
-        self._change(clearing, None)
+        self._change(clearing, True)
 
     def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         encoded = key.encode()
@@ -231,11 +127,11 @@ class LmdbStorage(EncodedStorage):
         if self.read(key) != old:
             return False
 
-        def writing_if_equal(slot: Slot) -> bool:
-            id_ = self._id or find_or_assign_id(slot, self._name)
+        def writing_if_equal(slot: Slot, id_: bytes, _: bool) -> bool:
             name = id_ + encoded
             if slot[0].get(name) != old:
                 return False
+            remove_entry(slot, id_, encoded, old)
             if new is None:
                 if slot[0].delete(name):
                     change_count(slot, id_, -1)
@@ -243,10 +139,18 @@ class LmdbStorage(EncodedStorage):
             slot[0].put(name, new)
             if old is None:
                 change_count(slot, id_, 1)
+            if new[:1] == b"T":
+                self._expiring.add(id_)
+                add_entries(slot, id_, [(encoded, new)])
             return True
 
-        is_written: bool = self._environment.write(writing_if_equal)
-        return is_written
+        return self._change(writing_if_equal, False, create=True)
+
+    def reclaim(self, limit: int) -> int:
+        # Nothing to reclaim costs no write transaction.
+        if not self._with_id(lambda txn, id_: has_expired(txn, id_, self.now_ms()), False):
+            return 0
+        return self._change(lambda slot, id_, _: take_expired(slot, id_, self.now_ms(), limit), 0, per_write=0)
 
     def apply(
         self,
@@ -262,68 +166,56 @@ class LmdbStorage(EncodedStorage):
         key = validate_key(key)
         encoded = key.encode()
 
-        def incrementing(slot: Slot) -> tuple[bytes, int | float] | Exception | None:
-            id_ = self._id or slot[0].get(self._name)
-            data = None if id_ is None else slot[0].get(id_ + encoded)
+        refused: list[Exception] = []
+
+        def incrementing(slot: Slot, id_: bytes, _: bool) -> tuple[bytes, int | float] | None:
+            refused.clear()
+            data = slot[0].get(id_ + encoded)
             try:
                 step = self.increment_frame(key, by, default, ttl_s, data)
             except (TypeError, OverflowError) as error:
                 if raised_by_handler(error):
                     raise
-                return error  # raised here, it would fail the writes of other threads in this transaction
+                refused.append(error)  # raised here, it would fail the writes of other threads in this transaction
+                return None
             if step is not None:
-                id_ = id_ or find_or_assign_id(slot, self._name)
+                # The deadline stays, and so does its index entry.
                 slot[0].put(id_ + encoded, step[0])
                 if data is None:
                     change_count(slot, id_, 1)
             return step
 
-        step = self._environment.write(incrementing)
-        if step is None:
-            return super().increment(key, by, default, ttl_s)
-        if isinstance(step, Exception):
-            raise step
-        number: int | float = step[1]
-        return number
-
-    def close(self) -> None:
-        # Every write is already committed and flushed as configured; the plugin owns the environment.
-        pass
-
-    @property
-    def lock_scope(self) -> Hashable:
-        return ("lmdb", str(self._environment.path), self.namespace)
+        step = self._change(incrementing, None, create=True)
+        if refused:
+            raise refused.pop()
+        return super().increment(key, by, default, ttl_s) if step is None else step[1]
 
     # --- inside ---
 
-    def _with_id(self, fn: Callable[[Txn, bytes], T], missing: T) -> T:
-        """Return ``fn(txn, id)`` in a read transaction, or `missing` if the namespace was never written to."""
+    def _change(
+        self, fn: Callable[[Slot, bytes, bool], T], missing: T, create: bool = False, per_write: int = PER_WRITE
+    ) -> T:
+        """Return ``fn(slot, id, has_deadlines)`` in a write transaction, or `missing` if the namespace does not exist.
 
-        def reading(txn: Txn) -> tuple[bytes | None, T]:
-            id_ = self._id or txn.get(self._name)
-            return id_, missing if id_ is None else fn(txn, id_)
+        `fn` returns a true value if it changed anything: LMDB gives the id of a transaction without changes again.
+        At most `per_write` expired keys are removed too.
+        """
 
-        # Assigned after the read, because a reader without a lock reads again if the pages changed.
-        unwritten: tuple[bytes | None, T] = (None, missing)
-        id_, result = self._environment.read(reading, unwritten)
-        self._id = id_ or self._id
+        def changing(slot: Slot) -> tuple[T, int]:
+            id_ = self._id or (find_or_assign_id(slot, self._name) if create else slot[0].get(self._name))
+            if id_ is None:
+                return missing, NO_TXN
+            has = self._has_deadlines(slot, id_)
+            result = fn(slot, id_, has)
+            if not has:
+                return result, slot[0].id() - (not result)
+            take_expired(slot, id_, self.now_ms(), per_write)
+            return result, NO_TXN
+
+        result: T
+        result, self._plain_id = self._environment.write(changing)
         return result
 
-    def _change(self, fn: Callable[[Slot, bytes], T], missing: T) -> T:
-        """Return ``fn(slot, id)`` in a write transaction, or `missing` if the namespace does not exist."""
-
-        def changing(slot: Slot) -> T:
-            id_ = self._id or slot[0].get(self._name)
-            return missing if id_ is None else fn(slot, id_)
-
-        result: T = self._environment.write(changing)
-        return result
-
-    def _key(self, key: bytes) -> str:
-        return decode_text(key, 4, f"a key in namespace {self.namespace!r} of the lmdb storage")
-
-    def _chunks(self, start: str | None, stop: str | None, reverse: bool, *, values: bool) -> Iterator[Chunk]:
-        id_ = self._with_id(lambda _, id_: id_, None)
-        if id_ is None:
-            return iter(())
-        return read_chunks(self._environment, self.namespace, id_, (start, stop, reverse), values)
+    def _has_deadlines(self, slot: Slot, id_: bytes) -> bool:
+        """Return whether the namespace has ever had a deadline; look only if others may have written since."""
+        return (slot[0].id() != self._plain_id + 1 or id_ in self._expiring) and has_deadlines(slot[0], id_)
