@@ -95,7 +95,7 @@ def _keys_of(commands: Sequence[Command]) -> str:
     names: dict[Any, None] = {}
     for command in commands:
         if command[0] in (b"EVAL", b"EVALSHA"):
-            names.update(dict.fromkeys(command[3:6]))
+            names.update(dict.fromkeys(command[3 : 3 + int(command[2])]))
         elif len(command) > 1:
             names[command[1]] = None
     return ", ".join(name.decode() if isinstance(name, bytes) else str(name) for name in names)

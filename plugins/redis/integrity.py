@@ -1,4 +1,4 @@
-"""Verify integrity on a Redis server: compare values with the listing, and namespaces with their index."""
+"""Verify integrity on a Redis server: compare values with listing and deadlines, and namespaces with their index."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from urllib.parse import unquote
 
 from hutch import Finding
 
-from .scripts import INDEXED, LISTED, NAMES
+from .scripts import INDEXED, LISTED, NAMES, PARTS
 
 if TYPE_CHECKING:
     from .storage import RedisPlugin
 
 _CHUNK_KEYS = 1000
+# What LISTED finds, in its order.
+_DRIFTS = (
+    "it has a value, but no listing has it",
+    "it is listed, but has no value",
+    "its deadline is not in the index of deadlines",
+    "it is in the index of deadlines, but has no deadline",
+)
 _GLOB = str.maketrans({char: f"\\{char}" for char in "\\*?[]^-"})
 
 
@@ -34,40 +41,35 @@ def _with_values(plugin: RedisPlugin) -> list[str]:
         cursor, keys = plugin.server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _CHUNK_KEYS)
         for key in keys:
             name, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
-            if part in ("values", "order"):
+            if part in PARTS:
                 namespaces.add(unquote(name))
         if int(cursor) == 0:
             return sorted(namespaces)
 
 
 def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
-    if not plugin.server.run(INDEXED, _keys(plugin, namespace), (namespace.encode(), int(repair)), changes=repair):
+    if not plugin.server.run(INDEXED, plugin.script_keys(namespace), (namespace.encode(), int(repair)), changes=repair):
         yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repair)
 
 
 def _verify_listing(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
-    keys = _keys(plugin, namespace)
-    reported: set[bytes] = set()
-    for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2)):
+    keys = plugin.script_keys(namespace)
+    reported: set[tuple[bytes, str]] = set()
+    for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2), (b"ZSCAN", 4)):
         cursor: bytes | int = 0
         while True:
             cursor, names = plugin.server.run(NAMES, keys, (scan, number, cursor))
             if names:
-                unlisted, valueless = plugin.server.run(LISTED, keys, (int(repair), *names), changes=repair)
-                for name in unlisted:
-                    yield from _once(reported, name, namespace, "it has a value, but no listing has it", repair)
-                for name in valueless:
-                    yield from _once(reported, name, namespace, "it is listed, but has no value", repair)
+                drifted = plugin.server.run(LISTED, keys, (int(repair), *names), changes=repair)
+                for text, found in zip(_DRIFTS, drifted, strict=True):
+                    for name in found:
+                        yield from _once(reported, name, namespace, text, repair)
             if int(cursor) == 0:
                 break
 
 
-def _once(reported: set[bytes], name: bytes, namespace: str, text: str, repair: bool) -> Iterator[Finding]:
+def _once(reported: set[tuple[bytes, str]], name: bytes, namespace: str, text: str, repair: bool) -> Iterator[Finding]:
     # A scan may return a key twice.
-    if name not in reported:
-        reported.add(name)
+    if (name, text) not in reported:
+        reported.add((name, text))
         yield Finding("index", text, namespace, name.decode(errors="backslashreplace"), repair)
-
-
-def _keys(plugin: RedisPlugin, namespace: str) -> tuple[bytes, bytes, bytes]:
-    return plugin.key(namespace, "values").encode(), plugin.key(namespace, "order").encode(), plugin.index.encode()

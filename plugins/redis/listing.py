@@ -32,19 +32,20 @@ class Listing:
     """The keys and values of one namespace, in key order. The server keeps no state between two pages."""
 
     def __init__(self, server: Server, keys: Sequence[bytes], namespace: str, engine: str) -> None:
-        """Set up the listing; `keys` are the KEYS of the scripts: values, order, index."""
+        """Set up the listing; `keys` are the KEYS of the scripts: values, order, index, deadlines."""
         self._server = server
         self._keys = keys
         self._name = namespace.encode()
         self._where = f"namespace {namespace!r} of the {engine} storage"
 
     def keys(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        """Yield each key in the range once."""
+        """Yield each key in the range that has not expired, once."""
         bounds = _Bounds(start, stop, reverse)
         max_keys = _FIRST_KEYS
         while True:
-            keys, _ = self._page(bounds, max_keys)
-            yield from self._decoded(keys)
+            keys, expired = self._page(bounds, max_keys, b"expired")
+            gone = set(expired)
+            yield from self._decoded([key for key in keys if key not in gone] if gone else keys)
             if len(keys) < max_keys:
                 return
             bounds.continue_after(keys[-1])
@@ -90,8 +91,10 @@ class Listing:
             following, _ = self._page(bounds, max_keys)
         return values, following, is_last or len(following) < max_keys
 
-    def _page(self, bounds: _Bounds, max_keys: int, max_values: int = 0) -> tuple[list[bytes], list[bytes | None]]:
-        """Return a page of keys, and the values of its first `max_values` keys."""
+    def _page(
+        self, bounds: _Bounds, max_keys: int, max_values: int | bytes = 0
+    ) -> tuple[list[bytes], list[bytes | None]]:
+        """Return a page of keys, and the values of its first `max_values` keys; for b"expired", its expired keys."""
         # A script, because a server whose memory is full refuses MULTI.
         for _ in range(_REBUILDS):
             *page, values = self._server.run(PAGE, self._keys, self._page_arguments(bounds, max_keys, max_values))
@@ -104,7 +107,7 @@ class Listing:
             "maxmemory-policy to noeviction"
         )
 
-    def _page_arguments(self, bounds: _Bounds, max_keys: int, max_values: int = 0) -> tuple[Argument, ...]:
+    def _page_arguments(self, bounds: _Bounds, max_keys: int, max_values: int | bytes = 0) -> tuple[Argument, ...]:
         return (*bounds.command(), max_keys, max_values, _PAGE_BYTES)
 
     def _listed(self, page: list[Any]) -> list[bytes] | None:

@@ -29,12 +29,62 @@ class Script:
         return (b"EVAL", self.text, len(keys), *keys, *arguments)
 
 
-# KEYS of every script: values, order, index.
+#: The parts of a namespace, each under a key of the server.
+PARTS = ("values", "order", "deadlines")
+# KEYS of every script: values, order, index, deadlines.
 _CHECK = "redis.call('HLEN', KEYS[1]) redis.call('ZCARD', KEYS[2]) redis.call('SCARD', KEYS[3])"
+# For a script whose first write, or a read before it, is of the values. It counts the deadlines in place of the values,
+# so that a namespace without deadlines costs no command more.
+_CHECK_REST = """redis.call('ZCARD', KEYS[2]) redis.call('SCARD', KEYS[3])
+local expires = redis.call('ZCARD', KEYS[4]) > 0"""
+# A frame with a deadline begins with "T" and eight bytes of milliseconds, see docs/format.md. The sorted set of
+# deadlines has that number as the score of the key. The frame decides: older versions of hutch leave scores behind.
+_DEADLINE = """local function deadline(frame)
+  if not frame or #frame < 15 or string.byte(frame) ~= 84 then return nil end
+  local ms = 0
+  for i = 2, 9 do ms = ms * 256 + string.byte(frame, i) end
+  return ms
+end"""
+# Redis 4 lets a script write after TIME only after `replicate_commands`.
+_CLOCK = f"""{_DEADLINE}
+local function time_ms()
+  if redis.replicate_commands then redis.replicate_commands() end
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function is_expired(key, now)
+  local score = redis.call('ZSCORE', KEYS[4], key)
+  if not score or tonumber(score) > now then return false end
+  local ms = deadline(redis.call('HGET', KEYS[1], key))
+  return ms ~= nil and ms <= now
+end"""
+# Removes up to `limit` expired keys. Returns how many, and how many scores were due.
+_RECLAIM = f"""{_CLOCK}
+local function reclaim(limit)
+  local now, removed = time_ms(), {{}}
+  local due = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, limit)
+  for i = 1, #due do
+    local ms = deadline(redis.call('HGET', KEYS[1], due[i]))
+    if ms and ms > now then
+      redis.call('ZADD', KEYS[4], ms, due[i])
+    else
+      redis.call('ZREM', KEYS[4], due[i])
+      if ms then removed[#removed + 1] = due[i] end
+    end
+  end
+  if #removed > 0 then
+    redis.call('HDEL', KEYS[1], unpack(removed))
+    redis.call('ZREM', KEYS[2], unpack(removed))
+  end
+  return #removed, #due
+end"""
+# How many expired keys a write removes.
+_RECLAIM_TWO = "if expires then reclaim(2) end"
 # ARGV: namespace, then key, value, key, value ... A Lua call takes a few thousand arguments. The index is written
 # every time, because it may have been evicted.
 WRITE = Script(
-    _CHECK,
+    _CHECK_REST,
+    _RECLAIM,
     "for first = 2, #ARGV, 1000 do",
     "  local last = math.min(first + 999, #ARGV)",
     "  if redis.call('HSET', KEYS[1], unpack(ARGV, first, last)) > 0 then",
@@ -45,27 +95,57 @@ WRITE = Script(
     "    end",
     "    redis.call('ZADD', KEYS[2], unpack(listed))",
     "  end",
+    "  if expires then",
+    "    local names = {}",
+    "    for i = first, last, 2 do names[#names + 1] = ARGV[i] end",
+    "    redis.call('ZREM', KEYS[4], unpack(names))",
+    "  end",
     "end",
     "redis.call('SADD', KEYS[3], ARGV[1])",
+    _RECLAIM_TWO,
+)
+# ARGV: namespace, then key, value, key, value ... Some of the values have a deadline.
+WRITE_UNTIL = Script(
+    _CHECK_REST,
+    _RECLAIM,
+    "for i = 2, #ARGV, 2 do",
+    "  if redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) > 0 then redis.call('ZADD', KEYS[2], 0, ARGV[i]) end",
+    "  local ms = deadline(ARGV[i + 1])",
+    "  if ms then redis.call('ZADD', KEYS[4], ms, ARGV[i]) else redis.call('ZREM', KEYS[4], ARGV[i]) end",
+    "end",
+    "redis.call('SADD', KEYS[3], ARGV[1])",
+    _RECLAIM_TWO,
 )
 # ARGV: namespace, key ... If none of the keys has a value, they stay listed: the listing then shows an eviction.
+# Returns how many of the keys existed and had not expired.
 DELETE = Script(
-    _CHECK,
+    _CHECK_REST,
+    _RECLAIM,
     "local deleted = 0",
+    "local now = expires and time_ms()",
     "for first = 2, #ARGV, 1000 do",
     "  local last = math.min(first + 999, #ARGV)",
+    "  if expires then",
+    "    for i = first, last do",
+    "      if is_expired(ARGV[i], now) then deleted = deleted - 1 end",
+    "    end",
+    "  end",
     "  local found = redis.call('HDEL', KEYS[1], unpack(ARGV, first, last))",
     "  if found > 0 then redis.call('ZREM', KEYS[2], unpack(ARGV, first, last)) end",
+    "  if found > 0 and expires then redis.call('ZREM', KEYS[4], unpack(ARGV, first, last)) end",
     "  deleted = deleted + found",
     "end",
+    _RECLAIM_TWO,
     "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return deleted",
 )
 # ARGV: namespace, key, '1' if an old value is expected, the old value, '1' if there is a new value, the new value.
 SWAP = Script(
-    _CHECK,
+    _CHECK_REST,
+    _RECLAIM,
     "local now = redis.call('HGET', KEYS[1], ARGV[2])",
     "if now ~= (ARGV[3] == '1' and ARGV[4]) then return 0 end",
+    "local ms = ARGV[5] == '1' and deadline(ARGV[6])",
     "if ARGV[5] == '1' then",
     "  redis.call('HSET', KEYS[1], ARGV[2], ARGV[6])",
     "  if not now then redis.call('ZADD', KEYS[2], 0, ARGV[2]) end",
@@ -73,6 +153,12 @@ SWAP = Script(
     "  redis.call('HDEL', KEYS[1], ARGV[2])",
     "  redis.call('ZREM', KEYS[2], ARGV[2])",
     "end",
+    "if ms then",
+    "  redis.call('ZADD', KEYS[4], ms, ARGV[2])",
+    "elseif expires then",
+    "  redis.call('ZREM', KEYS[4], ARGV[2])",
+    "end",
+    _RECLAIM_TWO,
     "if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], ARGV[1]) end",
     "return 1",
 )
@@ -80,7 +166,8 @@ SWAP = Script(
 # Returns the sum, or nil if the client must do it: the value is no MessagePack int, or beyond what a Lua number holds.
 # A frame is 0x92, the packed int, 0xce and the CRC-32 (see docs/format.md). Ints have the shortest form, as hutch's.
 INCREMENT = Script(
-    _CHECK,
+    _CHECK_REST,
+    _RECLAIM,
     "local limit = 9007199254740992",
     "local function unsigned(text)",
     "  local number = 0",
@@ -143,19 +230,55 @@ INCREMENT = Script(
     "redis.call('HSET', KEYS[1], ARGV[2], frame .. checksum(frame))",
     "if not now then redis.call('ZADD', KEYS[2], 0, ARGV[2]) end",
     "redis.call('SADD', KEYS[3], ARGV[1])",
+    _RECLAIM_TWO,
     "return sum",
 )
 # ARGV: namespace. UNLINK takes constant time at any size; the server frees the memory in the background.
-CLEAR = Script(_CHECK, "redis.call('UNLINK', KEYS[1], KEYS[2])", "redis.call('SREM', KEYS[3], ARGV[1])")
+CLEAR = Script(
+    "redis.call('HLEN', KEYS[1]) redis.call('ZCARD', KEYS[2]) redis.call('ZCARD', KEYS[4])",
+    "redis.call('SREM', KEYS[3], ARGV[1])",
+    "redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[4])",
+)
+# ARGV: most keys. Removes expired keys. Returns how many, and how many scores were due.
+RECLAIM = Script(_CHECK, _RECLAIM, "return {reclaim(tonumber(ARGV[1]))}")
+# Returns the number of keys that have not expired.
+COUNT = Script(
+    _CLOCK,
+    "local count = redis.call('HLEN', KEYS[1])",
+    "if redis.call('ZCARD', KEYS[4]) == 0 then return count end",
+    "return math.max(0, count - redis.call('ZCOUNT', KEYS[4], '-inf', time_ms()))",
+)
+# ARGV: key. Returns whether it exists and has not expired.
+EXISTS = Script(
+    _CLOCK,
+    "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end",
+    "if not redis.call('ZSCORE', KEYS[4], ARGV[1]) or not is_expired(ARGV[1], time_ms()) then return 1 end",
+    "return 0",
+)
+# Returns whether some key is listed or has a value, and has not expired.
+HAS_DATA = Script(
+    _CLOCK,
+    "local keys = math.max(redis.call('HLEN', KEYS[1]), redis.call('ZCARD', KEYS[2]))",
+    "if keys > redis.call('ZCOUNT', KEYS[4], '-inf', time_ms()) then return 1 end",
+    "return 0",
+)
 # ARGV: ZRANGEBYLEX or ZREVRANGEBYLEX, its two bounds, most keys, most values, bytes of values after which to stop.
-# Returns a page of keys, the total of listed keys, the total of values, and the first values of the page.
+# Returns a page of keys, the total of listed keys, the total of values, and the first values of the page; if no values
+# were asked for with the keys, the keys of the page that have expired.
 PAGE = Script(
+    _CLOCK,
     "local keys = redis.call(ARGV[1], KEYS[2], ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])",
     "local values, bytes = {}, 0",
-    "for i = 1, math.min(#keys, tonumber(ARGV[5])) do",
+    "for i = 1, math.min(#keys, tonumber(ARGV[5]) or 0) do",
     "  if bytes >= tonumber(ARGV[6]) then break end",
     "  values[i] = redis.call('HGET', KEYS[1], keys[i])",
     "  if values[i] then bytes = bytes + #values[i] end",
+    "end",
+    "if ARGV[5] == 'expired' and redis.call('ZCARD', KEYS[4]) > 0 then",
+    "  local now = time_ms()",
+    "  for i = 1, #keys do",
+    "    if is_expired(keys[i], now) then values[#values + 1] = keys[i] end",
+    "  end",
     "end",
     "return {keys, redis.call('ZCARD', KEYS[2]), redis.call('HLEN', KEYS[1]), values}",
 )
@@ -181,22 +304,33 @@ NAMES = Script(
     "for i = 1, #found[2], 2 do names[#names + 1] = found[2][i] end",
     "return {found[1], names}",
 )
-# ARGV: '1' to repair, then key ... Returns the keys with a value that are not listed, and the listed keys without one.
+# ARGV: '1' to repair, then key ... Returns the keys with a value that are not listed, the listed keys without one, the
+# keys whose deadline is not in the sorted set of deadlines, and the keys there without that deadline.
 LISTED = Script(
     _CHECK,
-    "local unlisted, valueless = {}, {}",
+    _DEADLINE,
+    "local repair = ARGV[1] == '1'",
+    "local unlisted, valueless, undated, stale = {}, {}, {}, {}",
     "for i = 2, #ARGV do",
-    "  local value = redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1",
+    "  local value = redis.call('HGET', KEYS[1], ARGV[i])",
     "  local listed = redis.call('ZSCORE', KEYS[2], ARGV[i])",
     "  if value and not listed then",
     "    unlisted[#unlisted + 1] = ARGV[i]",
-    "    if ARGV[1] == '1' then redis.call('ZADD', KEYS[2], 0, ARGV[i]) end",
+    "    if repair then redis.call('ZADD', KEYS[2], 0, ARGV[i]) end",
     "  elseif listed and not value then",
     "    valueless[#valueless + 1] = ARGV[i]",
-    "    if ARGV[1] == '1' then redis.call('ZREM', KEYS[2], ARGV[i]) end",
+    "    if repair then redis.call('ZREM', KEYS[2], ARGV[i]) end",
+    "  end",
+    "  local ms, score = deadline(value), redis.call('ZSCORE', KEYS[4], ARGV[i])",
+    "  if ms and tonumber(score or -1) ~= ms then",
+    "    undated[#undated + 1] = ARGV[i]",
+    "    if repair then redis.call('ZADD', KEYS[4], ms, ARGV[i]) end",
+    "  elseif score and not ms then",
+    "    stale[#stale + 1] = ARGV[i]",
+    "    if repair then redis.call('ZREM', KEYS[4], ARGV[i]) end",
     "  end",
     "end",
-    "return {unlisted, valueless}",
+    "return {unlisted, valueless, undated, stale}",
 )
 # ARGV: namespace, '1' to repair. Returns whether a namespace with values is in the index.
 INDEXED = Script(

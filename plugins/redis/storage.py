@@ -1,4 +1,4 @@
-"""The redis engine for a standalone server: each namespace is a hash of values and a sorted set of keys.
+"""The redis engine for a standalone server: each namespace is a hash of values and sorted sets of keys and deadlines.
 
 `docs/redis.md` describes the keys on the server and their reasons.
 """
@@ -8,19 +8,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import quote
 
 from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase, StoreError
 from hutch.handlers import raised_by_handler
-from hutch.limits import validate_key
+from hutch.limits import explain_failure, validate_key
 
 from .address import read_address
 from .hints import OPTION_HINTS, SENTINEL_HINT
 from .listing import Listing
 from .pool import Pool
 from .protocol import Command, Connection, packed
-from .scripts import CLEAR, DELETE, INCREMENT, SWAP, WRITE, is_exact
+from .scripts import (
+    CLEAR,
+    COUNT,
+    DELETE,
+    EXISTS,
+    HAS_DATA,
+    INCREMENT,
+    PARTS,
+    RECLAIM,
+    SWAP,
+    WRITE,
+    WRITE_UNTIL,
+    Script,
+    is_exact,
+)
 from .server import Server, server_figures
 
 if TYPE_CHECKING:
@@ -33,6 +47,10 @@ _CHUNK_KEYS = 1000
 _BATCH = 100_000
 # Keys per command that reads. More need MULTI, which a server whose memory is full refuses.
 _READ_BATCH = 1_000_000
+# Expired keys per command that reclaims them.
+_RECLAIMED_KEYS = 100
+# How many parts a namespace without deadlines has on the server.
+_LISTED_PARTS = 2
 _SERVER_QUERIES: tuple[Command, ...] = (
     ("INFO", "server"),
     ("INFO", "persistence"),
@@ -94,7 +112,7 @@ class RedisPlugin(StoragePluginBase):
         ),
     }
     OPTION_HINTS: ClassVar[Mapping[str, str]] = OPTION_HINTS
-    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:cluster", "shared"})
+    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:cluster", "shared", "ttl"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -120,6 +138,17 @@ class RedisPlugin(StoragePluginBase):
         return RedisStorage(self, namespace)
 
     def namespaces(self) -> list[str]:
+        sizes = self._stored_parts()
+        # All three parts, or one that is left of them after an eviction: some keys have a deadline, or had one.
+        unsure = [name for name, parts in sizes.items() if parts != _LISTED_PARTS]
+        gone = {name for chunk in _chunks(unsure, _CHUNK_KEYS) for name in self._expired_of(chunk)}
+        return [name for name in sizes if name not in gone]
+
+    def stored_namespaces(self) -> list[str]:
+        return list(self._stored_parts())
+
+    def _stored_parts(self) -> dict[str, int]:
+        """Return the namespaces that have a key on the server, and how many keys."""
         # A write adds the name to the index atomically; a namespace whose keys were all removed may still be listed.
         named: set[bytes] = set()
         cursor: bytes | int = 0
@@ -129,11 +158,12 @@ class RedisPlugin(StoragePluginBase):
             if int(cursor) == 0:
                 break
         names = self._names(named)
-        return [name for chunk in _chunks(names, _CHUNK_KEYS) for name in self._with_data(chunk)]
+        counts = [(name, count) for chunk in _chunks(names, _CHUNK_KEYS) for name, count in self._count_parts(chunk)]
+        return {name: count for name, count in counts if count}
 
     def stats(self) -> dict[str, object]:
         figures: dict[str, object] = {"server": self.where} | server_figures(self.server)
-        keys = [self.key(name, part) for name in self.namespaces() for part in ("values", "order")]
+        keys = [self.key(name, part) for name in self.stored_namespaces() for part in PARTS]
         try:
             sizes = [size for chunk in _chunks(keys, _CHUNK_KEYS) for size in self._sizes(chunk)]
         except StoreError as error:
@@ -165,6 +195,11 @@ class RedisPlugin(StoragePluginBase):
         """
         return f"{self.prefix}:{{{quote(namespace, safe='')}}}:{part}"
 
+    def script_keys(self, namespace: str) -> tuple[bytes, ...]:
+        """Return the KEYS of a script for `namespace`."""
+        values, order, deadlines = (self.key(namespace, part).encode() for part in PARTS)
+        return values, order, self.index.encode(), deadlines
+
     def _names(self, raw: set[bytes]) -> list[str]:
         try:
             return [name.decode() for name in raw]
@@ -178,11 +213,15 @@ class RedisPlugin(StoragePluginBase):
         """Return the bytes of memory of each of the server's `keys`, None for a missing one; large ones estimated."""
         return self.server.exchange([("MEMORY", "USAGE", key) for key in keys])
 
-    def _with_data(self, names: list[str]) -> list[str]:
+    def _count_parts(self, names: list[str]) -> Iterator[tuple[str, int]]:
         # If the values were evicted, the listing still shows that the namespace had data.
-        parts = ("values", "order")
-        counts = self.server.exchange([("EXISTS", *(self.key(name, part) for part in parts)) for name in names])
-        return [name for name, count in zip(names, counts, strict=True) if count]
+        counts = self.server.exchange([("EXISTS", *(self.key(name, part) for part in PARTS)) for name in names])
+        return zip(names, counts, strict=True)
+
+    def _expired_of(self, names: list[str]) -> list[str]:
+        """Return those of `names` all of whose keys have expired."""
+        has_data = self.server.exchange([HAS_DATA.in_full(self.script_keys(name), ()) for name in names])
+        return [name for name, has in zip(names, has_data, strict=True) if not has]
 
     def _greet(self, connection: Connection) -> None:
         """Query the server's mode, persistence and eviction policy over its first connection.
@@ -218,8 +257,10 @@ class RedisStorage(EncodedStorage):
         super().__init__(plugin, namespace)
         self._server = plugin.server
         self._name = namespace.encode()
-        self._values, order = (plugin.key(namespace, part).encode() for part in ("values", "order"))
-        self._keys = (self._values, order, plugin.index.encode())
+        self._keys = plugin.script_keys(namespace)
+        self._values = self._keys[0]
+        # Whether this handle has met a deadline. From then on it asks for the time along with each value.
+        self._met_deadline = False
         self._listing = Listing(plugin.server, self._keys, namespace, plugin.name)
         # Whether values are encoded as the script INCREMENT encodes them: in MessagePack.
         self._increments = self.frame_codec.codec.headers[0] == 0x92
@@ -229,6 +270,23 @@ class RedisStorage(EncodedStorage):
         data: bytes | None = self._server.call(b"HGET", self._values, key.encode())
         return data
 
+    def get(self, key: str) -> Any:
+        if not self._met_deadline:
+            return super().get(key)
+        try:
+            time, data = self._server.exchange([(b"TIME",), (b"HGET", self._values, key.encode())])
+        except Exception as error:
+            explain_failure(key, error)
+            raise
+        if data is None:
+            validate_key(key)
+            raise KeyError(key)
+        return self.decode_value(key, data, _milliseconds(time))
+
+    def now_ms(self) -> int:
+        self._met_deadline = True
+        return _milliseconds(self._server.call(b"TIME"))
+
     def write(self, key: str, data: bytes) -> None:
         self._server.run(WRITE, self._keys, (self._name, key.encode(), data), changes=True)
 
@@ -237,7 +295,7 @@ class RedisStorage(EncodedStorage):
         return bool(self._server.run(DELETE, self._keys, (self._name, key.encode()), changes=True, again=False))
 
     def len(self) -> int:
-        return int(self._server.call(b"HLEN", self._values))
+        return int(self._server.run(COUNT, self._keys, ()))
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)
@@ -247,7 +305,7 @@ class RedisStorage(EncodedStorage):
         pass
 
     def exists(self, key: str) -> bool:
-        return bool(self._server.call(b"HEXISTS", self._values, key.encode()))
+        return bool(self._server.run(EXISTS, self._keys, (key.encode(),)))
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         if not keys:
@@ -258,10 +316,19 @@ class RedisStorage(EncodedStorage):
         return {key: one for key, one in zip(keys, data, strict=True) if one is not None}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
+        self._write_many(WRITE, items)
+
+    def _write_many(self, script: Script, items: Mapping[str, bytes]) -> None:
         pairs = [part for key, data in items.items() for part in (key.encode(), data)]
         self._server.transaction(
-            [WRITE.in_full(self._keys, (self._name, *chunk)) for chunk in _chunks(pairs, 2 * _BATCH)], changes=True
+            [script.in_full(self._keys, (self._name, *chunk)) for chunk in _chunks(pairs, 2 * _BATCH)], changes=True
         )
+
+    def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
+        self._server.run(WRITE_UNTIL, self._keys, (self._name, key.encode(), data), changes=True)
+
+    def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        self._write_many(WRITE_UNTIL, items)
 
     def delete_many(self, keys: list[str]) -> int:
         chunks = _chunks([key.encode() for key in keys], _BATCH)
@@ -297,9 +364,25 @@ class RedisStorage(EncodedStorage):
                 return number
         return super().increment(key, by, default, ttl_s)
 
+    def reclaim(self, limit: int) -> int:
+        # In small steps, because the server does nothing else meanwhile.
+        reclaimed = 0
+        while reclaimed < limit:
+            step = min(limit - reclaimed, _RECLAIMED_KEYS)
+            removed, due = self._server.run(RECLAIM, self._keys, (step,), changes=True)
+            reclaimed += removed
+            if due < step:
+                break
+        return reclaimed
+
     @property
     def lock_scope(self) -> Hashable:
         return self._scope
+
+
+def _milliseconds(time: Sequence[bytes]) -> int:
+    """Return the milliseconds since 1970 UTC in the server's answer to TIME."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
 def _chunks(items: list[T], size: int) -> list[list[T]]:
