@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from sqlite3 import Connection
 from typing import TYPE_CHECKING
 
-from hutch import Commit, KeyRange
+from hutch import Commit, KeyRange, deadlines
 
+from .deadlines import NUMBER, mark, take_some
 from .file import NoDataError, fetch
 from .statements import AFTER_ALL_KEYS, REMOVE, put_all, values_of
 
 if TYPE_CHECKING:
     from .database import Database
 
-_NUMBER = "SELECT id FROM namespaces WHERE name = ?"
 _MAKE = "INSERT INTO namespaces (name) VALUES (?) ON CONFLICT DO NOTHING"
 _KEYS = "SELECT key FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key"
 
@@ -22,7 +22,7 @@ _KEYS = "SELECT key FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY 
 def apply(database: Database, commits: Mapping[str, Commit]) -> bool:
     """Apply `commits`, by namespace, if everything they expect holds; return whether it does."""
     if _writes(commits):
-        return database.write(_apply_all, commits)
+        return database.write(_apply_all, commits, database.expiring)
     try:
         return database.read(_check_all, commits)
     except NoDataError:
@@ -34,24 +34,29 @@ def _writes(commits: Mapping[str, Commit]) -> bool:
     return any(commit.changes for commit in commits.values())
 
 
-def _apply_all(connection: Connection, commits: Mapping[str, Commit]) -> bool:
-    """Apply `commits`, by namespace, if everything they expect holds; return whether it does."""
+def _apply_all(connection: Connection, commits: Mapping[str, Commit], expiring: set[int]) -> bool:
+    """Apply `commits`, by namespace, if everything they expect holds; return whether it does.
+
+    `expiring` gets the namespaces with deadlines.
+    """
+    with_deadlines: set[int] = set()
     connection.execute("BEGIN IMMEDIATE")
-    numbers = {name: _number_of(connection, name) for name in commits}
+    numbers = {name: _number_of(connection, name, with_deadlines) for name in commits}
     if not all(_holds(connection, numbers[name], commit) for name, commit in commits.items()):
         connection.execute("ROLLBACK")
         return False
     for name, commit in commits.items():
         if commit.changes:
-            _write(connection, name, numbers[name], commit)
+            _write(connection, name, numbers[name], commit, with_deadlines)
     connection.execute("COMMIT")
+    expiring.update(with_deadlines)
     return True
 
 
 def _check_all(connection: Connection, commits: Mapping[str, Commit]) -> bool:
     """Return whether everything that `commits` expect holds, in one snapshot."""
     connection.execute("BEGIN")
-    holds = all(_holds(connection, _number_of(connection, name), commit) for name, commit in commits.items())
+    holds = all(_holds(connection, _number_of(connection, name, set()), commit) for name, commit in commits.items())
     connection.execute("COMMIT")
     return holds
 
@@ -61,9 +66,13 @@ def _holds_without_data(commits: Mapping[str, Commit]) -> bool:
     return all(_holds_nothing(commit) for commit in commits.values())
 
 
-def _number_of(connection: Connection, name: str) -> int | None:
-    rows = fetch(connection, _NUMBER, (name,))
-    return rows[0][0] if rows else None
+def _number_of(connection: Connection, name: str, with_deadlines: set[int]) -> int | None:
+    """Return the id of the namespace, None if it was never written to; add it to `with_deadlines` if it has some."""
+    for number, expiring in fetch(connection, NUMBER, (name,)):
+        if expiring:
+            with_deadlines.add(number)
+        return int(number)
+    return None
 
 
 def _holds_nothing(commit: Commit) -> bool:
@@ -87,14 +96,19 @@ def _holds_keys(connection: Connection, number: int, range_: KeyRange) -> bool:
     return found == sorted(map(str.encode, keys))
 
 
-def _write(connection: Connection, name: str, number: int | None, commit: Commit) -> None:
+def _write(connection: Connection, name: str, number: int | None, commit: Commit, with_deadlines: set[int]) -> None:
     if number is None:
         connection.execute(_MAKE, (name,))
-        number = _number_of(connection, name)
+        number = _number_of(connection, name, with_deadlines)
         assert number is not None, "the row above"
     items = {key: frame for key, frame in commit.changes.items() if frame is not None}
+    if number not in with_deadlines and any(frame[:1] == b"T" for frame in items.values()):
+        mark(connection, number)
+        with_deadlines.add(number)
     if items:
         put_all(connection, number, items)
     if len(items) < len(commit.changes):
         removed = [(number, key) for key, frame in commit.changes.items() if frame is None]
         connection.executemany(REMOVE, removed)
+    if number in with_deadlines:
+        take_some(connection, number, deadlines.now_ms())

@@ -20,6 +20,7 @@ from hutch import CorruptValueError, StorageTimeoutError
 from hutch.fork import WeakRefs
 from hutch.locks import FairLock, Ticket
 
+from .deadlines import NUMBER
 from .file import DatabaseFile, NoDataError, fetch, spoilt_by_fork
 from .read_only import ReadOnlyFile, ReadOnlyReaders
 from .readers import Readers
@@ -51,6 +52,8 @@ class Database:
             self.readers = ReadOnlyReaders(read_only)
             read_only.reason = reason
         self._users = self._file.users
+        #: The namespaces, by id, that are known to have had a deadline. Once one has, it has for ever.
+        self.expiring: set[int] = set()
         self._is_frozen = False
         self.writer = Writer(self._file, write_lock)
         #: ``read(work, *args)`` and ``write(work, *args)`` each return ``work(connection, *args)``.
@@ -131,18 +134,23 @@ class Database:
     def number_of(self, namespace: str) -> int | None:
         """Return the id of `namespace`, or None if it was never written to."""
         try:
-            row = self.row("SELECT id FROM namespaces WHERE name = ?", (namespace,))
+            row = self.row(NUMBER, (namespace,))
         except NoDataError:
             return None
-        return None if row is None else row[0]
+        if row is None:
+            return None
+        if row[1]:
+            self.expiring.add(row[0])
+        number: int = row[0]
+        return number
 
     def row(self, sql: str, parameters: Sequence[object]) -> Any:
         """Return the first row, or None."""
         return self.read(_fetch_row, sql, parameters)
 
-    def rows(self, sql: str) -> list[Any]:
+    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
         """Return all rows."""
-        return self.read(fetch, sql)
+        return self.read(fetch, sql, parameters)
 
     def chunk(self, sql: str, parameters: Sequence[object], limit: int) -> tuple[list[Any], bool]:
         """Return the first rows, up to `limit` or about 1 MiB of the last column, and whether they are the last."""
@@ -176,10 +184,6 @@ class Database:
     def change(self, sql: str, parameters: Sequence[object]) -> int:
         """Run one writing statement in its own transaction; return how many rows it changed."""
         return self.write(change, sql, parameters)
-
-    def change_many(self, sql: str, rows: list[tuple[object, ...]]) -> int:
-        """Run a writing statement for each of `rows` in one transaction; return how many rows changed."""
-        return self.write(_change_many, sql, rows)
 
     # --- fork ---
 
@@ -224,13 +228,6 @@ def _fetch_row(connection: Connection, sql: str, parameters: Sequence[object]) -
 def change(connection: Connection, sql: str, parameters: Sequence[object]) -> int:
     """Run one writing statement; return how many rows it changed."""
     return connection.execute(sql, parameters).rowcount
-
-
-def _change_many(connection: Connection, sql: str, rows: list[tuple[object, ...]]) -> int:
-    connection.execute("BEGIN IMMEDIATE")
-    changed = connection.executemany(sql, rows).rowcount
-    connection.execute("COMMIT")
-    return changed
 
 
 _registry = FairLock("the registry of SQLite files")

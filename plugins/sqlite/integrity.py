@@ -9,6 +9,7 @@ from sqlite3 import Connection, DatabaseError
 from hutch import Finding, NamespaceError
 from hutch.limits import MAX_KEY_BYTES, legible, validate_namespace
 
+from . import deadlines
 from .database import Database
 from .file import NoDataError
 
@@ -97,6 +98,8 @@ def _contents(connection: Connection, repair: bool) -> Iterator[Finding]:
                 connection.execute("UPDATE namespaces SET entries = ? WHERE id = ?", (count, number))
             message = f"its stored number of keys is {entries!r}, but it has {count:,}"
             yield Finding("count", message, names.get(number), repaired=repair)
+    for message in deadlines.verify(connection, repair):
+        yield Finding("index", message, repaired=repair)
     yield from _keys(connection, names, repair)
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch import Commit, ConfigError, Option, StoragePluginBase, StorageUnavailableError
+from hutch import Commit, ConfigError, Option, StoragePluginBase, StorageUnavailableError, deadlines
 from hutch.filesystem import is_missing, total_bytes
 
 from .commits import apply
 from .copying import backup, vacuum
 from .database import Database, leave_all
+from .deadlines import LIVE_NAMES, NAMES, time_bytes
 from .file import SYNCHRONOUS, NoDataError
 from .read_only import reason_to_only_read
 from .statements import REMOVE_ALL
@@ -68,7 +69,7 @@ class SqlitePlugin(StoragePluginBase):
     capabilities = frozenset(
         {
             *("ordered", "atomic-batch", "atomic-store", "atomic-modify", "atomic-modify:host"),
-            *("durable", "shared", "snapshot"),
+            *("durable", "shared", "snapshot", "ttl"),
         }
     )
 
@@ -100,7 +101,16 @@ class SqlitePlugin(StoragePluginBase):
 
     def namespaces(self) -> list[str]:
         try:
-            return [name for (name,) in self._shared().rows("SELECT name FROM namespaces WHERE entries > 0")]
+            rows = self._shared().rows(NAMES)
+            if any(expiring for _, expiring in rows):
+                rows = self._shared().rows(LIVE_NAMES, (time_bytes(deadlines.now_ms()),))
+            return [row[0] for row in rows]
+        except NoDataError:
+            return []
+
+    def stored_namespaces(self) -> list[str]:
+        try:
+            return [name for name, _ in self._shared().rows(NAMES)]
         except NoDataError:
             return []
 

@@ -13,7 +13,6 @@ T = TypeVar("T")
 # exist, which costs a tenth of a read. (Values are bound as bytearrays, which skip the search.)
 GET = "SELECT value FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
 _GET_SOME = "SELECT key, value FROM entries WHERE ns = ? AND key IN ({})"
-EXISTS = "SELECT 1 FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
 _INSERT = "INSERT INTO entries (ns, key, value) "
 _ROW = "VALUES (?, CAST(? AS BLOB), ?) "
 _OR_REPLACE = "ON CONFLICT (ns, key) DO UPDATE SET value = excluded.value"
@@ -23,7 +22,7 @@ REPLACE = "UPDATE entries SET value = ? WHERE ns = ? AND key = CAST(? AS BLOB) A
 REMOVE = "DELETE FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
 REMOVE_EQUAL = REMOVE + " AND value = ?"
 REMOVE_ALL = "DELETE FROM entries WHERE ns = ?"
-RANGE = "SELECT {} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
+RANGE = "SELECT key, value FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
 
 # Larger than every key: no byte of UTF-8 is 0xFF.
 AFTER_ALL_KEYS = b"\xff"

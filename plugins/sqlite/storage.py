@@ -19,17 +19,17 @@ from hutch import (
 )
 from hutch.limits import legible, validate_key
 
+from . import deadlines
 from .commits import apply
 from .database import Database, change
+from .deadlines import COUNT, EXISTS, KEYS, LIVE_COUNT, LIVE_KEYS, time_bytes
 from .errors import is_from_sqlite
 from .statements import (
     ADD,
     AFTER_ALL_KEYS,
     COPIED_BYTES,
-    EXISTS,
     GET,
     RANGE,
-    REMOVE,
     REMOVE_ALL,
     REMOVE_EQUAL,
     REPLACE,
@@ -41,6 +41,10 @@ from .statements import (
 
 if TYPE_CHECKING:
     from .plugin import SqlitePlugin
+
+# The id of a namespace, the lowest key and the key after the last; and rows with whether they are the last.
+_Bounds = tuple[int, bytes, bytes]
+_Chunk = tuple[list[Any], bool]
 
 # The errors of decoding a damaged key: invalid bytes, or no bytes, because one flipped bit makes them text or NULL.
 _NOT_A_KEY = (UnicodeDecodeError, AttributeError)
@@ -61,6 +65,8 @@ class SqliteStorage(EncodedStorage):
         self._path = database.path
         self._number: int | None = None
         self._user = object()
+        # Of `Database`: the namespaces that are known to have deadlines.
+        self._expiring = database.expiring
         # Attributes of `Database`, for the fast path of `_row`, which does not validate what a read-only file needs.
         self._idle, self._trim = [] if database.is_read_only else database.readers.idle, database.readers.trim
         # The fast path for writes; replaced when the storage is closed.
@@ -77,17 +83,24 @@ class SqliteStorage(EncodedStorage):
 
     def write(self, key: str, data: bytes) -> None:
         number = self._number or self._find_or_make()
-        self._run_write(change, SET, (number, key, bytearray(data) if len(data) < COPIED_BYTES else data))
+        row = number, key, bytearray(data) if len(data) < COPIED_BYTES else data
+        if number in self._expiring:
+            self._run_write(deadlines.change, number, self.now_ms(), False, SET, row)
+        else:
+            self._run_write(change, SET, row)
 
     def delete(self, key: str) -> bool:
         number = self._find()
-        return number is not None and self._shared.change(REMOVE, (number, key)) > 0
+        return number is not None and self._remove(number, deadlines.remove, key) > 0
 
     def len(self) -> int:
         number = self._find()
         if number is None:
             return 0
-        row = self._shared.row("SELECT entries FROM namespaces WHERE id = ?", (number,))
+        row = None if number in self._expiring else self._shared.row(COUNT, (number,))
+        if number in self._expiring or (row is not None and row[1]):
+            self._expiring.add(number)
+            row = self._shared.row(LIVE_COUNT, (number, time_bytes(self.now_ms())))
         if row is None or type(row[0]) is not int:
             raise CorruptValueError(f"{self._path} is damaged: it has no count for namespace {self.namespace!r}")
         return int(row[0])
@@ -112,7 +125,8 @@ class SqliteStorage(EncodedStorage):
     # --- overrides of the defaults, faster in SQLite ---
 
     def exists(self, key: str) -> bool:
-        return self._row(EXISTS, key) is not None
+        row = self._row(EXISTS, key)
+        return row is not None and (not row[0] or super().exists(key))
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         number = self._find()
@@ -122,13 +136,17 @@ class SqliteStorage(EncodedStorage):
         return {key: frames[name] for key in keys if (name := key.encode()) in frames}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        self._shared.write(write_all, self._find_or_make(), items)
+        number = self._find_or_make()
+        if number in self._expiring:
+            self._shared.write(deadlines.write_all, number, self.now_ms(), False, items)
+        else:
+            self._shared.write(write_all, number, items)
 
     def delete_many(self, keys: list[str]) -> int:
         number = self._find()
         if number is None:
             return 0
-        return self._shared.change_many(REMOVE, [(number, key) for key in keys])
+        return self._remove(number, deadlines.remove_all, keys)
 
     def clear(self) -> None:
         number = self._find()
@@ -140,13 +158,34 @@ class SqliteStorage(EncodedStorage):
         if old is None:
             if new is None:
                 return not self.exists(key)
-            return self._shared.change(ADD, (self._find_or_make(), key, new)) > 0
+            number = self._find_or_make()
+            return self._change(number, new, ADD, (number, key, new)) > 0
+        found = self._find()
+        if found is None:
+            return False
+        number = found
+        if new is None:
+            return self._change(number, old, REMOVE_EQUAL, (number, key, old)) > 0
+        return self._change(number, new, REPLACE, (new, number, key, old)) > 0
+
+    def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
+        number = self._find_or_make()
+        self._change(number, data, SET, (number, key, data))
+
+    def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        number = self._find_or_make()
+        self._shared.write(deadlines.write_all, number, self.now_ms(), number not in self._expiring, items)
+        self._expiring.add(number)
+
+    def reclaim(self, limit: int) -> int:
         number = self._find()
         if number is None:
-            return False
-        if new is None:
-            return self._shared.change(REMOVE_EQUAL, (number, key, old)) > 0
-        return self._shared.change(REPLACE, (new, number, key, old)) > 0
+            return 0
+        if number not in self._expiring:
+            self.len()  # reads whether it has deadlines
+        if number not in self._expiring:
+            return 0
+        return self._shared.write(deadlines.take, number, self.now_ms(), limit)
 
     def apply(
         self,
@@ -168,7 +207,7 @@ class SqliteStorage(EncodedStorage):
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
-        for rows in self._range("key, value", start, stop, reverse):
+        for rows in self._range(self._rows, start, stop, reverse):
             try:
                 keys = [name.decode() for name, _ in rows]
             except _NOT_A_KEY:
@@ -179,7 +218,7 @@ class SqliteStorage(EncodedStorage):
                 yield keys, [data for _, data in rows]
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
-        return chain.from_iterable(map(self._keys, self._range("key, x''", start, stop, reverse)))
+        return chain.from_iterable(map(self._keys, self._range(self._live_keys, start, stop, reverse)))
 
     @property
     def lock_scope(self) -> Hashable:
@@ -220,18 +259,20 @@ class SqliteStorage(EncodedStorage):
         # The file may only be busy: `Database.row` waits, or raises what is wrong.
         return self._shared.row(sql, parameters)
 
-    def _range(self, columns: str, start: str | None, stop: str | None, reverse: bool) -> Iterator[list[Any]]:
-        """Yield chunks of rows of two columns, each chunk read in one transaction and never empty."""
+    def _range(
+        self, read: Callable[..., _Chunk], start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[list[Any]]:
+        """Yield chunks of rows of two columns, each chunk read in one transaction by `read` and never empty."""
         number = self._find()
         if number is None:
             return
-        sql = RANGE.format(columns, "DESC" if reverse else "ASC")
+        order = "DESC" if reverse else "ASC"
         # A bound need not be a valid key: lone surrogates too have their place in code point order.
         low = b"" if start is None else start.encode("utf-8", "surrogatepass")
         high = AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
         limit = _FIRST_CHUNK
         while True:
-            rows, complete = self._shared.chunk(sql, (number, low, high), limit)
+            rows, complete = read(order, (number, low, high), limit)
             if rows:
                 yield rows
             if complete:
@@ -239,6 +280,38 @@ class SqliteStorage(EncodedStorage):
             last: bytes = rows[-1][0]
             low, high = (low, last) if reverse else (last + b"\0", high)
             limit = min(limit * 4, _LARGEST_CHUNK)
+
+    def _rows(self, order: str, bounds: _Bounds, limit: int) -> _Chunk:
+        return self._shared.chunk(RANGE.format(order), bounds, limit)
+
+    def _live_keys(self, order: str, bounds: _Bounds, limit: int) -> _Chunk:
+        number = bounds[0]
+        if number not in self._expiring:
+            rows, complete = self._shared.chunk(KEYS.format(order), bounds, limit)
+            if not rows or not rows[0][1]:
+                return rows, complete
+            self._expiring.add(number)
+        return self._shared.chunk(LIVE_KEYS.format(order), (*bounds, time_bytes(self.now_ms())), limit)
+
+    def _change(self, number: int, frame: bytes, sql: str, row: tuple[object, ...]) -> int:
+        """Run one writing statement, which writes or removes `frame`; return how many rows it changed."""
+        is_known = number in self._expiring
+        if not is_known and frame[:1] != b"T":
+            return self._shared.change(sql, row)
+        changed = self._shared.write(deadlines.change, number, self.now_ms(), not is_known, sql, row)
+        if changed:
+            self._expiring.add(number)
+        return changed
+
+    def _remove(self, number: int, remove: Callable[..., int | None], keys: str | list[str]) -> int:
+        """Return how many of `keys`, which are or is removed, had not expired."""
+        if number not in self._expiring:
+            removed = self._shared.write(remove, number, keys)
+            if removed is not None:
+                return removed
+            self._expiring.add(number)
+        some = [keys] if isinstance(keys, str) else keys
+        return self._shared.write(deadlines.remove_all_live, number, self.now_ms(), some)
 
     def _text(self, name: bytes) -> str:
         try:
