@@ -1,0 +1,136 @@
+"""Test transactions with layers, time to live, size limits and long conflicts; the kit has the promises of engines."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hutch
+from hutch import deadlines
+from hutch.layers.metrics import snapshot
+from hutch.transactions import retries
+
+URLS = ["memory://", "lmdb://{}/data", "sqlite://{}/kv.db"]
+each_engine = pytest.mark.parametrize("url", URLS, ids=["memory", "lmdb", "sqlite"])
+
+
+@each_engine
+def test_a_transaction_of_many_keys(url: str, tmp_path: Path) -> None:
+    """Read, change, create and remove 100,000 keys."""
+    count = 100_000
+    with hutch.connect(url.format(tmp_path)) as store:
+        with store.transaction() as tx:
+            for n in range(count):
+                tx[f"n{n % 3}"][f"key {n:06}"] = n
+        with store.transaction() as tx:
+            for n in range(0, count, 2):
+                del tx[f"n{n % 3}"][f"key {n:06}"]
+            assert sum(1 for _ in tx["n1"].scan()) == len([n for n in range(1, count, 2) if n % 3 == 1])
+        assert sum(len(store[f"n{n}"]) for n in range(3)) == count // 2
+
+
+def test_read_only_refuses_at_the_write_and_lets_reads_commit() -> None:
+    name = f"memory://{uuid.uuid4().hex}"
+    with hutch.connect(name) as store:
+        store["fixed"]["k"] = store["free"]["k"] = 1
+        config = {"STORAGE": name, "NAMESPACES": {"fixed": {"LAYERS": ["read-only"]}}}
+        with hutch.connect(config) as other:
+            with other.transaction() as tx:
+                tx["free"]["k"] = tx["fixed"]["k"] + 1
+                with pytest.raises(hutch.CapabilityError, match="'fixed' is configured read-only"):
+                    tx["fixed"]["k"] = 2
+                with pytest.raises(hutch.CapabilityError, match="'fixed' is configured read-only"):
+                    del tx["fixed"]["k"]
+            conflict = pytest.raises(hutch.ConflictError, match="'k' of namespace 'fixed'")
+            with conflict, other.transaction() as tx:
+                assert tx["fixed"]["k"] == 1
+                store["fixed"]["k"] = 7
+        assert store["free"]["k"] == 2
+
+
+def test_the_cache_of_an_open_handle_drops_what_a_transaction_changes() -> None:
+    config: dict[str, Any] = {"STORAGE": "memory://", "LAYERS": [{"name": "cache", "ttl_s": 3600}]}
+    with hutch.connect(config) as store, store.open("core") as core:
+        core["k"] = 1
+        assert (core["k"], core["k"]) == (1, 1)
+        with store.transaction() as tx:
+            tx["core"]["k"] += 1
+        assert core["k"] == 2
+        with core.transaction() as one:
+            one["k"] += 1
+        assert core["k"] == 3
+
+
+def test_metrics_count_a_commit_in_each_namespace() -> None:
+    label = uuid.uuid4().hex
+    config = {"STORAGE": "memory://", "LAYERS": [{"name": "metrics", "label": label}]}
+    with hutch.connect(config) as store:
+        with store.transaction() as tx:
+            tx["a"]["k"] = tx["b"]["k"] = 1
+        assert [snapshot()[label, name]["apply"].calls for name in ("a", "b")] == [1, 1]
+
+
+def test_deadlines_inside_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ms = [1_000_000]
+    monkeypatch.setattr(deadlines, "now_ms", lambda: now_ms[0])
+    with hutch.connect("memory://") as store:
+        with store.transaction() as tx:
+            tx["a"].set("brief", 1, ttl_s=10)
+            tx["a"]["lasting"] = 2
+            assert tx["a"].touch("lasting", 20)
+            assert not tx["a"].touch("missing", 20)
+        assert (store["a"].ttl_s("brief"), store["a"].ttl_s("lasting")) == (10, 20)
+        # A key that was read and expires before the commit is a conflict.
+        conflict = pytest.raises(hutch.ConflictError, match="'brief' of namespace 'a' has expired")
+        with conflict, store.transaction() as tx:
+            assert tx["a"]["brief"] == 1
+            now_ms[0] += 10_000
+            assert tx["a"]["brief"] == 1
+        with store.transaction() as tx:
+            assert "brief" not in tx["a"]
+            assert list(tx["a"].scan()) == [("lasting", 2)]
+            # The space of the expired key comes back meanwhile, which changes nothing that was read.
+            store["a"].expire()
+            tx["a"]["brief"] = 3
+        assert (store["a"]["brief"], store["a"].ttl_s("brief")) == (3, None)
+
+
+def test_transact_gives_up_with_the_key_after_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PATIENCE_S", 0.05)
+    with hutch.connect("memory://") as store:
+
+        def conflict(tx: hutch.Transaction) -> None:
+            store["a"]["k"] = tx["a"].get("k", 0) + 1
+
+        with pytest.raises(hutch.ConflictError, match="key 'k' of namespace 'a' was changed"):
+            store.transact(conflict)
+
+        async def wrong(tx: hutch.Transaction) -> None:
+            raise NotImplementedError
+
+        functions: list[Any] = [wrong, "wrong"]
+        with pytest.raises(TypeError, match="async function"):
+            store.transact(functions[0])
+        with pytest.raises(TypeError, match="takes a function"):
+            store.transact(functions[1])
+
+
+def test_a_namespace_closed_inside_its_transaction_is_a_clear_error() -> None:
+    with hutch.connect("memory://") as store:
+        core = store.open("core")
+        closed = pytest.raises(hutch.StoreNotOpenError, match="'core' is closed")
+        with closed, core.transaction() as tx:
+            tx["k"] = 1
+            core.close()
+        with store.open("core") as again:
+            assert len(again) == 0
+
+
+def test_an_engine_without_apply_has_no_transaction_of_one_namespace(tmp_path: Path) -> None:
+    with hutch.connect(f"shelf://{tmp_path}") as store:
+        core = store["core"]
+        with pytest.raises(hutch.CapabilityError, match="has no transactions"):
+            core.transaction()
