@@ -287,6 +287,35 @@ def test_a_disk_that_fills_up_amid_threads_loses_nothing(engine: Engine, small_d
     assert everything(config) == {**expected, "again": BLOCK}
 
 
+@needs_linux
+@pytest.mark.parametrize("name", ["lmdb", "sqlite"])
+def test_a_disk_that_fills_up_inside_a_commit_leaves_the_old_state(name: str, small_disk: Path) -> None:
+    """Each commit writes the same number to two namespaces, and grows: both keep the last one that was committed."""
+    config = Engine(name).config(small_disk)
+    with hutch.connect(config) as store:
+        numbers = [0]
+
+        def commit(tx: hutch.Transaction) -> None:
+            for space in ("left", "right"):
+                tx[space]["number"] = numbers[-1]
+                for n in range(numbers[-1]):
+                    tx[space][f"{numbers[-1]} {n}"] = BLOCK
+
+        def fill() -> None:
+            while True:
+                numbers.append(numbers[-1] + 1)
+                store.transact(commit)
+
+        with pytest.raises(hutch.StorageFullError):
+            fill()
+        number = numbers[-1]
+        expected = (number - 1, sum(range(number)) + 1)
+        for space in ("left", "right"):
+            assert (store[space]["number"], len(store[space])) == expected
+    with hutch.connect(config) as store:
+        assert [store[space]["number"] for space in ("left", "right")] == [number - 1] * 2
+
+
 def test_a_disk_that_is_full_before_the_first_write_leaves_nothing_in_the_way(engine: Engine, small_disk: Path) -> None:
     """What is left of a store that could not be made, byte by byte more of it, is no obstacle to making it."""
     refusals = 0
