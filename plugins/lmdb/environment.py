@@ -26,6 +26,7 @@ from .slot import Slot, end_transaction
 from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
 
 if TYPE_CHECKING:
+    from .pinned import PinnedEnvironment
     from .slot import Txn
 
 T = TypeVar("T")
@@ -54,6 +55,8 @@ class Environment(OpenFiles):
         self.wait_s = wait_s
         #: The factories that use the environment.
         self.users: set[ref[object]] = set()
+        #: The open snapshots of this process, and some that were closed.
+        self.snapshots: list[ref[PinnedEnvironment]] = []
         #: The ids of the namespaces to which this process has written a deadline.
         self.expiring: set[bytes] = set()
         self._queue = CommitQueue(self)
@@ -224,6 +227,9 @@ class Environment(OpenFiles):
         """Open the files if necessary, validate that they are in place, and let waiting processes write first."""
         self.open_now()
         self._must_be_in_place()
+        for snapshot in list(self.snapshots):
+            if (pinned := snapshot()) is None or not pinned.is_pinned():
+                self.snapshots.remove(snapshot)
         gate = self.gate
         if gate is not None and gate.look():
             self._wait_at_gate(gate, request)
@@ -328,6 +334,9 @@ class Environment(OpenFiles):
             return figures | {"bytes": 0, "version": library_version(FORMAT)}
         env = self.open_now()
         info = env.info()
+        pinned = [pinned for one in list(self.snapshots) if (pinned := one()) is not None and pinned.is_pinned()]
+        if pinned:
+            figures |= {"snapshots": len(pinned), "oldest_snapshot_s": round(max(one.age_s for one in pinned), 3)}
         return figures | {
             "bytes": (self.path / "data.mdb").stat().st_size,
             "version": library_version(env.lib_version()[0]),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .environment import Environment
     from .page_reader import PageEnvironment
+    from .pinned import LmdbSnapshot
     from .slot import Txn
 
 # On Windows the file has the size of its map from the start; elsewhere it grows with its data.
@@ -62,6 +63,12 @@ class LmdbPlugin(StoragePluginBase):
             default=False,
             help="read all pages before LMDB does, and refuse a damaged file, which can crash LMDB; 0.1 s for each "
             "100,000 keys at every connect",
+        ),
+        "max_age_s": Option(
+            float,
+            default=3600.0,
+            minimum=0,
+            help="seconds after which a snapshot ends with an error; until then the file grows with each write",
         ),
         "create": Option(bool, default=True, help="false: a store that is not there is StoreMissingError at connect"),
         "readonly": Option(
@@ -103,12 +110,12 @@ class LmdbPlugin(StoragePluginBase):
         return LmdbStorage(self, namespace, environment)
 
     def namespaces(self) -> list[str]:
-        return self._namespaces(deadlines.now_ms())
+        return self.list_namespaces(self._shared, deadlines.now_ms())
 
     def stored_namespaces(self) -> list[str]:
-        return self._namespaces(None)
+        return self.list_namespaces(self._shared, None)
 
-    def _namespaces(self, now_ms: int | None) -> list[str]:
+    def list_namespaces(self, environment: Environment | PageEnvironment, now_ms: int | None) -> list[str]:
         """Return the names of the namespaces with keys that have not expired by `now_ms` (None: with any keys)."""
 
         def listing(txn: Txn) -> list[str]:
@@ -122,7 +129,7 @@ class LmdbPlugin(StoragePluginBase):
                 has_entry = cursor.next()
             return names
 
-        return self._shared.read(listing, [])
+        return environment.read(listing, [])
 
     def drop(self, namespace: str) -> None:
         # The name keeps its id: other handles continue to work, on an empty namespace.
@@ -132,6 +139,17 @@ class LmdbPlugin(StoragePluginBase):
         from .commits import apply_all
 
         return apply_all(self._shared, commits)
+
+    def snapshot(self) -> LmdbSnapshot:
+        from .pinned import LmdbSnapshot
+
+        environment = self._shared
+        if not environment.is_shared:
+            raise CapabilityError(
+                f"lmdb {environment.path}: it is read without a lock here, so nothing keeps a snapshot's pages. Permit "
+                "this process to write to the folder and its files, and connect again"
+            )
+        return LmdbSnapshot(self, cast("Environment", environment), self._storage_config["max_age_s"])
 
     def stats(self) -> Mapping[str, object]:
         return self._shared.figures()

@@ -70,6 +70,13 @@ class MemoryPlugin(StoragePluginBase):
         with _write_lock.current:
             return apply(parts)
 
+    def snapshot(self) -> MemorySnapshot:
+        root = self._root.copy()
+        with _write_lock.current:
+            # One call of C, so no write comes between two namespaces.
+            copies = list(map(dict.copy, [data.frames for data in root.values()]))
+        return MemorySnapshot(self, dict(zip(root, copies, strict=True)))
+
     def compact(self) -> None:
         """Do nothing: the engine has no files."""
 
@@ -79,6 +86,35 @@ class MemoryPlugin(StoragePluginBase):
             # Clear in place: another store may hold a handle on it.
             with _write_lock.current:
                 data.frames.clear()
+
+
+class MemorySnapshot:
+    """The dicts of all namespaces, copied at one moment; the encoded values are shared."""
+
+    def __init__(self, plugin: MemoryPlugin, copies: dict[str, dict[str, bytes | None]]) -> None:
+        self.now_ms = deadlines.now_ms()
+        self._plugin, self._copies = plugin, copies
+        self._live: dict[str, Data] = {}
+
+    def open(self, namespace: str) -> MemoryStorage:
+        return MemoryStorage(self._plugin, namespace, self._data_of(namespace))
+
+    def namespaces(self) -> list[str]:
+        return [namespace for namespace in self._copies if self._data_of(namespace).frames]
+
+    def close(self) -> None:
+        self._copies, self._live = {}, {}
+
+    def _data_of(self, namespace: str) -> Data:
+        """Return the data of a namespace without what had expired or was being removed."""
+        data = self._live.get(namespace)
+        if data is None:
+            data = Data()
+            for key, frame in self._copies.get(namespace, {}).items():
+                if frame is not None and (frame[0] != DEADLINE or not is_expired(frame, self.now_ms)):
+                    data.frames[key] = frame
+            data = self._live.setdefault(namespace, data)
+        return data
 
 
 class MemoryStorage(EncodedStorage):

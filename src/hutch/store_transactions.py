@@ -14,6 +14,7 @@ from .keylocks import refuse_nested_write, swapping
 
 if TYPE_CHECKING:
     from .contract import Commit
+    from .snapshots import Snapshot
     from .transactions import Transaction
 
 T = TypeVar("T")
@@ -48,6 +49,23 @@ class StoreTransactions:
         from .transactions import Transaction, transact
 
         return transact(partial(Transaction, self._source()), fn)
+
+    def snapshot(self) -> Snapshot:
+        """Return one unchanging view of all namespaces, for reading: ``with store.snapshot() as snap: snap["core"]``.
+
+        Others may write meanwhile. The view is that of this moment, for deadlines too. Raises CapabilityError unless
+        the engine declares `snapshot`, and StoreNotOpenError.
+        """
+        from .snapshots import Snapshot
+
+        self._must_be_open()
+        take = getattr(self._factory, "snapshot", None)
+        if "snapshot" not in self.capabilities or take is None:
+            raise CapabilityError(
+                f"the {self.name} engine has no snapshots (it lacks the capability `snapshot`). Choose an engine that "
+                "declares it, or copy the namespace: dict(namespace) reads it item by item while others write"
+            )
+        return Snapshot(take(), self.name)
 
     def _transaction_of(self, owner: Hashable) -> Transaction:
         """Return the transaction that hutch.aio uses for the task `owner`, through any thread."""

@@ -11,6 +11,7 @@ from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import hutch
 
+from ..snapshots import Snapshot as BlockingSnapshot
 from ..workers import Calls, WorkerPool, patience_s
 from .habits import NotAwaitedError, Opened, StoreHabits
 from .namespace import Namespace
@@ -96,6 +97,40 @@ def connect(
     return Opening(opening, Store, "hutch.aio.connect(...)")
 
 
+class Snapshot(Opened):
+    """All namespaces at one moment: ``core = await snap["core"]``, then what `Namespace` has for reading."""
+
+    _spelling = 'await snap["core"]'
+
+    def __init__(self, snapshot: BlockingSnapshot, calls: Calls, inline_reads: bool) -> None:
+        self._snapshot, self._calls, self._inline_reads = snapshot, calls, inline_reads
+
+    def __getitem__(self, name: str) -> Opening[Namespace]:
+        """Return the namespace `name` as it was: ``core = await snap["core"]``. The snapshot closes it."""
+
+        async def opening() -> Namespace:
+            handle = await self._calls.read(self._snapshot.__getitem__, name)
+            return Namespace(handle, self._calls, self._inline_reads, is_shared=True)
+
+        return Opening(opening, Namespace, "snap[...]")
+
+    async def namespaces(self) -> list[str]:
+        """Return the sorted names of the namespaces that held data."""
+        return await self._calls.read(self._snapshot.namespaces)
+
+    async def close(self) -> None:
+        """Release the snapshot; does nothing if it is closed already."""
+        await self._calls.read(self._snapshot.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
 class Store(StoreHabits):
     """A `hutch.Store` for asyncio, made by `connect`. Any task of any event loop may use it."""
 
@@ -164,6 +199,18 @@ class Store(StoreHabits):
     async def transact(self, fn: Callable[[Transaction], Awaitable[T]]) -> T:
         """Return ``await fn(tx)``, called in a transaction and again after a conflict; see `hutch.Store.transact`."""
         return await transact(self.transaction, self._calls, fn)
+
+    def snapshot(self) -> Opening[Snapshot]:
+        """Return one unchanging view of all namespaces, for reading: ``async with store.snapshot() as snap``.
+
+        See `hutch.Store.snapshot`. ``core = await snap["core"]`` is the namespace as it was.
+        """
+
+        async def opening() -> Snapshot:
+            snapshot = await self._calls.write((), self._store.snapshot, undo=BlockingSnapshot.close)
+            return Snapshot(snapshot, self._calls, self._inline_reads)
+
+        return Opening(opening, Snapshot, "store.snapshot()")
 
     async def namespaces(self) -> list[str]:
         """Return the sorted names of namespaces that hold data. Raises CapabilityError if the engine cannot do it."""

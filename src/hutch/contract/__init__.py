@@ -1,6 +1,6 @@
 """The contract of a storage plugin: a factory (stage 1) and the storage that its `open` returns (stage 2)."""
 
-from .factory import StoragePluginBase
+from .factory import SnapshotView, StoragePluginBase
 from .storage import MISSING, Commit, KeyRange, Missing, StorageBase
 
-__all__ = ["MISSING", "Commit", "KeyRange", "Missing", "StorageBase", "StoragePluginBase"]
+__all__ = ["MISSING", "Commit", "KeyRange", "Missing", "SnapshotView", "StorageBase", "StoragePluginBase"]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from ..codec.codec import Codec
 from ..errors import CapabilityError, StoreMissingError
@@ -16,6 +16,22 @@ from .storage import Commit, StorageBase
 
 if TYPE_CHECKING:
     from ..finding import Finding
+
+
+class SnapshotView(Protocol):
+    """All namespaces of a store at one moment. Its storages need not refuse writes; `Store.snapshot` does."""
+
+    #: The moment, in milliseconds since 1970 UTC, by the clock that judges deadlines.
+    now_ms: int
+
+    def open(self, namespace: str) -> StorageBase:
+        """Return a storage that reads `namespace` as it was at that moment."""
+
+    def namespaces(self) -> Iterable[str]:
+        """Return the names of the namespaces that held data at that moment."""
+
+    def close(self) -> None:
+        """Release what the view holds. Reading from its storages is an error then."""
 
 
 class StoragePluginBase(ABC):
@@ -108,6 +124,10 @@ class StoragePluginBase(ABC):
         and for `path` or `server` if the data outlives the process. Leave out what the engine cannot find out.
         """
         return {}
+
+    def snapshot(self) -> SnapshotView:
+        """Return a view of all namespaces as of now, which later writes do not change, for `Store.snapshot`."""
+        raise CapabilityError(f"the {self.name} engine has no snapshots")
 
     def backup(self, dest: Path) -> None:
         """Write everything, as of one moment, to the new file or folder `dest`, flushed; verify it by opening it.

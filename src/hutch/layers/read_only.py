@@ -11,8 +11,13 @@ from ..verbs import Kind
 from .layer import Layer, compile_verb
 
 
-def refusal(namespace: str, by_option: bool = False) -> CapabilityError:
-    """Return the error for a write to `namespace`, read-only by the option `readonly` or else by its LAYERS."""
+def refusal(namespace: str, by_option: bool = False, is_snapshot: bool = False) -> CapabilityError:
+    """Return the error for a write to `namespace`: of a snapshot, or read-only by the option or LAYERS."""
+    if is_snapshot:
+        return CapabilityError(
+            f"namespace {namespace!r} is that of a snapshot, which never changes; nothing was written. Write to the "
+            "store's own namespace"
+        )
     if by_option:
         return CapabilityError(
             f"namespace {namespace!r} is read-only, because its store was connected with readonly=true; nothing was "
@@ -30,14 +35,14 @@ class ReadOnlyLayer(Layer):
     fail before they start.
     """
 
-    def __init__(self, inner: StorageBase, namespace: str, by_option: bool = False) -> None:
+    def __init__(self, inner: StorageBase, namespace: str, by_option: bool = False, is_snapshot: bool = False) -> None:
         super().__init__(inner)
         self.capabilities = frozenset(name for name in inner.capabilities if not name.startswith("atomic-"))
-        self._namespace, self._by_option = namespace, by_option
+        self._because = namespace, by_option, is_snapshot
 
     @property
     def write_refusal(self) -> Exception | None:
-        return refusal(self._namespace, self._by_option)
+        return refusal(*self._because)
 
     def apply(
         self,
@@ -46,11 +51,11 @@ class ReadOnlyLayer(Layer):
         ranges: Sequence[KeyRange] = (),
     ) -> bool:
         if changes:
-            raise refusal(self._namespace, self._by_option)
+            raise refusal(*self._because)
         return self._inner.apply(changes, expected, ranges)
 
     @classmethod
     def generate(cls, name: str, verb: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
         if kind in (Kind.READS, Kind.ITERATES, Kind.CLOSES):
             return super().generate(name, verb, kind)
-        return compile_verb(name, verb, "raise refusal(self._namespace, self._by_option)", globals())
+        return compile_verb(name, verb, "raise refusal(*self._because)", globals())

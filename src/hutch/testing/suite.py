@@ -18,6 +18,7 @@ from .conformance.processes import Processes
 from .conformance.readers import Readers
 from .conformance.reentrancy import Reentrancy
 from .conformance.scans import Scans
+from .conformance.snapshots import Snapshots
 from .conformance.stateful import Stateful
 from .conformance.threads import Threads
 from .conformance.time_to_live import TimeToLive
@@ -41,6 +42,7 @@ class StorageSuite(
     Limits,
     Fidelity,
     Scans,
+    Snapshots,
     Iteration,
     Batches,
     TimeToLive,

@@ -1,0 +1,87 @@
+"""Test snapshots beyond the conformance kit: what ends one, and its cost in files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hutch
+
+
+def lmdb_store(path: Path, **options: Any) -> hutch.Store:
+    return hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": path / "state", **options}})
+
+
+def fill(store: hutch.Store) -> None:
+    with store.open("core") as core:
+        core.update({"a": 1, "b": 2})
+
+
+def test_a_write_that_needs_a_larger_map_ends_the_snapshot_which_says_so(tmp_path: Path) -> None:
+    with lmdb_store(tmp_path, map_size_bytes=1 << 20, durability="relaxed") as store:
+        fill(store)
+        with store.snapshot() as snap:
+            old = snap["core"]
+            assert dict(old) == {"a": 1, "b": 2}
+            with store.open("core") as core:
+                for number in range(40):
+                    core[f"large {number}"] = bytes(100_000)
+                assert len(core) == 42
+            for read in (lambda: old["a"], lambda: list(old), lambda: len(old), lambda: "a" in old, snap.namespaces):
+                with pytest.raises(hutch.StoreNotOpenError, match=r"ended, because a write .* needed a larger map"):
+                    read()
+        with store.snapshot() as snap:
+            assert len(snap["core"]) == 42
+
+
+def test_a_snapshot_ends_at_its_age_so_that_the_file_stops_growing(tmp_path: Path) -> None:
+    with lmdb_store(tmp_path, max_age_s=0.05, durability="relaxed") as store:
+        fill(store)
+        with store.snapshot() as snap:
+            old = snap["core"]
+            assert old["a"] == 1
+            assert store.stats()["snapshots"] == 1
+            time.sleep(0.1)
+            with store.open("core") as core:
+                core["a"] = 2  # ends it: nobody has read it since
+            assert "snapshots" not in store.stats()
+            for read in (lambda: old["a"], lambda: dict(old), lambda: "a" in old):
+                with pytest.raises(hutch.StoreNotOpenError, match=r"older than max_age_s = 0\.05 seconds"):
+                    read()
+
+
+def test_stats_show_the_age_of_a_snapshot(tmp_path: Path) -> None:
+    with lmdb_store(tmp_path) as store:
+        fill(store)
+        assert "snapshots" not in store.stats()
+        with store.snapshot(), store.snapshot():
+            figures: dict[str, Any] = store.stats()
+            assert figures["snapshots"] == 2
+            assert figures["oldest_snapshot_s"] >= 0
+        assert "snapshots" not in store.stats()
+
+
+def test_a_snapshot_of_a_store_that_was_never_written_is_empty(tmp_path: Path) -> None:
+    with lmdb_store(tmp_path) as store, store.snapshot() as snap:
+        fill(store)
+        assert (snap.namespaces(), dict(snap["core"]), len(snap["core"]), "a" in snap["core"]) == ([], {}, 0, False)
+
+
+def test_an_engine_without_snapshots_refuses_one(tmp_path: Path) -> None:
+    with hutch.connect(f"shelf://{tmp_path}") as store, pytest.raises(hutch.CapabilityError, match="`snapshot`"):
+        store.snapshot()
+
+
+def test_a_snapshot_of_a_closed_store_says_so(tmp_path: Path) -> None:
+    with lmdb_store(tmp_path) as store:
+        fill(store)
+        snap = store.snapshot()
+        old = snap["core"]
+    with pytest.raises(hutch.StoreNotOpenError):
+        old["a"]
+    with pytest.raises(hutch.StoreNotOpenError):
+        store.snapshot()
+    snap.close()
