@@ -9,6 +9,9 @@ from ..codec.frame import is_expired
 from ..contract import KeyRange, StorageBase
 from .storage import EncodedStorage
 
+# How often `len` counts until no write comes in between.
+_COUNTS = 5
+
 
 class FrameDeadlines(EncodedStorage):
     """A storage around `engine` that judges the deadline of every frame it reads.
@@ -33,7 +36,13 @@ class FrameDeadlines(EncodedStorage):
         return self.delete_many([key]) == 1
 
     def len(self) -> int:
-        return sum(1 for _ in self.keys())
+        # The engine's own count, which is of one moment, without the expired keys; again if writes came in between.
+        for _ in range(_COUNTS):
+            stored = self.engine.len()
+            expired = sum(1 for _ in self._expired(self.engine.read_range(None, None, False)))
+            if not expired or self.engine.len() == stored:
+                break
+        return max(stored - expired, 0)
 
     def keys(self) -> Iterable[str]:
         return self.key_range(None, None, False)

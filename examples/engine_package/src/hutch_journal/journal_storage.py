@@ -23,7 +23,8 @@ class JournalPlugin(StoragePluginBase):
     }
     # A write in the middle of another call of its thread, by a signal handler, raises ConflictError.
     refuses_nested_writes = True
-    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared"})
+    # `ttl` needs no code: without an index of deadlines, hutch reads the frames.
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:host", "durable", "shared", "ttl"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
