@@ -36,6 +36,8 @@ class Namespace(StoreMixin[V]):
     # Keeps the store alive as long as its handles: it holds what they share.
     _owner: Store | None = None
     _claim: Claim = Claim(None)
+    # The type that it was opened with.
+    _type: Any = None
     #: Whether `close` does nothing: the whole process shares this handle, because it was unpickled or by `store[name]`.
     _is_shared = False
     #: Whether this is the handle `store[name]`, which its store closes.
@@ -119,7 +121,7 @@ class Namespace(StoreMixin[V]):
                 "the shared handle store[name] cannot be pickled: it belongs to its store. Send the store and the "
                 "name, and use store[name] there"
             )
-        return self._owner._reduce_handle(str(self.namespace))
+        return self._owner._reduce_handle(str(self.namespace), self._type)
 
     def __del__(self) -> None:
         try:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _lock = ForkSafeLock()
 # By config (its repr, distinct for distinct configs) and whether the store serves namespaces.
 _stores: dict[tuple[str, bool], Store] = {}
-_namespaces: dict[tuple[str, str], Namespace] = {}
+# By config, name and type.
+_namespaces: dict[tuple[str, str, str], Namespace] = {}
 
 
 def store_state(store: Store) -> dict[str, Any]:
@@ -50,13 +51,15 @@ def unpickled_store(
         return store
 
 
-def unpickled_namespace(state: dict[str, Any], name: str, connect: Callable[[StoreConfig], Store]) -> Namespace:
-    """Return this process's handle on the namespace `name` of the store for `state`."""
-    key = repr(state), name
+def unpickled_namespace(
+    state: dict[str, Any], name: str, connect: Callable[[StoreConfig], Store], kind: Any = None
+) -> Namespace:
+    """Return this process's handle on the namespace `name` of the store for `state`, opened with the type `kind`."""
+    key = repr(state), name, repr(kind)
     with _lock.current:
         handle = _namespaces.get(key)
         if handle is None or not handle.is_open_storage():
-            handle = unpickled_store(state, connect, for_namespaces=True).open(name)
+            handle = unpickled_store(state, connect, for_namespaces=True).open(name, type=kind)
             handle._is_shared = True
             _namespaces[key] = handle
         return handle

@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
 
 from .config import StoreConfig, read_config, shown_location
 from .contract import StorageBase, StoragePluginBase
 from .discovery.descriptor import PluginInfo
-from .discovery.factory import build, hooks_are_used, make_private
+from .discovery.factory import LayeredFactory, build, hooks_are_used
 from .discovery.foreign import as_storage, close_interrupted, is_readonly, live_namespaces
 from .errors import CapabilityError, StoreAlreadyOpenError, StoreNotOpenError, without_driver_tracebacks
 from .fork import ForkSafeLock
@@ -22,6 +22,7 @@ from .handlers import passes_through
 from .limits import validate_namespace
 from .shared_handles import SharedHandles
 from .store_transactions import StoreTransactions
+from .views import V
 
 if TYPE_CHECKING:
     from .finding import Finding
@@ -62,26 +63,43 @@ class Store(SharedHandles, StoreTransactions):
         """The capabilities that the engine declares beyond the six verbs."""
         return frozenset(getattr(self._factory, "capabilities", ()))
 
-    def open(self, namespace: str) -> Namespace:
+    @overload
+    def open(self, namespace: str) -> Namespace: ...
+    @overload
+    def open(self, namespace: str, *, type: type[V]) -> Namespace[V]: ...
+    @overload
+    def open(self, namespace: str, *, type: Any) -> Namespace: ...
+    def open(self, namespace: str, *, type: Any = None) -> Namespace[Any]:
         """Open `namespace`, which need not exist, and return an exclusive handle. Use it in a `with` block.
 
+        With a `type`, each value that is set is checked against it, and what is read is made a value of it: a
+        dataclass, TypedDict, pydantic model, msgspec struct, enum, built-in type, or container or union of these. They
+        need no registration, and are stored as dicts that any reader can read; see docs/howto/types.md.
+
         Raises NamespaceError for an invalid name, StoreAlreadyOpenError if this store has a live handle on
-        it (threads share the handle), StoreNotOpenError if the store is closed, and what the engine raises.
+        it (threads share the handle), StoreNotOpenError if the store is closed, ValueTypeError for a `type` whose
+        values cannot be checked, and what the engine raises.
         """
         name = validate_namespace(namespace)
+        layered = self._layered()
+        if type is not None:
+            from .typed import shape_of
+
+            layered.shape = shape_of(type)
         handle = Namespace()
         claim = Claim(handle)
         try:
             self._take(name, claim)
-            return self._open(handle, claim, name)
+            handle._type = type
+            return self._open(handle, claim, name, layered)
         except BaseException:
             claim.ended = True
             self._forget(name, claim)
             raise
 
-    def _open(self, handle: Namespace, claim: Claim, name: str) -> Namespace:
+    def _open(self, handle: Namespace, claim: Claim, name: str, layered: LayeredFactory | None = None) -> Namespace:
         try:
-            handle.open_storage(self._layered(), name)
+            handle.open_storage(layered or self._layered(), name)
             with self._lock.current:
                 # If this raises, `close` has seen the claim and closes the handle.
                 self._must_be_open()
@@ -271,8 +289,8 @@ class Store(SharedHandles, StoreTransactions):
             raise
         self._factory_is_open = False
 
-    def _layered(self) -> _Layered:
-        return _Layered(self._factory, self.config, self.name)
+    def _layered(self) -> LayeredFactory:
+        return LayeredFactory(self._factory, self.config, self.name)
 
     def _left_open(self) -> list[Namespace]:
         handles = [claim.handle() for claim in list(self._claims.values()) if claim.handle and not claim.ended]
@@ -294,10 +312,10 @@ class Store(SharedHandles, StoreTransactions):
 
             raise refusal(namespace, by_option=True)
 
-    def _reduce_handle(self, name: str) -> tuple[Any, ...]:
+    def _reduce_handle(self, name: str, kind: Any) -> tuple[Any, ...]:
         from .pickling import namespace_state
 
-        return restore_namespace, (namespace_state(self), name)
+        return restore_namespace, (namespace_state(self), name, *(() if kind is None else (kind,)))
 
     def _must_be_open(self) -> None:
         if not self._is_open:
@@ -327,36 +345,6 @@ class Store(SharedHandles, StoreTransactions):
             from .hooks import notify
 
             notify(hook, store=self.name, **event)
-
-
-class _Layered:
-    """A factory that wraps the engine's storages in the layers that the config names."""
-
-    def __init__(self, factory: Any, config: StoreConfig, name: str) -> None:
-        self._factory, self._config, self.name = factory, config, name
-
-    def open(self, namespace: str) -> Any:
-        opened: list[Any] = []
-        try:
-            if self._config.private:
-                make_private(self._config)
-            # `extend` and `map` are C code, so no signal handler can run between the return of `open` and the append.
-            opened.extend(map(self._factory.open, [namespace]))
-            layers, ttl_s = self._config.layers_for(namespace), self._config.ttl_s_for(namespace)
-            if layers or ttl_s is not None:
-                from .layers.select import add_layers
-
-                opened[0] = add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace, ttl_s)
-            if is_readonly(self._factory):
-                from .layers.read_only import ReadOnlyLayer
-
-                opened[0] = ReadOnlyLayer(opened[0], namespace, by_option=True)
-            return opened[0]
-        except BaseException as error:
-            if opened and passes_through(error):
-                close_interrupted(opened[0])
-            without_driver_tracebacks(error)
-            raise
 
 
 def connect(config: Any = None, *, app: str | None = None) -> Store:
@@ -392,8 +380,8 @@ def restore_store(state: dict[str, Any]) -> Store:
     return unpickled_store(state, connect)
 
 
-def restore_namespace(state: dict[str, Any], name: str) -> Namespace:
+def restore_namespace(state: dict[str, Any], name: str, kind: Any = None) -> Namespace:
     """Return this process's handle for a pickled namespace. Raises what `connect` and `Store.open` raise."""
     from .pickling import unpickled_namespace
 
-    return unpickled_namespace(state, name, connect)
+    return unpickled_namespace(state, name, connect, kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, assert_type
+from typing import Any, TypedDict, assert_type
 
 import hutch
 import hutch.aio
@@ -60,6 +60,31 @@ def mistakes(users: Namespace[User], counters: Namespace[int]) -> None:
     print(users[3])  # type: ignore[index]  # pyright: ignore
     counters.modify("hits", str)  # type: ignore[arg-type]  # pyright: ignore
     print(users.get("ada").name)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+class Movie(TypedDict):
+    title: str
+
+
+def typed(store: Store) -> None:
+    with store.open("users", type=User) as users:
+        assert_type(users, Namespace[User])
+        assert_type(users["ada"], User)
+        users["ada"] = "ada"  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
+    with store.open("movies", type=Movie) as movies:
+        assert_type(movies["m"], Movie)
+    with store.open("scores", type=list[int]) as scores:
+        assert_type(scores["s"], list[int])
+    mixed: Namespace[int | str] = store.open("mixed", type=int | str)
+    assert_type(mixed["m"], int | str)
+    assert_type(store.open("counters", type=int).increment("n"), int)
+
+
+async def typed_async(store: hutch.aio.Store) -> None:
+    async with store.open("users", type=User) as users:
+        assert_type(await users["ada"], User)
+    movies = await store.open("movies", type=Movie)
+    assert_type(await movies["m"], Movie)
 
 
 def untyped(store: Store) -> None:

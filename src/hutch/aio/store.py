@@ -7,11 +7,12 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar, overload
 
 import hutch
 
 from ..snapshots import Snapshot as BlockingSnapshot
+from ..views import V
 from ..workers import Calls, WorkerPool, patience_s
 from .habits import NotAwaitedError, Opened, StoreHabits
 from .namespace import Namespace
@@ -160,11 +161,18 @@ class Store(StoreHabits):
         """The engine's promises beyond the six verbs."""
         return self._store.capabilities
 
-    def open(self, namespace: str) -> Opening[Namespace]:
+    @overload
+    def open(self, namespace: str) -> Opening[Namespace]: ...
+    @overload
+    def open(self, namespace: str, *, type: type[V]) -> Opening[Namespace[V]]: ...
+    @overload
+    def open(self, namespace: str, *, type: Any) -> Opening[Namespace]: ...
+    def open(self, namespace: str, *, type: Any = None) -> Opening[Namespace[Any]]:
         """Open `namespace`, which need not exist, as `hutch.Store.open`: ``async with store.open("core") as core``."""
 
         async def opening() -> Namespace:
-            handle = await self._calls.write((namespace,), self._store.open, namespace, undo=hutch.Namespace.close)
+            verb = functools.partial(self._store.open, namespace, type=type)
+            handle = await self._calls.write((namespace,), verb, undo=hutch.Namespace.close)
             return Namespace(handle, self._calls, self._inline_reads)
 
         return Opening(opening, Namespace, "store.open(...)")

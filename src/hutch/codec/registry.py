@@ -179,6 +179,16 @@ def find(cls: type) -> Registration | None:
     return _by_type.get(cls)
 
 
+def is_storable(cls: type) -> bool:
+    """Return whether the codec stores instances of exactly `cls` and returns them with the same type."""
+    return (
+        (cls in _BUILT_IN and cls not in (bytearray, memoryview))
+        or (cls.__module__, cls.__qualname__) in _BUILT_IN_NAMES
+        or cls.__module__ == "ipaddress"
+        or cls in _by_type
+    )
+
+
 def is_replaced(cls: type) -> bool:
     """Return whether a class that was registered later has taken over the stored name of `cls`."""
     return cls in _replaced

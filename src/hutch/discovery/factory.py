@@ -8,19 +8,23 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..codec.codec import Codec
 from ..config import CodecConfig, StoreConfig, read_config, shown_location, url_path
 from ..config.model import FrozenDict
 from ..contract import StoragePluginBase
-from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError
+from ..errors import ConfigError, PluginNotFoundError, StorageUnavailableError, without_driver_tracebacks
 from ..handlers import passes_through, raised_by_handler
 from .descriptor import PluginInfo
 from .discovery import Discovery
 from .entry_points import CODECS_GROUP, HOOKS_GROUP, PLUGINS_GROUP, may_have_entry_points
+from .foreign import as_storage, close_interrupted, is_readonly
 from .load import build_factory, load_factory
 from .search import discover
+
+if TYPE_CHECKING:
+    from ..typed.shape import Shape
 
 
 def load_plugin(name: str, config: Any = None) -> Any:
@@ -224,3 +228,39 @@ def _hooks_are_installed() -> bool:
 def hooks_are_used() -> bool:
     """Return whether any hooks are registered or installed, without importing pluggy."""
     return "hutch.hooks" in sys.modules or _hooks_are_installed()
+
+
+class LayeredFactory:
+    """A factory that wraps the engine's storages in the layers that the config names."""
+
+    def __init__(self, factory: Any, config: StoreConfig, name: str) -> None:
+        self._factory, self._config, self.name = factory, config, name
+        #: The shape of the values, for a namespace that was opened with a type.
+        self.shape: Shape | None = None
+
+    def open(self, namespace: str) -> Any:
+        opened: list[Any] = []
+        try:
+            if self._config.private:
+                make_private(self._config)
+            # `extend` and `map` are C code, so no signal handler can run between the return of `open` and the append.
+            opened.extend(map(self._factory.open, [namespace]))
+            layers, ttl_s = self._config.layers_for(namespace), self._config.ttl_s_for(namespace)
+            if layers or ttl_s is not None:
+                from ..layers.select import add_layers
+
+                opened[0] = add_layers(as_storage(opened[0], self.name, namespace), layers, self.name, namespace, ttl_s)
+            if is_readonly(self._factory):
+                from ..layers.read_only import ReadOnlyLayer
+
+                opened[0] = ReadOnlyLayer(opened[0], namespace, by_option=True)
+            if self.shape is not None:
+                from ..typed import TypedLayer
+
+                opened[0] = TypedLayer(as_storage(opened[0], self.name, namespace), self.shape, namespace)
+            return opened[0]
+        except BaseException as error:
+            if opened and passes_through(error):
+                close_interrupted(opened[0])
+            without_driver_tracebacks(error)
+            raise

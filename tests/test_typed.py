@@ -1,0 +1,319 @@
+"""Test namespaces that are opened with a type."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import pickle
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, make_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+import msgspec
+import pydantic
+import pytest
+
+import hutch
+import hutch.aio
+
+
+@hutch.register_type
+@dataclass
+class Registered:
+    name: str
+
+
+@dataclass
+class Address:
+    street: str
+    number: int = 0
+
+
+@dataclass
+class User:
+    name: str
+    age: int = 0
+    addresses: list[Address] = field(default_factory=list)
+    boss: User | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    x: float
+    y: float
+
+
+class Movie(TypedDict):
+    title: str
+    year: NotRequired[int]
+
+
+class Model(pydantic.BaseModel):
+    name: str
+    at: datetime | None = None
+    inner: list[Model] = []
+
+
+class Record(msgspec.Struct):
+    name: str
+    age: int = 0
+    tags: list[str] = []
+    inner: Record | None = None
+
+
+class Dated(msgspec.Struct):
+    at: datetime
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+NOW = datetime.now(UTC)
+# A type, a value of it, what is stored, and a value of another type: with the place and the types of the error.
+CASES: list[tuple[Any, Any, Any, Any, tuple[str, ...]]] = [
+    (
+        User,
+        User("ada", 36, [Address("main", 1)], User("bob")),
+        {
+            "name": "ada",
+            "age": 36,
+            "addresses": [{"street": "main", "number": 1}],
+            "boss": {"name": "bob", "age": 0, "addresses": [], "boss": None},
+        },
+        User("ada", addresses=[Address("a"), Address("b", "secret")]),  # type: ignore[arg-type]
+        (".addresses[1].number", "a str", "int"),
+    ),
+    (Point, Point(1.5, 2), {"x": 1.5, "y": 2}, Point(1.5, "secret"), (".y", "a str", "float")),  # type: ignore[arg-type]
+    (Movie, {"title": "M", "year": 1931}, {"title": "M", "year": 1931}, {"year": 1931}, (".title", "no value", "str")),
+    (
+        Model,
+        Model(name="ada", at=NOW, inner=[Model(name="bob")]),
+        {"name": "ada", "at": NOW, "inner": [{"name": "bob", "at": None, "inner": []}]},
+        Model.model_construct(name=b"secret"),
+        (".name", "string_type", "Model"),
+    ),
+    (
+        Record,
+        Record("ada", 36, ["x"], Record("bob")),
+        {
+            "name": "ada",
+            "age": 36,
+            "tags": ["x"],
+            "inner": {"name": "bob", "age": 0, "tags": [], "inner": None},
+        },
+        Record("ada", tags=["a", 5]),  # type: ignore[list-item]
+        (".tags[1]", "int", "str"),
+    ),
+    (Dated, Dated(NOW), {"at": NOW}, Dated("secret"), (".at", "str", "datetime")),  # type: ignore[arg-type]
+    (Colour, Colour.RED, "red", "red", ("a str", "Colour")),
+    (int, 5, 5, True, ("a bool", "int")),
+    (list[int], [1, 2], [1, 2], [1, "secret"], ("[1]", "a str", "int")),
+    (dict[str, int], {"a": 1}, {"a": 1}, {"a": "secret"}, ("[...]", "a str", "int")),
+    (tuple[int, str], (1, "a"), (1, "a"), (1, 2), ("[1]", "an int", "str")),
+    (set[str], {"a"}, {"a"}, {1}, ("an int", "str")),
+    (int | str, "a", "a", 1.5, ("a float", "int | str")),
+    (User | None, None, None, 1, ("an int", "User")),
+    (Literal["a", "b"], "a", "a", "secret", ("another str", "'a', 'b'")),
+    (dict[str, list[Address]], {"k": [Address("a")]}, {"k": [{"street": "a", "number": 0}]}, {"k": [1]}, ("Address",)),
+]
+IDS = [getattr(case[0], "__name__", str(case[0])) for case in CASES]
+
+
+@pytest.fixture(params=["memory", "lmdb", "sqlite", "shelf"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[hutch.Store]:
+    where = {"memory": uuid.uuid4().hex, "sqlite": str(tmp_path / "kv.db")}.get(request.param, str(tmp_path / "data"))
+    with hutch.connect(f"{request.param}://{where}") as store:
+        yield store
+
+
+@pytest.mark.parametrize(("kind", "value", "plain", "wrong", "words"), CASES, ids=IDS)
+def test_values_of_the_type_come_back_and_others_are_refused(
+    store: hutch.Store, kind: Any, value: Any, plain: Any, wrong: Any, words: tuple[str, ...]
+) -> None:
+    with store.open("typed", type=kind) as ns:
+        ns["k"] = value
+        assert (ns["k"], ns.get("k"), dict(ns.items()), ns.get_many(["k"])) == (
+            value,
+            value,
+            {"k": value},
+            {"k": value},
+        )
+        assert type(ns["k"]) is type(value)
+        assert list(ns.scan()) == [("k", value)]
+        writes: list[Callable[[], Any]] = [
+            lambda: ns.__setitem__("k", wrong),
+            lambda: ns.update({"new": value, "k": wrong}),
+            lambda: ns.setdefault("new", wrong),
+            lambda: ns.modify("k", lambda _: wrong, allow_none=True),
+            lambda: ns.compare_and_set("k", value, wrong),
+        ]
+        for write in writes:
+            with pytest.raises(hutch.ValueTypeError) as raised:
+                write()
+            for word in ("'k'" if write is not writes[2] else "'new'", "'typed'", *words):
+                assert word in str(raised.value)
+            assert "secret" not in str(raised.value)
+        assert dict(ns) == {"k": value}
+        assert ns.modify("k", lambda old: old, allow_none=True) == value
+        assert ns.setdefault("other", value) == ns["other"] == value
+        assert ns.compare_and_set("k", value, value)
+        assert ns.pop("other") == value
+    with store.open("typed") as untyped:
+        assert untyped["k"] == plain
+        assert type(untyped["k"]) is type(plain)
+
+
+def test_mutable_writes_a_changed_instance(store: hutch.Store) -> None:
+    with store.open("users", type=User) as users:
+        with users.mutable("ada", default=User("ada")) as user:
+            user.addresses.append(Address("main"))
+        with pytest.raises(hutch.ValueTypeError, match="age"), users.mutable("ada") as user:
+            user.age = "old"  # type: ignore[assignment]
+        assert users["ada"] == User("ada", addresses=[Address("main")])
+
+
+def test_fields_that_were_added_or_removed(store: hutch.Store) -> None:
+    with store.open("users") as plain:
+        plain.update({"before": {"name": "ada", "gone": 1}, "never": {"age": 3}, "other": {"name": "x", "age": "3"}})
+    for kind in (User, Record):
+        with store.open("users", type=kind) as users:
+            assert users["before"] == kind("ada")
+            with pytest.raises(hutch.CorruptValueError, match=r"'never'.*\.name.*no value.*without type="):
+                users["never"]
+            with pytest.raises(hutch.CorruptValueError, match=r"'other'.*\.age.*str.*int"):
+                users["other"]
+            with pytest.raises(hutch.CorruptValueError):
+                dict(users)
+
+
+def test_a_class_may_move(store: hutch.Store) -> None:
+    former = make_dataclass("Former", [("name", str)])
+    with store.open("users", type=former) as old:
+        old["k"] = former("ada")
+    moved = make_dataclass("Moved", [("name", str)])
+    with store.open("users", type=moved) as new:
+        assert new["k"] == moved("ada")
+
+
+def test_what_a_registered_class_stored_is_read(store: hutch.Store) -> None:
+    with store.open("k") as plain:
+        plain["k"] = Registered("ada")
+    with store.open("k", type=Registered) as typed:
+        assert typed["k"] == Registered("ada")
+
+
+class Opaque:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Opaque, "Opaque.*hutch.register_type"),
+        (list[Opaque], "Opaque"),
+        (User | Movie, "union"),
+        (User | dict[str, int], "more than one"),
+        (5, "5"),
+        (bytearray, "bytearray"),
+    ],
+)
+def test_a_type_that_cannot_be_checked_is_refused_at_open(store: hutch.Store, kind: Any, words: str) -> None:
+    with pytest.raises(hutch.ValueTypeError, match=words):
+        store.open("k", type=kind)
+    with store.open("k") as ns:
+        assert len(ns) == 0
+
+
+def test_increment_of_a_typed_namespace(store: hutch.Store) -> None:
+    with store.open("n", type=int) as ns:
+        assert [ns.increment("n"), ns.increment("n", 2)] == [1, 3]
+        with pytest.raises(hutch.ValueTypeError):
+            ns.increment("n", 0.5)
+    with store.open("u", type=User) as users, pytest.raises(hutch.ValueTypeError):
+        users.increment("n")
+
+
+def test_damage_is_an_error_of_a_typed_read_too() -> None:
+    with hutch.connect("memory://") as store, store.open("k", type=Record) as ns:
+        ns["k"] = Record("ada")
+        engine: Any = ns._store.unlayered
+        frame = engine.read("k")
+        engine.write("k", frame[:5] + b"\x00" + frame[6:])
+        with pytest.raises(hutch.CorruptValueError, match=r"'k'.*checksum"):
+            ns["k"]
+        with pytest.raises(KeyError):
+            ns["missing"]
+        with pytest.raises(hutch.KeyTypeError):
+            ns[5]  # type: ignore[index]
+
+
+def test_deadlines_layers_and_transactions() -> None:
+    config = {"STORAGE": "memory://", "LAYERS": ["metrics", "cache"]}
+    with hutch.connect(config) as store, store.open("k", type=Record) as ns:
+        ns.set("k", Record("ada"), ttl_s=1000)
+        ns.modify("k", lambda record: Record(record.name, 5))
+        assert ns["k"] == Record("ada", 5)
+        assert (ns.ttl_s("k") or 0) > 900
+    with hutch.connect("memory://") as store, store.open("k", type=Record) as ns:
+        ns["k"] = Record("ada")
+        with store.transaction() as tx:
+            assert tx["k"]["k"]["name"] == "ada"
+            tx["k"]["k"] = {"name": "bob"}
+        assert ns["k"] == Record("bob")
+
+
+def test_a_pickled_namespace_keeps_its_type(tmp_path: Path) -> None:
+    with hutch.connect(f"lmdb://{tmp_path}/data") as store, store.open("users", type=User) as users:
+        users["ada"] = User("ada")
+        data = pickle.dumps(users)
+    code = (
+        "import pickle, sys; users = pickle.loads(bytes.fromhex(sys.argv[1])); from tests.test_typed import User; "
+        "assert users['ada'] == User('ada')"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, data.hex()], check=True, cwd=root)
+
+
+def test_the_command_shows_the_fields(tmp_path: Path) -> None:
+    with hutch.connect(f"lmdb://{tmp_path}/data") as store, store.open("users", type=User) as users:
+        users["ada"] = User("ada", 36)
+    command = [sys.executable, "-m", "hutch", "get", "users", "ada", "-s", f"lmdb://{tmp_path}/data"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert json.loads(shown) == {"name": "ada", "age": 36, "addresses": [], "boss": None}
+
+
+def test_asyncio_opens_typed_namespaces() -> None:
+    async def main() -> None:
+        async with hutch.aio.connect("memory://") as store, store.open("users", type=User) as users:
+            await users.set("ada", User("ada"))
+            assert await users["ada"] == User("ada")
+            with pytest.raises(hutch.ValueTypeError):
+                await users.set("ada", Address("a"))  # type: ignore[arg-type]
+
+    asyncio.run(main())
+
+
+def test_msgspec_is_not_imported_without_a_struct() -> None:
+    code = (
+        "import sys, hutch, dataclasses\n"
+        "User = dataclasses.make_dataclass('User', [('name', str)])\n"
+        "with hutch.connect('memory://') as store, store.open('k', type=User) as ns: ns['k'] = User('ada')\n"
+        "assert not {'msgspec', 'pydantic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_namespace_without_a_type_imports_nothing_of_it() -> None:
+    code = (
+        "import sys, hutch\n"
+        "with hutch.connect('memory://') as store, store.open('k') as ns: ns['k'] = 1; ns['k']\n"
+        "assert not [name for name in sys.modules if name.startswith('hutch.typed')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
