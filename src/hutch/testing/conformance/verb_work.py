@@ -22,6 +22,8 @@ import hutch
 from .other_threads import BUSY, BusyThread, OtherThread
 
 KEYS = [f"k{number}" for number in range(6)]
+# The key that increments add to.
+_COUNTER = "counter"
 _LONG_ENOUGH_S = 2e-4
 _HUTCH = str(Path(hutch.__file__).parent) + os.sep
 _TESTING = str(Path(__file__).parents[1]) + os.sep
@@ -71,6 +73,7 @@ class Work:
         self.ns = self.store.open("core")
         self.is_atomic = "atomic-batch" in self.ns.capabilities
         self.known: dict[str, Any] = {key: value(number) for number, key in enumerate(KEYS)}
+        self.known[_COUNTER] = 0
         self.ns.clear()
         self.ns.update(self.known)
         self.number = len(KEYS)
@@ -152,7 +155,7 @@ class Work:
         for handle in self.opened:
             handle.close()
         self.opened.clear()
-        self._write(next(iter(step.changes), KEYS[0]))
+        self._write(next((key for key in step.changes if key != _COUNTER), KEYS[0]))
 
     def _write(self, key: str) -> None:
         self.ns[key] = value(self.next_number())
@@ -264,15 +267,14 @@ def _plan_modify(work: Work) -> Step:
 
 
 def _plan_increment(work: Work) -> Step:
-    ns, number = work.ns, work.next_number()
-    ns["counter"] = work.known["counter"] = number
+    ns, new = work.ns, work.known[_COUNTER] + 1
 
     def call() -> None:
-        assert ns.increment("counter") == number + 1
+        assert ns.increment(_COUNTER) == new
         for _ in range(work.repeats - 1):
-            ns.increment("counter", 0)
+            ns.increment(_COUNTER, 0)
 
-    return Step(call, {"counter": number + 1}, reads_first=True)
+    return Step(call, {_COUNTER: new}, reads_first=True)
 
 
 def _plan_mutable(work: Work) -> Step:
