@@ -90,7 +90,7 @@ FAULTS = {
     "ListsTheExpired": "Keys, items, values, scans in both directions and popitem meet no expired key",
     "RemovesTheExpired": "del and pop of an expired key raise KeyError",
     "KeepsADeadlineThroughASet": "A value set without ttl_s never expires",
-    "LosesADeadlineInModify": "modify and mutable change the value and leave the deadline",
+    "LosesADeadlineInModify": "modify, mutable and increment change the value and leave the deadline",
     "LosesADeadlineInTouch": "touch gives a key another deadline",
     "ReclaimsTheLiving": "expire(limit) reclaims at most",
 }
