@@ -132,7 +132,7 @@ _ROWS = [
         why="the statements take 0.55 of it; 0.35 is encoding with types and checksums, "
         "where the raw packer takes 0.16",
     ),
-    Target("increment", "sqlite `ns.increment`", "diskcache's `incr`, the same flushes", 1.0, 60),
+    Target("increment", "sqlite `ns.increment`", "diskcache's `incr`, the same flushes", 1.0, 60, steady=False),
     Target("memory_get", "memory `ns[key]`", "decoding alone", 1.4, 300),
     Target("memory_bytes", "memory, bytes per key, of 125-byte values", "-", 290, 1, unit="bytes", exact=True),
     Target(
@@ -156,6 +156,7 @@ _ROWS = [
         why="the unpacker with its hook for types takes 1.15; zlib's CRC-32 0.3; a call of "
         "any function written in Python 0.2",
     ),
+    Target("struct_decode", "typed namespace, decode a msgspec struct", "decode the same fields to a dict", 0.7, 100),
     Target("imports", "`import hutch`", "`import diskcache`", 0.5, 11, slack=1.15),
     Target(
         "get_while_another_burns",

@@ -443,6 +443,30 @@ def decode(_: Path, rounds: int) -> Rounds:
     return in_turn(ours, theirs, rounds)
 
 
+def struct_decode(_: Path, rounds: int) -> Rounds:
+    """Time the decoding of packed fields to a struct, as a typed namespace does it, and to a dict."""
+    from hutch.codec.msgpack import MsgpackFrameCodec
+    from hutch.codec.select import frame_codec_of
+    from hutch.typed import shape_of
+
+    values = [fresh(number) for number in range(_CHUNK)]
+    fields = [(name, type(part)) for name, part in values[0].items()]
+    struct: Any = shape_of(import_module("msgspec").defstruct("Value", fields))
+    decode = struct.decode
+    codec = frame_codec_of(None)
+    bodies = [codec.encode(value)[1:-5] for value in values]
+
+    def ours() -> None:
+        for body in bodies:
+            decode(body)
+
+    def theirs() -> None:
+        for body in bodies:
+            MsgpackFrameCodec.decode_body(body)
+
+    return in_turn(ours, theirs, rounds)
+
+
 # --- new processes ---
 
 _OPEN_HUTCH = """\
