@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,18 @@ import pytest
 
 import hutch
 
+Connect = Callable[[Path], hutch.Store]
+
 
 def lmdb_store(path: Path, **options: Any) -> hutch.Store:
     return hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": {"path": path / "state", **options}})
+
+
+def sqlite_store(path: Path, **options: Any) -> hutch.Store:
+    return hutch.connect({"STORAGE": "sqlite", "STORAGE_CONFIG": {"path": path / "kv.db", **options}})
+
+
+BOTH = pytest.mark.parametrize("connect", [lmdb_store, sqlite_store])
 
 
 def fill(store: hutch.Store) -> None:
@@ -64,8 +75,9 @@ def test_stats_show_the_age_of_a_snapshot(tmp_path: Path) -> None:
         assert "snapshots" not in store.stats()
 
 
-def test_a_snapshot_of_a_store_that_was_never_written_is_empty(tmp_path: Path) -> None:
-    with lmdb_store(tmp_path) as store, store.snapshot() as snap:
+@BOTH
+def test_a_snapshot_of_a_store_that_was_never_written_is_empty(tmp_path: Path, connect: Connect) -> None:
+    with connect(tmp_path) as store, store.snapshot() as snap:
         fill(store)
         assert (snap.namespaces(), dict(snap["core"]), len(snap["core"]), "a" in snap["core"]) == ([], {}, 0, False)
 
@@ -75,8 +87,9 @@ def test_an_engine_without_snapshots_refuses_one(tmp_path: Path) -> None:
         store.snapshot()
 
 
-def test_a_snapshot_of_a_closed_store_says_so(tmp_path: Path) -> None:
-    with lmdb_store(tmp_path) as store:
+@BOTH
+def test_a_snapshot_of_a_closed_store_says_so(tmp_path: Path, connect: Connect) -> None:
+    with connect(tmp_path) as store:
         fill(store)
         snap = store.snapshot()
         old = snap["core"]
@@ -85,3 +98,29 @@ def test_a_snapshot_of_a_closed_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(hutch.StoreNotOpenError):
         store.snapshot()
     snap.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_ends_a_snapshot_of_sqlite_in_both_processes(tmp_path: Path) -> None:
+    with sqlite_store(tmp_path) as store:
+        fill(store)
+        with store.snapshot() as snap:
+            old = snap["core"]
+            assert old["a"] == 1
+            if not (child := os.fork()):
+                try:
+                    with pytest.raises(hutch.StoreNotOpenError, match="a fork closed the files"):
+                        old["a"]
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            with pytest.raises(hutch.StoreNotOpenError, match="a fork closed the files"):
+                old["a"]
+
+
+def test_a_snapshot_of_sqlite_needs_permission_to_write(tmp_path: Path) -> None:
+    with sqlite_store(tmp_path) as store:
+        fill(store)
+    with sqlite_store(tmp_path, readonly=True) as store, pytest.raises(hutch.CapabilityError, match="permission"):
+        store.snapshot()

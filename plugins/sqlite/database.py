@@ -29,7 +29,7 @@ from .writer import WriteLock, Writer
 _CHUNK_BYTES = 1024 * 1024
 _FORK_PATIENCE_S = 10.0
 _REGISTRY_WAIT_S = 60.0
-_Settings = tuple[Path, str, float, int, str | None]
+Settings = tuple[Path, str, float, int, str | None]
 
 
 class Database:
@@ -38,7 +38,7 @@ class Database:
     The last user to `leave` closes them. No lock is held while the caller's code runs.
     """
 
-    def __init__(self, settings: _Settings, write_lock: WriteLock) -> None:
+    def __init__(self, settings: Settings, write_lock: WriteLock) -> None:
         self.path = settings[0]
         self._settings = settings
         path, durability, wait_s, mmap_bytes, reason = settings
@@ -66,7 +66,7 @@ class Database:
     # --- users ---
 
     @classmethod
-    def join(cls, owner: object, user: object, settings: _Settings) -> Database:
+    def join(cls, owner: object, user: object, settings: Settings) -> Database:
         """Return the database with these settings, shared if one exists, and add `user` to it.
 
         `settings` are the path, the durability, `wait_s`, `mmap_bytes`, and why the file is only read, or None.
@@ -76,7 +76,7 @@ class Database:
         return _registry.run(_REGISTRY_WAIT_S, cls._join, owner, user, settings)
 
     @classmethod
-    def _join(cls, owner: object, user: object, settings: _Settings) -> Database:
+    def _join(cls, owner: object, user: object, settings: Settings) -> Database:
         for database in list(_databases):
             if database._settings == settings and database._file.is_the_one_opened():
                 database._remember(owner, user)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hutch import Commit, ConfigError, Option, StoragePluginBase, StorageUnavailableError, deadlines
 from hutch.filesystem import is_missing, total_bytes
+from hutch.fork import WeakRefs
 
 from .commits import apply
 from .copying import backup, vacuum
@@ -25,6 +26,9 @@ from .storage import SqliteStorage
 
 if TYPE_CHECKING:
     from hutch import Finding
+
+    from .database import Settings
+    from .pinned import SqliteSnapshot
 
 
 class SqlitePlugin(StoragePluginBase):
@@ -80,6 +84,7 @@ class SqlitePlugin(StoragePluginBase):
         super().__init__(config)
         # Represents this factory in its databases, which must not keep the factory itself alive.
         self._user = object()
+        self._snapshots: WeakRefs[SqliteSnapshot] = WeakRefs()
         path: Path = self._storage_config["path"]
         if path.name == ":memory:":
             raise ConfigError(
@@ -100,10 +105,15 @@ class SqlitePlugin(StoragePluginBase):
         return SqliteStorage(self, namespace, database)
 
     def namespaces(self) -> list[str]:
+        return self.list_namespaces(self._shared(), deadlines.now_ms())
+
+    @staticmethod
+    def list_namespaces(database: Database, now_ms: int) -> list[str]:
+        """Return the names of the namespaces that hold keys that had not expired at `now_ms`."""
         try:
-            rows = self._shared().rows(NAMES)
+            rows = database.rows(NAMES)
             if any(expiring for _, expiring in rows):
-                rows = self._shared().rows(LIVE_NAMES, (time_bytes(deadlines.now_ms()),))
+                rows = database.rows(LIVE_NAMES, (time_bytes(now_ms),))
             return [row[0] for row in rows]
         except NoDataError:
             return []
@@ -127,6 +137,13 @@ class SqlitePlugin(StoragePluginBase):
     def apply(self, commits: Mapping[str, Commit]) -> bool:
         return apply(self._shared(), commits)
 
+    def snapshot(self) -> SqliteSnapshot:
+        from .pinned import SqliteSnapshot
+
+        view = SqliteSnapshot(self, self._settings())
+        self._snapshots.add(view)
+        return view
+
     def backup(self, dest: Path) -> None:
         database = self._shared()
         try:
@@ -147,6 +164,8 @@ class SqlitePlugin(StoragePluginBase):
         return verify(self._shared(), repair)
 
     def close(self) -> None:
+        for view in self._snapshots.live():
+            view.close()
         leave_all(self._user)
         self._database = None
 
@@ -154,11 +173,13 @@ class SqlitePlugin(StoragePluginBase):
         if hasattr(self, "_user"):
             leave_all(self._user, 0)
 
-    def _shared(self) -> Database:
+    def _settings(self) -> Settings:
         options = self._storage_config
         reason = reason_to_only_read(self._path, options["readonly"])
-        settings = (self._path, options["durability"], options["wait_s"], options["mmap_bytes"], reason)
-        database = Database.join(self, self._user, settings)
+        return self._path, options["durability"], options["wait_s"], options["mmap_bytes"], reason
+
+    def _shared(self) -> Database:
+        database = Database.join(self, self._user, self._settings())
         former, self._database = self._database, database
         if former is not None and former is not database:
             former.leave(self._user)

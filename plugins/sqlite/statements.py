@@ -39,6 +39,8 @@ COPIED_BYTES = 4096
 
 def read_all(connection: Connection, number: int, keys: list[str]) -> dict[bytes, bytes]:
     """Return the values of those `keys` that exist, by encoded key, read in one snapshot."""
+    if connection.in_transaction:  # that of a `store.snapshot()`
+        return values_of(connection, number, keys)
     connection.execute("BEGIN")
     frames_by_key = values_of(connection, number, keys)
     connection.execute("COMMIT")
