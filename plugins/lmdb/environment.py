@@ -22,7 +22,7 @@ from hutch.handlers import raised_by_handler
 from .commit_queue import CommitQueue, Request, new_ticket
 from .files import FORMAT, library_version
 from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, in_doubt
-from .slot import Slot, end_transaction
+from .slot import Slot, end_transaction, release_frames
 from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
 
 if TYPE_CHECKING:
@@ -114,14 +114,14 @@ class Environment(OpenFiles):
                     return nothing
                 txn = self.begin()
                 return fn(txn)
-            except lmdb.Error as error:
-                if raised_by_handler(error):
+            except BaseException as error:
+                release_frames(error)
+                if not isinstance(error, lmdb.Error) or raised_by_handler(error):
                     raise
                 failure = error
             finally:
-                # Otherwise a stored traceback would keep the transaction's pages from being reused.
-                if txn is not None:
-                    txn.abort()
+                # A stored traceback would keep the transaction, and `abort` would not free its reader slot.
+                txn = None
             self._prepare_another_read(failure, env, attempt)
         raise StorageTimeoutError(f"lmdb {self.path}: the map was grown {_READ_RETRIES} times during one read")
 

@@ -174,3 +174,24 @@ def test_a_finalizer_of_another_store_within_close_leaves_the_files_to_that_clos
         with hutch.connect(f"lmdb://{tmp_path}/state?durability=relaxed") as store, store.open("core") as core:
             assert core["k"] == point
     assert any("_settle" in where for where in visited), "\n".join(visited)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda space: list(space.items()), lambda space: list(space.scan()), list],
+    ids=["items", "scan", "list"],
+)
+def test_a_kept_traceback_keeps_no_reader_slot(store: hutch.Store, read: Callable[[Any], object]) -> None:
+    """LMDB has 1,024 slots for readers, and an aborted read transaction keeps its slot while it is referenced."""
+    with store.open("core") as space:
+        space.update({f"k{number}": number for number in range(5)})
+        kept: list[BaseException] = []
+        for point in points(lambda: read(space), POINTS, loops=False):
+            try:
+                Visit(point, raise_interrupt).run(lambda: read(space), loops=False)
+            except Interrupt as error:
+                kept.append(error)
+        assert len(kept) >= 10
+        storage: Any = space._store
+        used = storage._environment._env.readers().count("\n") - 1  # below a line of headings
+        assert used <= 2, f"{used} reader slots are in use after {len(kept)} interrupted reads"

@@ -104,7 +104,8 @@ class Visit:
             monitoring.register_callback(_TOOL_ID, monitoring.events.JUMP, None)
             monitoring.free_tool_id(_TOOL_ID)
 
-    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+    def _profile(self, frame: FrameType, event: str, called: Any) -> None:
+        del called  # the traceback of what `action` raises would keep the object of a called C method
         if event == "c_return" or (event == "call" and not self._traces_starts):
             self._point(frame, event)
 
