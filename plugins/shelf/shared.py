@@ -295,13 +295,18 @@ def share(folder: Folder, namespace: str) -> SharedShelf:
         shelf = open_shelf(place)
         if shelf is None:
             new = SharedShelf(folder, namespace)
-            others = [ref for ref in _shelves.get(place, ()) if ref() is not None]
+            others = _live(_shelves.get(place, ()))
             # A handler may have created one meanwhile.
             shelf = open_shelf(place)
             if shelf is None:
                 shelf = new
                 _shelves[place] = [*others, weakref.ref(new)]
         return shelf
+
+
+def _live(refs: Iterable[weakref.ref[SharedShelf]]) -> list[weakref.ref[SharedShelf]]:
+    # A separate function: on Python 3.13 an exception as its loop jumps back can miss the `with` of the caller.
+    return [ref for ref in refs if ref() is not None]
 
 
 def open_shelf(place: tuple[str, str]) -> SharedShelf | None:
