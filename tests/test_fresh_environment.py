@@ -50,7 +50,7 @@ class Fresh:
             [ROOT / "scripts" / "find-python", version], capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         if found.returncode:
-            # Python 3.14 is not promised yet, so it is left out where there is none, in CI too.
+            # Python 3.14 is not promised yet, so a machine without Python 3.14 skips its tests, in CI too.
             why = f"there is no Python {version} here, and none could be downloaded"
             pytest.fail(why) if os.environ.get("CI") and version != "3.14" else pytest.skip(why)
         run(*UV, "venv", "--quiet", "--python", found.stdout.strip(), folder / "venv")

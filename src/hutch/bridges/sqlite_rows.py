@@ -17,8 +17,8 @@ def open_file(path: Path, whose: str) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise hutch.ConfigError(f"{str(path)!r} is not a file; expected {whose}")
     try:
-        # A path can have any character; `as_uri` quotes it. To read a file in WAL mode, SQLite creates a log if there
-        # is none. Without a log all data is in the file itself, and "immutable" keeps SQLite from creating one.
+        # A path can have any character; `as_uri` quotes it. To read a file in WAL mode, SQLite creates a missing
+        # log. Without a log all data is in the file itself, and "immutable" keeps SQLite from creating a log.
         place = path.resolve()
         has_log = place.with_name(f"{place.name}-wal").exists()
         mode = "immutable=1" if _is_in_wal_mode(place) and not has_log else "mode=ro"

@@ -144,12 +144,10 @@ class HutchStorageBackend(RunStorage):
     ) -> None:
         """Append the evaluation of `record` to those of `eval_id`.
 
-        It is filed under a cache key, made of the record's task and `evaluation_config`; the last one of a key counts.
+        The cache key is made of the record's task and `evaluation_config`; the last evaluation per cache key counts.
         """
-        key, cache_key = (
-            _next_key(evaluations_key(run_id, eval_id)),
-            evaluation_cache_key(record.task, evaluation_config),
-        )
+        key = _next_key(evaluations_key(run_id, eval_id))
+        cache_key = evaluation_cache_key(record.task, evaluation_config)
         self._store(lambda raw: {key: {"cache_key": cache_key, "evaluation": evaluation_to_plain(evaluation)}})
 
     def load_evaluation_records(self, run_id: str) -> dict[str, entities.EvaluationRecord]:
