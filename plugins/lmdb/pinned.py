@@ -100,7 +100,7 @@ class PinnedEnvironment:
     def _ended(self) -> StoreNotOpenError:
         return StoreNotOpenError(
             f"lmdb {self.path}: this snapshot has ended, because {self._reason or 'it was closed'}. Take a new "
-            "one with store.snapshot()"
+            "one with store.snapshot(), or run the copy or dump again; max_age_s sets how long one may take"
         )
 
 

@@ -27,10 +27,8 @@ def backup(call: Call, dest: Path) -> None:
         scanned = transfer.backup(store, dest, progress=progress)
         how = f"a copy made by the {store.name} engine"
         if scanned is not None:
-            how = (
-                f"an lmdb store, made by a scan of {scanned.written:,} items: "
-                "what was written meanwhile may be there or not"
-            )
+            moment = "as of one moment" if scanned.snapshot else "what was written meanwhile may be there or not"
+            how = f"an lmdb store, made by a scan of {scanned.written:,} items: {moment}"
     click.echo(printable(f"backed up to {str(dest)!r}, {_bytes(dest):,} bytes: {how}"))
 
 

@@ -38,8 +38,9 @@ _OnProgress = Callable[[transfer.Progress], None]
 def dump(call: Call, output: str | None, globs: tuple[str, ...], skip_errors: bool) -> int:
     """Write all items as JSON lines that keep types, for `load`.
 
-    If the store is in use, the dump is not a snapshot of one moment. A value of a type that is not
-    registered is written as its stored bytes.
+    A store of memory, lmdb or sqlite is read as of one moment, while the application writes. Any other
+    is read batch by batch, so what was written meanwhile may be there or not. A value of a type that
+    is not registered is written as its stored bytes.
     """
     on_error = _name_skipped if skip_errors else None
     with call.connect_existing() as store, show_progress() as progress:
@@ -80,9 +81,11 @@ def load(call: Call, file: str, globs: tuple[str, ...]) -> int:
 def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: bool, skip_errors: bool) -> int:
     """Copy all items of SRC to DST.
 
-    Each is a URL, a path or a config file. Values of existing keys in DST are replaced, nothing is
-    removed. After an interruption, run it again: equal items are not written a second time. Between
-    stores of the same codec the stored bytes move, and no type need be registered.
+    Each is a URL, a path or a config file. SRC is read as of one moment if it is lmdb or sqlite, else
+    batch by batch, so what was written meanwhile may be there or not. Values of existing keys in DST
+    are replaced, nothing is removed. After an interruption, run it again: equal items are not written
+    a second time. Between stores of the same codec the stored bytes move, and no type need be
+    registered.
     """
     if call.config_form() is not None:
         raise click.UsageError("copy takes its stores as SRC and DST, not by -s or -c")

@@ -1,8 +1,8 @@
 """Move data between stores: `backup`, `copy`, `verify`, `dump` and `load`; and `to_json`, `from_json` for one value.
 
-`backup` is as of one moment where the engine can do that. `copy_items` and `verify_items` take items from any source in
-place of a store. The others stream, hold at most one batch in memory, and work while the stores are in use; each batch
-is then read at its own moment, and the result is not a snapshot. None of them ever removes anything.
+`backup`, `copy` and `dump` read one moment of the store where the engine can do that, and elsewhere each batch at its
+own moment. `copy_items` and `verify_items` take items from any source in place of a store. All but `backup` stream,
+hold at most one batch in memory, and work while the stores are in use. None of them ever removes anything.
 """
 
 from ..codec.tagged_json import from_json, json_text, to_json, to_tagged

@@ -15,8 +15,8 @@ from .stores import copy
 def backup(store: Store, dest: str | os.PathLike[str], *, progress: OnProgress | None = None) -> Transferred | None:
     """Write a backup of `store` to the new path `dest`, as `Store.backup` does, and return None.
 
-    If the engine cannot do that, copy every item into a new lmdb store at `dest`, which is not a snapshot, and return
-    what was copied. Either way `dest` appears when it is complete. Raises ConfigError if `dest` exists.
+    If the engine cannot do that, copy every item into a new lmdb store at `dest`, as `copy` does, and return what was
+    copied. Either way `dest` appears when it is complete. Raises ConfigError if `dest` exists.
     """
     copied: list[Transferred] = []
 

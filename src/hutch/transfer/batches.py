@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from io import BytesIO
 from typing import Any
@@ -15,6 +15,7 @@ from ..codec.select import frame_codec_of
 from ..codec.tagged_json import to_json
 from ..deadlines import Expiring
 from ..limits import validate_key
+from ..snapshots import Snapshot
 from .frames import Frame, OnError, find_frames, find_values, read_each, write_frames
 
 BATCH_ITEMS = 1000
@@ -49,6 +50,8 @@ class Transferred:
     unchanged: int
     #: Items that could not be read or written, each passed to `on_error`.
     skipped: int = 0
+    #: Whether all was read at one moment, from a snapshot of the source.
+    snapshot: bool = field(default=False, compare=False)
 
 
 OnProgress = Callable[[Progress], object]
@@ -100,16 +103,17 @@ def report(progress: OnProgress | None, namespace: str, done: int, total: int | 
 # --- which namespaces ---
 
 
-def chosen(store: Store, patterns: Iterable[str] | None) -> list[str]:
+def chosen(store: Store, patterns: Iterable[str] | None, snapshot: Snapshot | None = None) -> list[str]:
     """Return the sorted names of the namespaces of `store` that match one of the globs `patterns`; None means all.
 
     Raises CapabilityError if the engine cannot list its namespaces, unless every pattern is a plain name.
     """
+    held = store if snapshot is None else snapshot
     if patterns is None:
-        return store.namespaces()
+        return held.namespaces()
     patterns = list(patterns)
     try:
-        return [name for name in store.namespaces() if fits(name, patterns)]
+        return [name for name in held.namespaces() if fits(name, patterns)]
     except CapabilityError:
         # Plain names need no list to match against; globs do.
         if any(set(pattern) & set("*?[") for pattern in patterns):

@@ -11,8 +11,10 @@ from ..codec.frame import MAX_DEADLINE_MS
 from ..codec.tagged_json import from_json, json_text, to_tagged
 from ..deadlines import Expiring, deadline_of, with_deadline
 from ..limits import validate_key, validate_namespace
+from ..snapshots import Snapshot
 from .batches import BATCH_ITEMS, OnProgress, Transferred, chosen, fits, report
 from .frames import Frame, OnError, bytes_below, frame_of_dump, frame_to_dump, read_values
+from .sources import moment_of, source_of
 from .stores import copy_items
 
 #: The version of the dump format that `dump` writes and `load` reads.
@@ -35,34 +37,58 @@ def dump(
 ) -> Transferred:
     """Write every item of `store` to `out` as JSON lines that keep types; `namespaces` are globs, as in `copy`.
 
+    Reads one snapshot, all namespaces at one moment, where the engine declares `snapshot`. Elsewhere each batch is read
+    at its own moment, and `snapshot` of the result is False.
+
     A value that is intact but cannot be decoded here, because its type is not registered, is written as its stored
     bytes. With `on_error`, an item that cannot be dumped is skipped and its error passed to it. Otherwise raises
     ValueTypeError, which names namespace and key, for a value that only pickle can store: a dump contains no pickles,
     because loading one would run code; `copy` moves such values. Raises CorruptValueError for a value that cannot be
     read. `out` is not closed or flushed.
     """
-    names = chosen(store, namespaces)
-    out.write(_line({"hutch_dump": DUMP_VERSION}))
+    with moment_of(store) as snapshot:
+        names = chosen(store, namespaces, snapshot)
+        out.write(_line({"hutch_dump": DUMP_VERSION}))
+        written, skipped = _dump_all(store, snapshot, names, out, progress, on_error)
+        # So that `load` notices a truncated dump.
+        out.write(_line({"count": written}))
+    return Transferred(len(names), written, 0, skipped, snapshot is not None)
+
+
+def _dump_all(
+    store: Store,
+    snapshot: Snapshot | None,
+    names: Iterable[str],
+    out: IO[bytes],
+    progress: OnProgress | None,
+    on_error: OnError | None,
+) -> tuple[int, int]:
     written = skipped = 0
     for name in names:
-        with store.open(name) as handle:
-            total, done = len(handle), 0
-            for line in _lines(handle):
-                if not isinstance(line, bytes):
-                    if on_error is None:
-                        raise line
-                    on_error(line)
-                    skipped += 1
-                    continue
-                out.write(line)
-                done += 1
-                if done % BATCH_ITEMS == 0:
-                    report(progress, name, done, total)
+        with source_of(store, snapshot, name) as handle:
+            done, refused = _dump_namespace(handle, name, out, progress, on_error)
+        written += done
+        skipped += refused
+    return written, skipped
+
+
+def _dump_namespace(
+    handle: Namespace, name: str, out: IO[bytes], progress: OnProgress | None, on_error: OnError | None
+) -> tuple[int, int]:
+    total, done, skipped = len(handle), 0, 0
+    for line in _lines(handle):
+        if not isinstance(line, bytes):
+            if on_error is None:
+                raise line
+            on_error(line)
+            skipped += 1
+            continue
+        out.write(line)
+        done += 1
+        if done % BATCH_ITEMS == 0:
             report(progress, name, done, total)
-            written += done
-    # So that `load` notices a truncated dump.
-    out.write(_line({"count": written}))
-    return Transferred(len(names), written, 0, skipped)
+    report(progress, name, done, total)
+    return done, skipped
 
 
 def load(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import Namespace, Store
+from ..snapshots import Snapshot
 from .batches import OnProgress, Transferred, Writer, batches, chosen, read_all, report, same
 from .frames import OnError, moves_frames, read_frames, read_values
+from .sources import moment_of, source_of
 
 _EXAMPLES = 5
 
@@ -53,6 +55,9 @@ def copy(
 ) -> Transferred:
     """Copy every item of `source` to `target`, or only from namespaces that match one of the globs `namespaces`.
 
+    Reads one snapshot of `source`, all namespaces at one moment, where its engine declares `snapshot`. Elsewhere each
+    batch is read at its own moment, and `snapshot` of the result is False.
+
     Values of existing keys are replaced; everything else in `target` stays. Items that it already holds, equal in
     value and type, are read but not written again, so running an interrupted copy again continues where it stopped.
     Each batch is written as by `set_many`: all or none where the engine declares `atomic-batch`. `progress` is called
@@ -67,11 +72,16 @@ def copy(
     `namespaces` does not name them, and what the engines raise. Items copied before an error stay copied.
     """
     totals = Writer(progress, on_error)
-    for name in chosen(source, namespaces):
-        with source.open(name) as origin, target.open(name) as handle:
+    with moment_of(source) as snapshot:
+        _copy_all(source, snapshot, target, chosen(source, namespaces, snapshot), totals)
+    return replace(totals.result(), snapshot=snapshot is not None)
+
+
+def _copy_all(source: Store, snapshot: Snapshot | None, target: Store, names: Iterable[str], totals: Writer) -> None:
+    for name in names:
+        with source_of(source, snapshot, name) as origin, target.open(name) as handle:
             read = read_frames if moves_frames(source, target, origin, handle) else read_values
             totals.add(handle, read(origin, totals.on_error), len(origin))
-    return totals.result()
 
 
 def copy_items(
