@@ -121,7 +121,12 @@ class CommitQueue:
             request.work = work
             return self._wait_for_commit(request)
         except BaseException:
-            self._settle(request)
+            # Not in a function of its own: a second handler may raise where a function begins, before its `try`.
+            try:
+                self._settle(request)
+            except BaseException:
+                self._settle(request)
+                raise
             raise
         finally:
             # Remove first: then the next thread may write even if a handler raises here.
@@ -219,13 +224,6 @@ class CommitQueue:
 
         So a write whose caller gets an exception is done before the caller continues, or is never done.
         """
-        try:
-            self._await_end(request)
-        except BaseException:  # a second handler raised
-            self._await_end(request)
-            raise
-
-    def _await_end(self, request: Request) -> None:
         deadline_s = time.monotonic() + _LONGEST_SETTLE_S
         while not self._withdraw(request) and time.monotonic() < deadline_s:
             time.sleep(_SETTLE_PAUSE_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -195,3 +196,65 @@ def test_a_kept_traceback_keeps_no_reader_slot(store: hutch.Store, read: Callabl
         storage: Any = space._store
         used = storage._environment._env.readers().count("\n") - 1  # below a line of headings
         assert used <= 2, f"{used} reader slots are in use after {len(kept)} interrupted reads"
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_no_second_handler_lets_a_write_be_committed_after_its_exception(store: hutch.Store, step: int) -> None:
+    """Another thread commits the interrupted write together with its own; meanwhile the exception waits."""
+    handler = signal.getsignal(signal.SIGINT)
+    has_left, may_lead = threading.Event(), threading.Event()
+    second: list[str] = []
+
+    def raise_again(frame: Any, event: str, _: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith("commit_queue.py"):
+            raise_again.passed += 1  # type: ignore[attr-defined]
+            if raise_again.passed == step:  # type: ignore[attr-defined]
+                sys.setprofile(None)
+                second.append(frame.f_code.co_name)
+                raise Interrupt("second")
+
+    raise_again.passed = 0  # type: ignore[attr-defined]
+
+    def raise_first(*_: object) -> None:
+        sys.setprofile(raise_again)
+        raise Interrupt("first")
+
+    def lead(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)  # its handler runs in the main thread
+        has_left.wait(0.3)
+
+    def wait_for_requests(count: int) -> None:
+        end = time.monotonic() + 20
+        while len(queue.requests) < count and time.monotonic() < end:
+            time.sleep(0.001)
+
+    def release_leader() -> None:
+        wait_for_requests(3)
+        may_lead.set()
+
+    with store.open("core") as space:
+        space["k"] = 0
+        storage: Any = space._store
+        environment = storage._environment
+        queue = environment._queue
+        threads = [
+            threading.Thread(target=environment.write, args=(lambda _: may_lead.wait(20),)),
+            threading.Thread(target=environment.write, args=(lead,)),
+            threading.Thread(target=release_leader),
+        ]
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            wait_for_requests(min(number, 2))
+        try:
+            signal.signal(signal.SIGINT, raise_first)
+            with pytest.raises(Interrupt):
+                space["k"] = 1
+        finally:
+            sys.setprofile(None)
+            signal.signal(signal.SIGINT, handler)
+        at_once = space["k"]
+        has_left.set()
+        for thread in threads:
+            thread.join(20)
+        assert space["k"] == at_once, f"committed after its exception; the second was raised in {second}"
+        assert second, "the second handler did not run"
