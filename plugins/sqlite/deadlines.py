@@ -29,19 +29,19 @@ _PER_WRITE = 2
 # column of that name: then it is the 0 of the outer query, and SQLite leaves the join out. So one statement serves
 # both, also when another process has just written the first deadline: SQLite then compiles it again.
 _FLAG = "(SELECT (SELECT expiring FROM (SELECT 1) LEFT JOIN namespaces AS n ON n.id = {}) FROM (SELECT 0 AS expiring))"
-_FLAG_OF_1 = _FLAG.format("?1")
 #: The row (flag,) if the key exists.
-EXISTS = f"SELECT {_FLAG_OF_1} FROM entries WHERE ns = ?1 AND key = CAST(?2 AS BLOB)"
+EXISTS = f"SELECT {_FLAG.format('entries.ns')} FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
 #: The id and the flag of a namespace by its name.
 NUMBER = f"SELECT id, {_FLAG.format('namespaces.id')} FROM namespaces WHERE name = ?"
 #: The number of keys, expired ones too, and the flag.
-COUNT = f"SELECT entries, {_FLAG_OF_1} FROM namespaces WHERE id = ?1"
+COUNT = f"SELECT entries, {_FLAG.format('namespaces.id')} FROM namespaces WHERE id = ?"
 #: The namespaces that hold keys, expired ones too, with their flags.
 NAMES = f"SELECT name, {_FLAG.format('namespaces.id')} FROM namespaces WHERE entries > 0"
-#: A page of keys, expired ones too, with the flag: empty bytes for 0.
+#: A page of keys, expired ones too, with the flag: empty bytes for 0. The id comes twice, so that SQLite reads the flag
+#: once for all rows.
 KEYS = (
-    f"SELECT key, CASE {_FLAG_OF_1} WHEN 0 THEN x'' ELSE x'01' END FROM entries"
-    " WHERE ns = ?1 AND key >= ?2 AND key < ?3 ORDER BY key {} LIMIT ?4"
+    f"SELECT key, CASE {_FLAG.format('?')} WHEN 0 THEN x'' ELSE x'01' END FROM entries"
+    " WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
 )
 
 # For a file with deadlines. "Expired" is by the time that the caller passes, as the eight bytes of a frame.
@@ -49,11 +49,11 @@ _IS_EXPIRED = (
     "EXISTS (SELECT 1 FROM deadlines AS d WHERE d.ns = entries.ns AND d.key = entries.key AND d.expires <= {})"
 )
 LIVE_KEYS = (
-    "SELECT key, x'' FROM entries WHERE ns = ?1 AND key >= ?2 AND key < ?3"
-    f" AND NOT {_IS_EXPIRED.format('?4')} ORDER BY key {{}} LIMIT ?5"
+    "SELECT key, x'' FROM entries WHERE ns = ? AND key >= ? AND key < ?"
+    f" AND NOT {_IS_EXPIRED.format('?')} ORDER BY key {{}} LIMIT ?"
 )
 LIVE_COUNT = (
-    "SELECT entries - (SELECT count(*) FROM deadlines WHERE ns = ?1 AND expires <= ?2) FROM namespaces WHERE id = ?1"
+    "SELECT entries - (SELECT count(*) FROM deadlines WHERE ns = id AND expires <= ?) FROM namespaces WHERE id = ?"
 )
 LIVE_NAMES = (
     "SELECT name FROM namespaces WHERE entries > (SELECT count(*) FROM deadlines WHERE ns = id AND expires <= ?)"
@@ -62,7 +62,8 @@ _DUE = "SELECT key FROM deadlines WHERE ns = ? AND expires <= ? ORDER BY expires
 _REMOVE_EXPIRED = f"{REMOVE} AND {_IS_EXPIRED.format('?')}"
 # The absolute value of -2^63 is an error in SQLite: so a namespace with deadlines refuses this statement.
 _REMOVE_IF_NONE_EXPIRE = (
-    f"DELETE FROM entries WHERE ns = ?1 AND key = CAST(?2 AS BLOB) AND abs(-9223372036854775807 - {_FLAG_OF_1}) > 0"
+    "DELETE FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
+    f" AND abs(-9223372036854775807 - {_FLAG.format('entries.ns')}) > 0"
 )
 _REFUSAL = "integer overflow"
 # As GET and REMOVE, for a key that is bytes, maybe not of UTF-8.

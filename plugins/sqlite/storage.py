@@ -100,7 +100,7 @@ class SqliteStorage(EncodedStorage):
         row = None if number in self._expiring else self._shared.row(COUNT, (number,))
         if number in self._expiring or (row is not None and row[1]):
             self._expiring.add(number)
-            row = self._shared.row(LIVE_COUNT, (number, time_bytes(self.now_ms())))
+            row = self._shared.row(LIVE_COUNT, (time_bytes(self.now_ms()), number))
         if row is None or type(row[0]) is not int:
             raise CorruptValueError(f"{self._path} is damaged: it has no count for namespace {self.namespace!r}")
         return int(row[0])
@@ -287,7 +287,7 @@ class SqliteStorage(EncodedStorage):
     def _live_keys(self, order: str, bounds: _Bounds, limit: int) -> _Chunk:
         number = bounds[0]
         if number not in self._expiring:
-            rows, complete = self._shared.chunk(KEYS.format(order), bounds, limit)
+            rows, complete = self._shared.chunk(KEYS.format(order), (number, *bounds), limit)
             if not rows or not rows[0][1]:
                 return rows, complete
             self._expiring.add(number)
