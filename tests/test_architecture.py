@@ -192,7 +192,7 @@ def test_importing_hutch_loads_one_module_of_it_and_little_of_the_standard_libra
 def test_connecting_imports_no_engine_but_the_one_named_and_no_driver_of_another() -> None:
     loaded = modules_after("import hutch; hutch.connect('memory://').close()")
     packages = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
-    assert {name for name in packages if not name.startswith("hutch_plugin_")} == {"hutch", "ormsgpack"}
+    assert {name for name in packages if not name.startswith("hutch_plugin_")} == {"hutch", "isal", "ormsgpack"}
     own = {name.partition(".")[2] for name in loaded if name.startswith("hutch_plugin_") and "." in name}
     assert own == {"commits", "data", "storage"}
     assert not loaded & {"sqlite3", "dbm", "shelve", "asyncio", "http"}
@@ -201,7 +201,7 @@ def test_connecting_imports_no_engine_but_the_one_named_and_no_driver_of_another
 def test_a_store_is_opened_and_read_without_loading_what_it_does_not_need(tmp_path: Path) -> None:
     use = f"with hutch.connect({'lmdb://' + str(tmp_path / 'store')!r}) as store, store.open('core') as core: core"
     made = modules_after(f"import hutch\n{use}['k'] = 1")
-    own = modules_after(f"import hutch\n{use}['k']") - modules_after("import lmdb, ormsgpack")
+    own = modules_after(f"import hutch\n{use}['k']") - modules_after("import lmdb, ormsgpack, isal.isal_zlib")
     stdlib = {name for name in own if name.partition(".")[0] in sys.stdlib_module_names}
     # Each of these brings many more, or takes longer than LMDB to open a store.
     heavy = {"importlib.metadata", "email", "zipfile", "tempfile", "shutil", "random", "hashlib", "pickle", "difflib"}

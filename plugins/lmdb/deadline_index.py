@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
-from zlib import crc32
 
+from hutch.codec.frame import crc32
 from hutch.deadlines import is_expired
 
 from .layout import (

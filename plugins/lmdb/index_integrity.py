@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from hutch import Finding
+from hutch.codec.frame import crc32
 from hutch.deadlines import is_expired
 from hutch.limits import legible
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
-from zlib import crc32
 
 import lmdb
 
 from hutch import CorruptValueError, EncodedStorage
+from hutch.codec.frame import crc32
 from hutch.deadlines import is_expired
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key

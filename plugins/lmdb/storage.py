@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from zlib import crc32
 
 from hutch import Commit, KeyRange, ValueTypeError
+from hutch.codec.frame import crc32
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, name_key, validate_key, validate_value_size
 

@@ -14,8 +14,8 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from sqlite3 import Connection
-from zlib import crc32
 
+from hutch.codec.frame import crc32
 from hutch.deadlines import is_expired
 
 from .errors import is_from_sqlite

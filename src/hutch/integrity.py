@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-from .codec.frame import RESIDUE
+from .codec.frame import RESIDUE, crc32
 from .config import StoreConfig, read_config
 from .contract import StorageBase, StoragePluginBase
 from .discovery.factory import PluginConfig, build, find_plugins, without_creating

@@ -17,10 +17,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 from typing import Any
-from zlib import crc32
 
 from ..errors import CorruptValueError, PluginError, a_or_an
+from ..handlers import raised_by_handler
 from .codec import Codec
+
+# isal (the extra `fast`) computes the numbers of zlib. Measured on CPython 3.11, in parts of zlib's time: 0.6 for 20
+# bytes, 0.2 for 1,000 and 0.07 for 512 KiB.
+crc32: Callable[..., int]
+try:
+    from isal.isal_zlib import crc32
+except ImportError as error:
+    if raised_by_handler(error):
+        raise
+    from zlib import crc32
 
 #: The CRC-32 of any bytes followed by their own CRC-32, little endian: the "residue" of the polynomial.
 RESIDUE = 0x2144DF1C

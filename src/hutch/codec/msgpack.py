@@ -8,7 +8,6 @@ from datetime import date, datetime, time, timedelta
 from operator import add
 from typing import Any
 from uuid import UUID
-from zlib import crc32
 
 import ormsgpack
 
@@ -17,6 +16,7 @@ from ..handlers import passes_through, raised_by_handler
 from . import frame
 from .codec import Codec
 from .ext_types import OPTIONS, decode_ext, encode_ext, pack, per_thread
+from .frame import crc32
 from .walk import tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
-from zlib import crc32
 
 from .. import deadlines
-from ..codec.frame import DEADLINE, UnknownHeaderError, deadline_of, set_deadline, verify_deadline
+from ..codec.frame import DEADLINE, UnknownHeaderError, crc32, deadline_of, set_deadline, verify_deadline
 from ..codec.select import frame_codec_of
 from ..contract import MISSING, StorageBase, StoragePluginBase
 from ..errors import CorruptValueError, ValueTypeError

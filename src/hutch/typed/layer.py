@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
-from zlib import crc32
 
-from ..codec.frame import MSGPACK, RESIDUE
+from ..codec.frame import MSGPACK, RESIDUE, crc32
 from ..contract import MISSING, StorageBase
 from ..encoded import EncodedStorage
 from ..errors import CorruptValueError, ValueTypeError
