@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import hutch
 from hutch import transfer
+from tests.cli_calls import hutch_
 
 ACCOUNTS = [f"a{number:03}" for number in range(100)]
 TOTAL = 2 * 100 * len(ACCOUNTS)
@@ -119,13 +121,88 @@ def test_a_copy_keeps_deadlines_and_leaves_out_the_expired(tmp_path: Path) -> No
             assert 0 < (core.ttl_s("later") or 0) <= 1000
 
 
-def test_an_ended_snapshot_leaves_no_backup_and_says_what_to_do(tmp_path: Path) -> None:
-    options = {"path": tmp_path / "live", "max_age_s": 0.001}
-    with hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": options}) as store, connect("memory", tmp_path) as target:
+def ageing(path: Path) -> dict[str, Any]:
+    return {"path": path, "max_age_s": 0.5}
+
+
+def tight(path: Path) -> dict[str, Any]:
+    return {"path": path, "map_size_bytes": 1 << 20, "durability": "relaxed"}
+
+
+def wait(store: hutch.Store) -> None:
+    while "snapshots" in store.stats():
+        time.sleep(0.01)
+
+
+def grow(store: hutch.Store) -> None:
+    with store.open("other") as other:
+        for number in range(40):
+            other[f"large {number}"] = bytes(100_000)
+
+
+ENDS = [(ageing, wait, "max_age_s = 0.5"), (tight, grow, "needed a larger map")]
+
+
+@pytest.fixture(params=ENDS, ids=["age", "map"])
+def ended(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[hutch.Store, Any, str]]:
+    """A store, a callback for progress that ends the store's snapshots, and the words of the error."""
+    options, end, words = request.param
+    calls: list[transfer.Progress] = []
+
+    def once(progress: transfer.Progress) -> None:
+        if not calls:
+            end(store)
+        calls.append(progress)
+
+    with hutch.connect({"STORAGE": "lmdb", "STORAGE_CONFIG": options(tmp_path / "live")}) as store:
+        fill(store)
+        yield store, once, rf"has ended, because .*{words}.*run the copy or dump again; max_age_s"
+        assert [call.namespace for call in calls] == ["left"]
+
+
+def test_a_copy_whose_snapshot_ended_stops_and_says_what_to_do(
+    ended: tuple[hutch.Store, Any, str], tmp_path: Path
+) -> None:
+    store, progress, words = ended
+    with connect("memory", tmp_path) as target:
+        with pytest.raises(hutch.StoreNotOpenError, match=words):
+            transfer.copy(store, target, progress=progress)
+        assert target.namespaces() == ["left"]
+
+
+def test_a_dump_whose_snapshot_ended_leaves_no_file_and_says_what_to_do(
+    ended: tuple[hutch.Store, Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, progress, words = ended
+    monkeypatch.setattr("hutch.cli.transfer.show_progress", lambda: nullcontext(progress))
+    options = "&".join(f"{name}={value}" for name, value in store.config.options.items() if name != "path")
+    (tmp_path / "out").mkdir()
+    ran = hutch_("dump", "-s", f"lmdb://{tmp_path / 'live'}?{options}", "-o", str(tmp_path / "out" / "dump"))
+    assert ran.code == 3
+    assert re.search(words, ran.err)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_backup_by_scan_whose_snapshot_ended_leaves_nothing_and_says_what_to_do(
+    ended: tuple[hutch.Store, Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, progress, words = ended
+    monkeypatch.setattr(type(store.factory), "backup", hutch.StoragePluginBase.backup)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(hutch.StoreNotOpenError, match=words):
+        transfer.backup(store, tmp_path / "out" / "backup", progress=progress)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_backup_of_memory_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    with connect("memory", tmp_path) as store:
         fill(store)
 
-        def wait(progress: transfer.Progress) -> None:
-            time.sleep(0.05)
+        def interrupt(progress: transfer.Progress) -> None:
+            raise KeyboardInterrupt
 
-        with pytest.raises(hutch.StoreNotOpenError, match=r"has ended.*run the copy or dump again; max_age_s"):
-            transfer.copy(store, target, progress=wait)
+        (tmp_path / "out").mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            transfer.backup(store, tmp_path / "out" / "backup", progress=interrupt)
+        assert list((tmp_path / "out").iterdir()) == []
+        assert transfer.backup(store, tmp_path / "out" / "backup")
