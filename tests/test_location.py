@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -68,6 +71,24 @@ def test_the_log_shows_where_the_data_is_and_no_secret(
         hutch.connect("memory://").close()
     first, second = (record.getMessage() for record in caplog.records)
     assert (first, second) == (f"connected to {redis_server.url.replace('://', '://***@')}", "connected to memory://")
+
+
+def test_connecting_again_takes_no_lock_of_logging() -> None:
+    """Before Python 3.13 they stay taken if a signal handler raises, and then every other thread waits for ever."""
+    hutch.connect("memory://").close()
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == logging.__file__:
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        hutch.connect("memory://").close()
+    finally:
+        sys.setprofile(None)
+    assert called
+    assert not {name for name in called if "ock" in name or name in {"acquire", "getLogger"}}
 
 
 @pytest.mark.parametrize("url", ["lmdb://state", "sqlite://state.db", "shelf://shelves"])

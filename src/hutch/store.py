@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast, overload
 
 from .config import StoreConfig, read_config, shown_location
 from .contract import StorageBase, StoragePluginBase
@@ -25,6 +26,8 @@ from .store_transactions import StoreTransactions
 from .views import V
 
 if TYPE_CHECKING:
+    from logging import Logger
+
     from .finding import Finding
 
 
@@ -347,6 +350,12 @@ class Store(SharedHandles, StoreTransactions):
             notify(hook, store=self.name, **event)
 
 
+@cache
+def _logger() -> Logger:
+    # Once, because `getLogger` before Python 3.13 leaves a lock taken if a signal handler raises in it.
+    return cast("Logger", sys.modules["logging"].getLogger("hutch"))
+
+
 def connect(config: Any = None, *, app: str | None = None) -> Store:
     """Return the store that `config` describes: a URL, a path, a mapping, or a Python module.
 
@@ -364,7 +373,7 @@ def connect(config: Any = None, *, app: str | None = None) -> Store:
         store = Store(checked, info, factory)
         # Who logs has imported logging; others need not load it.
         if "logging" in sys.modules:
-            sys.modules["logging"].getLogger("hutch").info("connected to %s", store.location)
+            _logger().info("connected to %s", store.location)
         return store
     except BaseException as error:
         if factory is not None:
