@@ -290,7 +290,7 @@ def test_a_value_that_cannot_be_stored_is_named_by_row_and_column_and_changes_no
 
 def test_rows_of_megabytes_become_smaller_chunks(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a limit of thousands instead of 512 MiB."""
-    for module in ("limits", "encoded"):
+    for module in ("limits", "encoded.storage", "encoded.values"):
         monkeypatch.setattr(f"hutch.{module}.MAX_VALUE_BYTES", 5_000)
     backend = HutchBackend(here)
     rows = [{"text": str(number) * 1000} for number in range(300)]
