@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .contract import StorageBase
+from .contract import StorageBase, StoragePluginBase
 from .discovery.foreign import as_storage, close_interrupted
 from .errors import CapabilityError
 from .fork import ForkSafeLock
@@ -65,6 +65,12 @@ class StoreTransactions:
                 f"the {self.name} engine has no snapshots (it lacks the capability `snapshot`). Choose an engine that "
                 "declares it, or copy the namespace: dict(namespace) reads it item by item while others write"
             )
+        if not _opens_what_snapshot_reads(type(self._factory)):
+            raise CapabilityError(
+                f"the {self.name} engine has no snapshots: its class overrides `open` and inherits `snapshot`, which "
+                "would read below that `open`. Override `snapshot` in the plugin too, or remove `snapshot` from its "
+                "capabilities"
+            )
         return Snapshot(take(), self.name)
 
     def _transaction_of(self, owner: Hashable) -> Transaction:
@@ -118,6 +124,14 @@ class StoreTransactions:
 
     def _must_be_open(self) -> None:
         raise NotImplementedError
+
+
+def _opens_what_snapshot_reads(kind: type[Any]) -> bool:
+    """Return whether the factory class `kind` has the `open` that its `snapshot` was written for."""
+    definer: Any = next((one for one in kind.__mro__ if "snapshot" in vars(one)), None)
+    if definer is None:  # another object answers for it, as with __getattr__
+        return False
+    return getattr(definer, "open", None) in (None, StoragePluginBase.open, getattr(kind, "open", None))
 
 
 class StoreSource:

@@ -126,7 +126,10 @@ class StoragePluginBase(ABC):
         return {}
 
     def snapshot(self) -> SnapshotView:
-        """Return a view of all namespaces as of now, which later writes do not change, for `Store.snapshot`."""
+        """Return a view of all namespaces as of now, which later writes do not change, for `Store.snapshot`.
+
+        A class that overrides `open` of an engine with snapshots overrides this too: its values may be others.
+        """
         raise CapabilityError(f"the {self.name} engine has no snapshots")
 
     def backup(self, dest: Path) -> None:

@@ -50,6 +50,8 @@ class CacheLayer(Layer):
     either in full or not at all.
     """
 
+    keeps_values = True
+
     def __init__(self, engine: EncodedStorage, max_bytes: int, ttl_s: float) -> None:
         super().__init__(engine)
         self._engine = engine

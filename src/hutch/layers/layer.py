@@ -50,6 +50,9 @@ def parameters_of(verb: Callable[..., Any]) -> list[Parameter]:
 class Layer(GeneratedStorage):
     """A storage around `inner` that forwards every verb, not only the six, so the engine's own overrides are used."""
 
+    #: Whether values pass as they are, so that `copy` and `dump` may read the bytes below this layer.
+    keeps_values = False
+
     def __init__(self, inner: StorageBase) -> None:
         self._inner = inner
         self.capabilities = inner.capabilities

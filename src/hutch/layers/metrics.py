@@ -100,6 +100,8 @@ def _count(counts: _Counts, verb: str, errors: int, seconds: float) -> None:
 class MetricsLayer(Layer):
     """A layer that counts and times every verb; `snapshot` returns the figures."""
 
+    keeps_values = True
+
     def __init__(self, inner: StorageBase, label: str, namespace: str) -> None:
         super().__init__(inner)
         with _lock.current:

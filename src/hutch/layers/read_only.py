@@ -35,6 +35,8 @@ class ReadOnlyLayer(Layer):
     fail before they start.
     """
 
+    keeps_values = True
+
     def __init__(self, inner: StorageBase, namespace: str, by_option: bool = False, is_snapshot: bool = False) -> None:
         super().__init__(inner)
         self.capabilities = frozenset(name for name in inner.capabilities if not name.startswith("atomic-"))

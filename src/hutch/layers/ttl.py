@@ -19,6 +19,8 @@ class _New(NamedTuple):
 class TtlLayer(Layer):
     """A layer that passes on each write with `ttl_s`; not one of LAYERS, and the outermost."""
 
+    keeps_values = True
+
     def __init__(self, inner: StorageBase, ttl_s: float) -> None:
         if "ttl" not in inner.capabilities:
             raise no_ttl()

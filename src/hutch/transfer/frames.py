@@ -49,20 +49,19 @@ class Frame:
 
 
 def bytes_below(handle: Namespace) -> EncodedStorage | None:
-    """Return the engine's storage of bytes below the layers of `handle`, for reading; None if it holds objects."""
-    storage: Any = handle._store
-    while not isinstance(storage, EncodedStorage):
-        storage = getattr(storage, "_inner", None)
-        if storage is None:
-            return None
-    return storage
+    """Return the engine's storage of bytes below the layers of `handle`, for reading.
+
+    None if it holds objects, or if a plugin put something around it that may change values.
+    """
+    storage = _engine(handle)
+    return storage if isinstance(storage, EncodedStorage) else None
 
 
 def _engine(handle: Namespace) -> StorageBase:
-    """Return the engine's storage below the layers of `handle`, for reading."""
+    """Return the storage below those layers of `handle` that keep values as they are, for reading."""
     storage: Any = handle._store
-    while (inner := getattr(storage, "_inner", None)) is not None and "ttl" in inner.capabilities:
-        storage = inner
+    while getattr(storage, "keeps_values", False):
+        storage = storage._inner
     return storage  # type: ignore[no-any-return]
 
 
