@@ -67,12 +67,17 @@ class Visit:
         """
         code: CodeType | None = getattr(work, "__code__", None)
         self._outside = {__file__, *([code.co_filename] if code else [])}
-        with self._jumps_observed() if loops else nullcontext():
-            sys.setprofile(self._profile)
-            try:
-                return work()
-            finally:
-                sys.setprofile(None)
+        try:
+            with self._jumps_observed() if loops else nullcontext():
+                sys.setprofile(self._profile)
+                try:
+                    return work()
+                finally:
+                    sys.setprofile(None)
+        finally:
+            # Each traced frame refers to this object, and Python 3.11's collector misses some of these frames: without
+            # this, what `action` refers to, such as the exception that it raised, could stay for ever.
+            self._action = bool
 
     @contextmanager
     def _jumps_observed(self) -> Iterator[None]:
