@@ -15,6 +15,7 @@ one that is not the call's own::
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,6 +36,16 @@ def raised_by_handler(error: BaseException) -> bool:
         traceback = traceback.tb_next
         if _has_frame_as_argument(traceback.tb_frame):
             return True
+    return False
+
+
+def runs_in_handler() -> bool:
+    """Return whether a signal handler, or a function that it called, called this function."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if _has_frame_as_argument(frame):
+            return True
+        frame = frame.f_back
     return False
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hutch import (
+    Commit,
     CorruptValueError,
     EncodedStorage,
+    KeyRange,
     Option,
     StorageBase,
     StoragePluginBase,
@@ -41,6 +44,10 @@ class BrokenPlugin(StoragePluginBase):
     def open(self, namespace: str) -> Any:
         named = getattr(self._storage, "namespace_as", lambda name: name)(namespace)
         return self._storage(self, named, self.namespaces_.setdefault(named, {}))
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        applied: bool = self._storage.apply_all(self, commits)
+        return applied
 
     def _claims(self) -> frozenset[str]:
         claims: frozenset[str] = getattr(self._storage, "claims", frozenset())
@@ -87,6 +94,95 @@ class Sound(EncodedStorage):
     @property
     def lock_scope(self) -> Hashable:
         return id(self.items_)
+
+
+class Commits(Sound):
+    """Sound transactions over all namespaces."""
+
+    claims = frozenset({"atomic-store", "snapshot"})
+    lock = threading.RLock()
+
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        return self.apply_all(self.plugin, {self.namespace: Commit(changes, expected, ranges)})
+
+    @classmethod
+    def apply_all(cls, plugin: BrokenPlugin, commits: Mapping[str, Commit]) -> bool:
+        with cls.lock:
+            parts = [(plugin.namespaces_.setdefault(name, {}), commit) for name, commit in commits.items()]
+            if not all(cls.holds(items, commit) for items, commit in parts):
+                return False
+            cls.change(parts)
+            return True
+
+    @staticmethod
+    def holds(items: dict[str, bytes], commit: Commit) -> bool:
+        if any(items.get(key) != frame for key, frame in commit.expected.items()):
+            return False
+        for start, stop, keys in commit.ranges:
+            found = {key for key in items if (start is None or key >= start) and (stop is None or key < stop)}
+            if found != set(keys):
+                return False
+        return True
+
+    @staticmethod
+    def change(parts: list[tuple[dict[str, bytes], Commit]]) -> None:
+        sets = [{key: frame for key, frame in commit.changes.items() if frame is not None} for _, commit in parts]
+        # One call of C, so that readers see all of it or none.
+        collections.deque(map(dict.update, [items for items, _ in parts], sets), maxlen=0)
+        for items, commit in parts:
+            for key, frame in commit.changes.items():
+                if frame is None:
+                    items.pop(key, None)
+
+    def write(self, key: str, data: bytes) -> None:
+        with self.lock:
+            super().write(key, data)
+
+    def delete(self, key: str) -> bool:
+        with self.lock:
+            return super().delete(key)
+
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        with self.lock:
+            return super().compare_and_write(key, old, new)
+
+
+class LosesUpdatesInCommits(Commits):
+    """Two commits may both find what they expect, and then write."""
+
+    @classmethod
+    def apply_all(cls, plugin: BrokenPlugin, commits: Mapping[str, Commit]) -> bool:
+        parts = [(plugin.namespaces_.setdefault(name, {}), commit) for name, commit in commits.items()]
+        if not all(cls.holds(items, commit) for items, commit in parts):
+            return False
+        time.sleep(0.0005)
+        cls.change(parts)
+        return True
+
+
+class TearsCommits(Commits):
+    @staticmethod
+    def change(parts: list[tuple[dict[str, bytes], Commit]]) -> None:
+        for part in parts:
+            Commits.change([part])
+            time.sleep(0.0002)
+
+
+class DoesNotCheckReaders(Commits):
+    @classmethod
+    def apply_all(cls, plugin: BrokenPlugin, commits: Mapping[str, Commit]) -> bool:
+        return not any(commit.changes for commit in commits.values()) or super().apply_all(plugin, commits)
+
+
+class SeesNoPhantom(Commits):
+    @staticmethod
+    def holds(items: dict[str, bytes], commit: Commit) -> bool:
+        return Commits.holds(items, commit._replace(ranges=()))
 
 
 class LosesAWrite(Sound):

@@ -12,6 +12,7 @@ import pytest
 import hutch
 from hutch.testing import StorageSuite
 from hutch.testing.conformance.time_to_live import TimeToLive
+from hutch.testing.conformance.transactions import Transactions
 from hutch.testing.run import PromiseResult, run_conformance
 
 # The processes of test_cli.py measure how the kit is run.
@@ -92,6 +93,10 @@ FAULTS = {
     "KeepsADeadlineThroughASet": "A value set without ttl_s never expires",
     "LosesADeadlineInModify": "modify, mutable and increment change the value and leave the deadline",
     "LosesADeadlineInTouch": "touch gives a key another deadline",
+    "LosesUpdatesInCommits": "Where atomic-store is declared: transact loses no update",
+    "TearsCommits": "Where atomic-store is declared: a reader that saw one change of a commit",
+    "DoesNotCheckReaders": "Where atomic-store is declared: reads that do not belong to one moment",
+    "SeesNoPhantom": "Where atomic-store and snapshot are declared: what was scanned may not gain",
     "ReclaimsTheLiving": "expire(limit) reclaims at most",
 }
 
@@ -106,6 +111,13 @@ def the_only_test(fault: str, text: str) -> PromiseResult:
     [result] = check(str(ENGINES / "broken.plug"), broken(fault), name).values()
     assert result.promise.startswith(text)
     return result
+
+
+def test_a_sound_engine_with_transactions_passes() -> None:
+    names = [name for name in dir(Transactions) if name.startswith("test_")]
+    results = check(str(ENGINES / "broken.plug"), broken("Commits"), *names)
+    assert failures(results) == []
+    assert sum(result.outcome == "passed" for result in results.values()) >= 14
 
 
 def test_an_engine_that_declares_ttl_and_keeps_no_index_passes() -> None:

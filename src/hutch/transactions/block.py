@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, overload
 from ..contract import Commit, StorageBase
 from ..errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
 from ..fork import run_in_child
+from ..handlers import runs_in_handler
 from ..limits import validate_namespace
 from .namespace import TransactionNamespace
 
@@ -135,7 +136,8 @@ class Transaction:
             self._own_guard = _Guard()
             self.guard_with(self._own_guard)
         assert self._guard is not None
-        if _open.setdefault(self._place, self._guard) is not self._guard:
+        # A signal handler cannot know what it interrupts. Its transaction is committed before the other one goes on.
+        if _open.setdefault(self._place, self._guard) is not self._guard and not runs_in_handler():
             raise StoreAlreadyOpenError(
                 "a transaction inside another one of the same store, by the same "
                 f"{'task' if self._state.thread is None else 'thread'}: the two would be in conflict. Use the outer "

@@ -20,7 +20,14 @@ _KEYS = 12
 _SIZES = (20, 20, 90, 90, 90, 600, 3_000, 9_000, 60_000)
 # So much that SQLite's log is written back, and begun anew, while the store is open.
 _LARGE_SIZES = (*_SIZES, 400_000, 400_000)
-_VERBS = ("set",) * 8 + ("update",) * 5 + ("modify",) * 3 + ("remove",) * 3 + ("remove_many", "clear", "drop")
+_VERBS = (
+    *("set",) * 8,
+    *("update",) * 5,
+    *("transaction",) * 4,
+    *("modify",) * 3,
+    *("remove",) * 3,
+    *("remove_many", "clear", "drop"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,16 @@ class Plan:
 class Step:
     verb: str
     space: str
-    #: What is set, by key, for `set` and `update`.
+    #: What is set, by key, for `set`, `update` and `transaction`, which sets it in a second namespace too.
     items: Mapping[str, Any] = field(default_factory=dict)
     #: What is removed.
     keys: tuple[str, ...] = ()
+
+    @property
+    def sets(self) -> Items:
+        """What is set, by namespace and key."""
+        spaces = (self.space, f"{self.space} again") if self.verb == "transaction" else (self.space,)
+        return {(space, key): value for space in spaces for key, value in self.items.items()}
 
 
 def states(steps: list[Step]) -> list[Items]:
@@ -73,8 +86,8 @@ def after(stored: Items, step: Step) -> Items:
     """Return `stored` after `step`."""
     space = step.space
     match step.verb:
-        case "set" | "update":
-            return stored | {(space, key): value for key, value in step.items.items()}
+        case "set" | "update" | "transaction":
+            return stored | step.sets
         case "remove" | "remove_many":
             return {name: value for name, value in stored.items() if name[0] != space or name[1] not in step.keys}
         case "clear" | "drop":
@@ -90,10 +103,10 @@ def _step(choose: random.Random, stored: Items, worker: int, number: int, sizes:
     verb = choose.choice(_VERBS)
     if verb == "modify":
         return Step(verb, *COUNTER[:1])
-    if verb in ("set", "update") or not there:
-        keys = choose.sample(range(_KEYS), 1 if verb != "update" else choose.randint(2, 8))
+    if verb in ("set", "update", "transaction") or not there:
+        keys = choose.sample(range(_KEYS), choose.randint(2, 8) if verb in ("update", "transaction") else 1)
         return Step(
-            "update" if len(keys) > 1 else "set",
+            verb if len(keys) > 1 else "set",
             space,
             {f"key {key}": [number, choose.randbytes(choose.choice(sizes))] for key in keys},
         )

@@ -56,6 +56,8 @@ class Hutch:
                 space[key] = value
             case "update":
                 space.update(step.items)
+            case "transaction":
+                self._transact(step)
             case "remove":
                 del space[step.keys[0]]
             case "remove_many":
@@ -66,6 +68,13 @@ class Hutch:
                 self.factory.drop(step.space)
             case "modify":
                 space.modify(COUNTER[1], lambda n: n + 1, default=0)
+
+    def _transact(self, step: Step) -> None:
+        changes: dict[str, dict[str, bytes | None]] = {}
+        for (name, key), value in step.sets.items():
+            engine: Any = self.space(name)._store.unlayered
+            changes.setdefault(name, {})[key] = engine.encode_value(key, value, None)
+        assert self.factory.apply({name: hutch.Commit(one, {}) for name, one in changes.items()})
 
     def everything(self) -> Items:
         found: Items = {}
@@ -119,8 +128,8 @@ class LmdbUnflushed:
     def apply(self, step: Step) -> None:
         with self._env.begin(write=True) as txn:
             head = f"{step.space}\0".encode()
-            for key, value in step.items.items():
-                txn.put(head + key.encode(), pickle.dumps(value))
+            for place, value in step.sets.items():
+                txn.put("\0".join(place).encode(), pickle.dumps(value))
             for key in step.keys:
                 assert txn.delete(head + key.encode())
             if step.verb in ("clear", "drop"):
@@ -155,8 +164,8 @@ class Dumb:
 
     def apply(self, step: Step) -> None:
         head = f"{step.space}\0"
-        for key, value in step.items.items():
-            self._shelf[head + key] = value
+        for place, value in step.sets.items():
+            self._shelf["\0".join(place)] = value
         for key in step.keys:
             del self._shelf[head + key]
         if step.verb in ("clear", "drop"):

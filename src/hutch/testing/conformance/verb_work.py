@@ -277,6 +277,23 @@ def _plan_increment(work: Work) -> Step:
     return Step(call, {_COUNTER: new}, reads_first=True)
 
 
+def _plan_transact(work: Work) -> Step:
+    if "atomic-store" not in work.store.capabilities:
+        return _plan_update(work)
+    key = work.any_key()
+    new = value(work.known[key][0] + 1)
+
+    def change(tx: hutch.Transaction) -> None:
+        tx["log"]["last"] = tx["core"][key] = value(tx["core"][key][0] + 1)
+
+    def call() -> None:
+        work.store.transact(change)
+        for _ in range(work.repeats - 1):
+            work.store.transact(lambda tx: tx["core"].get(key))
+
+    return Step(call, {key: new}, reads_first=True)
+
+
 def _plan_mutable(work: Work) -> Step:
     key, ns = work.any_key(), work.ns
     new = value(work.known[key][0] + 1)
@@ -322,6 +339,7 @@ VERBS: dict[str, Callable[[Work], Step]] = {
     "modify": _plan_modify,
     "increment": _plan_increment,
     "mutable": _plan_mutable,
+    "transact": _plan_transact,
     "items": lambda work: _plan_reading(work, work.ns.items),
     "scan": lambda work: _plan_reading(work, work.ns.scan),
     "open": _plan_open,

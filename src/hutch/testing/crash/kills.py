@@ -74,7 +74,10 @@ class Kills:
         self._whole = "atomic-batch" in capabilities
         self._rng = random.Random(plan.seed)
         self._context: Any = multiprocessing.get_context(plan.start_method)
-        self._workloads = [Workload(plan.seed, n, plan.large_bytes) for n in range(plan.writers * plan.threads)]
+        has_transactions = "atomic-store" in capabilities
+        self._workloads = [
+            Workload(plan.seed, n, plan.large_bytes, has_transactions) for n in range(plan.writers * plan.threads)
+        ]
         #: For readers: the step number of the newest acknowledged balances of each workload.
         self._stored = self._context.RawArray(ctypes.c_int64, [-1] * len(self._workloads))
         self._workers: list[_Worker] = []

@@ -29,6 +29,7 @@ VERBS = {
     "set large": 4,
     "update": 8,
     "update balances": 12,
+    "transaction": 8,
     "remove": 7,
     "remove_many": 5,
     "modify": 8,
@@ -71,6 +72,8 @@ class Workload:
     index: int
     #: The size limit of large values.
     large_bytes: int
+    #: Whether the engine declares `atomic-store`.
+    has_transactions: bool = False
     number: int = 0
     held: dict[Place, Any] = field(default_factory=dict)
 
@@ -91,6 +94,8 @@ class Workload:
         taken = [place for place in places if place in self.held]
         if verb in ("remove", "remove_many", "refused swap") and not taken:
             verb = "set"
+        if verb == "transaction" and not self.has_transactions:
+            verb = "update"
         own = [(self.own, f"{n}") for n in range(_OWN_KEYS)]
         tally = (TALLY, self.name)
         match verb:
@@ -98,6 +103,9 @@ class Workload:
                 changes = {rng.choice(places): self._value(rng, large=verb == "set large")}
             case "update":
                 changes = {place: self._value(rng) for place in rng.sample(places, rng.randint(2, 12))}
+            case "transaction":
+                changes = {place: self._value(rng) for place in rng.sample(places, 3) + rng.sample(own, 2)}
+                changes |= dict.fromkeys([place for place in taken[:1] if place not in changes], hutch.MISSING)
             case "update balances":
                 amounts = [rng.randint(-99, 99) for _ in range(_BALANCES - 1)]
                 amounts.append(-sum(amounts))
@@ -217,6 +225,8 @@ class StoreConnection:
                 core[key] = value
             case "update" | "update balances":
                 core.update(step.items)
+            case "transaction":
+                self._store.transact(lambda tx: self._apply(step, tx))
             case "remove":
                 del core[step.keys[0]]
             case "remove_many":
@@ -260,6 +270,15 @@ class StoreConnection:
             return value
 
         assert self._core.modify(place[1], fn, default=None) == value
+
+    def _apply(self, step: Step, tx: hutch.Transaction) -> None:
+        for (namespace, key), value in step.changes.items():
+            before = self._workload.held.get((namespace, key), hutch.MISSING)
+            assert tx[namespace].get(key, hutch.MISSING) == before, f"stale or garbled: {key!r} in a transaction"
+            if value is hutch.MISSING:
+                del tx[namespace][key]
+            else:
+                tx[namespace][key] = value
 
     def _counted(self, tally: Any) -> dict[str, int]:
         tally = {} if tally is hutch.MISSING else tally

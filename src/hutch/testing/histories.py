@@ -1,0 +1,190 @@
+"""Record histories of transactions and check that they are serializable, as Elle does with lists that grow.
+
+Every key holds a list, and each write appends an element that no other write appends. So each read shows which writes
+came before it, and in which order: from the reads follow the dependencies between transactions. A cycle of them is an
+anomaly: lost update, write skew, long fork, phantom (G0, G1c, G-single, G2 of Adya). Elements of a transaction that
+failed (G1a), half of the elements of one (G1b) and elements that are gone are reported by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import hutch
+
+#: A namespace and a key.
+Place = tuple[str, str]
+NAMESPACES = ("left", "middle", "right")
+_KEYS = 3
+# A scan covers these keys, of which one is created now and then.
+_SCANNED = "new "
+
+
+@dataclass
+class Entry:
+    """One transaction of a history: whether it was committed, what it read first, what it appended, and its scans."""
+
+    number: str
+    is_committed: bool = False
+    reads: dict[Place, list[str]] = field(default_factory=dict)
+    appends: dict[Place, list[str]] = field(default_factory=dict)
+    #: The namespaces whose keys that begin with "new " were scanned; the lists that were found are in `reads`.
+    scans: list[str] = field(default_factory=list)
+
+
+def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry]:
+    """Run `count` transactions of one worker and return their history."""
+    rng = random.Random(f"{seed} {worker}")
+    entries = []
+    for number in range(count):
+        entry = Entry(f"{worker}.{number}")
+        entries.append(entry)
+        try:
+            with store.transaction() as tx:
+                _fill(tx, entry, rng)
+        except hutch.ConflictError:
+            continue
+        entry.is_committed = True
+    return entries
+
+
+def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random) -> None:
+    kind = rng.choice(["read", "append", "append", "skew", "scan", "create"])
+    places = [(rng.choice(NAMESPACES), f"k{rng.randrange(_KEYS)}") for _ in range(3)]
+    if kind in ("scan", "create"):
+        name = places[0][0]
+        entry.scans.append(name)
+        for key, elements in tx[name].scan(prefix=_SCANNED):
+            entry.reads.setdefault((name, key), elements)
+    if kind == "create":
+        _append(tx, entry, (places[0][0], f"{_SCANNED}{rng.randrange(1 << 30)}"))
+    for place in places[:2] if kind == "skew" else places:
+        _read(tx, entry, place)
+    # Let others commit meanwhile: without a pause, threads would rarely meet.
+    time.sleep(rng.choice((0, 0.0005)))
+    if kind in ("append", "skew"):
+        # A skew reads two keys and writes one of them; an append writes two, one of them twice.
+        _append(tx, entry, places[0])
+        if kind == "append":
+            _append(tx, entry, places[1])
+            _append(tx, entry, places[1])
+
+
+def _read(tx: hutch.Transaction, entry: Entry, place: Place) -> list[str]:
+    elements: list[str] = tx[place[0]].get(place[1], [])
+    if place not in entry.appends:
+        entry.reads.setdefault(place, list(elements))
+    return elements
+
+
+def _append(tx: hutch.Transaction, entry: Entry, place: Place) -> None:
+    element = f"{entry.number}.{sum(map(len, entry.appends.values()))}"
+    tx[place[0]][place[1]] = [*_read(tx, entry, place), element]
+    entry.appends.setdefault(place, []).append(element)
+
+
+def final_state(store: hutch.Store) -> dict[Place, list[str]]:
+    """Return everything that is stored after the workers have ended."""
+    return {(name, key): elements for name in NAMESPACES for key, elements in store[name].items()}
+
+
+def find_anomalies(entries: Iterable[Entry], final: dict[Place, list[str]]) -> list[str]:
+    """Return a description of each anomaly in a history; none if it is serializable."""
+    entries = list(entries)
+    committed = {entry.number: entry for entry in entries if entry.is_committed}
+    found = list(_lost_or_aborted(entries, final))
+    edges: dict[str, dict[str, str]] = defaultdict(dict)
+    for place, elements in final.items():
+        for before, after in itertools.pairwise(elements):
+            _add(edges, _writer(before), _writer(after), f"ww {place}")
+    for entry in committed.values():
+        reads = dict(entry.reads)
+        # What a scan did not show, it has read as empty.
+        reads |= {place: [] for place in final if place[0] in entry.scans and _was_missed(entry, place)}
+        for place, read in reads.items():
+            elements = final.get(place, [])
+            if elements[: len(read)] != read:
+                found.append(f"incompatible order: {entry.number} read {read} of {place}, which holds {elements}")
+                continue
+            if read:
+                _add(edges, _writer(read[-1]), entry.number, f"wr {place}")
+            if len(read) < len(elements):
+                writer = _writer(elements[len(read)])
+                if read and writer == _writer(read[-1]):
+                    found.append(f"G1b: {entry.number} read a part of {writer} in {place}")
+                _add(edges, entry.number, writer, f"rw {place}")
+    found.extend(_describe(cycle, edges) for cycle in _cycles(edges))
+    return found
+
+
+def _was_missed(entry: Entry, place: Place) -> bool:
+    return place[1].startswith(_SCANNED) and place not in entry.reads and place not in entry.appends
+
+
+def _lost_or_aborted(entries: list[Entry], final: dict[Place, list[str]]) -> Iterator[str]:
+    for entry in entries:
+        for place, elements in entry.appends.items():
+            stored = [element for element in final.get(place, []) if element in elements]
+            if entry.is_committed and stored != elements:
+                yield f"lost update: {entry.number} appended {elements} to {place}, where {stored} of it are stored"
+            if not entry.is_committed and stored:
+                yield f"G1a: {entry.number} failed, and {stored} of it are stored in {place}"
+
+
+def _writer(element: str) -> str:
+    return element.rpartition(".")[0]
+
+
+def _add(edges: dict[str, dict[str, str]], before: str, after: str, why: str) -> None:
+    if before != after:
+        edges[before].setdefault(after, why)
+
+
+def _cycles(edges: dict[str, dict[str, str]]) -> Iterator[list[str]]:
+    """Yield one cycle of each strongly connected part: what is left if transactions without one are removed."""
+    incoming: dict[str, int] = defaultdict(int)
+    for targets in edges.values():
+        for target in targets:
+            incoming[target] += 1
+    ready = [node for node in edges if not incoming[node]]
+    left = set(edges) | set(incoming)
+    while ready:
+        node = ready.pop()
+        left.discard(node)
+        for target in edges.get(node, {}):
+            incoming[target] -= 1
+            if not incoming[target]:
+                ready.append(target)
+    while left:
+        # Every node that is left can be reached from a cycle: walk backwards until one repeats.
+        sources = {target: node for node in left for target in edges.get(node, {}) if target in left}
+        node, walked = next(iter(left)), []
+        while node not in walked:
+            walked.append(node)
+            if node not in sources:
+                break
+            node = sources[node]
+        if node in walked[:-1] or (walked and sources.get(walked[-1]) == node):
+            yield walked[walked.index(node) :][::-1]
+        left -= set(walked)
+
+
+def _describe(cycle: list[str], edges: dict[str, dict[str, str]]) -> str:
+    whys = [edges[a].get(b, "?") for a, b in zip(cycle, [*cycle[1:], cycle[0]], strict=True)]
+    kinds = {why[:2] for why in whys}
+    name = "G0" if kinds == {"ww"} else "G1c" if "rw" not in kinds else "G2"
+    return f"{name}: " + ", ".join(f"{node} -{why}->" for node, why in zip(cycle, whys, strict=True))
+
+
+def summary(entries: list[Entry], workers: int) -> dict[str, Any]:
+    """Return the numbers of commits, conflicts and workers. Raises AssertionError below 5% conflicts."""
+    commits = sum(entry.is_committed for entry in entries)
+    conflicts = len(entries) - commits
+    assert conflicts >= 0.05 * len(entries), f"only {conflicts} conflicts in {len(entries)} transactions: no test"
+    return {"commits": commits, "conflicts": conflicts, "workers": workers}

@@ -1,0 +1,127 @@
+"""Record transactions of many processes and check that each history is serializable.
+
+``HUTCH_TRANSACTIONS=100000`` sets the number of transactions, ``HUTCH_SEED=7`` repeats the work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+import pytest
+
+import hutch
+from hutch.testing.conformance.kit import together
+from hutch.testing.histories import NAMESPACES, Entry, final_state, find_anomalies, record, summary
+
+TRANSACTIONS = int(os.environ.get("HUTCH_TRANSACTIONS", "400"))
+INCREMENTS = 1000 if "HUTCH_TRANSACTIONS" in os.environ else 5
+SEED = int(os.environ.get("HUTCH_SEED", random.randrange(2**32)))
+PROCESSES = 8
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+def work(config: str, worker: int, count: int) -> list[Entry]:
+    with hutch.connect(config) as store:
+        return record(store, worker, count, SEED)
+
+
+def increment(config: str, count: int) -> float:
+    """Increment one key `count` times; return the longest call in seconds."""
+    longest_s = 0.0
+    with hutch.connect(config) as store:
+        for _ in range(count):
+            began_s = time.monotonic()
+            store.transact(lambda tx: tx["counts"].set("n", tx["counts"].get("n", 0) + 1))
+            longest_s = max(longest_s, time.monotonic() - began_s)
+    return longest_s
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Processes for all tests of this module: starting them takes longer than the tests."""
+    with CONTEXT.Pool(PROCESSES) as pool:
+        yield pool
+
+
+@pytest.mark.timeout(300 + TRANSACTIONS // 20)
+@pytest.mark.parametrize("engine", ["lmdb://{}/data", "sqlite://{}/kv.db"])
+def test_transactions_of_many_processes_are_serializable(engine: str, tmp_path: Path, pool: Pool) -> None:
+    config = engine.format(tmp_path)
+    jobs = [(config, worker, TRANSACTIONS // PROCESSES) for worker in range(PROCESSES)]
+    entries = [entry for some in pool.starmap(work, jobs, 1) for entry in some]
+    longest_s = max(pool.starmap(increment, [(config, INCREMENTS)] * PROCESSES, 1))
+    print(f"HUTCH_SEED={SEED} {engine}: {summary(entries, PROCESSES)}, longest increment {longest_s:.2f} s")
+    with hutch.connect(config) as store:
+        assert find_anomalies(entries, final_state(store)) == []
+        assert store["counts"]["n"] == PROCESSES * INCREMENTS
+
+
+def test_transactions_of_many_threads_are_serializable_in_memory() -> None:
+    with hutch.connect("memory://") as store:
+        workers = [lambda n=n: record(store, n, TRANSACTIONS // PROCESSES, SEED) for n in range(PROCESSES)]
+        entries = list(itertools.chain.from_iterable(together(*workers)))
+        print(f"HUTCH_SEED={SEED} memory: {summary(entries, PROCESSES)}")
+        assert find_anomalies(entries, final_state(store)) == []
+
+
+# --- the checker itself ---
+
+X, Y = (NAMESPACES[0], "x"), (NAMESPACES[1], "y")
+
+
+def entry(number: str, reads: dict[tuple[str, str], list[str]], appends: dict[tuple[str, str], list[str]]) -> Entry:
+    return Entry(number, is_committed=True, reads=reads, appends=appends)
+
+
+@pytest.mark.parametrize(
+    ("anomaly", "entries", "final"),
+    [
+        ("lost update", [entry("a", {X: []}, {X: ["a.0"]}), entry("b", {X: []}, {X: ["b.0"]})], {X: ["b.0"]}),
+        ("G1a", [Entry("a", appends={X: ["a.0"]})], {X: ["a.0"]}),
+        ("G1b", [entry("a", {}, {X: ["a.0", "a.1"]}), entry("b", {X: ["a.0"]}, {})], {X: ["a.0", "a.1"]}),
+        (
+            "G0",
+            [entry("a", {}, {X: ["a.0"], Y: ["a.1"]}), entry("b", {}, {X: ["b.0"], Y: ["b.1"]})],
+            {X: ["a.0", "b.0"], Y: ["b.1", "a.1"]},
+        ),
+        (
+            "G1c",
+            [entry("a", {Y: ["b.0"]}, {X: ["a.0"]}), entry("b", {X: ["a.0"]}, {Y: ["b.0"]})],
+            {X: ["a.0"], Y: ["b.0"]},
+        ),
+        # Write skew.
+        ("G2", [entry("a", {X: [], Y: []}, {X: ["a.0"]}), entry("b", {X: [], Y: []}, {Y: ["b.0"]})], None),
+        # Long fork: two readers see two writes in different orders.
+        (
+            "G2",
+            [
+                entry("a", {}, {X: ["a.0"]}),
+                entry("b", {}, {Y: ["b.0"]}),
+                entry("c", {X: ["a.0"], Y: []}, {}),
+                entry("d", {X: [], Y: ["b.0"]}, {}),
+            ],
+            None,
+        ),
+        # Phantom: each scans, and creates a key that the other one does not see.
+        (
+            "G2",
+            [
+                Entry("a", True, appends={(X[0], "new 1"): ["a.0"]}, scans=[X[0]]),
+                Entry("b", True, appends={(X[0], "new 2"): ["b.0"]}, scans=[X[0]]),
+            ],
+            {(X[0], "new 1"): ["a.0"], (X[0], "new 2"): ["b.0"]},
+        ),
+    ],
+)
+def test_the_checker_names_each_anomaly(
+    anomaly: str, entries: list[Entry], final: dict[tuple[str, str], list[str]] | None
+) -> None:
+    found = find_anomalies(entries, final or {X: ["a.0"], Y: ["b.0"]})
+    assert any(one.startswith(anomaly) for one in found), found
