@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote
 import redis.connection
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
-from hutch import ConfigError
+from hutch import ConfigError, Option
 
 from .hints import OPTION_HINTS, hint
 from .pool import keepalive_options
@@ -27,6 +27,52 @@ _WITHOUT_CLIENT_INFO: Final[Mapping[str, None]] = (
 )
 # Valkey speaks the same protocol; its own clients use these schemes.
 _SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
+
+
+#: The options of the redis engine.
+OPTIONS: Final[Mapping[str, Option]] = {
+    "url": Option(
+        str,
+        default="redis://localhost:6379/0",
+        secret=True,
+        help="redis://user:password@host:port/database, rediss:// for TLS, or unix://user:password@/path/of/socket",
+    ),
+    "prefix": Option(str, default="hutch", help="prefix of every key that hutch uses on the server"),
+    "db": Option(int, minimum=0, help="the number of the database, if the url does not give it; default 0"),
+    "username": Option(str, secret=True, help="if the url does not give it"),
+    "password": Option(str, secret=True, help="if the url does not give it"),
+    "connect_timeout_s": Option(
+        float, default=5.0, minimum=0.01, maximum=86400, help="longest wait to connect, in seconds"
+    ),
+    "timeout_s": Option(
+        float,
+        default=10.0,
+        minimum=0.01,
+        maximum=86400,
+        help="longest wait for one answer of the server, or for a free connection, in seconds",
+    ),
+    "retry_s": Option(
+        float,
+        default=5.0,
+        minimum=0,
+        maximum=86400,
+        help="how many seconds a call is retried after a lost connection or during a fail-over; 0: never",
+    ),
+    "max_connections": Option(
+        int,
+        minimum=1,
+        help="maximum number of connections; a call waits up to timeout_s for one. Default: no limit",
+    ),
+    "lazy_connect": Option(
+        bool, default=False, help="true: connect when the store is first used, and report errors then"
+    ),
+    "ca_file": Option(Path, help="PEM file of the authorities to trust; default those of the system"),
+    "cert_file": Option(Path, help="PEM file of the client's own certificate, if the server asks for one"),
+    "key_file": Option(Path, help="PEM file of that certificate's key, if it is not in cert_file"),
+    "verify": Option(
+        bool, default=True, help="false accepts any server, so an attacker in between can read everything"
+    ),
+}
 
 
 @dataclass(frozen=True)

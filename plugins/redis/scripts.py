@@ -58,8 +58,8 @@ local function is_expired(key, now)
   local ms = deadline(redis.call('HGET', KEYS[1], key))
   return ms ~= nil and ms <= now
 end"""
-# Removes up to `limit` expired keys. Returns how many, and how many scores were due.
-_RECLAIM = f"""{_CLOCK}
+#: Lua functions. `reclaim` removes up to `limit` expired keys; it returns how many, and how many scores were due.
+DEADLINE_FUNCTIONS = f"""{_CLOCK}
 local function reclaim(limit)
   local now, removed = time_ms(), {{}}
   local due = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, limit)
@@ -84,7 +84,7 @@ _RECLAIM_TWO = "if expires then reclaim(2) end"
 # every time, because it may have been evicted.
 WRITE = Script(
     _CHECK_REST,
-    _RECLAIM,
+    DEADLINE_FUNCTIONS,
     "for first = 2, #ARGV, 1000 do",
     "  local last = math.min(first + 999, #ARGV)",
     "  if redis.call('HSET', KEYS[1], unpack(ARGV, first, last)) > 0 then",
@@ -107,7 +107,7 @@ WRITE = Script(
 # ARGV: namespace, then key, value, key, value ... Some of the values have a deadline.
 WRITE_UNTIL = Script(
     _CHECK_REST,
-    _RECLAIM,
+    DEADLINE_FUNCTIONS,
     "for i = 2, #ARGV, 2 do",
     "  if redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) > 0 then redis.call('ZADD', KEYS[2], 0, ARGV[i]) end",
     "  local ms = deadline(ARGV[i + 1])",
@@ -120,7 +120,7 @@ WRITE_UNTIL = Script(
 # Returns how many of the keys existed and had not expired.
 DELETE = Script(
     _CHECK_REST,
-    _RECLAIM,
+    DEADLINE_FUNCTIONS,
     "local deleted = 0",
     "local now = expires and time_ms()",
     "for first = 2, #ARGV, 1000 do",
@@ -142,7 +142,7 @@ DELETE = Script(
 # ARGV: namespace, key, '1' if an old value is expected, the old value, '1' if there is a new value, the new value.
 SWAP = Script(
     _CHECK_REST,
-    _RECLAIM,
+    DEADLINE_FUNCTIONS,
     "local now = redis.call('HGET', KEYS[1], ARGV[2])",
     "if now ~= (ARGV[3] == '1' and ARGV[4]) then return 0 end",
     "local ms = ARGV[5] == '1' and deadline(ARGV[6])",
@@ -167,7 +167,7 @@ SWAP = Script(
 # A frame is 0x92, the packed int, 0xce and the CRC-32 (see docs/format.md). Ints have the shortest form, as hutch's.
 INCREMENT = Script(
     _CHECK_REST,
-    _RECLAIM,
+    DEADLINE_FUNCTIONS,
     "local limit = 9007199254740992",
     "local function unsigned(text)",
     "  local number = 0",
@@ -240,7 +240,7 @@ CLEAR = Script(
     "redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[4])",
 )
 # ARGV: most keys. Removes expired keys. Returns how many, and how many scores were due.
-RECLAIM = Script(_CHECK, _RECLAIM, "return {reclaim(tonumber(ARGV[1]))}")
+RECLAIM = Script(_CHECK, DEADLINE_FUNCTIONS, "return {reclaim(tonumber(ARGV[1]))}")
 # Returns the number of keys that have not expired.
 COUNT = Script(
     _CLOCK,

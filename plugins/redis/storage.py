@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import quote
 
-from hutch import ConfigError, CorruptValueError, EncodedStorage, Option, StoragePluginBase, StoreError
+from hutch import (
+    Commit,
+    ConfigError,
+    CorruptValueError,
+    EncodedStorage,
+    KeyRange,
+    Option,
+    StoragePluginBase,
+    StoreError,
+)
 from hutch.handlers import raised_by_handler
 from hutch.limits import explain_failure, validate_key
 
-from .address import read_address
+from .address import OPTIONS, read_address
 from .hints import OPTION_HINTS, SENTINEL_HINT
 from .listing import Listing
 from .pool import Pool
@@ -36,6 +44,7 @@ from .scripts import (
     is_exact,
 )
 from .server import Server, server_figures
+from .transactions import apply
 
 if TYPE_CHECKING:
     from hutch import Finding
@@ -68,51 +77,11 @@ class RedisPlugin(StoragePluginBase):
     change to disk before it answers. A RuntimeWarning says that the server may evict data.
     """
 
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "url": Option(
-            str,
-            default="redis://localhost:6379/0",
-            secret=True,
-            help="redis://user:password@host:port/database, rediss:// for TLS, or unix://user:password@/path/of/socket",
-        ),
-        "prefix": Option(str, default="hutch", help="prefix of every key that hutch uses on the server"),
-        "db": Option(int, minimum=0, help="the number of the database, if the url does not give it; default 0"),
-        "username": Option(str, secret=True, help="if the url does not give it"),
-        "password": Option(str, secret=True, help="if the url does not give it"),
-        "connect_timeout_s": Option(
-            float, default=5.0, minimum=0.01, maximum=86400, help="longest wait to connect, in seconds"
-        ),
-        "timeout_s": Option(
-            float,
-            default=10.0,
-            minimum=0.01,
-            maximum=86400,
-            help="longest wait for one answer of the server, or for a free connection, in seconds",
-        ),
-        "retry_s": Option(
-            float,
-            default=5.0,
-            minimum=0,
-            maximum=86400,
-            help="how many seconds a call is retried after a lost connection or during a fail-over; 0: never",
-        ),
-        "max_connections": Option(
-            int,
-            minimum=1,
-            help="maximum number of connections; a call waits up to timeout_s for one. Default: no limit",
-        ),
-        "lazy_connect": Option(
-            bool, default=False, help="true: connect when the store is first used, and report errors then"
-        ),
-        "ca_file": Option(Path, help="PEM file of the authorities to trust; default those of the system"),
-        "cert_file": Option(Path, help="PEM file of the client's own certificate, if the server asks for one"),
-        "key_file": Option(Path, help="PEM file of that certificate's key, if it is not in cert_file"),
-        "verify": Option(
-            bool, default=True, help="false accepts any server, so an attacker in between can read everything"
-        ),
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = OPTIONS
     OPTION_HINTS: ClassVar[Mapping[str, str]] = OPTION_HINTS
-    capabilities = frozenset({"ordered", "atomic-batch", "atomic-modify", "atomic-modify:cluster", "shared", "ttl"})
+    capabilities = frozenset(
+        {"ordered", "atomic-batch", "atomic-modify", "atomic-modify:cluster", "atomic-store", "shared", "ttl"}
+    )
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -160,6 +129,9 @@ class RedisPlugin(StoragePluginBase):
         names = self._names(named)
         counts = [(name, count) for chunk in _chunks(names, _CHUNK_KEYS) for name, count in self._count_parts(chunk)]
         return {name: count for name, count in counts if count}
+
+    def apply(self, commits: Mapping[str, Commit]) -> bool:
+        return apply(self, commits)
 
     def stats(self) -> dict[str, object]:
         figures: dict[str, object] = {"server": self.where} | server_figures(self.server)
@@ -255,6 +227,7 @@ class RedisStorage(EncodedStorage):
 
     def __init__(self, plugin: RedisPlugin, namespace: str) -> None:
         super().__init__(plugin, namespace)
+        self._redis = plugin
         self._server = plugin.server
         self._name = namespace.encode()
         self._keys = plugin.script_keys(namespace)
@@ -363,6 +336,14 @@ class RedisStorage(EncodedStorage):
             if number is not None:
                 return number
         return super().increment(key, by, default, ttl_s)
+
+    def apply(
+        self,
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+        ranges: Sequence[KeyRange] = (),
+    ) -> bool:
+        return apply(self._redis, {self.namespace: Commit(changes, expected, ranges)})
 
     def reclaim(self, limit: int) -> int:
         # In small steps, because the server does nothing else meanwhile.

@@ -486,8 +486,12 @@ def use_everything(store: hutch.Store) -> None:
         assert core.touch("later", 2000)
         assert (core.ttl_s("later") or 0) > 1000
         assert len(list(core)) == len(list(core.items())) == 2998
+        with store.transaction() as tx:
+            del tx["core"]["later"]
+            tx["other"].set("brief", 1, ttl_s=1000)
         core.clear()
     store.drop("core")
+    store.drop("other")
     assert store.namespaces() == []
 
 
@@ -675,12 +679,14 @@ def test_an_idempotent_call_is_resent_after_a_lost_answer(own_server: RedisServe
 
 
 def test_a_call_that_is_not_idempotent_is_not_resent_after_a_lost_answer(own_server: RedisServer) -> None:
-    with hutch.load_plugin("redis", {"url": own_server.url, "retry_s": 60}).open("core") as core:
+    plugin: Any = hutch.load_plugin("redis", {"url": own_server.url, "retry_s": 60})
+    with plugin.open("core") as core:
         core.set("key", 1)
         changes: list[Callable[[], Any]] = [
             lambda: core.remove("key"),
             lambda: core.remove_many(["key", "other"]),
             lambda: core.compare_and_swap("other", None, 2),
+            lambda: plugin.apply({"core": hutch.Commit({"other": b"frame"}, {})}),
         ]
         for change in changes:
             core.len()  # so that there is a connection, and the change is sent
@@ -787,6 +793,10 @@ def test_a_forgotten_script_is_sent_again(own_server: RedisServer) -> None:
 
 
 def test_a_full_server_refuses_whole_writes_and_keeps_its_data(own_server: RedisServer) -> None:
+    def replace(tx: hutch.Transaction) -> None:
+        tx["core"]["other"] = "new"
+        tx["other"]["key"] = "new"
+
     with connect(own_server.url) as store, store.open("core") as core:
         core["key"] = "old"
         raw(own_server, "CONFIG", "SET", "maxmemory", "1")
@@ -795,6 +805,7 @@ def test_a_full_server_refuses_whole_writes_and_keeps_its_data(own_server: Redis
             lambda: core.update(key="new", other="new"),
             lambda: core.update(dict.fromkeys(map(str, range(100_001)), "new")),
             lambda: core.modify("key", lambda _: "new"),
+            lambda: store.transact(replace),
         ]
         for write in writes:
             with pytest.raises(hutch.StorageFullError, match="maxmemory"):

@@ -1,0 +1,117 @@
+"""Commit a transaction on a Redis server: one script compares what was read, then changes every key or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from hutch import CapabilityError, Commit, ValueLimitError
+
+from .protocol import Argument
+from .scripts import DEADLINE_FUNCTIONS, Script
+
+if TYPE_CHECKING:
+    from .storage import RedisPlugin
+
+# The server takes one request of at most about 1 GiB, and before Redis 7 about a million arguments.
+_MAX_KEYS: Final = 300_000
+_MAX_BYTES: Final = 768 << 20
+# KEYS: those of every namespace, one after the other. ARGV: per namespace its name, the number of expected values, as
+# many times key, '1' for a value or '0' for none, value; then the same for the changes. An expired value is none. A
+# server whose memory is full refuses the first write of a script or none, so no change needs to be undone.
+_APPLY: Final = Script(
+    "local all, KEYS = KEYS, {}",
+    DEADLINE_FUNCTIONS,
+    "local at = 0",
+    "local function following()",
+    "  at = at + 1",
+    "  return ARGV[at]",
+    "end",
+    "local function each_namespace(expect, change)",
+    "  at = 0",
+    "  for first = 1, #all, 4 do",
+    "    for i = 1, 4 do KEYS[i] = all[first + i - 1] end",
+    "    local name, changes = following(), 0",
+    "    for _ = 1, tonumber(following()) do",
+    "      if expect(following(), following() == '1', following()) then return true end",
+    "    end",
+    "    for _ = 1, tonumber(following()) do",
+    "      change(following(), following() == '1', following())",
+    "      changes = changes + 1",
+    "    end",
+    "    if changes > 0 then change(nil, false, name) end",
+    "  end",
+    "end",
+    "local now, expires = nil, {}",
+    "local function differs(key, exists, value)",
+    "  local current = redis.call('HGET', KEYS[1], key)",
+    "  if current == (exists and value) then return false end",
+    "  local ms = not exists and deadline(current)",
+    "  if not ms then return true end",
+    "  now = now or time_ms()",
+    "  return ms > now",
+    "end",
+    "local function check(key)",
+    "  if not key then",
+    "    redis.call('HLEN', KEYS[1]) redis.call('ZCARD', KEYS[2]) redis.call('SCARD', KEYS[3])",
+    "    expires[KEYS[4]] = redis.call('ZCARD', KEYS[4]) > 0",
+    "  end",
+    "end",
+    "local function change(key, exists, value)",
+    "  if not key then",
+    "    if redis.call('HLEN', KEYS[1]) > 0 then redis.call('SADD', KEYS[3], value) end",
+    "    if expires[KEYS[4]] then reclaim(2) end",
+    "  elseif exists then",
+    "    if redis.call('HSET', KEYS[1], key, value) > 0 then redis.call('ZADD', KEYS[2], 0, key) end",
+    "    local ms = deadline(value)",
+    "    if ms then redis.call('ZADD', KEYS[4], ms, key) end",
+    "    if expires[KEYS[4]] and not ms then redis.call('ZREM', KEYS[4], key) end",
+    "  elseif redis.call('HDEL', KEYS[1], key) > 0 then",
+    "    redis.call('ZREM', KEYS[2], key)",
+    "    if expires[KEYS[4]] then redis.call('ZREM', KEYS[4], key) end",
+    "  end",
+    "end",
+    "if each_namespace(differs, check) then return 0 end",
+    "each_namespace(function() end, change)",
+    "return 1",
+)
+
+
+def apply(plugin: RedisPlugin, commits: Mapping[str, Commit]) -> bool:
+    """Apply `commits`, by namespace, in one step of the server if everything they expect holds; return whether.
+
+    An expired frame counts as a missing key. Raises CapabilityError for ranges, and ValueLimitError for a transaction
+    that is too large for one request; nothing is written then.
+    """
+    if any(commit.ranges for commit in commits.values()):
+        raise CapabilityError(
+            f"the {plugin.name} engine cannot check at a commit what was scanned (it lacks the capability `snapshot`); "
+            "nothing was written. Read single keys in the transaction, or scan outside"
+        )
+    _validate_size(plugin, commits)
+    keys = [key for name in commits for key in plugin.script_keys(name)]
+    arguments = [argument for name, commit in commits.items() for argument in _arguments(name, commit)]
+    changes = any(commit.changes for commit in commits.values())
+    # With changes, not sent again: after a lost answer, a second attempt would find its own changes.
+    return bool(plugin.server.run(_APPLY, keys, arguments, changes=changes, again=not changes))
+
+
+def _arguments(name: str, commit: Commit) -> Iterator[Argument]:
+    yield name.encode()
+    for frames in (commit.expected, commit.changes):
+        yield len(frames)
+        for key, frame in frames.items():
+            yield key.encode()
+            yield int(frame is not None)
+            yield frame or b""
+
+
+def _validate_size(plugin: RedisPlugin, commits: Mapping[str, Commit]) -> None:
+    parts = [frames for commit in commits.values() for frames in (commit.expected, commit.changes)]
+    keys = sum(map(len, parts))
+    size = sum(len(frame or b"") for frames in parts for frame in frames.values())
+    if keys > _MAX_KEYS or size > _MAX_BYTES:
+        raise ValueLimitError(
+            f"a transaction read and wrote {keys:,} keys with {size:,} bytes in the {plugin.name} engine: at most "
+            f"{_MAX_KEYS:,} keys and {_MAX_BYTES:,} bytes fit in one step. Nothing was written; commit smaller parts"
+        )
