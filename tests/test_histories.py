@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import time
+import uuid
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import hutch
 from hutch.testing.conformance.kit import together
 from hutch.testing.histories import NAMESPACES, Entry, final_state, find_anomalies, record, summary
+from tests.servers import RedisServer
 
 TRANSACTIONS = int(os.environ.get("HUTCH_TRANSACTIONS", "400"))
 INCREMENTS = 1000 if "HUTCH_TRANSACTIONS" in os.environ else 5
@@ -51,9 +53,14 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.mark.timeout(300 + TRANSACTIONS // 20)
-@pytest.mark.parametrize("engine", ["lmdb://{}/data", "sqlite://{}/kv.db"])
-def test_transactions_of_many_processes_are_serializable(engine: str, tmp_path: Path, pool: Pool) -> None:
-    config = engine.format(tmp_path)
+@pytest.mark.parametrize("engine", ["lmdb", "sqlite", "redis"])
+def test_transactions_of_many_processes_are_serializable(
+    engine: str, tmp_path: Path, pool: Pool, request: pytest.FixtureRequest
+) -> None:
+    if engine == "redis":
+        config = f"{request.getfixturevalue('redis_server').url}?prefix={uuid.uuid4().hex}"
+    else:
+        config = {"lmdb": f"lmdb://{tmp_path}/data", "sqlite": f"sqlite://{tmp_path}/kv.db"}[engine]
     jobs = [(config, worker, TRANSACTIONS // PROCESSES) for worker in range(PROCESSES)]
     entries = [entry for some in pool.starmap(work, jobs, 1) for entry in some]
     longest_s = max(pool.starmap(increment, [(config, INCREMENTS)] * PROCESSES, 1))
@@ -61,6 +68,19 @@ def test_transactions_of_many_processes_are_serializable(engine: str, tmp_path: 
     with hutch.connect(config) as store:
         assert find_anomalies(entries, final_state(store)) == []
         assert store["counts"]["n"] == PROCESSES * INCREMENTS
+
+
+def test_a_scan_inside_a_transaction_on_redis_is_refused(redis_server: RedisServer) -> None:
+    config = f"{redis_server.url}?prefix={uuid.uuid4().hex}"
+
+    def scan(tx: hutch.Transaction) -> None:
+        tx["a"]["k"] = 1
+        list(tx["a"].scan())
+
+    with hutch.connect(config) as store, pytest.raises(hutch.CapabilityError, match="snapshot"):
+        store.transact(scan)
+    with hutch.connect(config) as store:
+        assert len(store["a"]) == 0
 
 
 def test_transactions_of_many_threads_are_serializable_in_memory() -> None:

@@ -39,7 +39,10 @@ class Entry:
 
 
 def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry]:
-    """Run `count` transactions of one worker and return their history."""
+    """Run `count` transactions of one worker and return their history, with scans where the engine has `snapshot`."""
+    kinds = ["read", "append", "append", "skew"]
+    if "snapshot" in store.capabilities:
+        kinds += ["scan", "create"]
     rng = random.Random(f"{seed} {worker}")
     entries = []
     for number in range(count):
@@ -47,15 +50,14 @@ def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry
         entries.append(entry)
         try:
             with store.transaction() as tx:
-                _fill(tx, entry, rng)
+                _fill(tx, entry, rng, rng.choice(kinds))
         except hutch.ConflictError:
             continue
         entry.is_committed = True
     return entries
 
 
-def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random) -> None:
-    kind = rng.choice(["read", "append", "append", "skew", "scan", "create"])
+def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random, kind: str) -> None:
     places = [(rng.choice(NAMESPACES), f"k{rng.randrange(_KEYS)}") for _ in range(3)]
     if kind in ("scan", "create"):
         name = places[0][0]
