@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import importlib
 import json
 import pickle
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -193,13 +194,70 @@ def test_fields_that_were_added_or_removed(store: hutch.Store) -> None:
                 dict(users)
 
 
-def test_a_class_may_move(store: hutch.Store) -> None:
-    former = make_dataclass("Former", [("name", str)])
+CLASSES = """
+import dataclasses, typing, msgspec, pydantic
+
+@dataclasses.dataclass
+class {0}Data:
+    name: str
+class {0}Dict(typing.TypedDict):
+    name: str
+class {0}Model(pydantic.BaseModel):
+    name: str
+class {0}Struct(msgspec.Struct):
+    name: str
+"""
+
+
+@pytest.mark.parametrize("kind", ["Data", "Dict", "Model", "Struct"])
+@pytest.mark.parametrize("name", [None, "shop.User"])
+def test_a_class_may_move(
+    store: hutch.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str | None
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, prefix in (("typed_before", "Former"), ("typed_after", "Moved")):
+        (tmp_path / f"{module}.py").write_text(CLASSES.format(prefix))
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    former: Any = getattr(importlib.import_module("typed_before"), f"Former{kind}")
+    moved: Any = getattr(importlib.import_module("typed_after"), f"Moved{kind}")
+    with store.open("users", type=former, name=name) as old:
+        old["k"] = former(name="ada")
+        engine = old._store.unlayered
+        assert not isinstance(engine, hutch.EncodedStorage) or b"Former" not in (engine.read("k") or b"")
+    with store.open("users", type=moved, name=name) as new:
+        assert new["k"] == moved(name="ada")
+        assert type(new["k"]) is (dict if kind == "Dict" else moved)
+        new["k"] = moved(name="bob")
     with store.open("users", type=former) as old:
-        old["k"] = former("ada")
-    moved = make_dataclass("Moved", [("name", str)])
-    with store.open("users", type=moved) as new:
-        assert new["k"] == moved("ada")
+        assert old["k"] == former(name="bob")
+
+
+@pytest.mark.parametrize("kind", [User, Movie, Model, Record, Colour, int, User | None, dict[str, int]])
+def test_errors_call_the_type_by_its_name(store: hutch.Store, kind: Any) -> None:
+    with store.open("users", type=kind, name="shop.User") as users:
+        for write in (lambda: users.__setitem__("k", 1.5), lambda: users.setdefault("k", 1.5)):
+            with pytest.raises(hutch.ValueTypeError, match=r"is a float, and its type is shop\.User;"):
+                write()
+    with store.open("users") as plain:
+        plain["k"] = [1.5]
+    with (
+        store.open("users", type=kind, name="shop.User") as users,
+        pytest.raises(hutch.CorruptValueError, match=r"its type is shop\.User;"),
+    ):
+        users["k"]
+
+
+def test_a_name_without_a_type_or_of_another_type_is_refused(store: hutch.Store) -> None:
+    opened: Any = store.open
+    for arguments, words in (
+        ({"name": "User"}, r"name= without type=.*Pass type= too, or leave out name="),
+        ({"type": User, "name": ""}, "name= is empty: a text was expected"),
+        ({"type": User, "name": User}, "name= is a type: a text was expected"),
+    ):
+        with pytest.raises(hutch.ValueTypeError, match=words):
+            opened("users", **arguments)
+    with store.open("users", type=User) as users:
+        assert len(users) == 0
 
 
 def test_what_a_registered_class_stored_is_read(store: hutch.Store) -> None:
@@ -270,12 +328,15 @@ def test_deadlines_layers_and_transactions() -> None:
 
 
 def test_a_pickled_namespace_keeps_its_type(tmp_path: Path) -> None:
-    with hutch.connect(f"lmdb://{tmp_path}/data") as store, store.open("users", type=User) as users:
+    with hutch.connect(f"lmdb://{tmp_path}/data") as store, store.open("users", type=User, name="U") as users:
         users["ada"] = User("ada")
         data = pickle.dumps(users)
     code = (
-        "import pickle, sys; users = pickle.loads(bytes.fromhex(sys.argv[1])); from tests.test_typed import User; "
-        "assert users['ada'] == User('ada')"
+        "import pickle, sys; users = pickle.loads(bytes.fromhex(sys.argv[1])); from tests.test_typed import User\n"
+        "assert users['ada'] == User('ada')\n"
+        "try: users['ada'] = 5\n"
+        "except TypeError as error: assert 'its type is U;' in str(error), error\n"
+        "else: sys.exit('taken')"
     )
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, data.hex()], check=True, cwd=root)
@@ -291,10 +352,10 @@ def test_the_command_shows_the_fields(tmp_path: Path) -> None:
 
 def test_asyncio_opens_typed_namespaces() -> None:
     async def main() -> None:
-        async with hutch.aio.connect("memory://") as store, store.open("users", type=User) as users:
+        async with hutch.aio.connect("memory://") as store, store.open("users", type=User, name="U") as users:
             await users.set("ada", User("ada"))
             assert await users["ada"] == User("ada")
-            with pytest.raises(hutch.ValueTypeError):
+            with pytest.raises(hutch.ValueTypeError, match="its type is U;"):
                 await users.set("ada", Address("a"))  # type: ignore[arg-type]
 
     asyncio.run(main())

@@ -37,7 +37,7 @@ class Namespace(StoreMixin[V]):
     _owner: Store | None = None
     _claim: Claim = Claim(None)
     # The type that it was opened with.
-    _type: Any = None
+    _type: tuple[Any, str | None] | None = None
     #: Whether `close` does nothing: the whole process shares this handle, because it was unpickled or by `store[name]`.
     _is_shared = False
     #: Whether this is the handle `store[name]`, which its store closes.

@@ -52,14 +52,18 @@ def unpickled_store(
 
 
 def unpickled_namespace(
-    state: dict[str, Any], name: str, connect: Callable[[StoreConfig], Store], kind: Any = None
+    state: dict[str, Any],
+    name: str,
+    connect: Callable[[StoreConfig], Store],
+    kind: Any = None,
+    kind_name: str | None = None,
 ) -> Namespace:
     """Return this process's handle on the namespace `name` of the store for `state`, opened with the type `kind`."""
-    key = repr(state), name, repr(kind)
+    key = repr(state), name, repr((kind, kind_name))
     with _lock.current:
         handle = _namespaces.get(key)
         if handle is None or not handle.is_open_storage():
-            handle = unpickled_store(state, connect, for_namespaces=True).open(name, type=kind)
+            handle = unpickled_store(state, connect, for_namespaces=True).open(name, type=kind, name=kind_name)
             handle._is_shared = True
             _namespaces[key] = handle
         return handle

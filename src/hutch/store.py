@@ -69,35 +69,36 @@ class Store(SharedHandles, StoreTransactions):
     @overload
     def open(self, namespace: str) -> Namespace: ...
     @overload
-    def open(self, namespace: str, *, type: type[V]) -> Namespace[V]: ...
+    def open(self, namespace: str, *, type: type[V], name: str | None = None) -> Namespace[V]: ...
     @overload
-    def open(self, namespace: str, *, type: Any) -> Namespace: ...
-    def open(self, namespace: str, *, type: Any = None) -> Namespace[Any]:
+    def open(self, namespace: str, *, type: Any, name: str | None = None) -> Namespace: ...
+    def open(self, namespace: str, *, type: Any = None, name: str | None = None) -> Namespace[Any]:
         """Open `namespace`, which need not exist, and return an exclusive handle. Use it in a `with` block.
 
         With a `type`, each value that is set is checked against it, and what is read is made a value of it: a
         dataclass, TypedDict, pydantic model, msgspec struct, enum, built-in type, or container or union of these. They
-        need no registration, and are stored as dicts that any reader can read; see docs/howto/types.md.
+        need no registration, and are stored as dicts that any reader can read, without a class name; see
+        docs/howto/types.md. Errors call the type `name`, or by its own name.
 
         Raises NamespaceError for an invalid name, StoreAlreadyOpenError if this store has a live handle on
         it (threads share the handle), StoreNotOpenError if the store is closed, ValueTypeError for a `type` whose
-        values cannot be checked, and what the engine raises.
+        values cannot be checked or a `name` without a `type`, and what the engine raises.
         """
-        name = validate_namespace(namespace)
+        namespace = validate_namespace(namespace)
         layered = self._layered()
-        if type is not None:
-            from .typed import shape_of
+        if type is not None or name is not None:
+            from .typed import named_shape
 
-            layered.shape = shape_of(type)
+            layered.shape = named_shape(type, name)
         handle = Namespace()
         claim = Claim(handle)
         try:
-            self._take(name, claim)
-            handle._type = type
-            return self._open(handle, claim, name, layered)
+            self._take(namespace, claim)
+            handle._type = None if type is None else (type, name)
+            return self._open(handle, claim, namespace, layered)
         except BaseException:
             claim.ended = True
-            self._forget(name, claim)
+            self._forget(namespace, claim)
             raise
 
     def _open(self, handle: Namespace, claim: Claim, name: str, layered: LayeredFactory | None = None) -> Namespace:
@@ -315,10 +316,10 @@ class Store(SharedHandles, StoreTransactions):
 
             raise refusal(namespace, by_option=True)
 
-    def _reduce_handle(self, name: str, kind: Any) -> tuple[Any, ...]:
+    def _reduce_handle(self, name: str, kind: tuple[Any, str | None] | None) -> tuple[Any, ...]:
         from .pickling import namespace_state
 
-        return restore_namespace, (namespace_state(self), name, *(() if kind is None else (kind,)))
+        return restore_namespace, (namespace_state(self), name, *(kind or ()))
 
     def _must_be_open(self) -> None:
         if not self._is_open:
@@ -389,8 +390,8 @@ def restore_store(state: dict[str, Any]) -> Store:
     return unpickled_store(state, connect)
 
 
-def restore_namespace(state: dict[str, Any], name: str, kind: Any = None) -> Namespace:
+def restore_namespace(state: dict[str, Any], name: str, kind: Any = None, kind_name: str | None = None) -> Namespace:
     """Return this process's handle for a pickled namespace. Raises what `connect` and `Store.open` raise."""
     from .pickling import unpickled_namespace
 
-    return unpickled_namespace(state, name, connect, kind)
+    return unpickled_namespace(state, name, connect, kind, kind_name)

@@ -78,12 +78,15 @@ def typed(store: Store) -> None:
     mixed: Namespace[int | str] = store.open("mixed", type=int | str)
     assert_type(mixed["m"], int | str)
     assert_type(store.open("counters", type=int).increment("n"), int)
+    with store.open("users", type=User, name="shop.User") as named:
+        assert_type(named["ada"], User)
+    store.open("users", name="shop.User")  # type: ignore[call-overload]  # pyright: ignore
 
 
 async def typed_async(store: hutch.aio.Store) -> None:
     async with store.open("users", type=User) as users:
         assert_type(await users["ada"], User)
-    movies = await store.open("movies", type=Movie)
+    movies = await store.open("movies", type=Movie, name="shop.Movie")
     assert_type(await movies["m"], Movie)
 
 

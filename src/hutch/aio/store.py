@@ -164,14 +164,14 @@ class Store(StoreHabits):
     @overload
     def open(self, namespace: str) -> Opening[Namespace]: ...
     @overload
-    def open(self, namespace: str, *, type: type[V]) -> Opening[Namespace[V]]: ...
+    def open(self, namespace: str, *, type: type[V], name: str | None = None) -> Opening[Namespace[V]]: ...
     @overload
-    def open(self, namespace: str, *, type: Any) -> Opening[Namespace]: ...
-    def open(self, namespace: str, *, type: Any = None) -> Opening[Namespace[Any]]:
+    def open(self, namespace: str, *, type: Any, name: str | None = None) -> Opening[Namespace]: ...
+    def open(self, namespace: str, *, type: Any = None, name: str | None = None) -> Opening[Namespace[Any]]:
         """Open `namespace`, which need not exist, as `hutch.Store.open`: ``async with store.open("core") as core``."""
 
         async def opening() -> Namespace:
-            verb = functools.partial(self._store.open, namespace, type=type)
+            verb = functools.partial(self._store.open, namespace, type=type, name=name)
             handle = await self._calls.write((namespace,), verb, undo=hutch.Namespace.close)
             return Namespace(handle, self._calls, self._inline_reads)
 

@@ -17,7 +17,7 @@ from typing import Any
 import typing_extensions
 
 from ..codec import registry
-from ..errors import ValueTypeError
+from ..errors import ValueTypeError, a_or_an
 from .shape import MismatchError, Shape
 
 
@@ -260,6 +260,21 @@ def _hints(kind: Any) -> dict[str, Any]:
             f"type= is or holds {kind.__qualname__}: its annotation names {error.name}, which is not defined in its "
             "module. Define or import it there, outside of functions"
         ) from None
+
+
+def named_shape(kind: Any, name: str | None = None) -> Shape:
+    """Return the shape of the type `kind`, which errors call `name` if it is given. Raises ValueTypeError."""
+    if kind is None:
+        raise ValueTypeError(
+            "open: name= without type=: errors call the type by it. Pass type= too, or leave out name="
+        )
+    shape = shape_of(kind)
+    if name is not None:
+        if type(name) is not str or not name:
+            what = "empty" if name == "" else a_or_an(type(name).__name__)
+            raise ValueTypeError(f"open: name= is {what}: a text was expected. Pass a text such as 'User'")
+        shape.name = name
+    return shape
 
 
 def shape_of(kind: Any, known: dict[Any, Shape] | None = None) -> Shape:

@@ -55,5 +55,5 @@ class Struct(Shape):
         if missing:
             return MismatchError(f"{where}.{missing.group(1)}", f"a field of {self.name}", "no value")
         if types:
-            return MismatchError(where, types.group(1), types.group(2))
+            return MismatchError(where, types.group(1) if place else self.name, types.group(2))
         return MismatchError(where, self.name, "what msgspec refuses")
