@@ -447,11 +447,11 @@ def struct_decode(_: Path, rounds: int) -> Rounds:
     """Time the decoding of packed fields to a struct, as a typed namespace does it, and to a dict."""
     from hutch.codec.msgpack import MsgpackFrameCodec
     from hutch.codec.select import frame_codec_of
-    from hutch.typed import shape_of
+    from hutch.typed import named_shape
 
     values = [fresh(number) for number in range(_CHUNK)]
     fields = [(name, type(part)) for name, part in values[0].items()]
-    struct: Any = shape_of(import_module("msgspec").defstruct("Value", fields))
+    struct: Any = named_shape(import_module("msgspec").defstruct("Value", fields))
     decode = struct.decode
     codec = frame_codec_of(None)
     bodies = [codec.encode(value)[1:-5] for value in values]
