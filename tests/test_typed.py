@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import msgspec
 import pydantic
 import pytest
+from typing_extensions import ReadOnly
 
 import hutch
 import hutch.aio
@@ -180,18 +181,93 @@ def test_mutable_writes_a_changed_instance(store: hutch.Store) -> None:
         assert users["ada"] == User("ada", addresses=[Address("main")])
 
 
-def test_fields_that_were_added_or_removed(store: hutch.Store) -> None:
+class Person(pydantic.BaseModel):
+    name: str
+    age: int = 0
+
+
+class Film(TypedDict):
+    name: str
+    age: NotRequired[int]
+
+
+class ClosedPerson(pydantic.BaseModel, extra="forbid"):
+    name: str
+
+
+class ClosedRecord(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+@pytest.mark.parametrize("kind", [User, Record, Person, Film])
+def test_fields_that_were_added_or_removed(store: hutch.Store, kind: Any) -> None:
     with store.open("users") as plain:
-        plain.update({"before": {"name": "ada", "gone": 1}, "never": {"age": 3}, "other": {"name": "x", "age": "3"}})
-    for kind in (User, Record):
-        with store.open("users", type=kind) as users:
-            assert users["before"] == kind("ada")
-            with pytest.raises(hutch.CorruptValueError, match=r"'never'.*\.name.*no value.*without type="):
-                users["never"]
-            with pytest.raises(hutch.CorruptValueError, match=r"'other'.*\.age.*str.*int"):
-                users["other"]
-            with pytest.raises(hutch.CorruptValueError):
-                dict(users)
+        plain.update({"before": {"name": "ada", "gone": 1}, "never": {"age": 3}, "other": {"name": "x", "age": [3]}})
+    with store.open("users", type=kind) as users:
+        assert users["before"] == users.get_many(["before"])["before"] == kind(name="ada")
+        assert kind is Film or users["before"].age == 0
+        with pytest.raises(hutch.CorruptValueError, match=r"'never'.*\.name.*(no value|missing).*without type="):
+            users["never"]
+        with pytest.raises(hutch.CorruptValueError, match=r"'other'.*\.age"):
+            users["other"]
+        with pytest.raises(hutch.CorruptValueError):
+            dict(users)
+        users.modify("before", lambda user: user)
+        del users["other"]
+    with store.open("users") as plain:
+        assert "gone" not in plain["before"]
+        assert plain["never"] == {"age": 3}
+        plain["never"] |= {"name": "eve"}
+    with store.open("users", type=kind) as users:
+        assert users["never"] == kind(name="eve", age=3)
+
+
+class Partial(TypedDict, total=False):
+    name: Required[Annotated[str, "first and last"]]
+    age: int
+
+
+class Whole(Partial):
+    rank: Annotated[NotRequired[int], "from 1"]
+    tags: ReadOnly[list[str]]
+
+
+# The same, with annotations that Python evaluates.
+Evaluated = TypedDict(  # noqa: UP013
+    "Evaluated",
+    {"name": str, "age": NotRequired[int], "rank": Annotated[NotRequired[int], "from 1"], "tags": ReadOnly[list[str]]},
+)
+
+
+@pytest.mark.parametrize("kind", [Whole, Evaluated])
+def test_keys_of_a_typed_dict_that_are_not_required(store: hutch.Store, kind: Any) -> None:
+    with store.open("k", type=kind) as ns:
+        for value in ({"name": "ada", "tags": []}, {"name": "ada", "tags": ["x"], "age": 3, "rank": 1}):
+            ns["k"] = value
+            assert ns["k"] == value
+        for name, part in (("name", "ada"), ("tags", [])):
+            missing = "tags" if name == "name" else "name"
+            with pytest.raises(hutch.ValueTypeError, match=rf"\.{missing} is no value"):
+                ns["k"] = {name: part}
+
+
+@pytest.mark.parametrize("kind", [ClosedPerson, ClosedRecord])
+def test_a_class_that_forbids_other_fields_refuses_those_that_were_removed(store: hutch.Store, kind: Any) -> None:
+    with store.open("users") as plain:
+        plain["k"] = {"name": "ada", "gone": "secret"}
+    with store.open("users", type=kind) as users:
+        with pytest.raises(hutch.CorruptValueError, match=r"'k' of namespace 'users'.*without type=") as raised:
+            users["k"]
+        assert "secret" not in str(raised.value)
+    with store.open("users") as plain:
+        assert plain["k"]["gone"] == "secret"
+
+
+def test_a_pydantic_model_converts_what_it_reads_as_it_does_elsewhere(store: hutch.Store) -> None:
+    with store.open("users") as plain:
+        plain["k"] = {"name": "ada", "age": "3"}
+    with store.open("users", type=Person) as users:
+        assert users["k"] == Person(name="ada", age=3)
 
 
 CLASSES = """

@@ -20,6 +20,9 @@ from ..codec import registry
 from ..errors import ValueTypeError, a_or_an
 from .shape import MismatchError, Shape
 
+# What may stand around the type of a field.
+_QUALIFIERS = (typing.Annotated, typing.Required, typing.NotRequired, typing_extensions.ReadOnly)
+
 
 class _Exact(Shape):
     """A type that the codec stores and returns itself, and no subclass of it."""
@@ -186,7 +189,7 @@ class _TypedDict(Shape):
         super().__init__(kind.__name__)
         hints = _hints(kind)
         self._fields = {name: shape_of(hint, known) for name, hint in hints.items()}
-        self._required: frozenset[str] = frozenset(kind.__required_keys__)
+        self._required = [name for name, hint in hints.items() if _is_required(hint, name in kind.__required_keys__)]
 
     def dump(self, value: Any, path: str = "") -> Any:
         if type(value) is not dict:
@@ -252,6 +255,18 @@ class _Dataclass(Shape):
         return value
 
 
+def _is_required(hint: Any, by_default: bool) -> bool:
+    """Return whether the annotation `hint` requires its key.
+
+    `__required_keys__` alone does not say it: it ignores NotRequired and Required in annotations that are text.
+    """
+    while (origin := typing_extensions.get_origin(hint)) in _QUALIFIERS:
+        if origin in (typing.Required, typing.NotRequired):
+            return origin is typing.Required
+        hint = typing_extensions.get_args(hint)[0]
+    return by_default
+
+
 def _hints(kind: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind, include_extras=True)
@@ -296,7 +311,7 @@ def shape_of(kind: Any, known: dict[Any, Shape] | None = None) -> Shape:
 
 
 def _generic(kind: Any, origin: Any, arguments: tuple[Any, ...], known: dict[Any, Shape]) -> Shape:
-    if origin in (typing.Annotated, typing_extensions.Required, typing_extensions.NotRequired):
+    if origin in _QUALIFIERS:
         return shape_of(arguments[0], known)
     if origin in (typing.Union, types.UnionType):
         return _Union([shape_of(argument, known) for argument in arguments])
