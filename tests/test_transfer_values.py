@@ -1,4 +1,4 @@
-"""Test that copy, dump and snapshots give what a namespace reads, where a plugin changes values above its engine."""
+"""Test that no copy, dump, snapshot or transaction goes below what a plugin puts around an engine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class AroundPlugin:
 
 @pytest.mark.parametrize("kind", ["verbs", "layer", "errbots", "around"])
 @pytest.mark.parametrize("layers", [[], ["metrics"]])
-def test_values_that_a_plugin_changes_are_copied_and_dumped_as_they_are_read(
+def test_values_that_a_plugin_changes_are_copied_and_dumped_as_they_are_read_and_are_in_no_transaction(
     tmp_path: Path, kind: str, layers: list[str]
 ) -> None:
     name = f"values_{kind}_{len(layers)}"
@@ -84,6 +84,12 @@ def test_values_that_a_plugin_changes_are_copied_and_dumped_as_they_are_read(
         with target.open("core") as copied:
             assert copied["k"] == "abc"
         assert transfer.verify(source, target).ok
+        with pytest.raises(hutch.CapabilityError, match=r"transaction.*nothing was written"):
+            source.transact(lambda tx: tx["core"].set("k", "xyz"))
+        with source.open("core") as core:
+            with pytest.raises(hutch.CapabilityError, match=r"transaction.*nothing was written"):
+                core.transaction()
+            assert core["k"] == "abc"
         with pytest.raises(hutch.CapabilityError, match=rf"{kind} engine.*open.*snapshot"):
             source.snapshot()
 

@@ -101,7 +101,14 @@ class StoreTransactions:
             try:
                 # C code, so no signal handler can run between the return of `open` and the append.
                 opened.extend(map(self._layered().open, [name]))
-                storage = self._storages.setdefault(name, as_storage(opened[0], self.name, name))
+                storage = as_storage(opened[0], self.name, name)
+                if not storage.has_apply:
+                    raise CapabilityError(
+                        f"namespace {name!r} of the {self.name} engine has no transactions, because its storage has no "
+                        "`apply`; nothing was written. Use mutable() or modify() for one key, or have the plugin's "
+                        "`open` return a hutch.EncodedStorage with `apply`"
+                    )
+                storage = self._storages.setdefault(name, storage)
             except BaseException:
                 if opened and opened[0] not in self._storages.values():
                     close_interrupted(opened[0])

@@ -50,7 +50,7 @@ def parameters_of(verb: Callable[..., Any]) -> list[Parameter]:
 class Layer(GeneratedStorage):
     """A storage around `inner` that forwards every verb, not only the six, so the engine's own overrides are used."""
 
-    #: Whether values pass as they are, so that `copy` and `dump` may read the bytes below this layer.
+    #: Whether values pass as they are, so that `copy`, `dump` and transactions may use the bytes below this layer.
     keeps_values = False
 
     def __init__(self, inner: StorageBase) -> None:
@@ -66,7 +66,7 @@ class Layer(GeneratedStorage):
 
     @property
     def has_apply(self) -> bool:
-        return self._inner.has_apply
+        return self.keeps_values and self._inner.has_apply
 
     @property
     def write_refusal(self) -> Exception | None:

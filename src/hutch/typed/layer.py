@@ -57,6 +57,11 @@ class TypedLayer(Layer):
         for key, plain in items:
             yield key, self._load(key, plain)
 
+    @property
+    def has_apply(self) -> bool:
+        # Transactions read and write the plain values.
+        return self._inner.has_apply
+
     # --- reads ---
 
     def get(self, key: str) -> Any:
