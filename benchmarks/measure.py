@@ -4,9 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from . import yardsticks
+from . import transactions, yardsticks
 from .targets import TARGETS
 
 if __name__ == "__main__":
     name, folder, rounds = sys.argv[1:]
-    print(json.dumps(getattr(yardsticks, TARGETS[name].function)(Path(folder), int(rounds))))
+    function = TARGETS[name].function
+    module = transactions if hasattr(transactions, function) else yardsticks
+    print(json.dumps(getattr(module, function)(Path(folder), int(rounds))))

@@ -133,6 +133,42 @@ _ROWS = [
         "where the raw packer takes 0.16",
     ),
     Target("increment", "sqlite `ns.increment`", "diskcache's `incr`, the same flushes", 1.0, 60, steady=False),
+    *(
+        Target(
+            f"{engine}_transaction_{keys}",
+            f"{engine}, a transaction of {keys:,} keys in {spaces}, a flush of 1 ms",
+            f"{raw}, the same encoding and flushes",
+            1.25,
+            rounds,
+            slack=1.15,
+            steady=False,
+            flush_us=1000,
+        )
+        for engine, raw in (
+            ("lmdb", "one transaction of raw LMDB"),
+            ("sqlite", "`BEGIN IMMEDIATE`, `COMMIT` of sqlite3"),
+        )
+        for keys, spaces, rounds in (
+            (1, "a namespace", 30),
+            (10, "three namespaces", 60),
+            (1000, "three namespaces", 20),
+        )
+    ),
+    *(
+        Target(
+            f"{engine}_step",
+            f"{engine}, three namespaces, a write each, in one commit, a flush of 1 ms",
+            "the same in one transaction of sqlite3, the same encoding and flushes",
+            limit,
+            60,
+            slack=1.15,
+            steady=False,
+            flush_us=1000,
+        )
+        for engine, limit in (("lmdb", 1.0), ("sqlite", 1.1))
+    ),
+    Target("deadline_get", "lmdb `ns[key]`, `cache_bytes=0`, with a deadline", "without a deadline", 1.5, 100),
+    Target("deadline_set", "lmdb `ns.set(..., ttl_s=...)`, relaxed", "without `ttl_s`", 2.5, 60, steady=False),
     Target("memory_get", "memory `ns[key]`", "decoding alone", 1.4, 300),
     Target("memory_bytes", "memory, bytes per key, of 125-byte values", "-", 290, 1, unit="bytes", exact=True),
     Target(
