@@ -91,6 +91,8 @@ class LmdbReads(EncodedStorage):
             if data is None:
                 validate_key(key)
                 raise KeyError(key)
+            if data[:1] == b"T":  # it has a deadline
+                return self.decode_value(key, data)
             try:
                 value = self.decode_frame(data, crc32(name))
             except CorruptValueError as error:
