@@ -60,7 +60,7 @@ tests-3.11 tests-3.12 tests-3.13: .venv/uv .venvs/errbot/ready
 	$(if $(COVERAGE),$(if $(ARGS),,.venvs/$(@:tests-%=%)/bin/coverage report --skip-covered --fail-under=92))
 
 bridges: ## the bridges, each with its real framework
-	$(MAKE) $(IN_PIECES) --jobs=2 $(FRAMEWORKS:%=bridge-%)
+	$(MAKE) $(IN_PIECES) --jobs=2 --keep-going $(FRAMEWORKS:%=bridge-%)
 
 bridge-%: .venvs/%/ready
 	scripts/pytest-twice .venvs/$*/bin/python tests/bridges/test_$*.py -n 2 --dist loadgroup $(ARGS)

@@ -53,10 +53,12 @@ LIVE_KEYS = (
     f" AND NOT {_IS_EXPIRED.format('?')} ORDER BY key {{}} LIMIT ?"
 )
 LIVE_COUNT = (
-    "SELECT entries - (SELECT count(*) FROM deadlines WHERE ns = id AND expires <= ?) FROM namespaces WHERE id = ?"
+    "SELECT entries - (SELECT count(*) FROM deadlines WHERE ns = namespaces.id AND expires <= ?)"
+    " FROM namespaces WHERE id = ?"
 )
 LIVE_NAMES = (
-    "SELECT name FROM namespaces WHERE entries > (SELECT count(*) FROM deadlines WHERE ns = id AND expires <= ?)"
+    "SELECT name FROM namespaces"
+    " WHERE entries > (SELECT count(*) FROM deadlines WHERE ns = namespaces.id AND expires <= ?)"
 )
 _DUE = "SELECT key FROM deadlines WHERE ns = ? AND expires <= ? ORDER BY expires LIMIT ? OFFSET ?"
 _REMOVE_EXPIRED = f"{REMOVE} AND {_IS_EXPIRED.format('?')}"
