@@ -231,6 +231,23 @@ def test_a_name_that_looks_like_a_path_is_a_name(machine: Machine, engine: str, 
     assert {path for path in machine.folder.rglob("*") if inside not in (path, *path.parents)} == outside
 
 
+@needs_posix
+@pytest.mark.parametrize("engine", ["lmdb", "sqlite", "shelf"])
+@pytest.mark.parametrize("in_url", [False, True], ids=["option", "url"])
+def test_a_path_with_a_lone_surrogate_is_one_error_and_makes_nothing(
+    machine: Machine, engine: str, in_url: bool
+) -> None:
+    path = f"{machine.folder}/a\ud800b"
+    option = "basedir" if engine == "shelf" else "path"
+    before = sorted(os.listdir(machine.folder))
+    with pytest.raises(hutch.ConfigError, match=f"'{option}' of the {engine} engine must be a path") as caught:
+        use(f"{engine}://{path}" if in_url else {"STORAGE": engine, "STORAGE_CONFIG": {option: path}})
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert str(caught.value).isascii()
+    assert sorted(os.listdir(machine.folder)) == before
+
+
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 256, "\ud800", 5, None])
 def test_an_impossible_name(machine: Machine, name: Any) -> None:
     with hutch.connect(f"lmdb://{machine.state}") as store, refused(hutch.NamespaceError, "a namespace m"):

@@ -79,6 +79,7 @@ def test_text_and_values_are_read_alike(name: str, given_value: Any, value: Any)
         ("mode", 5, "must be text, not 5"),
         ("path", "", "must be a path, not ''"),
         ("path", "a\0b", "must be a path"),
+        ("path", "a\ud800b", "option 'path' of the test engine must be a path, not 'a\\ud800b'"),
         ("path", 5, "must be a path, not 5"),
     ],
 )

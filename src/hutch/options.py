@@ -128,6 +128,12 @@ def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
     if kind is Path:
         if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
             return None
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError as error:  # a lone surrogate
+            if passes_through(error):
+                raise
+            return None
         # Not resolve(): keep a symbolic link, which may point elsewhere later.
         return Path(os.path.abspath(base_dir / Path(value).expanduser()))  # noqa: PTH100
     if kind is str:
