@@ -6,10 +6,13 @@ because a signal handler may raise after any other operation.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final, TypeVar
 
 from redis import exceptions as driver
@@ -188,6 +191,7 @@ class Pool:
         except BaseException as error:
             if connecting._sock is not None:
                 close_socket(connecting._sock)
+            _close_unassigned(error)
             # Python's idna codec and the driver wrap a signal handler's exception in their own.
             _raise_handler_error(error)
             # The driver's parser raises ValueError if the other side does not speak the protocol.
@@ -292,6 +296,23 @@ class _Limit:
     def _wake_next(self) -> None:
         for ticket in list(self._queue)[self._max_calls - 1 : self._max_calls]:
             wake_up(ticket.wake)
+
+
+def _close_unassigned(error: BaseException) -> None:
+    """Close the sockets that only the driver's frames in the traceback of `error` refer to.
+
+    A signal handler may raise between the driver's opening of a socket and its assignment, and an application may keep
+    the exception. The frames after the driver's are the handler's, whose sockets are its own.
+    """
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    for frame in itertools.takewhile(_is_of_driver, itertools.islice(frames, 1, None)):
+        for value in frame.f_locals.values():
+            if isinstance(value, socket.socket):
+                socket.SocketType.close(value)
+
+
+def _is_of_driver(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("redis", "ssl")
 
 
 def _raise_handler_error(error: BaseException) -> None:

@@ -23,6 +23,8 @@ import pytest
 import redis
 
 import hutch
+from hutch.testing.conformance.interrupt_jobs import open_files
+from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
 from tests.servers import Certificates, RedisServer, eventually, make_certificates, wait_until
 
 SECRET = "s3cret/with@every:thing#in%it"
@@ -977,6 +979,32 @@ def test_a_forked_child_uses_an_inherited_handle_on_a_connection_of_its_own(
         assert os.waitstatus_to_exitcode(status) == 0
         assert core["sum"] == 400
         assert core["child"] == 199
+
+
+@pytest.mark.usefixtures("unmeasured")
+# Python drops what is raised in the driver's finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_kept_exception_keeps_no_connection(own_server: RedisServer) -> None:
+    """Interrupted anywhere, also within the driver's connecting, a call leaves no socket to the exception's frames."""
+    with connect(own_server.url, retry_s=0) as store, store.open("core") as core:
+        pool = store.factory.server._pool
+
+        def modify_anew() -> None:
+            pool.drop_idle()
+            core.modify("n", lambda n: n + 1, 0)
+
+        modify_anew()
+        before = open_files()
+        kept: list[BaseException] = []
+        for point in points(modify_anew, loops=False):
+            try:
+                run_at(point, raise_interrupt, modify_anew, loops=False)
+            except Interrupt as error:
+                kept.append(error)
+        core["after"] = 1
+        assert core["after"] == 1
+        assert len(kept) >= 100
+        assert open_files() <= before, "connections that only the exceptions refer to"
 
 
 def test_two_stores_on_the_same_data_share_the_locks_of_mutable(redis_server: RedisServer, prefix: str) -> None:
