@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # The server takes one request of at most about 1 GiB, and before Redis 7 about a million arguments.
 _MAX_KEYS: Final = 300_000
 _MAX_BYTES: Final = 768 << 20
-# KEYS: the four of each namespace, one after the other. ARGV: per namespace its name, the number of expected values, as
-# many times key, '1' for a value or '0' for none, value; then the same for the changes. An expired value is none. A
+# KEYS: the four of each namespace, one after the other. ARGV: per namespace: the name, the number of expected values,
+# as many times key, '1' for a value or '0' for none, value; then the same for the changes. An expired value is none. A
 # server whose memory is full refuses the first write of a script or none, so no change needs to be undone.
 _APPLY: Final = Script(
     "local all, KEYS = KEYS, {}",
