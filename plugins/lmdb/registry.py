@@ -96,6 +96,10 @@ def _forget_closed(environment: Environment) -> None:
     if not environment.is_wanted() and not environment.is_open():
         for place in [place for place, one in list(_environments.items()) if one is environment]:
             _environments.pop(place, None)
+        # It lives on in a cycle until the collector runs; every release and fork until then would visit it.
+        reference = weakref.ref(environment)
+        if reference in _all:
+            _all.remove(reference)
 
 
 # --- fork ---

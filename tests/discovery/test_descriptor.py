@@ -106,6 +106,7 @@ def test_two_lines_are_a_descriptor(tmp_path: Path) -> None:
         schemes=("files",),
         url_option="path",
         whole_url=False,
+        module_file=path.parent / "files_storage.py",
     )
     assert read_descriptor(path).module_file == tmp_path.resolve() / "files_storage.py"
 

@@ -60,13 +60,8 @@ class PluginInfo(NamedTuple):
     kind: Literal["engine", "codec"] = "engine"
     #: ``[Codec] Headers``: the header bytes of a codec's bodies; empty for an engine, or without a descriptor.
     headers: bytes = b""
-
-    @property
-    def module_file(self) -> Path | None:
-        """Return the module's file in the descriptor's real folder, or None if the plugin has no descriptor."""
-        if self.module is None or self.entry_point is not None or self.factory is not None:
-            return None
-        return Path(os.path.realpath(self.path)).parent / f"{self.module}.py"
+    #: The module's file in the descriptor's real folder; None if the plugin has no descriptor.
+    module_file: Path | None = None
 
 
 class BrokenPlugin(NamedTuple):
@@ -277,6 +272,7 @@ def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
         unpickles=unpickles == "yes",
         kind="codec" if "Codec" in sections else "engine",
         headers=_headers(option("Codec", "Headers")) if "Codec" in sections else b"",
+        module_file=Path(os.path.realpath(path)).parent / f"{module}.py",
     )
     assert info.module_file is not None
     _check_module(info.module_file)

@@ -28,6 +28,8 @@ _lock = ForkSafeLock()
 # Modules whose import has begun but not completed. A name that is not in `_importing` too was interrupted.
 _unfinished: set[str] = set()
 _importing: set[str] = set()
+# The module and class of each plugin with a descriptor that was loaded.
+_loaded: dict[PluginInfo, tuple[ModuleType, type]] = {}
 # Shorter option values are not treated as secrets: replacing them would garble words at random.
 _SHORTEST_SECRET = 3
 _LONGEST_TEXT = 300
@@ -54,8 +56,13 @@ def load_codec(info: PluginInfo) -> type[Codec]:
 def _load_class(info: PluginInfo, wanted: _Wanted) -> type:
     if info.entry_point is not None:
         return _entry_point_class(info, wanted)
+    if (loaded := _loaded.get(info)) is not None and sys.modules.get(loaded[0].__name__) is loaded[0]:
+        return loaded[1]
     _check_python(info)
-    return _choose_class(info, _load_module(info), wanted)
+    module = _load_module(info)
+    chosen = _choose_class(info, module, wanted)
+    _loaded[info] = module, chosen
+    return chosen
 
 
 def build_factory(info: PluginInfo, config: object) -> object:

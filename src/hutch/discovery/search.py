@@ -19,6 +19,8 @@ from .entry_points import CODECS_GROUP, PLUGINS_GROUP, may_have_entry_points
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
+    from .search_cache import Evidence
+
 __all__ = ["BrokenPlugin", "Discovery", "builtin_dir", "discover"]
 
 PATH_VARIABLE = "HUTCH_PLUGIN_PATH"
@@ -27,6 +29,9 @@ PATH_VARIABLE = "HUTCH_PLUGIN_PATH"
 MAX_DESCRIPTORS = 10_000
 MAX_ENTRIES = 100_000
 _Kind = Literal["engine", "codec"]
+# The searches that this process has made, and how many it remembers.
+_made: set[object] = set()
+_MOST_MADE = 64
 
 
 def discover(
@@ -42,24 +47,42 @@ def discover(
     The places are the built-in plugins, `extra_dirs`, the folders in ``$HUTCH_PLUGIN_PATH`` (from `environ`, default
     `os.environ`), entry points of `groups`, and `hooked`: folders, descriptors or factory classes that
     hooks returned. Folders are searched recursively. A file reached twice counts once. If `wanted`, the name or scheme
-    of a plugin, is given, descriptors that cannot match it may be left out.
+    of a plugin, is given, descriptors that cannot match it may be left out. From the second time on, the same search is
+    answered from `search_cache` while nothing that it looked at has changed.
     """
-    search = _Search(wanted.casefold())
+    extra_dirs, hooked = tuple(extra_dirs), tuple(hooked)
+    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "")
+    used_groups = tuple(group for group in groups if may_have_entry_points(group))
+    # Entry points and hooks say for themselves what they name: these are asked at every search.
+    key = None if used_groups or hooked else (__file__, wanted, groups, named, extra_dirs)
+    evidence = None
+    if key in _made:  # a process that searches once need not import the cache
+        from .search_cache import Evidence, cached_search
+
+        if (cached := cached_search(key)) is not None:
+            return cached
+        evidence = Evidence()
+    search = _Search(wanted.casefold(), evidence)
     search.folder("built-in", builtin_dir())
     for folder in extra_dirs:
         search.folder("EXTRA_PLUGIN_DIRS", folder)
-    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "")
     for part in filter(None, named.split(os.pathsep)):
         search.folder(f"${PATH_VARIABLE}", Path(part))
     if not named:
         search.places.append(f"${PATH_VARIABLE} (not set)")
-    search.entry_points(groups)
+    search.entry_points(groups, used_groups)
     for item in hooked:
         search.hooked(item)
-    found = search.found
-    engines = tuple(info for info in found if info.kind == "engine")
-    codecs = tuple(info for info in found if info.kind == "codec")
-    return Discovery(engines, tuple(search.broken), tuple(search.places), codecs)
+    found = search.result()
+    if evidence is not None:
+        from .search_cache import cache_search
+
+        cache_search(key, found, evidence)
+    elif key is not None:
+        if len(_made) >= _MOST_MADE:
+            _made.clear()
+        _made.add(key)
+    return found
 
 
 def builtin_dir() -> Path:
@@ -73,15 +96,24 @@ def builtin_dir() -> Path:
 class _Search:
     """The state of one running search."""
 
-    def __init__(self, wanted: str) -> None:
+    def __init__(self, wanted: str, evidence: Evidence | None) -> None:
         self._wanted = wanted
         self.found: list[PluginInfo] = []
         self.broken: list[BrokenPlugin] = []
         self.places: list[str] = []
+        #: Remembers what is looked at, for a search that will be cached.
+        self._evidence = evidence
         self._seen: set[tuple[str, object]] = set()
+
+    def result(self) -> Discovery:
+        engines = tuple(info for info in self.found if info.kind == "engine")
+        codecs = tuple(info for info in self.found if info.kind == "codec")
+        return Discovery(engines, tuple(self.broken), tuple(self.places), codecs)
 
     def folder(self, label: str, folder: Path) -> None:
         try:
+            if self._evidence is not None:
+                self._evidence.begin_with(folder, is_builtin=label == "built-in")
             folder = folder.absolute()
             note = "" if folder.is_dir() else " (not a folder)" if folder.exists() else " (does not exist)"
         except (OSError, ValueError) as error:  # no current directory, no permission, NUL in the path
@@ -90,7 +122,9 @@ class _Search:
             self.broken.append(BrokenPlugin(folder, None, f"cannot be searched: {_reason(error)}"))
             note = " (cannot be searched)"
         self.places.append(f"{label}: {shown(folder)}{note}")
-        if not note:
+        if note:
+            self._doubt()
+        else:
             for count, descriptor in enumerate(self._descriptors(folder)):
                 if count == MAX_DESCRIPTORS:
                     reason = f"holds more than {MAX_DESCRIPTORS:,} descriptors; the rest was not read"
@@ -98,14 +132,25 @@ class _Search:
                     break
                 self.descriptor(descriptor)
 
+    def _look_at(self, path: Path) -> None:
+        """Remember the status of `path`, which is about to be read."""
+        if self._evidence is not None:
+            self._evidence.add(str(path))
+
+    def _doubt(self) -> None:
+        """Keep the search from being cached."""
+        if self._evidence is not None:
+            self._evidence.is_complete = False
+
     def descriptor(self, path: Path) -> None:
+        self._look_at(path)
         found = parse_if_wanted(path, self._wanted)
         if found is not None and self._is_new("file", _real(path)):
             self._add(found)
 
-    def entry_points(self, groups: tuple[str, ...]) -> None:
+    def entry_points(self, groups: tuple[str, ...], used: tuple[str, ...]) -> None:
+        """Search the entry points of the `used` ones of `groups`."""
         self.places.extend(f"entry points of group {group}" for group in groups)
-        used = [group for group in groups if may_have_entry_points(group)]
         if used:
             for distribution, group, name, value in self._entry_points(used):
                 self._entry_point(distribution, group, name, value)
@@ -135,6 +180,7 @@ class _Search:
         entries = 0
         while pending:
             folder = pending.pop()
+            self._look_at(folder)
             # Links to folders are followed, so a folder may be reached twice or contain a link to itself.
             if not self._is_new("folder", _identity(folder)):
                 continue
@@ -149,6 +195,8 @@ class _Search:
                             return
                         if entry.name.startswith(".") or entry.name == "__pycache__":
                             continue
+                        if entry.is_symlink():  # a folder's status says nothing about where its links lead
+                            self._doubt()
                         if entry.name.endswith(".plug"):
                             descriptors.append(entry.name)
                         elif _is_dir(entry):
@@ -160,7 +208,7 @@ class _Search:
             yield from (folder / name for name in sorted(descriptors))
             pending.extend(folder / name for name in sorted(folders, reverse=True))
 
-    def _entry_points(self, groups: list[str]) -> Iterator[tuple[Distribution, str, str, str]]:
+    def _entry_points(self, groups: tuple[str, ...]) -> Iterator[tuple[Distribution, str, str, str]]:
         # Imported here because it imports half of the standard library, which most programs do not need.
         try:
             from importlib.metadata import distributions
@@ -205,6 +253,8 @@ class _Search:
     def _add(self, found: PluginInfo | BrokenPlugin) -> None:
         if isinstance(found, PluginInfo):
             self.found.append(found)
+            if (file := found.module_file) is not None:
+                self._look_at(file)
         else:
             self.broken.append(found)
 
