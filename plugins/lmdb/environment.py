@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,12 +18,12 @@ import lmdb
 
 from hutch import StorageTimeoutError, StorageUnavailableError, StoreError
 from hutch.filesystem import flush_folder
-from hutch.handlers import raised_by_handler
+from hutch.handlers import raised_by_handler, release_frames
 
 from .commit_queue import CommitQueue, Request, new_ticket
 from .files import FORMAT, library_version
 from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, in_doubt
-from .slot import Slot, end_transaction, release_frames
+from .slot import Slot, end_transaction
 from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ENGINE = str(Path(__file__).parent) + os.sep
 _READ_RETRIES = 200
 _DAMAGED_READS = 10
 # Errors that a retry cannot cure.
@@ -120,7 +122,7 @@ class Environment(OpenFiles):
                 txn = self.begin()
                 return fn(txn)
             except BaseException as error:
-                release_frames(error)
+                release_frames(error, _ENGINE)
                 if not isinstance(error, lmdb.Error) or raised_by_handler(error):
                     raise
                 failure = error

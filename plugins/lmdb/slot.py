@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from itertools import islice
 from operator import methodcaller
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -24,7 +22,6 @@ Slot = list[Any]
 
 # Of a transaction of LMDB, or of a snapshot of page_reader.py.
 _open_cursor = methodcaller("cursor")
-_ENGINE = str(Path(__file__).parent) + os.sep
 
 
 def end_transaction(slot: Slot) -> None:
@@ -46,20 +43,3 @@ def end_transaction(slot: Slot) -> None:
 def add_cursor(slot: Slot) -> None:
     """Open a cursor of the transaction as ``slot[1]``; ``del slot[1]`` closes it."""
     slot += map(_open_cursor, islice(slot, 1))
-
-
-def release_frames(error: BaseException) -> None:
-    """Clear the variables of the engine's functions that `error` has left, so that its traceback keeps no transaction.
-
-    The caller's frame and those of other code, such as a signal handler, stay as they are.
-    """
-    traceback = error.__traceback__ and error.__traceback__.tb_next
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_code.co_filename.startswith(_ENGINE):
-            try:
-                frame.clear()
-            except RuntimeError as running:  # a handler raised a stored exception, whose frames still run
-                if raised_by_handler(running):
-                    raise
-        traceback = traceback.tb_next

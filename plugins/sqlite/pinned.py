@@ -6,6 +6,7 @@ While it is open, SQLite cannot move later writes from the log to the file, so t
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -76,8 +77,7 @@ class _PinnedReader(Readers):
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason
         self._pinned.clear()
-        for reader in list(self._all):
-            self._close(reader)
+        deque(map(Connection.close, list(self._all)), 0)
 
     def close_before_fork(self, ticket: Ticket, patience_s: float) -> None:
         self._opening.enter(ticket, patience_s)

@@ -21,12 +21,12 @@ from typing import NoReturn, TypeVar
 
 from hutch import StorageTimeoutError, StorageUnavailableError, StoreError
 from hutch.filesystem import is_missing, reason_not_writable
-from hutch.handlers import raised_by_handler
+from hutch.handlers import raised_by_handler, release_frames
 
 from .errors import storage_error
 from .file import DatabaseFile, NoDataError
 from .paths import size_of
-from .readers import Readers
+from .readers import ENGINE, Readers
 from .wait import BusyWait
 
 T = TypeVar("T")
@@ -143,6 +143,14 @@ class ReadOnlyReaders(Readers):
     _file: ReadOnlyFile
 
     def run(self, work: Callable[..., T], *args: object) -> T:
+        try:
+            return self._run(work, *args)
+        except BaseException as error:
+            # A stored traceback must not seem to use a reader.
+            release_frames(error, ENGINE)
+            raise
+
+    def _run(self, work: Callable[..., T], *args: object) -> T:
         deadline_s = time.monotonic() + self._file.wait_s
         while True:
             state = self._file.state()
@@ -183,9 +191,10 @@ class ReadOnlyReaders(Readers):
                 return self._opening.run(self._file.wait_s, self._open, state)
             if getattr(reader, "state", None) == state:
                 return reader
-            self._close(reader)
+            reader.close()
 
     def _open(self, state: State) -> Connection:
+        self._close_lost()
         reader = _Reader.__new__(_Reader)
         reader.state = state
         return self._connect(reader)

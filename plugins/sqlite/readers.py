@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from sqlite3 import Connection
 from typing import TypeVar
 
 from hutch import StorageTimeoutError
+from hutch.handlers import release_frames
 from hutch.locks import FairLock, Ticket
 
 from .file import DatabaseFile, close, is_open
 
 T = TypeVar("T")
 
+#: The folder of the engine's files.
+ENGINE = str(Path(__file__).parent) + os.sep
 # The number of idle readers kept. More exist while more threads read concurrently.
 _IDLE_READERS = 8
 
@@ -25,14 +31,17 @@ class Readers:
 
     A connection returns to the pool only after success. Any exception, also from a signal handler, closes it, because a
     stored traceback may keep an unfinished read alive. A connection that a handler's exception lost between the pool
-    and the variable that should hold it is recovered when the next one is needed.
+    and the variable that should hold it is recovered when the next one is needed. That is why no variable may refer to
+    an idle or lost connection where a handler can raise: a stored traceback would keep the variable, and the connection
+    would seem to be in use for ever.
     """
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
         self._opening = FairLock(f"opening {file.path}")
-        #: The idle readers; the list object never changes. A thread takes one and puts it back; `pop` and `append` are
-        #: atomic. A thread that then finds the storage closed calls `trim`.
+        #: The idle readers; the list object never changes. A thread takes one by `pop` and puts it back by ``+=``: as
+        #: atomic as `append`, but no call, so no handler runs before the variable is deleted. A thread that then finds
+        #: the storage closed calls `trim`.
         self.idle: list[Connection] = []
         # Every reader, which shows when none is in use.
         self._all: set[Connection] = set()
@@ -51,8 +60,10 @@ class Readers:
         except BaseException:
             reader.close()
             raise
-        self.idle.append(reader)
-        if len(self.idle) > _IDLE_READERS or not self._file.users:
+        idle = self.idle
+        idle += (reader,)
+        del reader
+        if len(idle) > _IDLE_READERS or not self._file.users:
             self.trim()
         return result
 
@@ -60,10 +71,9 @@ class Readers:
         """Close surplus idle readers, or all of them once the last user has left."""
         while len(self.idle) > (_IDLE_READERS if self._file.users else 0):
             try:
-                reader = self.idle.pop()
+                Connection.close(self.idle.pop())
             except IndexError:
                 break
-            self._close(reader)
         if self._all and not self._file.users:
             # A thread that is opening a reader closes it itself.
             with contextlib.suppress(StorageTimeoutError):
@@ -76,11 +86,9 @@ class Readers:
         while self._all and time.monotonic() < deadline_s:
             self._close_lost()
             try:
-                reader = self.idle.pop()
+                Connection.close(self.idle.pop())
             except IndexError:
                 time.sleep(0.001)
-            else:
-                self._close(reader)
 
     def leave(self, ticket: Ticket) -> None:
         """Allow readers to be opened again."""
@@ -98,9 +106,8 @@ class Readers:
             return self.idle.pop()
         except IndexError:
             pass
-        for reader in self._lost():
-            return reader
-        return self._connect(Connection.__new__(Connection))
+        lost = self._lost()
+        return lost[0] if lost else self._connect(Connection.__new__(Connection))
 
     def _connect(self, reader: Connection) -> Connection:
         try:
@@ -116,27 +123,31 @@ class Readers:
 
         Call it only while holding `_opening`, because every caller takes ownership of them.
         """
-        lost: list[Connection] = []
         if len(self._all) == len(self.idle):
-            return lost
-        # A reader in use has one more reference than `probe`, whose variable matches the reference from `self._all`.
+            return []
         probe = Connection(":memory:")
-        unused = 0
+        try:
+            return self._find_lost(probe)
+        except BaseException as error:
+            release_frames(error, ENGINE)
+            raise
+        finally:
+            probe.close()
+
+    def _find_lost(self, probe: Connection) -> list[Connection]:
+        # Two variables refer to `probe`, as `self._all` and a variable refer to a reader in use.
+        lost: list[Connection] = []
+        used = 0
         for reader in [probe, *self._all]:
             count = sys.getrefcount(reader)
             if reader is probe:
-                unused = count
+                used = count
             elif not is_open(reader):
                 self._all.discard(reader)
-            elif count <= unused:
+            elif count < used:
                 lost.append(reader)
-        probe.close()
         return lost
 
     def _close_lost(self) -> None:
-        for reader in self._lost():
-            self._close(reader)
-
-    def _close(self, reader: Connection) -> None:
-        reader.close()
-        self._all.discard(reader)
+        """Close the lost readers; the next search removes them from `_all`."""
+        deque(map(Connection.close, self._lost()), 0)

@@ -252,7 +252,8 @@ class SqliteStorage(EncodedStorage):
             if not is_from_sqlite(error):
                 raise
         else:
-            idle.append(reader)
+            idle += (reader,)  # as in `Readers.run`
+            del reader
             if self._idle is not idle:
                 self._trim()  # closed meanwhile
             return row

@@ -62,6 +62,24 @@ def is_missing(error: KeyError, key: object) -> bool:
     return bool(error.args and error.args[0] is key) or not passes_through(error)
 
 
+def release_frames(error: BaseException, folder: str) -> None:
+    """Clear the variables of the functions that `error` has left, so that its traceback keeps no resource alive.
+
+    Only functions of files in `folder`, a path with a separator at its end. The caller's frame and those of other code,
+    such as a signal handler, stay as they are.
+    """
+    traceback = error.__traceback__ and error.__traceback__.tb_next
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_filename.startswith(folder):
+            try:
+                frame.clear()
+            except RuntimeError as running:  # a handler raised a stored exception, whose frames still run
+                if raised_by_handler(running):
+                    raise
+        traceback = traceback.tb_next
+
+
 @contextmanager
 def suppress_own(*kinds: type[Exception]) -> Iterator[None]:
     """Suppress exceptions of `kinds` that the block itself raises, but not those of a signal handler."""

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.testing.signal_points import Visit, points, run_at
+from hutch.testing.signal_points import Interrupt, Visit, points, raise_interrupt, run_at
 
 PATIENCE_S = 60.0
 # The number of points tried per call, chosen at random with this seed; 0 for all of them.
@@ -358,3 +358,45 @@ def test_a_finalizer_that_writes_in_the_middle_of_a_batch_works(path: Path) -> N
         assert set(stored(path)) == {*BEFORE, *BATCH, *(f"saved {number}" for number in range(len(calls)))}
     assert calls
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("readonly", ["false", "true"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda space: space.get("k001"),
+        lambda space: "k001" in space,
+        len,
+        lambda space: list(space.items()),
+        lambda space: list(space.scan()),
+    ],
+    ids=["get", "in", "len", "items", "scan"],
+)
+def test_a_kept_traceback_keeps_no_connection(path: Path, read: Callable[[Any], object], readonly: str) -> None:
+    """A reader that a kept traceback refers to would seem to be in use for ever, and each read would open another."""
+    with hutch.connect(f"sqlite://{path}") as store, store.open("core") as space:
+        space.update({f"k{number:03}": number for number in range(40)})
+    with hutch.connect(f"sqlite://{path}?readonly={readonly}") as store, store.open("core") as space:
+        storage: Any = space._store
+        readers = getattr(storage, "_inner", storage)._shared.readers
+
+        def lose_the_idle_reader_and_read() -> None:
+            readers.idle.clear()  # as an exception right after taking it does
+            read(space)
+
+        kept: list[BaseException] = []
+        for point in points(lose_the_idle_reader_and_read, loops=False):
+            try:
+                run_at(point, raise_interrupt, lose_the_idle_reader_and_read, loops=False)
+            except Interrupt as error:
+                kept.append(error)
+        read(space)
+        assert len(kept) >= 10
+        still_open = len([reader for reader in readers._all if is_open(reader)])
+        assert still_open <= 2, f"{still_open} readers are open after {len(kept)} interrupted reads"
+
+
+def is_open(connection: sqlite3.Connection) -> bool:
+    with suppress(sqlite3.ProgrammingError):
+        return connection.in_transaction in (True, False)
+    return False
