@@ -48,9 +48,14 @@ class PinnedEnvironment:
         # Filled by one call of C code, so that no signal handler comes between.
         self._txns: list[Txn] = []
         environment.snapshots.append(ref(self))
-        environment.read(partial(self._pin, environment), None)
-        self._is_empty = not self._txns
-        self.now_ms = deadlines.now_ms()
+        try:
+            environment.read(partial(self._pin, environment), None)
+            self._is_empty = not self._txns
+            self.now_ms = deadlines.now_ms()
+        except BaseException:
+            # A stored traceback would keep the transaction.
+            self.end("it was interrupted")
+            raise
 
     def _pin(self, environment: Environment, _: Txn) -> None:
         # The transaction of `read` ends with it.

@@ -101,8 +101,13 @@ class PinnedDatabase(Database):
         self._reader = self.readers = _PinnedReader(self._file)
         self.read = self._reader.run
         self.write = self._refuse  # type: ignore[assignment]
-        self._reader.pin()
-        self.now_ms = deadlines.now_ms()
+        try:
+            self._reader.pin()
+            self.now_ms = deadlines.now_ms()
+        except BaseException:
+            # A stored traceback would keep the transaction.
+            self._reader.end("it was interrupted")
+            raise
 
     def _refuse(self, *_: object) -> NoReturn:
         raise CapabilityError(f"sqlite {self.path}: a snapshot never changes; nothing was written")

@@ -141,7 +141,12 @@ class SqlitePlugin(StoragePluginBase):
         from .pinned import SqliteSnapshot
 
         view = SqliteSnapshot(self, self._settings())
-        self._snapshots.add(view)
+        try:
+            self._snapshots.add(view)
+        except BaseException:
+            # A stored traceback would keep the view open.
+            view.close()
+            raise
         return view
 
     def backup(self, dest: Path) -> None:

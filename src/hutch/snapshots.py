@@ -46,17 +46,24 @@ class Snapshot:
 
     def close(self) -> None:
         """Release the snapshot; does nothing if it is closed already."""
-        view, self._view = self._view, None
+        view = self._view
+        if view is not None:
+            try:
+                view.close()
+            except BaseException:
+                # Interrupted: a stored traceback would keep the view open.
+                view.close()
+                raise
+        self._view = None
         for handle in list(self._handles.values()):
             handle.close()
-        if view is not None:
-            view.close()
 
     def __iter__(self) -> Any:
         raise TypeError("a snapshot is not iterable; namespaces() lists its namespaces")
 
     def __enter__(self) -> Self:
-        self._open_view()
+        if self._view is None:
+            self._open_view()
         return self
 
     def __exit__(

@@ -71,7 +71,13 @@ class StoreTransactions:
                 "would read below that `open`. Override `snapshot` in the plugin too, or remove `snapshot` from its "
                 "capabilities"
             )
-        return Snapshot(take(), self.name)
+        view = take()
+        try:
+            return Snapshot(view, self.name)
+        except BaseException:
+            # A stored traceback would keep the view open.
+            view.close()
+            raise
 
     def _transaction_of(self, owner: Hashable) -> Transaction:
         """Return the transaction that hutch.aio uses for the task `owner`, through any thread."""

@@ -25,6 +25,7 @@ FAULTS_INSIDE = {
     "DeadlocksInAFinalizer": "A finalizer, which the collector",
     "KeepsAReservation": "A handler may raise at any point of a verb",
     "LeavesFilesOpen": "A handler may raise at any point of a verb",
+    "KeepsFilesInTracebacks": "A handler may raise at any point of a verb",
 }
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,8 @@ from .verb_work import VERBS, Landing, Step, Work
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 _CHECK_EVERY = 50
 _AGAIN_S = 0.02
+#: How many files and connections more than before an engine may have open for later calls.
+_POOLED = 6
 #: Below this number of signals, the share that lands inside hutch is not judged.
 _ENOUGH_TO_JUDGE = 100
 
@@ -237,7 +239,9 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
     figures: Counter[str] = Counter()
     with _measured_leaks(config, figures), _dropped_by_python() as dropped, Work(config, seed) as work:
         plan = VERBS[verb]
-        retained = _retained()
+        retained: deque[BaseException] = deque()
+        work.run(plan(work))
+        opened = open_files()
         for point in _points_to_visit(work, plan, limit, figures):
             where = _interrupt_at(point, work, plan(work), dropped, retained if verb != "open" else None, figures)
             gc.collect(0)  # an unreferenced handle is closed with its last frame
@@ -249,9 +253,17 @@ def interrupt_at_each_point(_: hutch.Store, config: Any, verb: str, limit: int |
                 raise
             dropped.clear()
         work.finish()
+        _assert_none_keeps_files(retained, open_files() - opened - figures["inside tempfile"])
         retained.clear()
         figures["acknowledged and read back"] = work.read_back
     return dict(figures)
+
+
+def _assert_none_keeps_files(retained: Collection[BaseException], opened: int) -> None:
+    assert opened <= _POOLED, (
+        f"{opened} more files or connections are open while {len(retained)} exceptions are kept: their tracebacks keep "
+        "the variables of the engine's functions; close what a variable holds before the exception leaves"
+    )
 
 
 def _points_to_visit(

@@ -41,7 +41,10 @@ class Interrupts(Promises):
                 record_property("counted", table_row(store.name, verb, figures))
 
     def test_an_exception_at_any_point_of_a_verb_breaks_nothing(self, config: Any) -> None:
-        """A handler may raise at any point of a verb: the old or new state is stored, and no lock stays taken."""
+        """A handler may raise at any point of a verb: the old or new state is stored, and no lock stays taken.
+
+        Nor does a file or connection stay open for an exception that the application keeps.
+        """
         limit = point_limit(_POINTS)
         print(f"HUTCH_SEED={SEED}, {limit or 'all'} points per verb")
         with Child(config, measured=False) as child:
