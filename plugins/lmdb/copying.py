@@ -21,9 +21,8 @@ from hutch import CapabilityError, CorruptValueError, StorageFullError, StorageU
 from hutch.filesystem import copy_permissions, flush_folder, open_existing
 from hutch.handlers import raised_by_handler
 
-from .files import FORMAT, lmdb_name
+from .files import FORMAT, MAX_READERS, lmdb_name
 from .layout import validate_format
-from .open_files import MAX_READERS
 from .writer_gate import LOCK_EX, LOCK_NB, lockf
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from hutch.filesystem import flush_folder
 from hutch.handlers import raised_by_handler, release_frames
 
 from .commit_queue import CommitQueue, Request, new_ticket
-from .files import FORMAT, library_version
-from .open_files import MAX_READERS, NO, TRUST_S, OpenFiles, in_doubt
+from .files import FORMAT, MAX_READERS, library_version
+from .open_files import NO, TRUST_S, OpenFiles, in_doubt
 from .slot import Slot, end_transaction
 from .writer_gate import FREE, MUTEX, RELEASE, WriterGate, flock
 
@@ -117,7 +117,7 @@ class Environment(OpenFiles):
             env = self._env
             txn: Txn | None = None
             try:
-                if env is None and self.is_wanted() and not self.exists():
+                if env is None and self.is_wanted() and not self.open_existing():
                     return nothing
                 txn = self.begin()
                 return fn(txn)
@@ -227,13 +227,14 @@ class Environment(OpenFiles):
 
     def _look(self, request: Request) -> None:
         """Open the files if necessary, validate that they are in place, and let waiting processes write first."""
-        self.open_now()
+        while self._env is None or self.gate is None:
+            self.open_now()
+            self.open_gate()
         self._must_be_in_place()
         for snapshot in list(self.snapshots):
             if (pinned := snapshot()) is None or not pinned.is_pinned():
                 self.snapshots.remove(snapshot)
-        gate = self.gate
-        if gate is not None and gate.look():
+        if (gate := self.gate) is not None and gate.look():
             self._wait_at_gate(gate, request)
         self._look_at_s = time.monotonic() + TRUST_S
 
@@ -275,8 +276,7 @@ class Environment(OpenFiles):
         return self._timed_out(f"thread {name} of this process")
 
     def _time_out_at_gate(self) -> StoreError:
-        gate = self.gate
-        return self._timed_out((gate and gate.other_holder()) or "another process")
+        return self._timed_out(((gate := self.gate) and gate.other_holder()) or "another process")
 
     def _timed_out(self, who: str) -> StoreError:
         return StorageTimeoutError(

@@ -28,13 +28,12 @@ from hutch.handlers import raised_by_handler
 
 from .files import (
     FORMAT,
+    MAX_READERS,
     Files,
-    create_lock_file,
     identities,
     lmdb_name,
     make_store,
-    map_lock_file,
-    refuse_foreign_lock_file,
+    prepare_lock_file,
     validate_files,
 )
 from .opening import Opening
@@ -50,10 +49,6 @@ DURABILITY: dict[str, dict[str, bool]] = {
     "normal": {"sync": True, "metasync": False},
     "relaxed": {"sync": False, "metasync": False},
 }
-# Each thread that is reading, in any process, takes one slot of 64 bytes in the lock file.
-MAX_READERS = 1024
-# A header, and 64 bytes per reader. LMDB accepts an existing file of another size.
-_LOCK_FILE_BYTES = 192 + 64 * (MAX_READERS - 1)
 _DAMAGED_OPENS = 10
 _NAP_S = 100e-6
 _LARGEST_MAP_STEP = 1 << 36
@@ -79,21 +74,24 @@ class OpenFiles:
         #: it is itself the current writer.
         self.lock = ForkSafeLock()
         # `_is_paused` forbids new write transactions; `_busy` is the request whose transaction may be open. Each side
-        # sets its own first and then reads the other's. A lock would cost a thirtieth of a write.
+        # sets its own first, then reads the other's. A lock would cost a thirtieth of a write.
         self._is_paused = False
         self._busy: object = None
         self.begin: Callable[..., Txn] = self._begin_first
         self.begin_write: Callable[[bool], Txn] = _begin_nothing
+        #: Opened for the first write.
         self.gate: WriterGate | None = None
         self._place = str(path)
         self._map_size_bytes = map_size_bytes
-        # When a writer next looks whether the files are in place and whether other processes wait.
+        # When a writer next looks whether files are in place and other processes wait.
         self._look_at_s = -math.inf
         self._env: lmdb.Environment | None = None
         # The environment that py-lmdb has open, stored before it is validated and used.
         self._opened: list[lmdb.Environment] = []
         self._opening: Opening | None = None
-        # The map of lock.mdb, see `map_lock_file`.
+        # The identities of the files just before LMDB opened them.
+        self._before: Files | None = None
+        # The map of lock.mdb, see `prepare_lock_file`.
         self._maps: list[mmap.mmap] = []
         self._is_tight = False  # whether address space is too short for another thread's stack
         # The open write transaction, if any.
@@ -116,8 +114,8 @@ class OpenFiles:
         raise NotImplementedError
 
     def is_open(self) -> bool:
-        """Return whether files are open, or a fork closed them before a write was flushed."""
-        return bool(self._opened or self._maps) or self._is_unflushed
+        """Return whether files are open or being opened, or a fork closed them before a write was flushed."""
+        return bool(self._opening or self._opened or self._maps) or self._is_unflushed
 
     def has_lost_its_files(self) -> bool:
         """Return whether files were opened and the path now leads to other files, or to none."""
@@ -140,7 +138,7 @@ class OpenFiles:
     def open_now(self) -> lmdb.Environment:
         """Return the environment; open its files if necessary, and create missing ones. Raises StoreError."""
         env = self._env
-        if env is not None and self.gate is not None:
+        if env is not None:
             return env
         with self.lock.current:
             if not self.is_wanted():
@@ -148,9 +146,21 @@ class OpenFiles:
             return self._opened_env()
 
     def _opened_env(self) -> lmdb.Environment:
-        while self._env is None or self.gate is None:
+        while self._env is None:
             self._open()
         return self._env
+
+    def open_gate(self) -> None:
+        """Open the gate to other processes, before the first write. Raises StoreError."""
+        with self.lock.current:
+            opened = list(self._opened)
+            try:
+                if opened and self.gate is None:
+                    self.gate = WriterGate(self.path, self._maps)
+            except OSError as error:
+                self._raise(error, "opening")
+            if opened != self._opened:  # a handler has closed them since, and the map of the gate
+                self.gate = None
 
     def exists(self) -> bool:
         """Return whether data.mdb exists. Raises StorageUnavailableError for anything but a regular file."""
@@ -160,11 +170,15 @@ class OpenFiles:
             self._raise(error, "opening")
         return status is not None and status.st_size > 0
 
+    def open_existing(self) -> bool:
+        """Open the files if there is a store; return whether there is. Raises StoreError."""
+        return self.exists() and self.open_now() is not None
+
     def _begin_first(self, *arguments: Any) -> Txn:
-        """Begin a read transaction while the files are closed: before the folder's first write, or after a fork."""
+        """Begin a read transaction while the files are closed: before the first write, or after a fork."""
         if not self.is_wanted():
             raise StoreNotOpenError(f"lmdb {self.path} is closed")
-        if not self.exists():
+        if not self.open_existing():
             raise lmdb.NotFoundError("nothing was written yet")
         return self.open_now().begin(*arguments)
 
@@ -173,8 +187,7 @@ class OpenFiles:
             raise StorageUnavailableError(
                 f"lmdb {self.path}: it is being compacted; use it when that call has returned"
             )
-        # After a fork, or if the map could not be moved, it must still be the same store.
-        self._must_be_in_place()
+        self._must_be_in_place()  # after a fork, or if the map could not be moved
         if not self._opened:
             try:
                 self._open_environment()
@@ -190,10 +203,7 @@ class OpenFiles:
             self._opened.clear()  # a handler raised just after it was closed
             return
         try:
-            validate_files(self.path, env)
-            if self.gate is None:
-                self.gate = WriterGate(self.path, self._maps)
-            self.files = identities(self._place)
+            self.files = validate_files(self.path, env, self._before)
         except OSError as error:
             self._shut()
             self._raise(error, "opening")
@@ -213,7 +223,7 @@ class OpenFiles:
             try:
                 self._open_with(map_size_bytes)
             except (lmdb.MemoryError, OverflowError) as error:
-                # Not enough address space for the requested map; it grows later as far as possible.
+                # Not enough address space for this map; it grows later as far as possible.
                 if raised_by_handler(error):
                     raise
                 map_size_bytes //= 4
@@ -221,8 +231,7 @@ class OpenFiles:
                 if map_size_bytes < 1 << 20:
                     raise StorageUnavailableError(f"lmdb {self.path}: no address space to map it") from error
             except lmdb.MapResizedError as error:
-                # Either another process grew the map between LMDB's read of its size and its first transaction, or the
-                # header is damaged.
+                # Another process grew the map since LMDB read its size, or the header is damaged.
                 tries += 1
                 if tries == _DAMAGED_OPENS:
                     raise CorruptValueError(f"{self.path / 'data.mdb'} is damaged: {error}") from error
@@ -236,9 +245,7 @@ class OpenFiles:
                 self._raise(error, "opening")
 
     def _open_with(self, map_size_bytes: int) -> None:
-        opening = self._opening
-        if opening is None:
-            opening = self._opening = self._prepare_opening(map_size_bytes)
+        opening = self._opening = self._opening or self._prepare_opening(map_size_bytes)
         try:
             opening.wait()
         finally:
@@ -251,13 +258,12 @@ class OpenFiles:
         return Opening(self._call_lmdb, map_size_bytes, self._opened, self._is_tight)
 
     def _call_lmdb(self, map_size_bytes: int) -> lmdb.Environment:
-        """Return the environment that ``lmdb.open`` opens. No signal handler may interrupt it: see `Opening`."""
-        refuse_foreign_lock_file(self.path)
-        create_lock_file(self.path, _LOCK_FILE_BYTES)
-        map_lock_file(self.path, self._maps)
-        before = identities(self._place)
+        """Return the environment that ``lmdb.open`` opens. No signal handler may use the store meanwhile."""
+        prepare_lock_file(self.path, self._maps)
+        self._before = identities(self._place)
         flags: dict[str, Any] = DURABILITY[self.durability]
-        env = lmdb.open(
+        # Not in a variable, which the traceback of an interruption would keep open.
+        return lmdb.open(
             lmdb_name(self.path),
             map_size=map_size_bytes,
             max_readers=MAX_READERS,
@@ -267,12 +273,6 @@ class OpenFiles:
             lib_version=cast(int, None) if self.exists() else FORMAT,
             **flags,
         )
-        if before is not None and before != identities(self._place):
-            env.close()
-            raise StorageUnavailableError(
-                f"lmdb {self.path}: data.mdb or lock.mdb was replaced while it was opened; nothing was read or written"
-            )
-        return env
 
     def _shut(self) -> None:
         """Close the files. Call it while no thread writes, or while holding `lock`."""
@@ -285,7 +285,7 @@ class OpenFiles:
         for env in list(self._opened):
             self._forget(env)
             env.close()
-            # A handler may have used it until it was closed.
+            # A handler may have used it.
             self._forget(env)
             if env in self._opened:
                 self._opened.remove(env)

@@ -3,13 +3,19 @@
 py-lmdb runs Python code before and after LMDB opens the files. A handler that used the store there would open them a
 second time, which LMDB forbids. Handlers run only in the main thread, so a separate thread makes the call while the
 main thread waits; a handler that interrupts the wait, and needs the files, waits for the same call.
+
+The thread takes as long as the call. Where the application has set no handler, none can use the store, and the main
+thread makes the call itself. The only handler then is Python's own for Ctrl-C, which raises: py-lmdb closes what it has
+opened.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums of numbers
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable
+from typing import NoReturn
 
 import lmdb
 
@@ -38,6 +44,8 @@ class Opening:
         self._is_tight = is_tight
         self._open, self._map_size_bytes, self._opened = open_, map_size_bytes, opened
         self._started: list[int] = []
+        # Not empty while this thread makes the call itself.
+        self._is_calling: list[int] = []
         # Popped by the thread that makes the call.
         self._lease = [0]
         self._thread = 0
@@ -48,6 +56,9 @@ class Opening:
 
     def wait(self) -> None:
         """Return once the files are open, or raise what `open_` raised. Thread-safe; may be called repeatedly."""
+        if not self._started and not _handlers_may_run():
+            self._call()
+            return
         if self._is_tight or threading.current_thread() is not threading.main_thread():
             self._refuse_finalizer()
             if not self._started:
@@ -58,6 +69,18 @@ class Opening:
         self.finish()
         if self._error is not None:
             raise self._error
+
+    def _call(self) -> None:
+        """Make the call in this thread; Ctrl-C may raise at any point, and nothing stays open then."""
+        if self._is_calling:
+            self._refuse()
+        try:
+            self._is_calling.append(0)
+            if not self._opened:
+                self._opened += map(self._open, (self._map_size_bytes,))
+        finally:
+            self._is_calling.clear()
+            self.is_over = True
 
     def _start(self) -> None:
         nothing: tuple[()] = ()
@@ -94,4 +117,17 @@ class Opening:
 
     def _refuse_finalizer(self) -> None:
         if self._thread == threading.get_ident() and not self.is_over:
-            raise StorageUnavailableError("lmdb: a finalizer uses a store in the middle of its being opened")
+            self._refuse()
+
+    @staticmethod
+    def _refuse() -> NoReturn:
+        raise StorageUnavailableError("lmdb: a finalizer uses a store in the middle of its being opened")
+
+
+def _handlers_may_run() -> bool:
+    """Return whether a signal handler could run that uses a store: one that the application has set."""
+    for number in range(1, _signal.NSIG):
+        handler = _signal.getsignal(number)
+        if not (handler is None or type(handler) is int or handler is _signal.default_int_handler):
+            return True
+    return False

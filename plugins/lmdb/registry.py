@@ -40,7 +40,10 @@ def shared_environment(
                 _all.append(weakref.ref(environment))
             if environment.durability == durability:
                 environment.users.add(weakref.ref(user))
-                return environment
+                if _environments.get(place) is environment:
+                    return environment
+                environment.users.discard(weakref.ref(user))  # a handler has used and closed it
+                continue
             if environment.is_wanted():
                 raise ConfigError(
                     f"option 'durability' of the lmdb engine: {path} is open in this process with "
@@ -72,8 +75,9 @@ def _find(place: str) -> Environment | None:
     environment = _environments.get(place)
     if environment is None or environment.has_lost_its_files():
         # The same files under another path, such as a second mount, are the same environment.
-        files = identities(place)
-        environment = next((one for one in _alive() if files and one.files == files and one.is_wanted()), None)
+        alive = _alive()
+        files = identities(place) if alive else None
+        environment = next((one for one in alive if files and one.files == files and one.is_wanted()), None)
         if environment is not None:
             _environments[place] = environment
     return environment
@@ -100,6 +104,8 @@ def _forget_closed(environment: Environment) -> None:
         reference = weakref.ref(environment)
         if reference in _all:
             _all.remove(reference)
+        if environment.is_wanted() or environment.is_open():  # a handler has opened it again
+            _all.append(reference)
 
 
 # --- fork ---

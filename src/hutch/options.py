@@ -126,16 +126,19 @@ def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
         folded = str(value).casefold()
         return True if folded in _TRUE else False if folded in _FALSE else None
     if kind is Path:
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
+        text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+        if not isinstance(text, str) or not text or "\0" in text:
             return None
         try:
-            os.fsencode(value)
+            os.fsencode(text)
         except UnicodeEncodeError as error:  # a lone surrogate
             if passes_through(error):
                 raise
             return None
+        if text[0] == "~":
+            text = str(Path(text).expanduser())
         # Not resolve(): keep a symbolic link, which may point elsewhere later.
-        return Path(os.path.abspath(base_dir / Path(value).expanduser()))  # noqa: PTH100
+        return Path(os.path.abspath(os.path.join(base_dir, text)))  # noqa: PTH100, PTH118 - a third of the time
     if kind is str:
         return value if isinstance(value, str) else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):

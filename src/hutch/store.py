@@ -41,9 +41,7 @@ class Store(SharedHandles, StoreTransactions):
         self.config = config
         #: The plugin's name from its descriptor.
         self.name = info.name
-        #: Where the data is, for people: a URL or a path, without a secret.
-        self.location = shown_location(config, info.url_option)
-        self._factory = factory
+        self._factory, self._url_option = factory, info.url_option
         self._lock = ForkSafeLock()
         self._opening = ForkSafeLock()
         self._claims: dict[str, Claim] = {}
@@ -55,6 +53,11 @@ class Store(SharedHandles, StoreTransactions):
 
     def __repr__(self) -> str:
         return f"<hutch.Store {self.location}, {'open' if self._is_open else 'closed'}>"
+
+    @property
+    def location(self) -> str:
+        """Where the data is, for people: a URL or a path, without a secret."""
+        return shown_location(self.config, self._url_option)
 
     @property
     def factory(self) -> Any:
@@ -372,8 +375,8 @@ def connect(config: Any = None, *, app: str | None = None) -> Store:
     try:
         info, factory = build(checked)
         store = Store(checked, info, factory)
-        # Who logs has imported logging; others need not load it.
-        if "logging" in sys.modules:
+        # An application that logs has imported logging; others need not load it.
+        if "logging" in sys.modules and _logger().isEnabledFor(20):
             _logger().info("connected to %s", store.location)
         return store
     except BaseException as error:

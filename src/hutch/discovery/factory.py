@@ -136,9 +136,13 @@ class PluginConfig:
         self.STORAGE_CONFIG = options
         self.base_dir: Path = config.base_dir
         self.plugin_name = info.name
-        self.plugin_location = shown_location(config, info.url_option)
         self.codecs = Codecs(lambda: find_plugins(config))
-        self._config = config
+        self._config, self._url_option = config, info.url_option
+
+    @property
+    def plugin_location(self) -> str:
+        """Where the data is, for people."""
+        return shown_location(self._config, self._url_option)
 
     def codec_for(self, namespace: str) -> Codec:
         """Return the codec configured for `namespace`."""
