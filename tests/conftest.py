@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.redis_cluster import RedisCluster
 from tests.servers import RedisServer
 
 _GRACE_S = 3.0
@@ -34,6 +35,13 @@ def redis_server() -> Iterator[RedisServer]:
     """Yield one standalone server (`.url`, `.unix_url`) for the whole run: give every test its own `prefix`."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """Yield one cluster of three shards with replicas for the whole run: give every test its own `prefix`."""
+    with RedisCluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hutch.testing import StorageSuite
+from tests.redis_cluster import RedisCluster
 from tests.servers import RedisServer
 
 
@@ -53,3 +54,10 @@ class TestRedis(StorageSuite):
     @pytest.fixture
     def config(self, redis_server: RedisServer) -> Any:
         return f"{redis_server.url}?prefix={uuid.uuid4().hex}"
+
+
+@pytest.mark.usefixtures("few_signals")
+class TestRedisCluster(StorageSuite):
+    @pytest.fixture
+    def config(self, redis_cluster: RedisCluster) -> Any:
+        return f"{redis_cluster.url}?prefix={uuid.uuid4().hex}"

@@ -26,8 +26,8 @@ _WITHOUT_CLIENT_INFO: Final[Mapping[str, None]] = (
     {"driver_info": None} if hasattr(redis.connection, "DriverInfo") else {"lib_name": None, "lib_version": None}
 )
 # Valkey speaks the same protocol; its own clients use these schemes.
-_SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss", "redis+unix": "unix"}
-
+_SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss"}
+_TOPOLOGIES: Final = {("redis", ""), ("rediss", ""), ("unix", ""), ("redis", "cluster"), ("rediss", "cluster")}
 
 #: The options of the redis engine.
 OPTIONS: Final[Mapping[str, Option]] = {
@@ -35,7 +35,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
         str,
         default="redis://localhost:6379/0",
         secret=True,
-        help="redis://user:password@host:port/database, rediss:// for TLS, or unix://user:password@/path/of/socket",
+        help="redis://user:password@host:port/database, rediss:// for TLS, unix://user:password@/path/of/socket, or "
+        "redis+cluster://user:password@host:port,host:port",
     ),
     "prefix": Option(str, default="hutch", help="prefix of every key that hutch uses on the server"),
     "db": Option(int, minimum=0, help="the number of the database, if the url does not give it; default 0"),
@@ -87,15 +88,33 @@ class Address:
     hint: Callable[[Exception], str]
 
 
-def read_address(options: Mapping[str, Any]) -> Address:
+@dataclass(frozen=True)
+class Nodes:
+    """The addresses of some nodes of a cluster. Its repr shows no password."""
+
+    #: Host and port of each node in the url.
+    places: tuple[tuple[str, int], ...]
+    #: Returns the address of the node at a host and a port.
+    address_of: Callable[[str, int], Address]
+    #: The name of the cluster in messages.
+    where: str
+    #: As in `Address`.
+    hint: Callable[[Exception], str]
+
+
+def read_address(options: Mapping[str, Any]) -> Address | Nodes:
     """Return the address that `options` describe, without connecting. Raises ConfigError."""
     url: str = options["url"]
     scheme, separator, rest = url.partition("://")
-    scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
-    if scheme in ("redis+cluster", "rediss+cluster"):
-        raise ConfigError("the redis engine does not serve a Redis Cluster yet; name a standalone server: redis://...")
-    if not separator or scheme not in ("redis", "rediss", "unix"):
-        raise _wrong_url("must start with redis://, rediss:// (TLS), valkey://, valkeys:// (TLS) or unix://")
+    base, _, topology = scheme.lower().partition("+")
+    base = _SCHEMES.get(base, base)
+    if (base, topology) == ("redis", "unix"):
+        base, topology = "unix", ""
+    if not separator or (base, topology) not in _TOPOLOGIES:
+        raise _wrong_url(
+            "must start with redis://, rediss:// (TLS), valkey://, valkeys:// (TLS) or unix://; for a cluster with "
+            "redis+cluster:// or rediss+cluster:// (TLS)"
+        )
     if "?" in rest:
         raise _wrong_url(_options_in_url(rest.partition("?")[2], options))
     common = {
@@ -107,11 +126,15 @@ def read_address(options: Mapping[str, Any]) -> Address:
         "protocol": 2,
         **_WITHOUT_CLIENT_INFO,
     }
-    if scheme != "rediss":
+    if base != "rediss":
         for name in (*_TLS_FILES, "verify"):
             if options[name] not in (None, True):
                 raise ConfigError(f"option {name!r} of the redis engine is for TLS; start the url with rediss://")
-    return _unix(rest, common, options) if scheme == "unix" else _tcp(scheme == "rediss", rest, common, options)
+    if base == "unix":
+        return _unix(rest, common, options)
+    if topology == "cluster":
+        return _cluster(base == "rediss", rest, common, options)
+    return _tcp(base == "rediss", rest, common, options)
 
 
 def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
@@ -129,13 +152,43 @@ def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> A
 def _tcp(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
     login, _, place = rest.rpartition("@")
     host, port, db = _place(place, options["db"])
-    tcp = {**common, **_login(login, options), "host": host, "port": port, "db": db}
+    return _address_maker(tls, login, common, options)(host, port, db)
+
+
+def _cluster(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Nodes:
+    login, _, places = rest.rpartition("@")
+    hosts, _, db = places.partition("/")
+    if options["db"] or db not in ("", "0"):
+        raise ConfigError(
+            "the url or option 'db' of the redis engine names a database: a Redis Cluster has database 0 only. Leave "
+            "it out; for a second store, set option 'prefix'"
+        )
+    found = dict.fromkeys(_place(place, None)[:2] for place in hosts.split(","))
+    address_of = _address_maker(tls, login, common, options)
+    where = f"the Redis Cluster at {', '.join(_shown(*place) for place in found)},"
+    return Nodes(tuple(found), address_of, where, address_of(*next(iter(found))).hint)
+
+
+def _address_maker(
+    tls: bool, login: str, common: Mapping[str, Any], options: Mapping[str, Any]
+) -> Callable[..., Address]:
+    """Return a function that returns the address of a host, a port and a database, 0 if it is not given."""
     # With keepalive the system notices a dead peer, and a firewall sees that the connection is in use.
+    tcp = {**common, **_login(login, options)}
     tcp |= {"socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
-    where = f"the Redis server at {f'[{host}]' if ':' in host else host}:{port}, database {db},"
-    make = _maker(SSLConnection, tcp | _tls(options)) if tls else _maker(Connection, tcp)
+    kind, tls_options = (SSLConnection, _tls(options)) if tls else (Connection, {})
     wait_s = min(options["connect_timeout_s"], options["timeout_s"])
-    return Address(make, where, lambda error: hint(error, host, port, tls, wait_s))
+
+    def address_of(host: str, port: int, db: int = 0) -> Address:
+        where = f"the Redis server at {_shown(host, port)}, database {db},"
+        make = _maker(kind, {**tcp, **tls_options, "host": host, "port": port, "db": db})
+        return Address(make, where, lambda error: hint(error, host, port, tls, wait_s))
+
+    return address_of
+
+
+def _shown(host: str, port: int) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _options_in_url(query: str, options: Mapping[str, Any]) -> str:

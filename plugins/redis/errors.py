@@ -20,7 +20,9 @@ from hutch import (
 from .protocol import Command
 
 # The server's role has changed or it is not ready; its name may lead to another server by now.
-_MOVED: Final = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+_MOVED: Final = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK")
+# A script lost its keys to another node between two of its commands: it emptied one, whose slot is moving there.
+_UNFINISHED: Final = "non local key"
 _TOO_MANY_CLIENTS: Final = "max number of clients reached"
 
 
@@ -35,7 +37,7 @@ def code_of(error: Exception) -> str:
     for code, of_driver, _, _ in _REFUSALS:
         if code in words or isinstance(error, of_driver):
             return code
-    return next((code for code in ("NOSCRIPT", "TRYAGAIN") if code in words), "")
+    return "NOSCRIPT" if "NOSCRIPT" in words else ""
 
 
 def has_moved(error: Exception) -> bool:
@@ -44,6 +46,16 @@ def has_moved(error: Exception) -> bool:
     Its name may lead to another server by now.
     """
     return isinstance(error, driver.RedisError) and code_of(error) in _MOVED
+
+
+def is_redirect(error: Exception) -> bool:
+    """Return whether the node of a cluster names the node that has the data."""
+    return str(error).startswith(("MOVED ", "ASK "))
+
+
+def is_unfinished(error: Exception) -> bool:
+    """Return whether the server ended a script that may have made some of its changes already."""
+    return _UNFINISHED in str(error)
 
 
 def may_pass(error: Exception, was_connected: bool) -> bool:
@@ -55,7 +67,8 @@ def may_pass(error: Exception, was_connected: bool) -> bool:
     if isinstance(error, driver.AuthenticationError | driver.TimeoutError):
         return False
     if isinstance(error, driver.ResponseError):
-        return has_moved(error) or str(error).startswith("BUSY ") or _TOO_MANY_CLIENTS in str(error)
+        text = str(error)
+        return has_moved(error) or text.startswith("BUSY ") or _TOO_MANY_CLIENTS in text or is_unfinished(error)
     if isinstance(error.__context__, socket.gaierror):
         return was_connected or error.__context__.errno == socket.EAI_AGAIN
     return isinstance(error, driver.ConnectionError)
@@ -138,18 +151,31 @@ _REFUSALS: tuple[tuple[str, type[Exception] | tuple[()], type[StoreError], str],
     ("MASTERDOWN", driver.MasterDownError, StorageUnavailableError, "is a replica that has lost its primary"),
     ("BUSY", (), StorageTimeoutError, "is busy with a script; nothing was done"),
     ("WRONGTYPE", (), CorruptValueError, "holds something that hutch did not write under one of these keys"),
+    # MOVED before ASK, because the driver's MovedError is an AskError.
     *(
         (
             code,
             of_driver,
             StorageUnavailableError,
-            "belongs to a Redis Cluster, which this engine does not serve; it needs a standalone server",
+            "belongs to a Redis Cluster, which has this data on another node; nothing was done. Start the url with "
+            "redis+cluster://, or, if it does, try again when the cluster has moved the data",
         )
         for code, of_driver in (
             ("MOVED", driver.MovedError),
             ("ASK", driver.AskError),
             ("CROSSSLOT", driver.ClusterCrossSlotError),
-            ("CLUSTERDOWN", driver.ClusterDownError),
         )
+    ),
+    (
+        "CLUSTERDOWN",
+        driver.ClusterDownError,
+        StorageUnavailableError,
+        "is down: some hash slot has no primary, or this part of the cluster has lost its majority; nothing was done",
+    ),
+    (
+        "TRYAGAIN",
+        driver.TryAgainError,
+        StorageUnavailableError,
+        "is moving this data to another node; nothing was done. Try again later, or raise retry_s",
     ),
 )

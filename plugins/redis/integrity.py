@@ -11,6 +11,7 @@ from hutch import Finding
 from .scripts import INDEXED, LISTED, NAMES, PARTS
 
 if TYPE_CHECKING:
+    from .server import Server
     from .storage import RedisPlugin
 
 _CHUNK_KEYS = 1000
@@ -33,34 +34,43 @@ def verify(plugin: RedisPlugin, repair: bool) -> Iterator[Finding]:
 
 def _with_values(plugin: RedisPlugin) -> list[str]:
     """Return the namespaces that have one of hutch's keys on the server, whether in the index or not."""
-    start, end = f"{plugin.prefix}:{{", "}:"
+    return sorted({name for server in plugin.servers.primaries().values() for name in _scan(server, plugin.prefix)})
+
+
+def _scan(server: Server, prefix: str) -> set[str]:
+    start, end = f"{prefix}:{{", "}:"
     namespaces: set[str] = set()
     cursor: bytes | int = 0
     while True:
         pattern = f"{start.translate(_GLOB)}*{end}*"
-        cursor, keys = plugin.server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _CHUNK_KEYS)
+        cursor, keys = server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _CHUNK_KEYS)
         for key in keys:
             name, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
             if part in PARTS:
                 namespaces.add(unquote(name))
         if int(cursor) == 0:
-            return sorted(namespaces)
+            return namespaces
 
 
 def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
-    if not plugin.server.run(INDEXED, plugin.script_keys(namespace), (namespace.encode(), int(repair)), changes=repair):
+    servers, name = plugin.servers, namespace.encode()
+    server, keys = servers.of(namespace), servers.script_keys(namespace)
+    # On a cluster the script knows only a set of its own node. A write there adds to the index first.
+    is_listed = keys[2] == plugin.index.encode() or servers.main.call("SISMEMBER", plugin.index, name)
+    is_indexed = server.run(INDEXED, keys, (name, int(repair)), changes=repair)
+    if not (is_listed and is_indexed):
         yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repair)
 
 
 def _verify_listing(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
-    keys = plugin.script_keys(namespace)
+    server, keys = plugin.servers.of(namespace), plugin.servers.script_keys(namespace)
     reported: set[tuple[bytes, str]] = set()
     for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2), (b"ZSCAN", 4)):
         cursor: bytes | int = 0
         while True:
-            cursor, names = plugin.server.run(NAMES, keys, (scan, number, cursor))
+            cursor, names = server.run(NAMES, keys, (scan, number, cursor))
             if names:
-                drifted = plugin.server.run(LISTED, keys, (int(repair), *names), changes=repair)
+                drifted = server.run(LISTED, keys, (int(repair), *names), changes=repair)
                 for text, found in zip(_DRIFTS, drifted, strict=True):
                     for name in found:
                         yield from _once(reported, name, namespace, text, repair)

@@ -22,6 +22,7 @@ from hutch.fork import ForkSafeLock, WeakRefs, run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket, wake_up
 
+from .errors import has_moved
 from .protocol import PING, CallFailedError, Connection, close_socket, connection_of
 
 T = TypeVar("T")
@@ -68,6 +69,11 @@ class Pool:
         self.was_connected = False
         _all.add(self)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last call failed for want of a connection."""
+        return self._outage is not None
+
     def ask(self, request: list[bytes], count: int, careful: bool) -> list[Any]:
         """Send `request` over a connection and return its `count` answers; `careful` skips closed connections.
 
@@ -76,6 +82,15 @@ class Pool:
         if self._limit is None:
             return self._ask(request, count, careful)
         return self._limit.run(self._ask, request, count, careful)
+
+    def follow(self, error: Exception) -> Pool | None:
+        """React to the failure of a call, before the next attempt: a server whose role has changed may be another one.
+
+        Returns the pool of the one node that takes the next attempt, of a cluster that is moving the data.
+        """
+        if has_moved(error):
+            self.drop_idle()
+        return None
 
     def drop_idle(self) -> None:
         """Close the idle connections, so that the next call resolves the server's name again."""

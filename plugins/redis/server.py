@@ -5,20 +5,40 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis import __version__ as driver_version
 from redis import exceptions as driver
 
 from hutch import ConfigError, StoreError
 
-from .errors import code_of, has_moved, may_pass, store_error
+from .errors import code_of, is_redirect, is_unfinished, may_pass, store_error
 from .pool import Pool
 from .protocol import Argument, CallFailedError, Command, packed
 from .scripts import Script
 
 _FIRST_BACKOFF_S: Final = 0.05
 _LONGEST_BACKOFF_S: Final = 1.0
+_ASKING: Final = (b"ASKING",)
+# Followed at once. More of them mean that the nodes of a cluster do not agree yet.
+_MAX_REDIRECTS: Final = 5
+
+
+class Route(Protocol):
+    """The way to the server that has the data: a pool of connections to it, or to the nodes of a cluster."""
+
+    @property
+    def was_connected(self) -> bool:
+        """Whether a server has ever been reached."""
+
+    def ask(self, request: list[bytes], count: int, careful: bool) -> list[Any]:
+        """Send `request` and return its `count` answers, see `Pool.ask`."""
+
+    def follow(self, error: Exception) -> Pool | None:
+        """React to the failure of a call, see `Pool.follow`."""
+
+    def close(self) -> None:
+        """Close the idle connections."""
 
 
 class Server:
@@ -27,7 +47,7 @@ class Server:
     `again` allows a command to be sent twice after its answer was lost; `changes` says that it writes.
     """
 
-    def __init__(self, pool: Pool, where: str, retry_s: float, hint: Callable[[Exception], str]) -> None:
+    def __init__(self, pool: Route, where: str, retry_s: float, hint: Callable[[Exception], str]) -> None:
         """Set up the server; `hint` returns what may be wrong with the address if the first connection fails."""
         self._pool = pool
         self._where = where
@@ -71,25 +91,37 @@ class Server:
         answers: list[Any] = self.exchange([(b"MULTI",), *commands, (b"EXEC",)], changes, again)[-1]
         return answers
 
-    def exchange(self, commands: Sequence[Command], changes: bool = False, again: bool = True) -> list[Any]:
-        """Return the answers to `commands`, sent in one request."""
+    def exchange(
+        self, commands: Sequence[Command], changes: bool = False, again: bool = True, reads: int = 0
+    ) -> list[Any]:
+        """Return the answers to `commands`, sent in one request.
+
+        The first `reads` of them only read: if the write after them was done, a refusal of theirs stays in the answers.
+        """
         request, count = packed(commands), len(commands)
         deadline_s = backoff_s = 0.0
+        redirects = 0
         maybe_done = False
+        importing: Pool | None = None
         while True:
             try:
-                answers = self._pool.ask(request, count, careful=not again)
+                if importing is None:
+                    answers = self._pool.ask(request, count, careful=not again)
+                else:
+                    answers = _ask_importing(importing, commands, careful=not again)
             except CallFailedError as failure:
                 error = failure.error
                 maybe_done |= failure.sent and changes
             else:
-                refusal = _refusal_in(answers)
+                refusal = _refusal_in(answers[reads:])
                 if refusal is None:
                     return answers
                 error = refusal
-                if has_moved(error):
-                    # The idle connections lead to the old server; a new one resolves the name again.
-                    self._pool.drop_idle()
+                maybe_done |= changes and is_unfinished(error)
+            importing = self._pool.follow(error)
+            if redirects < _MAX_REDIRECTS and is_redirect(error):
+                redirects += 1
+                continue
             now_s = time.monotonic()
             deadline_s = deadline_s or now_s + self._retry_s
             if now_s >= deadline_s or (maybe_done and not again) or not may_pass(error, self._pool.was_connected):
@@ -122,6 +154,18 @@ def _refusal_in(answers: list[Any]) -> driver.ResponseError | None:
             if isinstance(answer, driver.ResponseError):
                 return answer
     return None
+
+
+def _ask_importing(node: Pool, commands: Sequence[Command], careful: bool) -> list[Any]:
+    """Return the answers of the node that a hash slot is moving to, which serves it only after ASKING."""
+    sent: list[Command] = []
+    in_transaction = False
+    for command in commands:
+        # Within MULTI, the ASKING before it still holds.
+        sent += [command] if in_transaction else [_ASKING, command]
+        in_transaction = (in_transaction or command[0] == b"MULTI") and command[0] != b"EXEC"
+    answers = node.ask(packed(sent), len(sent), careful)
+    return [answer for answer, command in zip(answers, sent, strict=True) if command is not _ASKING]
 
 
 def server_figures(server: Server) -> dict[str, object]:

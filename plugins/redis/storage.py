@@ -1,14 +1,12 @@
-"""The redis engine for a standalone server: each namespace is a hash of values and sorted sets of keys and deadlines.
+"""The redis engine: each namespace is a hash of values and sorted sets of keys and deadlines.
 
 `docs/redis.md` describes the keys on the server and their reasons.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from urllib.parse import quote
 
 from hutch import (
     Commit,
@@ -23,11 +21,10 @@ from hutch import (
 from hutch.handlers import raised_by_handler
 from hutch.limits import explain_failure, validate_key
 
-from .address import OPTIONS, read_address
-from .hints import OPTION_HINTS, SENTINEL_HINT
+from .address import OPTIONS, Nodes, read_address
+from .hints import OPTION_HINTS
 from .listing import Listing
-from .pool import Pool
-from .protocol import Command, Connection, packed
+from .protocol import Command
 from .scripts import (
     CLEAR,
     COUNT,
@@ -43,7 +40,8 @@ from .scripts import (
     Script,
     is_exact,
 )
-from .server import Server, server_figures
+from .server import server_figures
+from .servers import Servers, Settings
 from .transactions import apply
 
 if TYPE_CHECKING:
@@ -60,16 +58,12 @@ _READ_BATCH = 1_000_000
 _RECLAIMED_KEYS = 100
 # How many parts a namespace without deadlines has on the server.
 _LISTED_PARTS = 2
-_SERVER_QUERIES: tuple[Command, ...] = (
-    ("INFO", "server"),
-    ("INFO", "persistence"),
-    ("INFO", "memory"),
-    ("CONFIG", "GET", "appendfsync"),
-)
 
 
 class RedisPlugin(StoragePluginBase):
-    """The redis engine: `redis://`, `rediss://` (TLS) and `unix://`. Clients of one server and prefix share namespaces.
+    """The redis engine: `redis://`, `rediss://` (TLS), `unix://`, `redis+cluster://` and `rediss+cluster://` (TLS).
+
+    Clients of one server, or one cluster, and one prefix share namespaces.
 
     Unless `lazy_connect` is set, the constructor connects; it raises StorageUnavailableError or StorageTimeoutError if
     the server is unreachable or refuses the login. A call that loses its connection reconnects and retries for
@@ -92,9 +86,17 @@ class RedisPlugin(StoragePluginBase):
             raise ConfigError("option 'prefix' of the redis engine must be printable text without blanks and braces")
         address = read_address(options)
         self.where = address.where
-        timeouts = options["timeout_s"], options["connect_timeout_s"]
-        pool = Pool(address.make, self.where, *timeouts, options["max_connections"], self._greet)
-        self.server = Server(pool, self.where, options["retry_s"], address.hint)
+        settings = Settings(self.prefix, options)
+        if isinstance(address, Nodes):
+            from .cluster import ClusterServers
+
+            self.capabilities -= {"atomic-store"}
+            self.servers: Servers = ClusterServers(settings, address)
+        else:
+            pool = settings.pool(address, "standalone", self._declare_durable)
+            self.servers = Servers(settings, pool, address.where, address.hint)
+        #: The server that has the index of namespaces.
+        self.server = self.servers.main
         if not options["lazy_connect"]:
             # Fail fast: report an unreachable server at connect, not at the first read.
             try:
@@ -131,18 +133,29 @@ class RedisPlugin(StoragePluginBase):
         return {name: count for name, count in counts if count}
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
-        return apply(self, commits)
+        if len(commits) > 1 and "atomic-store" not in self.capabilities:
+            return super().apply(commits)  # raises CapabilityError
+        return apply(self, commits, self.servers.of(next(iter(commits), "")))
 
     def stats(self) -> dict[str, object]:
         figures: dict[str, object] = {"server": self.where} | server_figures(self.server)
-        keys = [self.key(name, part) for name in self.stored_namespaces() for part in PARTS]
+        names = self.stored_namespaces()
         try:
-            sizes = [size for chunk in _chunks(keys, _CHUNK_KEYS) for size in self._sizes(chunk)]
+            sizes = self._sizes(names)
         except StoreError as error:
             if raised_by_handler(error):
                 raise
             return figures  # a user may lack the permission to ask
         return figures | {"bytes": sum(size or 0 for size in sizes)}
+
+    def _sizes(self, names: list[str]) -> list[int | None]:
+        """Return the bytes of memory of each key of the server, None for a missing one; large ones are estimated."""
+        chunks = [(part, chunk) for chunk in _chunks(names, _CHUNK_KEYS) for part in PARTS]
+        return [
+            size
+            for part, chunk in chunks
+            for size in self.servers.ask_each({name: ("MEMORY", "USAGE", self.key(name, part)) for name in chunk})
+        ]
 
     def verify(self, repair: bool = False) -> Iterator[Finding]:
         from .integrity import verify
@@ -153,24 +166,19 @@ class RedisPlugin(StoragePluginBase):
         """Do nothing: the engine has no files."""
 
     def close(self) -> None:
-        self.server.close()
+        self.servers.close()
 
     @property
     def index(self) -> str:
         """The server's key of the set of all namespace names."""
-        return f"{self.prefix}:namespaces"
+        return self.servers.settings.index
 
     def key(self, namespace: str, part: str) -> str:
-        """Return the server's key of a part of `namespace`.
+        """Return the server's key of a part of `namespace`."""
+        return self.servers.settings.key(namespace, part)
 
-        It holds the name in braces; any character but letters, digits and ``_.-~`` is escaped as %XX.
-        """
-        return f"{self.prefix}:{{{quote(namespace, safe='')}}}:{part}"
-
-    def script_keys(self, namespace: str) -> tuple[bytes, ...]:
-        """Return the KEYS of a script for `namespace`."""
-        values, order, deadlines = (self.key(namespace, part).encode() for part in PARTS)
-        return values, order, self.index.encode(), deadlines
+    def _declare_durable(self) -> None:
+        self.capabilities |= {"durable"}
 
     def _names(self, raw: set[bytes]) -> list[str]:
         try:
@@ -181,45 +189,15 @@ class RedisPlugin(StoragePluginBase):
                 "wrote it"
             ) from error
 
-    def _sizes(self, keys: Sequence[str]) -> list[int | None]:
-        """Return the bytes of memory of each of the server's `keys`, None for a missing one; large ones estimated."""
-        return self.server.exchange([("MEMORY", "USAGE", key) for key in keys])
-
     def _count_parts(self, names: list[str]) -> Iterator[tuple[str, int]]:
         # If the values were evicted, the listing still shows that the namespace had data.
-        counts = self.server.exchange([("EXISTS", *(self.key(name, part) for part in PARTS)) for name in names])
-        return zip(names, counts, strict=True)
+        commands: dict[str, Command] = {name: ("EXISTS", *(self.key(name, part) for part in PARTS)) for name in names}
+        return zip(names, self.servers.ask_each(commands), strict=True)
 
     def _expired_of(self, names: list[str]) -> list[str]:
         """Return those of `names` all of whose keys have expired."""
-        has_data = self.server.exchange([HAS_DATA.in_full(self.script_keys(name), ()) for name in names])
-        return [name for name, has in zip(names, has_data, strict=True) if not has]
-
-    def _greet(self, connection: Connection) -> None:
-        """Query the server's mode, persistence and eviction policy over its first connection.
-
-        Hosted servers refuse CONFIG, and a user may lack the permission to ask: then nothing is promised.
-        """
-        answers = connection.ask(packed(_SERVER_QUERIES), len(_SERVER_QUERIES))
-        server, persistence, memory = (_fields(answer) for answer in answers[:3])
-        if server.get("redis_mode") == "sentinel":
-            raise ConfigError(f"{self.where} is a Sentinel, which stores nothing; {SENTINEL_HINT}")
-        if persistence.get("aof_enabled") == "1" and answers[3] == [b"appendfsync", b"always"]:
-            self.capabilities |= {"durable"}
-        policy = memory.get("maxmemory_policy", "")
-        if policy.startswith("allkeys-"):
-            warnings.warn(
-                f"{self.where} has the maxmemory-policy {policy}: when its memory is full it evicts what hutch stores. "
-                "Set it to noeviction, or to one of volatile-*, which leaves what hutch stores alone",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-
-def _fields(answer: object) -> dict[str, str]:
-    """Return the fields of an INFO answer by name; empty if INFO was refused."""
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
-    return {name: value for name, _, value in (line.partition(":") for line in text.splitlines())}
+        commands = {name: HAS_DATA.in_full(self.servers.script_keys(name), ()) for name in names}
+        return [name for name, has in zip(names, self.servers.ask_each(commands), strict=True) if not has]
 
 
 class RedisStorage(EncodedStorage):
@@ -228,13 +206,13 @@ class RedisStorage(EncodedStorage):
     def __init__(self, plugin: RedisPlugin, namespace: str) -> None:
         super().__init__(plugin, namespace)
         self._redis = plugin
-        self._server = plugin.server
+        self._server = plugin.servers.of(namespace)
         self._name = namespace.encode()
-        self._keys = plugin.script_keys(namespace)
+        self._keys = plugin.servers.script_keys(namespace)
         self._values = self._keys[0]
         # Whether this handle has met a deadline. From then on it asks for the time along with each value.
         self._met_deadline = False
-        self._listing = Listing(plugin.server, self._keys, namespace, plugin.name)
+        self._listing = Listing(self._server, self._keys, namespace, plugin.name)
         # Whether values are encoded as the script INCREMENT encodes them: in MessagePack.
         self._increments = self.frame_codec.codec.headers[0] == 0x92
         self._scope = (plugin.where, plugin.prefix, namespace)
@@ -343,7 +321,7 @@ class RedisStorage(EncodedStorage):
         expected: Mapping[str, bytes | None],
         ranges: Sequence[KeyRange] = (),
     ) -> bool:
-        return apply(self._redis, {self.namespace: Commit(changes, expected, ranges)})
+        return apply(self._redis, {self.namespace: Commit(changes, expected, ranges)}, self._server)
 
     def reclaim(self, limit: int) -> int:
         # In small steps, because the server does nothing else meanwhile.

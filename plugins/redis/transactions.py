@@ -11,6 +11,7 @@ from .protocol import Argument
 from .scripts import DEADLINE_FUNCTIONS, Script
 
 if TYPE_CHECKING:
+    from .server import Server
     from .storage import RedisPlugin
 
 # The server takes one request of at most about 1 GiB, and before Redis 7 about a million arguments.
@@ -77,11 +78,11 @@ _APPLY: Final = Script(
 )
 
 
-def apply(plugin: RedisPlugin, commits: Mapping[str, Commit]) -> bool:
-    """Apply `commits`, by namespace, in one step of the server if everything they expect holds; return whether.
+def apply(plugin: RedisPlugin, commits: Mapping[str, Commit], server: Server) -> bool:
+    """Apply `commits`, by namespace, in one step if everything they expect holds; return whether.
 
-    An expired frame counts as a missing key. Raises CapabilityError for ranges, and ValueLimitError for a transaction
-    that is too large for one request; nothing is written then.
+    `server` has all the namespaces. An expired frame counts as a missing key. Raises CapabilityError for ranges, and
+    ValueLimitError for a transaction that is too large for one request; nothing is written then.
     """
     if any(commit.ranges for commit in commits.values()):
         raise CapabilityError(
@@ -89,11 +90,11 @@ def apply(plugin: RedisPlugin, commits: Mapping[str, Commit]) -> bool:
             "nothing was written. Read single keys in the transaction, or scan outside"
         )
     _validate_size(plugin, commits)
-    keys = [key for name in commits for key in plugin.script_keys(name)]
+    keys = [key for name in commits for key in plugin.servers.script_keys(name)]
     arguments = [argument for name, commit in commits.items() for argument in _arguments(name, commit)]
     changes = any(commit.changes for commit in commits.values())
     # With changes, not sent again: after a lost answer, a second attempt would find its own changes.
-    return bool(plugin.server.run(_APPLY, keys, arguments, changes=changes, again=not changes))
+    return bool(server.run(_APPLY, keys, arguments, changes=changes, again=not changes))
 
 
 def _arguments(name: str, commit: Commit) -> Iterator[Argument]:

@@ -214,8 +214,12 @@ def test_no_repr_shows_a_password(locked_server: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("url", "options", "message"),
     [
-        ("redis+cluster://h1,h2", {}, "Cluster"),
-        ("rediss+cluster://h1,h2", {}, "Cluster"),
+        ("redis+cluster://h1,h2/1", {}, "database 0 only"),
+        ("valkeys+cluster://h1,h2", {"db": 1}, "database 0 only"),
+        ("redis+cluster://h1,h2/hunter2", {}, "database 0 only"),
+        ("redis+cluster://h1,h2:0", {}, "port"),
+        ("redis+cluster://h1,h2", {"verify": False}, "verify"),
+        ("redis", {"url": "redis+unknown://h"}, "must start with redis://"),
         ("redis", {"url": "http://hunter2"}, "must start with redis://"),
         ("redis", {"url": "hunter2"}, "must start with redis://"),
         ("redis", {"url": "redis://h?password=hunter2"}, "may not hold a '\\?'"),
@@ -876,16 +880,6 @@ def test_a_server_that_is_busy_with_a_script_is_a_timeout(own_server: RedisServe
             raw(own_server, "SCRIPT", "KILL")
             hanging.result()
         assert core["key"] == 1
-
-
-def test_a_node_of_a_cluster_is_refused_with_the_reason() -> None:
-    with (
-        RedisServer(options=("cluster-enabled yes",)) as server,
-        connect(server.url, retry_s=0) as store,
-        store.open("core") as core,
-        pytest.raises(hutch.StorageUnavailableError, match="Redis Cluster"),
-    ):
-        core["key"] = 1
 
 
 @pytest.mark.parametrize("command", ["HSET", "EVALSHA", "AUTH"])

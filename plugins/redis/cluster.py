@@ -1,0 +1,258 @@
+"""Find the node of a Redis Cluster that serves a namespace: the map of hash slots, and the answers that correct it.
+
+The text in braces in the keys of a namespace decides on its node. The set of all namespaces lies on a node of its own,
+which a script of another node cannot change. So a handle adds its namespace to the set before its first write, and
+again after a write that found nothing of the namespace: the whole cluster may have been emptied. No name is removed.
+"""
+
+from __future__ import annotations
+
+import binascii
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from redis import exceptions as driver
+
+from hutch import ConfigError
+from hutch.handlers import raised_by_handler
+
+from .address import Address, Nodes
+from .errors import store_error
+from .greeting import WRONG_MODE
+from .pool import Pool
+from .protocol import CallFailedError, Command, packed
+from .server import Server
+from .servers import INDEX, Servers, Settings
+
+Place = tuple[str, int]
+# The first and the last slot, and the nodes that have them, the primary first.
+Range = tuple[int, int, list[Place]]
+
+_SLOTS: Final = 16384
+_READ_MAP: Final = packed([("CLUSTER", "SLOTS")])
+# Threads that lost the same node at the same time need the new map once.
+_FRESH_S: Final = 0.02
+_NO_CLUSTER: Final = "cluster support disabled"
+
+
+def slot_of(key: str) -> int:
+    """Return the hash slot of a server's key: that of the text in its first braces, or of the whole key."""
+    tag = key.partition("{")[2].partition("}")[0]
+    return binascii.crc_hqx((tag or key).encode(), 0) % _SLOTS
+
+
+class Cluster:
+    """The nodes of a Redis Cluster, with a pool of connections each. Thread-safe."""
+
+    def __init__(self, nodes: Nodes, make_pool: Callable[[Address], Pool]) -> None:
+        """Set up the cluster without connecting."""
+        self.where = nodes.where
+        self._nodes = nodes
+        self._make_pool = make_pool
+        self._pools: dict[Place, Pool] = {}
+        # The places of the last map, replicas too: they know the map as well.
+        self._places: tuple[Place, ...] = nodes.places
+        self._primaries: list[Pool | None] = []
+        self._read_s = 0.0
+
+    @property
+    def was_connected(self) -> bool:
+        """Whether the map has ever been read."""
+        return bool(self._primaries)
+
+    def primary(self, slot: int) -> Pool:
+        """Return the pool of the node that serves `slot`. Raises CallFailedError if no node can be asked."""
+        if not self._primaries:
+            self._read_map()
+        # A node says that a slot is not served, or where it is by now.
+        return self._primaries[slot] or self._pool(self._places[0])
+
+    def primaries(self) -> dict[str, int]:
+        """Return one hash slot of each primary, by the name of the node, after reading the map. See `primary`."""
+        self._read_map()
+        slots = {id(pool): slot for slot, pool in enumerate(self._primaries)}
+        return {f"{host}:{port}": slots[id(pool)] for (host, port), pool in self._pools.items() if id(pool) in slots}
+
+    def follow(self, slot: int, error: Exception) -> Pool | None:
+        """Correct the map after `error`; return the pool of the one node that takes the next attempt, or None."""
+        # By the text: the driver's MovedError is an AskError.
+        code, _, rest = str(error).partition(" ")
+        if isinstance(error, driver.ResponseError):
+            host, _, port = rest.partition(" ")[2].rpartition(":")
+            if code in ("MOVED", "ASK") and host and port.isdecimal():
+                pool = self._pool((host, int(port)))
+                if code == "ASK":
+                    return pool
+                self._primaries[slot] = pool
+                return None
+            if code == "TRYAGAIN":
+                return None
+        if self.was_connected and time.monotonic() - self._read_s > _FRESH_S:
+            with suppress(CallFailedError):  # the old map may be right by the next attempt
+                self._read_map()
+        return None
+
+    def close(self) -> None:
+        """Close the idle connections to all nodes."""
+        for pool in list(self._pools.values()):
+            pool.close()
+
+    def _pool(self, place: Place) -> Pool:
+        pool = self._pools.get(place)
+        return pool or self._pools.setdefault(place, self._make_pool(self._nodes.address_of(*place)))
+
+    def _read_map(self) -> None:
+        """Read the map from the first node that answers. Raises CallFailedError if no node does, and ConfigError."""
+        error: Exception | None = None
+        for place in self._candidates():
+            try:
+                self._take(self._map_of(place))
+            except CallFailedError as failure:
+                error = failure.error
+            else:
+                return
+        raise CallFailedError(error or driver.ClusterDownError("CLUSTERDOWN no node is known"), sent=False)
+
+    def _map_of(self, place: Place) -> list[Range]:
+        """Return the ranges of slots with their nodes, the primary first, as the node at `place` knows them."""
+        (answer,) = self._pool(place).ask(_READ_MAP, 1, careful=True)
+        if isinstance(answer, driver.ResponseError):
+            if _NO_CLUSTER in str(answer):
+                raise ConfigError(f"{self.where} {WRONG_MODE['standalone']}")
+            raise CallFailedError(answer, sent=False)
+        if not answer:
+            raise CallFailedError(driver.ClusterDownError("CLUSTERDOWN no node serves a hash slot"), sent=False)
+        try:
+            return _ranges(answer, place[0])
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            if raised_by_handler(error):
+                raise
+            raise CallFailedError(driver.InvalidResponse("not a map of hash slots"), sent=False) from error
+
+    def _candidates(self) -> Iterator[Place]:
+        """Yield the nodes to ask, failing ones last, in random order, because one may be isolated."""
+        places = list(dict.fromkeys((*self._places, *self._nodes.places)))
+        if self._primaries:
+            random.shuffle(places)
+        failing = [place for place in places if (pool := self._pools.get(place)) is not None and pool.is_failing]
+        yield from [place for place in places if place not in failing]
+        yield from failing
+
+    def _take(self, ranges: list[Range]) -> None:
+        """Use a map; forget the nodes that left the cluster."""
+        primaries: list[Pool | None] = [None] * _SLOTS
+        for first, last, nodes in ranges:
+            primaries[first : last + 1] = [self._pool(nodes[0])] * (last + 1 - first)
+        places = tuple(dict.fromkeys(place for _, _, nodes in ranges for place in nodes))
+        self._places, self._primaries, self._read_s = places, primaries, time.monotonic()
+        for place in list(self._pools):
+            if place not in places and place not in self._nodes.places and (pool := self._pools.pop(place, None)):
+                pool.close()
+
+
+def _ranges(answer: list[Any], asked_host: str) -> list[Range]:
+    """Return the ranges of slots in an answer to CLUSTER SLOTS. A node without a host is at `asked_host`."""
+    return [
+        (int(first), int(last), [((node[0] or b"").decode() or asked_host, int(node[1])) for node in nodes])
+        for first, last, *nodes in answer
+    ]
+
+
+class Slot:
+    """The way to the node that serves one hash slot."""
+
+    def __init__(self, cluster: Cluster, slot: int) -> None:
+        self._cluster = cluster
+        self._slot = slot
+
+    @property
+    def was_connected(self) -> bool:
+        return self._cluster.was_connected
+
+    def ask(self, request: list[bytes], count: int, careful: bool) -> list[Any]:
+        return self._cluster.primary(self._slot).ask(request, count, careful)
+
+    def follow(self, error: Exception) -> Pool | None:
+        return self._cluster.follow(self._slot, error)
+
+    def close(self) -> None:
+        self._cluster.close()
+
+
+class ClusterServers(Servers):
+    """The nodes of a Redis Cluster."""
+
+    def __init__(self, settings: Settings, nodes: Nodes) -> None:
+        self._cluster = Cluster(nodes, lambda address: settings.pool(address, "cluster"))
+        super().__init__(settings, Slot(self._cluster, slot_of(settings.index)), nodes.where, nodes.hint)
+
+    def of(self, namespace: str) -> Server:
+        slot = Slot(self._cluster, slot_of(self.settings.key(namespace, INDEX)))
+        add = b"SADD", self.settings.index, namespace.encode()
+        marker = self.script_keys(namespace)[2]
+        retry_s = self.settings.options["retry_s"]
+        return NamespaceServer(slot, self.where, retry_s, self._hint, self.main, add, marker)
+
+    def script_keys(self, namespace: str) -> tuple[bytes, ...]:
+        # The set of all namespaces is on another node; the scripts write a set of this namespace alone.
+        values, order, _, deadlines = super().script_keys(namespace)
+        return values, order, self.settings.key(namespace, INDEX).encode(), deadlines
+
+    def ask_each(self, commands: Mapping[str, Command]) -> list[Any]:
+        return [self.of(namespace).exchange([command])[0] for namespace, command in commands.items()]
+
+    def primaries(self) -> Mapping[str, Server]:
+        self.main.call("PING")
+        try:
+            slots = self._cluster.primaries()
+        except CallFailedError as failure:
+            raise store_error(self.where, failure.error) from failure.error
+        return {name: self._server(Slot(self._cluster, slot)) for name, slot in slots.items()}
+
+
+class NamespaceServer(Server):
+    """The node that serves a namespace. It adds the namespace to the index, which another node may serve."""
+
+    def __init__(
+        self,
+        route: Slot,
+        where: str,
+        retry_s: float,
+        hint: Callable[[Exception], str],
+        index: Server,
+        add: Command,
+        marker: bytes,
+    ) -> None:
+        """Set up the server; `add` lists the namespace on `index`, every write creates the key `marker`."""
+        super().__init__(route, where, retry_s, hint)
+        self._index = index
+        self._add = add
+        self._exists: Command = (b"EXISTS", marker)
+        # Whether this handle has added the namespace.
+        self._is_listed = False
+
+    def exchange(
+        self, commands: Sequence[Command], changes: bool = False, again: bool = True, reads: int = 0
+    ) -> list[Any]:
+        if not changes:
+            return super().exchange(commands, changes, again)
+        if not self._is_listed:
+            self._list()
+        try:
+            was_written, *answers = super().exchange([self._exists, *commands], changes, again, reads=1)
+        except driver.NoScriptError:
+            raise
+        except BaseException:
+            # What the write found is unknown.
+            self._is_listed = False
+            raise
+        if was_written != 1:
+            self._list()
+        return answers
+
+    def _list(self) -> None:
+        self._index.exchange([self._add], changes=True)
+        self._is_listed = True

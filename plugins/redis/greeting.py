@@ -1,0 +1,52 @@
+"""Query a server over its first connection: its mode, its persistence and its eviction policy."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Final
+
+from hutch import ConfigError
+
+from .hints import SENTINEL_HINT
+from .protocol import Command, Connection, packed
+
+_QUERIES: Final[tuple[Command, ...]] = (
+    ("INFO", "server"),
+    ("INFO", "persistence"),
+    ("INFO", "memory"),
+    ("CONFIG", "GET", "appendfsync"),
+)
+#: What to do about a server of another mode than the url says, by the server's mode.
+WRONG_MODE: Final = {
+    "sentinel": f"is a Sentinel, which stores nothing; {SENTINEL_HINT}",
+    "cluster": "is a node of a Redis Cluster; start the url with redis+cluster:// (TLS: rediss+cluster://)",
+    "standalone": "is a standalone server, not a node of a Redis Cluster; start the url with redis:// (TLS: rediss://)",
+}
+
+
+def greet(connection: Connection, where: str, mode: str) -> bool:
+    """Return whether the server writes each change to its disk before it answers.
+
+    Raises ConfigError for a server of another mode than `mode`. Hosted servers refuse CONFIG, and a user may lack the
+    permission to ask: then nothing is promised.
+    """
+    answers = connection.ask(packed(_QUERIES), len(_QUERIES))
+    server, persistence, memory = (_fields(answer) for answer in answers[:3])
+    found = server.get("redis_mode", server.get("server_mode", mode))
+    if found != mode and found in WRONG_MODE:
+        raise ConfigError(f"{where} {WRONG_MODE[found]}")
+    policy = memory.get("maxmemory_policy", "")
+    if policy.startswith("allkeys-"):
+        warnings.warn(
+            f"{where} has the maxmemory-policy {policy}: when its memory is full it evicts what hutch stores. "
+            "Set it to noeviction, or to one of volatile-*, which leaves what hutch stores alone",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return persistence.get("aof_enabled") == "1" and answers[3] == [b"appendfsync", b"always"]
+
+
+def _fields(answer: object) -> dict[str, str]:
+    """Return the fields of an INFO answer by name; empty if INFO was refused."""
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    return {name: value for name, _, value in (line.partition(":") for line in text.splitlines())}
