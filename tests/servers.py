@@ -101,6 +101,8 @@ class RedisServer:
     """
 
     host = "127.0.0.1"
+    #: Arguments of the command, after the file of its configuration.
+    arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -159,7 +161,11 @@ class RedisServer:
         config.chmod(0o600)
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*guard, self._program, str(config)], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*guard, self._program, str(config), *self.arguments],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         deadline = time.monotonic() + _START_PATIENCE_S
         while not self._answers():

@@ -27,7 +27,9 @@ _WITHOUT_CLIENT_INFO: Final[Mapping[str, None]] = (
 )
 # Valkey speaks the same protocol; its own clients use these schemes.
 _SCHEMES: Final = {"valkey": "redis", "valkeys": "rediss"}
-_TOPOLOGIES: Final = {("redis", ""), ("rediss", ""), ("unix", ""), ("redis", "cluster"), ("rediss", "cluster")}
+_TOPOLOGIES: Final = {"redis": ("", "cluster", "sentinel"), "rediss": ("", "cluster", "sentinel"), "unix": ("",)}
+_REDIS_PORT: Final = 6379
+_SENTINEL_PORT: Final = 26379
 
 #: The options of the redis engine.
 OPTIONS: Final[Mapping[str, Option]] = {
@@ -35,13 +37,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
         str,
         default="redis://localhost:6379/0",
         secret=True,
-        help="redis://user:password@host:port/database, rediss:// for TLS, unix://user:password@/path/of/socket, or "
-        "redis+cluster://user:password@host:port,host:port",
+        help="redis://user:password@host:port/database, rediss:// for TLS, unix://user:password@/path/of/socket, "
+        "redis+cluster://user:password@host:port,host:port, or redis+sentinel://user:password@host,host/name/database",
     ),
     "prefix": Option(str, default="hutch", help="prefix of every key that hutch uses on the server"),
     "db": Option(int, minimum=0, help="the number of the database, if the url does not give it; default 0"),
     "username": Option(str, secret=True, help="if the url does not give it"),
     "password": Option(str, secret=True, help="if the url does not give it"),
+    "sentinel_username": Option(str, secret=True, help="the user for the Sentinels, if they ask for one"),
+    "sentinel_password": Option(str, secret=True, help="the password for the Sentinels, if they ask for one"),
     "connect_timeout_s": Option(
         float, default=5.0, minimum=0.01, maximum=86400, help="longest wait to connect, in seconds"
     ),
@@ -102,7 +106,20 @@ class Nodes:
     hint: Callable[[Exception], str]
 
 
-def read_address(options: Mapping[str, Any]) -> Address | Nodes:
+@dataclass(frozen=True)
+class Monitor:
+    """The addresses of Sentinels, and the primary that they monitor. Its repr shows no password."""
+
+    sentinels: tuple[Address, ...]
+    #: The name that the Sentinels have for the primary.
+    name: str
+    #: Returns the address of the primary at a host and a port.
+    address_of: Callable[[str, int], Address]
+    #: The name of the server in messages.
+    where: str
+
+
+def read_address(options: Mapping[str, Any]) -> Address | Nodes | Monitor:
     """Return the address that `options` describe, without connecting. Raises ConfigError."""
     url: str = options["url"]
     scheme, separator, rest = url.partition("://")
@@ -110,10 +127,10 @@ def read_address(options: Mapping[str, Any]) -> Address | Nodes:
     base = _SCHEMES.get(base, base)
     if (base, topology) == ("redis", "unix"):
         base, topology = "unix", ""
-    if not separator or (base, topology) not in _TOPOLOGIES:
+    if not separator or topology not in _TOPOLOGIES.get(base, ()):
         raise _wrong_url(
             "must start with redis://, rediss:// (TLS), valkey://, valkeys:// (TLS) or unix://; for a cluster with "
-            "redis+cluster:// or rediss+cluster:// (TLS)"
+            "redis+cluster://, for Sentinels with redis+sentinel:// (TLS: rediss+...)"
         )
     if "?" in rest:
         raise _wrong_url(_options_in_url(rest.partition("?")[2], options))
@@ -126,6 +143,8 @@ def read_address(options: Mapping[str, Any]) -> Address | Nodes:
         "protocol": 2,
         **_WITHOUT_CLIENT_INFO,
     }
+    if topology != "sentinel" and (options["sentinel_username"] or options["sentinel_password"]):
+        raise ConfigError("option 'sentinel_password' of the redis engine is for a url with redis+sentinel://")
     if base != "rediss":
         for name in (*_TLS_FILES, "verify"):
             if options[name] not in (None, True):
@@ -134,6 +153,8 @@ def read_address(options: Mapping[str, Any]) -> Address | Nodes:
         return _unix(rest, common, options)
     if topology == "cluster":
         return _cluster(base == "rediss", rest, common, options)
+    if topology == "sentinel":
+        return _monitor(base == "rediss", rest, common, options)
     return _tcp(base == "rediss", rest, common, options)
 
 
@@ -149,13 +170,14 @@ def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> A
     return Address(_maker(UnixDomainSocketConnection, unix), where, lambda error: "")
 
 
-def _tcp(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
+def _tcp(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Address:
     login, _, place = rest.rpartition("@")
-    host, port, db = _place(place, options["db"])
-    return _address_maker(tls, login, common, options)(host, port, db)
+    host, port = _host_and_port(place.partition("/")[0], _REDIS_PORT)
+    db = _database(place.partition("/")[2], options["db"])
+    return _address_maker(tls, common | _login(login, options), options)(host, port, db)
 
 
-def _cluster(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Nodes:
+def _cluster(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Nodes:
     login, _, places = rest.rpartition("@")
     hosts, _, db = places.partition("/")
     if options["db"] or db not in ("", "0"):
@@ -163,19 +185,38 @@ def _cluster(tls: bool, rest: str, common: Mapping[str, Any], options: Mapping[s
             "the url or option 'db' of the redis engine names a database: a Redis Cluster has database 0 only. Leave "
             "it out; for a second store, set option 'prefix'"
         )
-    found = dict.fromkeys(_place(place, None)[:2] for place in hosts.split(","))
-    address_of = _address_maker(tls, login, common, options)
+    found = _places(hosts, _REDIS_PORT)
+    address_of = _address_maker(tls, common | _login(login, options), options)
     where = f"the Redis Cluster at {', '.join(_shown(*place) for place in found)},"
-    return Nodes(tuple(found), address_of, where, address_of(*next(iter(found))).hint)
+    return Nodes(found, address_of, where, address_of(*found[0]).hint)
 
 
-def _address_maker(
-    tls: bool, login: str, common: Mapping[str, Any], options: Mapping[str, Any]
-) -> Callable[..., Address]:
+def _monitor(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Monitor:
+    login, _, places = rest.rpartition("@")
+    hosts, _, path = places.partition("/")
+    name, _, database = path.partition("/")
+    name = _unquote(name)
+    if not name or not name.isprintable():
+        raise _wrong_url("must name the primary after the Sentinels: redis+sentinel://host1,host2,host3/NAME")
+    db = _database(database, options["db"])
+    found = _places(hosts, _SENTINEL_PORT)
+    own_login = {"username": options["sentinel_username"], "password": options["sentinel_password"]}
+    sentinel_of = _address_maker(tls, common | own_login, options)
+    address_of = _address_maker(tls, common | _login(login, options), options)
+    sentinels = tuple(sentinel_of(*place) for place in found)
+    shown = ", ".join(_shown(*place) for place in found)
+    where = f"the primary {name!r} of the Sentinels at {shown}, database {db},"
+    return Monitor(sentinels, name, lambda host, port: address_of(host, port, db), where)
+
+
+def _places(hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    return tuple(dict.fromkeys(_host_and_port(host, default_port) for host in hosts.split(",")))
+
+
+def _address_maker(tls: bool, common: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[..., Address]:
     """Return a function that returns the address of a host, a port and a database, 0 if it is not given."""
     # With keepalive the system notices a dead peer, and a firewall sees that the connection is in use.
-    tcp = {**common, **_login(login, options)}
-    tcp |= {"socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
+    tcp = {**common, "socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
     kind, tls_options = (SSLConnection, _tls(options)) if tls else (Connection, {})
     wait_s = min(options["connect_timeout_s"], options["timeout_s"])
 
@@ -220,9 +261,8 @@ def _login(login: str, options: Mapping[str, Any]) -> dict[str, str | None]:
     return login_options
 
 
-def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
-    """Return host, port and database from ``host:port/database``; each may be missing."""
-    place, _, db = place.partition("/")
+def _host_and_port(place: str, default_port: int) -> tuple[str, int]:
+    """Return host and port from ``host:port``; each may be missing."""
     if place.startswith("["):
         host, _, port = place[1:].partition("]")
         port = port.removeprefix(":")
@@ -236,11 +276,15 @@ def _place(place: str, db_option: int | None) -> tuple[str, int, int]:
         raise _wrong_url("names an invalid host") from None
     if port and not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
         raise _wrong_url("must have a port from 1 to 65535, and a password before an '@': redis://:password@host:port")
-    if db and not (db.isascii() and db.isdecimal() and len(db) < 10):
+    return host, int(port or default_port)
+
+
+def _database(text: str, option: int | None) -> int:
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise _wrong_url("must end with the number of a database, or without one: redis://host:port/0")
-    if db and db_option is not None:
+    if text and option is not None:
         raise ConfigError("the database of the redis engine is given twice, in the url and as option 'db'; keep one")
-    return host, int(port or 6379), int(db) if db else db_option or 0
+    return int(text) if text else option or 0
 
 
 def _tls(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ _QUERIES: Final[tuple[Command, ...]] = (
 WRONG_MODE: Final = {
     "sentinel": f"is a Sentinel, which stores nothing; {SENTINEL_HINT}",
     "cluster": "is a node of a Redis Cluster; start the url with redis+cluster:// (TLS: rediss+cluster://)",
-    "standalone": "is a standalone server, not a node of a Redis Cluster; start the url with redis:// (TLS: rediss://)",
+    "standalone": "is a standalone server, neither a node of a Redis Cluster nor a Sentinel; start the url with "
+    "redis:// (TLS: rediss://)",
 }
 
 

@@ -34,8 +34,8 @@ OPTION_HINTS: Final = {
     "protocol": "leave it out",
 }
 SENTINEL_HINT: Final = (
-    "name the primary instead, redis://host:port; "
-    "'redis-cli -p 26379 sentinel get-master-addr-by-name NAME' prints its address"
+    "start the url with redis+sentinel:// (TLS: rediss+sentinel://), and name the primary after the Sentinels: "
+    "redis+sentinel://host:26379/NAME; 'redis-cli -p 26379 sentinel masters' lists the names"
 )
 _SENTINEL_PORT: Final = 26379
 _MAX_PROBE_S: Final = 2.0

@@ -21,7 +21,7 @@ from hutch import (
 from hutch.handlers import raised_by_handler
 from hutch.limits import explain_failure, validate_key
 
-from .address import OPTIONS, Nodes, read_address
+from .address import OPTIONS, Monitor, Nodes, read_address
 from .hints import OPTION_HINTS
 from .listing import Listing
 from .protocol import Command
@@ -61,7 +61,7 @@ _LISTED_PARTS = 2
 
 
 class RedisPlugin(StoragePluginBase):
-    """The redis engine: `redis://`, `rediss://` (TLS), `unix://`, `redis+cluster://` and `rediss+cluster://` (TLS).
+    """The redis engine: `redis://`, `unix://`, `redis+cluster://`, `redis+sentinel://`; with TLS `rediss://` and so on.
 
     Clients of one server, or one cluster, and one prefix share namespaces.
 
@@ -92,6 +92,10 @@ class RedisPlugin(StoragePluginBase):
 
             self.capabilities -= {"atomic-store"}
             self.servers: Servers = ClusterServers(settings, address)
+        elif isinstance(address, Monitor):
+            from .sentinel import SentinelServers
+
+            self.servers = SentinelServers(settings, address)
         else:
             pool = settings.pool(address, "standalone", self._declare_durable)
             self.servers = Servers(settings, pool, address.where, address.hint)
@@ -102,7 +106,7 @@ class RedisPlugin(StoragePluginBase):
             try:
                 self.server.call("PING")
             except BaseException:
-                self.server.close()
+                self.servers.close()
                 raise
 
     def open(self, namespace: str) -> RedisStorage:

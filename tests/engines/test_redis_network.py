@@ -487,7 +487,7 @@ def sentinel(folder: Path) -> Iterator[int]:
 def test_a_sentinel_is_recognised(tmp_path: Path) -> None:
     with sentinel(tmp_path) as port:
         for url in (f"redis://127.0.0.1:{port}", f"redis://127.0.0.1:{port}/1"):
-            with pytest.raises(hutch.StoreError, match=r"Sentinel.* redis://host:port"):
+            with pytest.raises(hutch.StoreError, match=r"Sentinel.* redis\+sentinel://host:26379/NAME"):
                 connect(url, retry_s=0)
     with pytest.raises(hutch.StorageUnavailableError, match=r"26379 .*Sentinel"):
         connect("redis://127.0.0.1:26379", retry_s=0)

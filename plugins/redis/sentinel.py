@@ -1,0 +1,70 @@
+"""Find the primary of a group of servers by its name: Sentinels watch the servers, and know which one it is by now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import exceptions as driver
+
+from hutch import ConfigError
+
+from .address import Address, Monitor
+from .pool import Pool
+from .protocol import CallFailedError, packed
+from .servers import Servers, Settings
+
+
+class Sentinels:
+    """The Sentinels of a store, with a pool of connections each. Thread-safe."""
+
+    def __init__(self, monitor: Monitor, pools: tuple[Pool, ...]) -> None:
+        self._monitor = monitor
+        self._pools = pools
+        self._request = packed([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", monitor.name)])
+
+    def connection(self) -> Any:
+        """Return a new driver connection to the primary of this moment, not connected yet.
+
+        Raises CallFailedError if no Sentinel answers, and ConfigError if those that answer do not know the name.
+        """
+        error: Exception | None = None
+        is_unknown = False
+        # Failing ones last: each may take until the time-out.
+        for pool in sorted(self._pools, key=lambda one: one.is_failing):
+            try:
+                (answer,) = pool.ask(self._request, 1, careful=True)
+            except CallFailedError as failure:
+                error = failure.error
+                continue
+            if isinstance(answer, driver.ResponseError):
+                error = answer
+            elif answer is None:
+                is_unknown = True
+            else:
+                host, port = answer
+                return self._monitor.address_of(host.decode(), int(port)).make()
+        if is_unknown or error is None:
+            raise ConfigError(
+                f"{self._monitor.where} is unknown there: no Sentinel that answers monitors a primary of that name. "
+                "Correct the name in the url; 'redis-cli -p 26379 sentinel masters' lists the names"
+            )
+        raise CallFailedError(error, sent=False)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for pool in self._pools:
+            pool.close()
+
+
+class SentinelServers(Servers):
+    """The primary of a group of servers. Each new connection asks the Sentinels which server that is."""
+
+    def __init__(self, settings: Settings, monitor: Monitor) -> None:
+        pools = tuple(settings.pool(address, "sentinel") for address in monitor.sentinels)
+        self._sentinels = Sentinels(monitor, pools)
+        address = Address(self._sentinels.connection, monitor.where, lambda error: "")
+        super().__init__(settings, settings.pool(address, "standalone"), monitor.where, address.hint)
+
+    def close(self) -> None:
+        super().close()
+        self._sentinels.close()

@@ -1,0 +1,125 @@
+"""Test the redis engine behind real Sentinels: it finds the primary by its name, also after a fail-over."""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import hutch
+from tests.engines.test_redis import ALLOWED
+from tests.redis_cluster import ask
+from tests.redis_sentinels import Sentinels
+from tests.servers import RedisServer, wait_until
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    with Sentinels() as started:
+        yield started
+
+
+def connect(storage: str, **options: Any) -> hutch.Store:
+    return hutch.connect({"STORAGE": storage, "STORAGE_CONFIG": options})
+
+
+def test_the_primary_is_found_by_its_name(sentinels: Sentinels, prefix: str) -> None:
+    with connect(f"{sentinels.url}/2", prefix=prefix) as store, store.open("core") as core:
+        core["a"] = 1
+        with store.transaction() as tx:
+            tx["core"]["b"] = tx["other"]["b"] = 2
+        assert "durable" not in store.capabilities
+        assert "the primary 'the-primary' of the Sentinels at" in str(store.stats()["server"])
+    with connect(f"{sentinels.primary().url[:-1]}2", prefix=prefix) as store:
+        assert dict(store["core"]) == {"a": 1, "b": 2}
+        assert store["other"]["b"] == 2
+
+
+def test_one_live_sentinel_is_enough(sentinels: Sentinels, prefix: str) -> None:
+    dead = RedisServer()
+    dead.close()
+    url = sentinels.url.replace("://", f"://{dead.host}:{dead.port},")
+    with connect(url, prefix=prefix) as store:
+        store["core"]["a"] = 1
+        assert store.namespaces() == ["core"]
+
+
+def test_no_live_sentinel_is_an_error_that_names_them() -> None:
+    dead = RedisServer()
+    dead.close()
+    with pytest.raises(hutch.StorageUnavailableError, match=r"of the Sentinels at 127.*cannot be reached"):
+        connect(f"redis+sentinel://{dead.host}:{dead.port}/main", retry_s=0)
+
+
+def test_a_name_that_is_not_there_is_an_error_at_once(sentinels: Sentinels) -> None:
+    with pytest.raises(hutch.ConfigError, match=r"'another' of the Sentinels at .* is unknown there"):
+        connect(sentinels.url.rpartition("/")[0] + "/another", retry_s=60)
+
+
+def test_a_server_in_place_of_a_sentinel_is_refused(sentinels: Sentinels) -> None:
+    server = sentinels.servers[0]
+    with pytest.raises(hutch.ConfigError, match=re.escape("start the url with redis://")):
+        connect(f"redis+sentinel://{server.host}:{server.port}/main")
+
+
+def test_the_sentinels_have_a_login_of_their_own(sentinels: Sentinels, prefix: str) -> None:
+    for sentinel in sentinels.sentinels:
+        rights = ["+ping", "+sentinel|get-master-addr-by-name"]
+        ask(sentinel, "ACL", "SETUSER", prefix, "on", ">secret", *rights)
+    server = sentinels.primary()
+    ask(server, "ACL", "SETUSER", prefix, "on", ">other secret", f"~{prefix}:*", *(f"+{name}" for name in ALLOWED))
+    logins: dict[str, Any] = {"username": prefix, "password": "other secret", "prefix": prefix}
+    try:
+        with connect(sentinels.url, **logins, sentinel_username=prefix, sentinel_password="secret") as store:
+            store["core"]["a"] = 1
+            assert store["core"]["a"] == 1
+        with pytest.raises(hutch.StorageUnavailableError, match="refuses the login") as caught:
+            connect(sentinels.url, **logins, sentinel_username=prefix, sentinel_password="wrong secret")
+        assert "secret" not in str(caught.value)
+    finally:
+        ask(server, "ACL", "DELUSER", prefix)
+        for sentinel in sentinels.sentinels:
+            ask(sentinel, "ACL", "DELUSER", prefix)
+
+
+def test_a_fail_over_is_followed(sentinels: Sentinels, prefix: str, record_property: Any) -> None:
+    old = sentinels.primary()
+    new = next(server for server in sentinels.servers if server is not old)
+    stop = threading.Event()
+
+    def count(core: Any) -> int:
+        acknowledged = 0
+        while not stop.is_set():
+            core[f"{acknowledged}"] = None
+            acknowledged += 1
+        return acknowledged
+
+    with connect(sentinels.url, prefix=prefix, retry_s=60) as store, store.open("core") as core:
+        core["key"] = 1
+        with ThreadPoolExecutor(1) as pool:
+            counting = pool.submit(count, core)
+            wait_until(lambda: len(core) > 100)
+            old.kill()
+            try:
+                wait_until(lambda: sentinels.primary() is new or counting.done())
+                before = len(core)
+                wait_until(lambda: len(core) > before + 100 or counting.done())
+            finally:
+                stop.set()
+            acknowledged = counting.result()
+        lost = acknowledged - sum(1 for key in core if key != "key")
+        record_property("counted", f"redis sentinel, killed primary: {acknowledged} sets, {lost} lost")
+        # The last write before the kill may not have reached the replica.
+        assert lost <= 1
+        with connect(new.url, prefix=prefix) as direct:
+            assert len(direct["core"]) == len(core)
