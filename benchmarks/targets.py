@@ -44,6 +44,15 @@ _COLD = (
     "process, hutch's 60 modules 0.45, the search "
     "for plugins of others 0.05"
 )
+_WARM = (
+    "LMDB's own open and close are 1.0; validating the folder and its two files, before and after LMDB opens them, "
+    "0.9; looking whether a plugin was added or changed 0.6; config and options 0.4; the rest store and namespace"
+)
+_STORM = (
+    "importing takes nine tenths of the time, and the processors are busy with nothing else: ormsgpack and what it "
+    "imports are as much as all of diskcache, hutch's own modules and typing and pathlib twice that; waiting for "
+    "other writers is 0.1"
+)
 _PER_KEY = (
     "the block remembers each write, validates its key and encodes it, and the commit keeps the count of keys exact, "
     "which costs a search; measured beside other programs, on two cores"
@@ -124,6 +133,41 @@ _ROWS = [
         slack=1.15,
         floor=2.35,
         why=_COLD,
+    ),
+    Target(
+        "open_warm",
+        "lmdb connect, open, get, close, again in one process",
+        "lmdbm's open, get, close",
+        2.0,
+        15,
+        slack=1.25,
+        steady=False,
+        floor=5.0,
+        why=_WARM,
+    ),
+    Target(
+        "open_warm_sqlite",
+        "sqlite connect, open, get, close, again in one process",
+        "sqlitedict's open, get, close",
+        1.0,
+        15,
+        slack=1.25,
+        steady=False,
+    ),
+    *(
+        Target(
+            f"storm_{engine}{kind}",
+            f"{engine}, 40 processes at once, {store} store, import to close",
+            "diskcache.Cache",
+            1.0,
+            1,
+            slack=1.25,
+            steady=False,
+            floor=3.5,
+            why=_STORM,
+        )
+        for engine in ("lmdb", "sqlite")
+        for kind, store in (("", "fresh"), ("_filled", "filled"))
     ),
     Target("sqlite_get", "sqlite `ns[key]`", "sqlite3's defaults: `execute(...).fetchone()` and decode", 0.8, 100),
     Target(

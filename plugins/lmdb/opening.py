@@ -22,6 +22,8 @@ import lmdb
 from hutch import StorageUnavailableError
 from hutch.handlers import raised_by_handler
 
+# The types of what `getsignal` returns where no handler is set that uses a store: a number, None, a function in C.
+_HARMLESS = {int, type(None), type(_signal.default_int_handler)}
 # How long a thread may take to start.
 _PATIENCE_S = 0.5
 
@@ -126,8 +128,4 @@ class Opening:
 
 def _handlers_may_run() -> bool:
     """Return whether a signal handler could run that uses a store: one that the application has set."""
-    for number in range(1, _signal.NSIG):
-        handler = _signal.getsignal(number)
-        if not (handler is None or type(handler) is int or handler is _signal.default_int_handler):
-            return True
-    return False
+    return not {*map(type, map(_signal.getsignal, range(1, _signal.NSIG)))} <= _HARMLESS

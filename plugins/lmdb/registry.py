@@ -36,7 +36,8 @@ def shared_environment(
         with _lock.current:
             environment = _find(place)
             if environment is None:
-                environment = _environments[place] = Environment(Path(place), durability, map_size_bytes, wait_s)
+                real = path if place == str(path) else Path(place)
+                environment = _environments[place] = Environment(real, durability, map_size_bytes, wait_s)
                 _all.append(weakref.ref(environment))
             if environment.durability == durability:
                 environment.users.add(weakref.ref(user))

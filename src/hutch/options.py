@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import ConfigError, nearest
 from .handlers import passes_through
@@ -17,10 +17,17 @@ _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", st
 
 
 class ByFields:
-    """Equality, hash and repr of a dataclass by its fields, for classes that every open needs.
+    """Equality, hash, repr and immutability of a dataclass by its fields, for classes that every open needs.
 
     `dataclass` would compile its own for each class; together they took a tenth of the first open of a process.
+    A class with its own `__init__` sets its fields with `vars(self).update`.
     """
+
+    def __setattr__(self, name: str, _: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}; use dataclasses.replace")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -35,7 +42,7 @@ class ByFields:
         return f"{type(self).__qualname__}({shown})"
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(init=False, repr=False, eq=False)
 class Option(ByFields):
     """One option of an engine.
 
@@ -51,6 +58,28 @@ class Option(ByFields):
     maximum: float | None = None
     required: bool = False
     secret: bool = False
+
+    def __init__(
+        self,
+        kind: type,
+        default: Any = None,
+        help: str = "",
+        choices: tuple[str, ...] = (),
+        minimum: float | None = None,
+        maximum: float | None = None,
+        required: bool = False,
+        secret: bool = False,
+    ) -> None:
+        vars(self).update(
+            kind=kind,
+            default=default,
+            help=help,
+            choices=choices,
+            minimum=minimum,
+            maximum=maximum,
+            required=required,
+            secret=secret,
+        )
 
 
 def read_options(
@@ -77,7 +106,7 @@ def read_options(
             f"the {engine} {kind} has no option {unknown[0]!r}.{advice} "
             f"It takes: {', '.join(sorted(declared)) or 'none'}"
         )
-    base_dir = Path(getattr(config, "base_dir", None) or Path.cwd())
+    base_dir = getattr(config, "base_dir", None) or Path.cwd()
     options = {}
     for name, option in declared.items():
         if given.get(name) is None:
@@ -103,7 +132,7 @@ def _given_options(config: object, engine: str) -> dict[str, Any]:
     return dict(options)
 
 
-def _convert(value: Any, option: Option, what: str, base_dir: Path) -> Any:
+def _convert(value: Any, option: Option, what: str, base_dir: str | os.PathLike[str]) -> Any:
     converted = _to_kind(value, option.kind, base_dir)
     shown = "" if option.secret else f", not {value!r}"
     if converted is None:
@@ -118,7 +147,7 @@ def _convert(value: Any, option: Option, what: str, base_dir: Path) -> Any:
     return converted
 
 
-def _to_kind(value: Any, kind: type, base_dir: Path) -> Any:
+def _to_kind(value: Any, kind: type, base_dir: str | os.PathLike[str]) -> Any:
     """Return `value` converted to `kind`, or None if that fails. Text is converted too: URL options are text."""
     if kind is bool:
         if isinstance(value, bool):
