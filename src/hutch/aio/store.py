@@ -157,6 +157,11 @@ class Store(StoreHabits):
         return self._store.config
 
     @property
+    def location(self) -> str:
+        """Where the data is, for people: a URL or a path, without a secret."""
+        return self._store.location
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """The engine's promises beyond the six verbs."""
         return self._store.capabilities

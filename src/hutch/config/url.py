@@ -27,7 +27,8 @@ def split_url(text: str, where: str) -> tuple[str, str, dict[str, str]]:
     """
     url, _, query = text.partition("?")
     scheme, separator, _ = url.partition("://")
-    if not separator or not re.fullmatch(_SCHEME, scheme):
+    is_plain = scheme.isascii() and scheme.isalpha() and len(scheme) <= _LONGEST_NAME  # spares compiling the pattern
+    if not separator or not (is_plain or re.fullmatch(_SCHEME, scheme)):
         raise ConfigError(
             f"{where}: a storage URL starts with the name of a storage and '://', as in lmdb:///srv/state; a name has "
             "letters, digits and '+', '.', '_' or '-'"
@@ -73,7 +74,7 @@ def url_path(url: str) -> str:
     path = _unquoted(rest, "surrogateescape")
     if "\0" in path:
         raise ConfigError("the path of a storage URL may not hold NUL (%00)")
-    return path[1:] if re.match(_SLASH_DRIVE, path) else path
+    return path[1:] if path[2:3] == ":" and re.match(_SLASH_DRIVE, path) else path
 
 
 def _unquoted(text: str, errors: str) -> str:

@@ -282,6 +282,9 @@ def _plugin_info(path: Path, name: str, sections: _Sections) -> PluginInfo:
 def _python_min(text: str) -> tuple[int, ...] | None:
     if not text:
         return None
+    numbers = text.split(".")
+    if len(numbers) <= 3 and all(one.isascii() and one.isdigit() and len(one) <= 4 for one in numbers):
+        return tuple(map(int, numbers))  # without compiling the pattern
     match = re.fullmatch(_VERSION, text)
     if match is None:
         raise _Malformed(f"[Python] Version = {_quoted(text)}: expected the oldest Python that will do, such as 3.11")
