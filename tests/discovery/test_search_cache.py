@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import hutch
-from hutch.discovery import search, search_cache
+from hutch.discovery import entry_points, search, search_cache
 from hutch.discovery.search import discover
 from hutch.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
 
@@ -21,7 +21,8 @@ from hutch.errors import PluginConflictError, PluginLoadError, PluginNotFoundErr
 @pytest.fixture(autouse=True)
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cache what was written just now: the tests wait for another tick of the clock themselves."""
-    monkeypatch.setattr(search_cache, "_SETTLED_NS", -(10**18))
+    for module in (search_cache, entry_points):
+        monkeypatch.setattr(module, "_SETTLED_NS", -(10**18))
     monkeypatch.setattr(search_cache, "_cached", {})
     monkeypatch.setattr(search, "_made", set())
 
