@@ -34,6 +34,7 @@ TREE = {
     "CorruptValueError": "StoreError",
     "ConflictError": "StoreError",
     "StorageUnavailableError": "StoreError ConnectionError",
+    "NotReplicatedError": "StorageUnavailableError",
     "StorageTimeoutError": "StoreError TimeoutError",
     "StorageFullError": "StoreError OSError",
     "CapabilityError": "StoreError NotImplementedError",

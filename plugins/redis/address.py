@@ -63,6 +63,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
         maximum=86400,
         help="how many seconds a call is retried after a lost connection or during a fail-over; 0: never",
     ),
+    "wait_replicas": Option(
+        int,
+        default=0,
+        minimum=0,
+        maximum=1000,
+        help="how many replicas must acknowledge each write; fewer in wait_ms is a NotReplicatedError",
+    ),
+    "wait_ms": Option(
+        int, default=1000, minimum=1, maximum=86_400_000, help="how long a write waits for replicas, in milliseconds"
+    ),
     "max_connections": Option(
         int,
         minimum=1,

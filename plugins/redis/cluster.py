@@ -24,7 +24,7 @@ from .errors import store_error
 from .greeting import WRONG_MODE
 from .pool import Pool
 from .protocol import CallFailedError, Command, packed
-from .server import Server
+from .server import Server, Wait
 from .servers import INDEX, Servers, Settings
 
 Place = tuple[str, int]
@@ -194,7 +194,9 @@ class ClusterServers(Servers):
         add = b"SADD", self.settings.index, namespace.encode()
         marker = self.script_keys(namespace)[2]
         retry_s = self.settings.options["retry_s"]
-        return NamespaceServer(slot, self.where, retry_s, self._hint, self.main, add, marker)
+        # Without waiting for replicas: a name that a fail-over lost is repaired by `hutch check`.
+        index = Server(Slot(self._cluster, slot_of(self.settings.index)), self.where, retry_s, self._hint)
+        return NamespaceServer(slot, self.where, retry_s, self._hint, self.settings.wait, index, add, marker)
 
     def script_keys(self, namespace: str) -> tuple[bytes, ...]:
         # The set of all namespaces is on another node; the scripts write a set of this namespace alone.
@@ -222,12 +224,13 @@ class NamespaceServer(Server):
         where: str,
         retry_s: float,
         hint: Callable[[Exception], str],
+        wait: Wait | None,
         index: Server,
         add: Command,
         marker: bytes,
     ) -> None:
         """Set up the server; `add` lists the namespace on `index`, every write creates the key `marker`."""
-        super().__init__(route, where, retry_s, hint)
+        super().__init__(route, where, retry_s, hint, wait)
         self._index = index
         self._add = add
         self._exists: Command = (b"EXISTS", marker)

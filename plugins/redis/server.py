@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from redis import __version__ as driver_version
 from redis import exceptions as driver
 
-from hutch import ConfigError, StoreError
+from hutch import ConfigError, NotReplicatedError, StoreError
 
 from .errors import code_of, is_redirect, is_unfinished, may_pass, store_error
 from .pool import Pool
@@ -41,18 +42,48 @@ class Route(Protocol):
         """Close the idle connections."""
 
 
+@dataclass(frozen=True)
+class Wait:
+    """A wait for replicas after each write."""
+
+    replicas: int
+    max_ms: int
+
+    @property
+    def command(self) -> Command:
+        """The command that waits until the replicas have all earlier writes of its connection."""
+        return (b"WAIT", self.replicas, self.max_ms)
+
+    def confirm(self, answer: Any, where: str) -> None:
+        """Raise NotReplicatedError unless the `answer` to the command counts enough replicas."""
+        if isinstance(answer, int) and answer >= self.replicas:
+            return
+        text = f"{answer} of them have it" if isinstance(answer, int) else f"the server refused to wait: {answer}"
+        raise NotReplicatedError(
+            f"{where} has made the change, written, not replicated: {self.replicas} replicas were to have it within "
+            f"{self.max_ms} ms (options wait_replicas and wait_ms), {text}. A fail-over may lose it; it was not sent "
+            "again. Read the key before you repeat the change"
+        )
+
+
 class Server:
     """One server. Thread-safe.
 
     `again` allows a command to be sent twice after its answer was lost; `changes` says that it writes.
     """
 
-    def __init__(self, pool: Route, where: str, retry_s: float, hint: Callable[[Exception], str]) -> None:
-        """Set up the server; `hint` returns what may be wrong with the address if the first connection fails."""
+    def __init__(
+        self, pool: Route, where: str, retry_s: float, hint: Callable[[Exception], str], wait: Wait | None = None
+    ) -> None:
+        """Set up the server, whose writes `wait` for replicas.
+
+        `hint` returns what may be wrong with the address if the first connection fails.
+        """
         self._pool = pool
         self._where = where
         self._retry_s = retry_s
         self._hint = hint
+        self._wait = wait
 
     def call(self, *command: Argument, changes: bool = False, again: bool = True) -> Any:
         """Return the answer to one command. Raises the StoreError for its failure."""
@@ -98,6 +129,9 @@ class Server:
 
         The first `reads` of them only read: if the write after them was done, a refusal of theirs stays in the answers.
         """
+        wait = self._wait if changes else None
+        if wait is not None:
+            commands = [*commands, wait.command]
         request, count = packed(commands), len(commands)
         deadline_s = backoff_s = 0.0
         redirects = 0
@@ -113,8 +147,11 @@ class Server:
                 error = failure.error
                 maybe_done |= failure.sent and changes
             else:
+                waited = None if wait is None else answers.pop()
                 refusal = _refusal_in(answers[reads:])
                 if refusal is None:
+                    if wait is not None:
+                        wait.confirm(waited, self._where)
                     return answers
                 error = refusal
                 maybe_done |= changes and is_unfinished(error)

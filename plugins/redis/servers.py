@@ -12,7 +12,7 @@ from .greeting import greet
 from .pool import Pool
 from .protocol import Command, Connection
 from .scripts import PARTS
-from .server import Route, Server
+from .server import Route, Server, Wait
 
 #: The part of a key that names a set of namespaces.
 INDEX: Final = "namespaces"
@@ -24,6 +24,12 @@ class Settings:
 
     prefix: str
     options: Mapping[str, Any]
+
+    @property
+    def wait(self) -> Wait | None:
+        """The wait for replicas after each write, if the options ask for one."""
+        replicas, max_ms = self.options["wait_replicas"], self.options["wait_ms"]
+        return Wait(replicas, max_ms) if replicas else None
 
     @property
     def index(self) -> str:
@@ -85,4 +91,4 @@ class Servers:
         self.main.close()
 
     def _server(self, route: Route) -> Server:
-        return Server(route, self.where, self.settings.options["retry_s"], self._hint)
+        return Server(route, self.where, self.settings.options["retry_s"], self._hint, self.settings.wait)

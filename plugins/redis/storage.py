@@ -84,6 +84,10 @@ class RedisPlugin(StoragePluginBase):
         # Without braces in the prefix, the first brace of a key starts the namespace, also for Redis Cluster.
         if not self.prefix or not self.prefix.isprintable() or set(self.prefix) & set("{} "):
             raise ConfigError("option 'prefix' of the redis engine must be printable text without blanks and braces")
+        if options["wait_replicas"]:
+            if options["wait_ms"] >= 1000 * options["timeout_s"]:
+                raise ConfigError("option 'wait_ms' of the redis engine must be shorter than timeout_s (in seconds)")
+            self.capabilities |= {"replicated"}
         address = read_address(options)
         self.where = address.where
         settings = Settings(self.prefix, options)

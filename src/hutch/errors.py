@@ -22,6 +22,7 @@ __all__ = [
     "KeyLimitError",
     "KeyTypeError",
     "NamespaceError",
+    "NotReplicatedError",
     "PluginConflictError",
     "PluginError",
     "PluginLoadError",
@@ -112,6 +113,10 @@ class ConflictError(StoreError):
 
 class StorageUnavailableError(StoreError, ConnectionError):
     """The storage cannot be reached now: the server is down, permission is missing, or a folder is gone."""
+
+
+class NotReplicatedError(StorageUnavailableError):
+    """The write was made, but too few replicas have acknowledged it in time: a fail-over may lose it."""
 
 
 class StorageTimeoutError(StoreError, TimeoutError):

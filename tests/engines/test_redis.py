@@ -251,6 +251,9 @@ def test_no_repr_shows_a_password(locked_server: RedisServer) -> None:
         ("redis://h", {"prefix": "a b"}, "prefix"),
         ("redis://h", {"retry_s": -1}, "retry_s"),
         ("redis://h", {"timeout_s": 0}, "timeout_s"),
+        ("redis://h", {"wait_replicas": -1}, "wait_replicas"),
+        ("redis://h", {"wait_replicas": 1, "wait_ms": 0}, "wait_ms"),
+        ("redis://h", {"wait_replicas": 1, "wait_ms": 2000, "timeout_s": 2}, "shorter than timeout_s"),
         ("redis://h", {"pasword": "hunter2"}, "password"),
     ],
 )

@@ -14,7 +14,7 @@ from .kit import Promises, stage2
 KNOWN_CAPABILITIES = {
     *("ordered", "atomic-batch", "atomic-modify", "durable", "shared", "ttl"),
     *("atomic-modify:process", "atomic-modify:host", "atomic-modify:cluster"),
-    *("atomic-store", "snapshot"),
+    *("atomic-store", "snapshot", "replicated"),
 }
 
 
