@@ -85,9 +85,9 @@ def _holds_keys(slot: Slot, id_: bytes, range_: KeyRange) -> bool:
     start, stop, keys = range_
     low = id_ + (start.encode() if start else b"\0")
     after = (int.from_bytes(id_, "big") + 1).to_bytes(ID_BYTES, "big") if stop is None else id_ + stop.encode()
-    found: list[bytes] = []
+    stored: list[bytes] = []
     add_cursor(slot)
     if slot[1].set_range(low):
-        found += takewhile(after.__gt__, slot[1].iternext(True, False))
+        stored += takewhile(after.__gt__, slot[1].iternext(True, False))
     del slot[1]
-    return found == sorted(id_ + key.encode() for key in keys)
+    return stored == sorted(id_ + key.encode() for key in keys)

@@ -188,33 +188,33 @@ def _tcp(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any
 
 
 def _cluster(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Nodes:
-    login, _, places = rest.rpartition("@")
-    hosts, _, db = places.partition("/")
+    login, _, servers = rest.rpartition("@")
+    hosts, _, db = servers.partition("/")
     if options["db"] or db not in ("", "0"):
         raise ConfigError(
             "the url or option 'db' of the redis engine names a database: a Redis Cluster has database 0 only. Leave "
             "it out; for a second store, set option 'prefix'"
         )
-    found = _places(hosts, _REDIS_PORT)
+    places = _places(hosts, _REDIS_PORT)
     address_of = _address_maker(tls, common | _login(login, options), options)
-    where = f"the Redis Cluster at {', '.join(_shown(*place) for place in found)},"
-    return Nodes(found, address_of, where, address_of(*found[0]).hint)
+    where = f"the Redis Cluster at {', '.join(_shown(*place) for place in places)},"
+    return Nodes(places, address_of, where, address_of(*places[0]).hint)
 
 
 def _monitor(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Monitor:
-    login, _, places = rest.rpartition("@")
-    hosts, _, path = places.partition("/")
+    login, _, servers = rest.rpartition("@")
+    hosts, _, path = servers.partition("/")
     name, _, database = path.partition("/")
     name = _unquote(name)
     if not name or not name.isprintable():
         raise _wrong_url("must name the primary after the Sentinels: redis+sentinel://host1,host2,host3/NAME")
     db = _database(database, options["db"])
-    found = _places(hosts, _SENTINEL_PORT)
+    places = _places(hosts, _SENTINEL_PORT)
     own_login = {"username": options["sentinel_username"], "password": options["sentinel_password"]}
     sentinel_of = _address_maker(tls, common | own_login, options)
     address_of = _address_maker(tls, common | _login(login, options), options)
-    sentinels = tuple(sentinel_of(*place) for place in found)
-    shown = ", ".join(_shown(*place) for place in found)
+    sentinels = tuple(sentinel_of(*place) for place in places)
+    shown = ", ".join(_shown(*place) for place in places)
     where = f"the primary {name!r} of the Sentinels at {shown}, database {db},"
     return Monitor(sentinels, name, lambda host, port: address_of(host, port, db), where)
 

@@ -33,9 +33,9 @@ def greet(connection: Connection, where: str, mode: str) -> bool:
     """
     answers = connection.ask(packed(_QUERIES), len(_QUERIES))
     server, persistence, memory = (_fields(answer) for answer in answers[:3])
-    found = server.get("redis_mode", server.get("server_mode", mode))
-    if found != mode and found in WRONG_MODE:
-        raise ConfigError(f"{where} {WRONG_MODE[found]}")
+    actual = server.get("redis_mode", server.get("server_mode", mode))
+    if actual != mode and actual in WRONG_MODE:
+        raise ConfigError(f"{where} {WRONG_MODE[actual]}")
     policy = memory.get("maxmemory_policy", "")
     if policy.startswith("allkeys-"):
         warnings.warn(

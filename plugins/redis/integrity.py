@@ -71,8 +71,8 @@ def _verify_listing(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterat
             cursor, names = server.run(NAMES, keys, (scan, number, cursor))
             if names:
                 drifted = server.run(LISTED, keys, (int(repair), *names), changes=repair)
-                for text, found in zip(_DRIFTS, drifted, strict=True):
-                    for name in found:
+                for text, names in zip(_DRIFTS, drifted, strict=True):
+                    for name in names:
                         yield from _once(reported, name, namespace, text, repair)
             if int(cursor) == 0:
                 break

@@ -92,8 +92,8 @@ def _holds_keys(connection: Connection, number: int, range_: KeyRange) -> bool:
     start, stop, keys = range_
     low = b"" if start is None else start.encode("utf-8", "surrogatepass")
     high = AFTER_ALL_KEYS if stop is None else stop.encode("utf-8", "surrogatepass")
-    found = [key for (key,) in fetch(connection, _KEYS, (number, low, high))]
-    return found == sorted(map(str.encode, keys))
+    stored = [key for (key,) in fetch(connection, _KEYS, (number, low, high))]
+    return stored == sorted(map(str.encode, keys))
 
 
 def _write(connection: Connection, name: str, number: int | None, commit: Commit, with_deadlines: set[int]) -> None:

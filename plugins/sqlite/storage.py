@@ -160,10 +160,10 @@ class SqliteStorage(EncodedStorage):
                 return not self.exists(key)
             number = self._find_or_make()
             return self._change(number, new, ADD, (number, key, new)) > 0
-        found = self._find()
-        if found is None:
+        existing = self._find()
+        if existing is None:
             return False
-        number = found
+        number = existing
         if new is None:
             return self._change(number, old, REMOVE_EQUAL, (number, key, old)) > 0
         return self._change(number, new, REPLACE, (new, number, key, old)) > 0

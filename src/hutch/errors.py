@@ -145,8 +145,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
             raise
         return ""
     by_folded = {k.casefold(): k for k in known}
-    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
-    return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return f" Did you mean {by_folded[matches[0]]!r}?" if matches else ""
 
 
 _PARAMETER_RUN = r"([&;]?)([^&;#\s]+)"

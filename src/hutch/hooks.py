@@ -105,16 +105,16 @@ def hooked_plugins() -> list[Path | type]:
 
     `discover` validates the items of the list.
     """
-    found: list[Any] = []
+    plugins: list[Any] = []
     for given in _call("hutch_plugins"):
         try:
             # A single plugin may be returned without a list.
-            found.extend([given] if isinstance(given, str | os.PathLike | type) else given)
+            plugins.extend([given] if isinstance(given, str | os.PathLike | type) else given)
         except Exception as error:
             if passes_through(error):
                 raise
             _log.exception("hook hutch_plugins gave no list of folders and classes")
-    return found
+    return plugins
 
 
 def notify(hook: str, **event: Any) -> None:
@@ -141,13 +141,13 @@ def _call(hook: str, **arguments: Any) -> list[Any]:
 def _load_entry_points(manager: pluggy.PluginManager) -> list[str]:
     """Register every entry point of group ``hutch`` and return the problems found."""
     try:
-        found = list(importlib.metadata.entry_points(group=PROJECT))
+        entry_points = list(importlib.metadata.entry_points(group=PROJECT))
     except Exception as error:  # site-packages may contain anything
         if passes_through(error):
             raise
         return [f"the entry points of group {PROJECT} cannot be read: {error!r}"]
     problems = []
-    for entry_point in found:
+    for entry_point in entry_points:
         try:
             hooks = entry_point.load()
             # It may be registered already: installed twice, or by its own module.

@@ -54,9 +54,9 @@ def verify(
         _refuse_read_only(settings)
     with _saving_to(salvage) as save:
         # Verify the files before the engine opens them: damaged files may crash it.
-        found = list(_verify_files(settings))
-        yield from found
-        if found:
+        findings = list(_verify_files(settings))
+        yield from findings
+        if findings:
             return
         try:
             info, factory = build(settings)
@@ -77,9 +77,9 @@ def verify_open(
     if repair or salvage is not None:
         _refuse_read_only(config)
     with _saving_to(salvage) as save:
-        found = list(factory.verify_files(factory._storage_config)) if isinstance(factory, StoragePluginBase) else []
-        yield from found
-        if not found:
+        findings = list(factory.verify_files(factory._storage_config)) if isinstance(factory, StoragePluginBase) else []
+        yield from findings
+        if not findings:
             yield from _verify_factory(name, factory, repair, save)
 
 
@@ -114,12 +114,12 @@ def _verify_factory(name: str, factory: Any, repair: bool, save: _Save | None) -
     if isinstance(factory, StoragePluginBase):
         counts_itself = type(factory).verify is not StoragePluginBase.verify
         try:
-            found = list(factory.verify(repair))
+            findings = list(factory.verify(repair))
         except CorruptValueError as error:
-            found = [Finding("structure", str(error))]
-        yield from found
-        structure_reported = any(finding.kind == "structure" for finding in found)
-        reported.update(finding.namespace for finding in found if finding.kind == "key" and not finding.repaired)
+            findings = [Finding("structure", str(error))]
+        yield from findings
+        structure_reported = any(finding.kind == "structure" for finding in findings)
+        reported.update(finding.namespace for finding in findings if finding.kind == "key" and not finding.repaired)
     try:
         namespaces = sorted(factory.namespaces())
     except CorruptValueError as error:

@@ -54,13 +54,13 @@ def test_a_write_truncated_at_any_byte_loses_no_earlier_write_and_the_file_stays
     for length in range(len(whole) + 1):
         file.write_bytes(whole[:length])
         with hutch.connect(url(tmp_path)) as store, store.open("core") as core:
-            found = dict(core)
-            assert found in states
+            stored = dict(core)
+            assert stored in states
             core["later"] = 4
         with hutch.connect(url(tmp_path)) as store, store.open("core") as core:
-            assert dict(core) == {**found, "later": 4}
-        if found not in seen:
-            seen.append(found)
+            assert dict(core) == {**stored, "later": 4}
+        if stored not in seen:
+            seen.append(stored)
     assert seen == states  # a batch is complete or absent
 
 

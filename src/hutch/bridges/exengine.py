@@ -124,16 +124,16 @@ class HutchStorage(DataStorage):  # type: ignore[misc]  # ExEngine has no types
         encoded = _encode_coordinates(data_coordinates)
         keys = [_FRAME + encoded, _PIXELS + encoded]
         for _ in range(_MAX_READS):
-            found = self._items.get_many(keys)
-            if keys[0] not in found:
+            frames = self._items.get_many(keys)
+            if keys[0] not in frames:
                 raise self._missing_frame(data_coordinates)
             try:
-                dtype, shape, size_bytes = _array_layout(found[keys[0]])
+                dtype, shape, size_bytes = _array_layout(frames[keys[0]])
             except _FOREIGN_ERRORS as error:
                 raise self._foreign_frame(data_coordinates) from error
             wanted = [keys[0], *_pixel_keys(encoded, size_bytes)]
-            if wanted == keys and len(found) == len(keys):
-                parts = [found[key] for key in keys[1:]]
+            if wanted == keys and len(frames) == len(keys):
+                parts = [frames[key] for key in keys[1:]]
                 if all(type(part) is bytes for part in parts):
                     pixels = parts[0] if len(parts) == 1 else b"".join(parts)
                     if len(pixels) == size_bytes:

@@ -21,7 +21,7 @@ def in_key(name: str, most_bytes: int) -> str:
     Characters that a key cannot show are percent-encoded, as UTF-8. A name that is empty, or too long after that,
     becomes `HASHED` and its SHA-256: the caller must store the name itself in a value.
     """
-    text = _ESCAPED.sub(lambda found: "".join(f"%{byte:02X}" for byte in _utf8(found[0])), name)
+    text = _ESCAPED.sub(lambda match: "".join(f"%{byte:02X}" for byte in _utf8(match[0])), name)
     if 0 < len(text.encode()) <= most_bytes:
         return text
     return HASHED + hashlib.sha256(_utf8(name)).hexdigest()

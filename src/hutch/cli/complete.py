@@ -84,10 +84,10 @@ def complete_key(context: click.Context, parameter: click.Parameter, incomplete:
         if not isinstance(namespace, str) or namespace not in store.namespaces():
             return
         with store.open(namespace) as handle:
-            found = list(itertools.islice(handle.scan_keys(incomplete), _SHOWN))
-            if len(found) == _SHOWN:
-                found += itertools.islice(handle.scan_keys(incomplete, reverse=True), 1)
-            yield from dict.fromkeys(found)
+            keys = list(itertools.islice(handle.scan_keys(incomplete), _SHOWN))
+            if len(keys) == _SHOWN:
+                keys += itertools.islice(handle.scan_keys(incomplete, reverse=True), 1)
+            yield from dict.fromkeys(keys)
 
     return _items(context, keys)
 
@@ -98,13 +98,13 @@ def _items(context: click.Context, names: Callable[[Store], Iterable[str]]) -> l
         return []
     try:
         with call.connect_reading() as store:
-            found = list(names(store))
+            names_ = list(names(store))
     except Exception as error:  # a completion has no place for an error
         if raised_by_handler(error):
             raise
         return []
     # Other names cannot be typed, and could control the terminal.
-    return [CompletionItem(name) for name in found if name.isprintable()]
+    return [CompletionItem(name) for name in names_ if name.isprintable()]
 
 
 def complete_word(group: click.Group, arguments: list[str], call: Call) -> None:
@@ -119,8 +119,8 @@ def complete_word(group: click.Group, arguments: list[str], call: Call) -> None:
 
 def complete_line(group: click.Group, call: Call, line: Line) -> list[str]:
     """Return the last word of `line` completed in every possible way, for a shell that knows `group`."""
-    found = ShellComplete(group, {"obj": call}, "", "").get_completions(line.words, line.incomplete)
-    return [line.finished(item.value) for item in found if item.type == "plain"]
+    items = ShellComplete(group, {"obj": call}, "", "").get_completions(line.words, line.incomplete)
+    return [line.finished(item.value) for item in items if item.type == "plain"]
 
 
 @add_completion_class

@@ -115,8 +115,8 @@ def import_files(call: Call, /, format_name: str, path: Path, **options: Any) ->
         if not done.namespaces:
             return not_there(f"{format_name}: nothing was found in {str(path)!r}")
         with show_progress() as progress:
-            found = transfer.verify_items(items(), store, progress=progress)
-    return show_verified(found, "the store", "the files changed meanwhile")
+            verified = transfer.verify_items(items(), store, progress=progress)
+    return show_verified(verified, "the store", "the files changed meanwhile")
 
 
 def _without_deadlines(read: Callable[[], _Items]) -> _Items:

@@ -26,7 +26,7 @@ from .output import print_json, print_line, print_table, print_value, printable
 def stats(call: Call, as_json: bool) -> None:
     """Show the storage, its capabilities and its figures."""
     with call.connect_existing() as store:
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "storage": store.name,
             "location": store.location,
             "capabilities": sorted(store.capabilities),
@@ -34,12 +34,10 @@ def stats(call: Call, as_json: bool) -> None:
         }
         for name in store.namespaces():
             with store.open(name) as handle:
-                found["namespaces"][name] = len(handle)
-        found["items"] = sum(found["namespaces"].values())
-        figures = getattr(store, "stats", None)
-        if figures is not None:
-            found["engine"] = dict(figures())
-    (print_json if as_json else print_value)(found)
+                figures["namespaces"][name] = len(handle)
+        figures["items"] = sum(figures["namespaces"].values())
+        figures["engine"] = store.stats()
+    (print_json if as_json else print_value)(figures)
 
 
 @dataclass(frozen=True)
@@ -63,14 +61,14 @@ def plugins(call: Call, as_json: bool) -> None:
     form = call.config_form()
     call.import_modules()
     try:
-        found = find_plugins(read_config(form))
+        discovery = find_plugins(read_config(form))
     except ConfigError as error:
         # A config named on the command line must be valid; one from the environment must not hide the plugins.
         if form is not None:
             raise
         click.echo(f"hutch: {printable(redact(str(error)))}. Listed without it", err=True)
-        found = find_plugins()
-    listed = list(_judged(found))
+        discovery = find_plugins()
+    listed = list(_judged(discovery))
     if as_json:
         for one in listed:
             print_json(
@@ -87,8 +85,8 @@ def plugins(call: Call, as_json: bool) -> None:
         print_table(("name", "state", "found", "note"), rows)
 
 
-def _judged(found: Discovery) -> Iterator[_Listed]:
-    installed = [*found.plugins, *found.codecs]
+def _judged(discovery: Discovery) -> Iterator[_Listed]:
+    installed = [*discovery.plugins, *discovery.codecs]
     claims = Counter((info.kind, info.name.casefold()) for info in installed)
     for info in sorted(installed, key=lambda info: info.name.casefold()):
         note = info.description
@@ -105,7 +103,7 @@ def _judged(found: Discovery) -> Iterator[_Listed]:
                 "several plugins have this name, so none can be used; rename or remove all but one",
             )
         yield _Listed(info.name, state, str(info.path), note, info.unpickles)
-    for broken in found.broken:
+    for broken in discovery.broken:
         yield _Listed(broken.name or "", "broken", str(broken.path), redact(broken.reason), False)
 
 
@@ -164,9 +162,9 @@ def check(call: Call, repair: bool, salvage: str | None, as_json: bool) -> int:
     Reads everything and prints one line per finding. Nothing is changed without --repair or
     --salvage. The store may be in use.
     """
-    found = Counter[bool]()
+    counts = Counter[bool]()
     for finding in call.verify(repair, salvage):
-        found[finding.repaired] += 1
+        counts[finding.repaired] += 1
         if as_json:
             print_json(
                 {
@@ -181,8 +179,10 @@ def check(call: Call, repair: bool, salvage: str | None, as_json: bool) -> int:
             print_line(_sentence(finding))
         sys.stdout.flush()
     if not as_json:
-        click.echo(f"{found.total():,} found, {found[True]:,} of them repaired" if found else "nothing wrong was found")
-    return 1 if found[False] else 0
+        click.echo(
+            f"{counts.total():,} found, {counts[True]:,} of them repaired" if counts else "nothing wrong was found"
+        )
+    return 1 if counts[False] else 0
 
 
 def _sentence(finding: Finding) -> str:

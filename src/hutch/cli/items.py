@@ -57,23 +57,23 @@ def keys(call: Call, namespace: str, prefix: str, limit: int | None, values: boo
     if values and expires:
         raise click.UsageError("give --values or --expires, not both")
     with call.connect_existing() as store, store.open(namespace) as handle:
-        found = False
+        any_shown = False
         if expires:
             for key in itertools.islice(handle.scan_keys(prefix), limit):
-                found = True
+                any_shown = True
                 _print_ttl(key, ttl_of(handle, key), as_json)
         elif values:
             for key, value in itertools.islice(handle.scan(prefix), limit):
-                found = True
+                any_shown = True
                 if as_json:
                     print_json({"key": key, "value": value})
                 else:
                     print_item(key, value)
         else:
             for key in itertools.islice(handle.scan_keys(prefix), limit):
-                found = True
+                any_shown = True
                 (print_json if as_json else print_line)(key)
-        if not found and not len(handle):
+        if not any_shown and not len(handle):
             raise missing_namespace(store, namespace)
     return 0
 

@@ -234,16 +234,16 @@ class _Completer:
     def _completions(self, text: str) -> list[str]:
         line = parse_line(self._before_cursor())
         self._call.storage = self._call.config = None
-        found = complete_line(self._verbs, self._call, line)
+        items = complete_line(self._verbs, self._call, line)
         if not line.words:
-            found += [name for name in _OWN if name.startswith(line.incomplete)]
+            items += [name for name in _OWN if name.startswith(line.incomplete)]
         elif line.words == ["help"]:
-            found = [name for name in self._verbs.commands if name.startswith(line.incomplete)]
+            items = [name for name in self._verbs.commands if name.startswith(line.incomplete)]
         # readline replaces what follows the last space, which may stand inside the word.
         before = len(line.typed) - len(text)
-        if len(found) == 1:
-            found = [f"{found[0]}{line.quote} "]
-        return [word[before:] for word in found]
+        if len(items) == 1:
+            items = [f"{items[0]}{line.quote} "]
+        return [word[before:] for word in items]
 
 
 def history_path() -> Path:

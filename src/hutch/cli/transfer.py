@@ -101,8 +101,8 @@ def copy(call: Call, source: str, target: str, globs: tuple[str, ...], verify: b
             return code
         with show_progress() as progress:
             ignored = _ignore if skip_errors else None
-            found = transfer.verify(origin, store, globs or None, progress=progress, on_error=ignored)
-    return show_verified(found, "DST", "SRC is in use it may have changed meanwhile") or code
+            verified = transfer.verify(origin, store, globs or None, progress=progress, on_error=ignored)
+    return show_verified(verified, "DST", "SRC is in use it may have changed meanwhile") or code
 
 
 def _name_skipped(error: StoreError) -> None:
@@ -122,18 +122,19 @@ def report(verb: str, done: transfer.Transferred) -> None:
     click.echo(f"{verb} {done.written:,} items, {done.unchanged:,} were there already; namespaces: {done.namespaces:,}")
 
 
-def show_verified(found: transfer.Verified, target: str, cause: str) -> int:
+def show_verified(verified: transfer.Verified, target: str, cause: str) -> int:
     """Print the result of a comparison and return its exit code. `cause` completes "if ..." in the advice."""
-    extra = f"; {target} holds {found.extra:,} more" if found.extra else ""
-    if found.ok:
-        click.echo(f"verified {found.equal:,} items: all equal{extra}")
+    extra = f"; {target} holds {verified.extra:,} more" if verified.extra else ""
+    if verified.ok:
+        click.echo(f"verified {verified.equal:,} items: all equal{extra}")
         return 0
-    for one in found.examples:
+    for one in verified.examples:
         if one.kind != "extra":
             click.echo(printable(f"{one.kind}: key {one.key!r} in namespace {one.namespace!r}"))
+    count = verified.equal + verified.missing + verified.different
     return not_there(
-        f"of {found.equal + found.missing + found.different:,} items {found.missing:,} are missing in {target} and "
-        f"{found.different:,} are different{extra}. If {cause}, run it again"
+        f"of {count:,} items {verified.missing:,} are missing in {target} and "
+        f"{verified.different:,} are different{extra}. If {cause}, run it again"
     )
 
 
@@ -214,10 +215,10 @@ def _whole_file(name: str) -> Iterator[IO[bytes]]:
 
 def _output_of_process(name: str) -> IO[bytes] | None:
     """Return the open file that `name` refers to: /dev/stdout, /dev/stderr or /dev/fd/N; None for another name."""
-    found = re.fullmatch(r"/dev/(?:fd/|std(?=out|err))(\d{1,9}|out|err)", name)
-    if found is None:
+    match = re.fullmatch(r"/dev/(?:fd/|std(?=out|err))(\d{1,9}|out|err)", name)
+    if match is None:
         return None
-    return os.fdopen(os.dup({"out": 1, "err": 2}.get(found[1]) or int(found[1])), "wb")
+    return os.fdopen(os.dup({"out": 1, "err": 2}.get(match[1]) or int(match[1])), "wb")
 
 
 def _existing_pipe(name: str) -> IO[bytes] | None:

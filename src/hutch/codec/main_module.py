@@ -35,7 +35,7 @@ def _name_of(file: Path) -> str | None:
     if file.suffix != ".py" or not all(map(str.isidentifier, parts)) or parts[0] in MAIN_NAMES:
         return None
     # Within a package the folder above it need not be on sys.path: python -m would put it there.
-    return ".".join(parts) if len(parts) > 1 or _is_found(parts[0], file) else None
+    return ".".join(parts) if len(parts) > 1 or _is_importable_as(parts[0], file) else None
 
 
 def _parts_of(file: Path) -> list[str]:
@@ -46,7 +46,7 @@ def _parts_of(file: Path) -> list[str]:
     return parts
 
 
-def _is_found(name: str, file: Path) -> bool:
+def _is_importable_as(name: str, file: Path) -> bool:
     from importlib.machinery import PathFinder
 
     if name in sys.builtin_module_names:

@@ -126,8 +126,8 @@ class MsgpackFrameCodec(frame.FrameCodec):
             has_large = bytes in map(type, batch) and any(
                 type(value) is bytes and len(value) >= _LARGE_BYTES for value in batch
             )
-            found = None if has_large else self._encode_together(batch, theirs)
-            frames += map(self.encode, batch, theirs) if found is None else found
+            together = None if has_large else self._encode_together(batch, theirs)
+            frames += map(self.encode, batch, theirs) if together is None else together
         return frames
 
     def decode_many(self, frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any]:

@@ -171,9 +171,9 @@ class Checker:
         else:
             options, name = {}, self._expand(value, place)
         if not isinstance(name, str) or not re.fullmatch(_NAME, name):
-            found = f"{_kind(value)} without a name" if isinstance(value, Mapping | str) else _kind(value)
+            kind = f"{_kind(value)} without a name" if isinstance(value, Mapping | str) else _kind(value)
             raise self._wrong(
-                place, f"expected a name such as {example}, or a mapping with 'name' and options; found {found}"
+                place, f"expected a name such as {example}, or a mapping with 'name' and options; found {kind}"
             )
         return name, FrozenDict(options)
 

@@ -33,18 +33,18 @@ def expand(text: str, environ: Mapping[str, str], where: str, refused: str = "")
                 f"{where}: a '${{' that starts no variable; write ${{NAME}} or ${{NAME:-default}}, whose default holds "
                 "no variable, or $${ for a plain ${"
             )
-        found = environ.get(name)
+        variable = environ.get(name)
         if default is not None:
-            found = found or default
-        if found is None:
+            variable = variable or default
+        if variable is None:
             raise ConfigError(
                 f"{where}: the environment variable {name} is not set; set it, or write a default: ${{{name}:-...}}"
             )
-        if any(character in found for character in refused):
+        if any(character in variable for character in refused):
             raise ConfigError(
                 f"{where}: the value of ${{{name}}} holds one of {' '.join(refused)}, which would split the URL it "
                 "stands in; percent-encode it there (%3F, %26), or give it as an option in STORAGE_CONFIG"
             )
-        return found
+        return variable
 
     return re.sub(_VARIABLE, value, text)

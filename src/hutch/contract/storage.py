@@ -119,14 +119,14 @@ class StorageBase(ABC):
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return the values of `keys` by key, in the order given; missing keys are left out."""
-        found = {}
+        values = {}
         for key in keys:
             try:
-                found[key] = self.get(key)
+                values[key] = self.get(key)
             except KeyError as error:
                 if not is_missing(error, key):
                     raise
-        return found
+        return values
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         """Set every item: all or none if the engine declares `atomic-batch`, one by one otherwise."""

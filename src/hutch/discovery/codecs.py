@@ -15,17 +15,17 @@ from .discovery import Discovery
 from .load import error_text, load_codec, load_error
 
 
-def build_codec(found: Discovery, name: str, options: Mapping[str, Any]) -> Codec:
+def build_codec(discovery: Discovery, name: str, options: Mapping[str, Any]) -> Codec:
     """Return the codec called `name` among the plugins `found`, made with `options`.
 
     Raises ConfigError for an unknown name or option, PluginConflictError if another codec has its name or one of its
     header bytes, PluginLoadError if it cannot be loaded.
     """
-    info = found.find_codec(name)
-    found.refuse_clash(info, info.headers)
+    info = discovery.find_codec(name)
+    discovery.refuse_clash(info, info.headers)
     cls = load_codec(info)
     _validate_headers(info, cls)
-    found.refuse_clash(info, cls.headers)
+    discovery.refuse_clash(info, cls.headers)
     return _construct(info, cls, read_options(options, cls.OPTIONS or {}, info.name, "codec"))
 
 

@@ -81,17 +81,17 @@ def read_descriptor(path: Path) -> PluginInfo:
     Raises PluginLoadError, which names the file and the reason, if it is not a readable descriptor of at most
     64 KiB with its module beside it.
     """
-    found = parse_descriptor(path)
-    if isinstance(found, BrokenPlugin):
-        raise PluginLoadError(f"descriptor {shown(path)}: {found.reason}", name=found.name, path=str(found.path))
-    return found
+    plugin = parse_descriptor(path)
+    if isinstance(plugin, BrokenPlugin):
+        raise PluginLoadError(f"descriptor {shown(path)}: {plugin.reason}", name=plugin.name, path=str(plugin.path))
+    return plugin
 
 
 def parse_descriptor(path: Path) -> PluginInfo | BrokenPlugin:
     """Return the contents of one ``.plug`` file, or the reason why it is unusable; never raises."""
-    found = parse_if_wanted(path, "")
-    assert found is not None
-    return found
+    plugin = parse_if_wanted(path, "")
+    assert plugin is not None
+    return plugin
 
 
 def parse_if_wanted(path: Path, wanted: str) -> PluginInfo | BrokenPlugin | None:

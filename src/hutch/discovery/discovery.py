@@ -94,8 +94,8 @@ class Discovery(NamedTuple):
     def _not_searched(self) -> str:
         """Return the reasons why places could not be searched, such as too many open files: the plugin may be there."""
         reasons = [f"{shown(broken.path)} {broken.reason}" for broken in self.broken if broken.name is None]
-        found = [reason for reason in reasons if "cannot be searched" in reason]
-        return f". But {_listed(found)}" if found else ""
+        skipped = [reason for reason in reasons if "cannot be searched" in reason]
+        return f". But {_listed(skipped)}" if skipped else ""
 
 
 def _listed(items: Iterable[str]) -> str:

@@ -62,10 +62,10 @@ def _groups_in(folder: str) -> frozenset[str]:
     except PermissionError as error:
         if passes_through(error):
             raise
-    found = frozenset(groups)
+    names = frozenset(groups)
     if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
-        _known[folder] = now, found
-    return found
+        _known[folder] = now, names
+    return names
 
 
 def _groups_of(metadata: str) -> frozenset[str]:

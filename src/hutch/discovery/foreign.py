@@ -57,17 +57,17 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
     if not missing and not isinstance(storage, type):
         return AdaptedStorage(storage, plugin, namespace)
     if storage is None:
-        found = "None; does it lack a return?"
+        returned = "None; does it lack a return?"
     elif isinstance(storage, type):
-        found = f"the class {storage.__qualname__}, not an instance of it"
+        returned = f"the class {storage.__qualname__}, not an instance of it"
     elif hasattr(storage, "__await__"):
-        found = "an awaitable; open must not be async"
+        returned = "an awaitable; open must not be async"
         if callable(close := getattr(storage, "close", None)):
             close()  # an unclosed coroutine would warn that it was never awaited
     else:
-        found = f"{a_or_an(type(storage).__qualname__)} without {', '.join(missing)}"
+        returned = f"{a_or_an(type(storage).__qualname__)} without {', '.join(missing)}"
     raise PluginError(
-        f"the {plugin} plugin's open({namespace!r}) returned {found}. Expected a storage with the six verbs "
+        f"the {plugin} plugin's open({namespace!r}) returned {returned}. Expected a storage with the six verbs "
         f"{', '.join(_VERBS)}"
     )
 

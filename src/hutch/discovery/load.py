@@ -226,9 +226,9 @@ def _entry_point_class(info: PluginInfo, wanted: _Wanted) -> type:
     assert info.module is not None
     assert info.class_name is not None
     try:
-        found: object = importlib.import_module(info.module)
+        target: object = importlib.import_module(info.module)
         for name in info.class_name.split("."):
-            found = getattr(found, name)
+            target = getattr(target, name)
     except BaseException as error:  # as in _load_module
         if isinstance(error, KeyboardInterrupt | MemoryError) or raised_by_handler(error):
             raise
@@ -236,10 +236,10 @@ def _entry_point_class(info: PluginInfo, wanted: _Wanted) -> type:
             "called sys.exit; a plugin must not" if isinstance(error, SystemExit) else f"raised {error_text(error)}"
         )
         raise load_error(info, f"importing {info.module}:{info.class_name} {message}") from error
-    if not wanted.accepts(found):
+    if not wanted.accepts(target):
         raise load_error(info, f"{info.module}:{info.class_name} is not a {wanted.noun}: {wanted.rule}")
-    assert isinstance(found, type)
-    return found
+    assert isinstance(target, type)
+    return target
 
 
 def _choose_class(info: PluginInfo, module: ModuleType, wanted: _Wanted) -> type:

@@ -73,16 +73,16 @@ def discover(
     search.entry_points(groups, used_groups)
     for item in hooked:
         search.hooked(item)
-    found = search.result()
+    discovery = search.result()
     if evidence is not None:
         from .search_cache import cache_search
 
-        cache_search(key, found, evidence)
+        cache_search(key, discovery, evidence)
     elif key is not None:
         if len(_made) >= _MOST_MADE:
             _made.clear()
         _made.add(key)
-    return found
+    return discovery
 
 
 def builtin_dir() -> Path:
@@ -98,7 +98,7 @@ class _Search:
 
     def __init__(self, wanted: str, evidence: Evidence | None) -> None:
         self._wanted = wanted
-        self.found: list[PluginInfo] = []
+        self.plugins: list[PluginInfo] = []
         self.broken: list[BrokenPlugin] = []
         self.places: list[str] = []
         #: Remembers what is looked at, for a search that will be cached.
@@ -106,8 +106,8 @@ class _Search:
         self._seen: set[tuple[str, object]] = set()
 
     def result(self) -> Discovery:
-        engines = tuple(info for info in self.found if info.kind == "engine")
-        codecs = tuple(info for info in self.found if info.kind == "codec")
+        engines = tuple(info for info in self.plugins if info.kind == "engine")
+        codecs = tuple(info for info in self.plugins if info.kind == "codec")
         return Discovery(engines, tuple(self.broken), tuple(self.places), codecs)
 
     def folder(self, label: str, folder: Path) -> None:
@@ -144,9 +144,9 @@ class _Search:
 
     def descriptor(self, path: Path) -> None:
         self._look_at(path)
-        found = parse_if_wanted(path, self._wanted)
-        if found is not None and self._is_new("file", _real(path)):
-            self._add(found)
+        plugin = parse_if_wanted(path, self._wanted)
+        if plugin is not None and self._is_new("file", _real(path)):
+            self._add(plugin)
 
     def entry_points(self, groups: tuple[str, ...], used: tuple[str, ...]) -> None:
         """Search the entry points of the `used` ones of `groups`."""
@@ -250,13 +250,13 @@ class _Search:
         except _BadEntryPoint as error:
             self.broken.append(BrokenPlugin(Path(place), name if is_name(name) else None, str(error)))
 
-    def _add(self, found: PluginInfo | BrokenPlugin) -> None:
-        if isinstance(found, PluginInfo):
-            self.found.append(found)
-            if (file := found.module_file) is not None:
+    def _add(self, plugin: PluginInfo | BrokenPlugin) -> None:
+        if isinstance(plugin, PluginInfo):
+            self.plugins.append(plugin)
+            if (file := plugin.module_file) is not None:
                 self._look_at(file)
         else:
-            self.broken.append(found)
+            self.broken.append(plugin)
 
     def _is_new(self, kind: str, thing: object) -> bool:
         new = (kind, thing) not in self._seen

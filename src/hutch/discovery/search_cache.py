@@ -58,7 +58,7 @@ class Evidence:
 
 
 class _Cached(NamedTuple):
-    found: Discovery
+    discovery: Discovery
     evidence: Evidence
 
 
@@ -68,15 +68,15 @@ _cached: dict[Hashable, _Cached] = {}
 def cached_search(key: Hashable) -> Discovery | None:
     """Return the result of the search that `key` describes, or None if it must be made (again)."""
     cached = _cached.get(key)
-    return cached.found if cached is not None and cached.evidence.still_holds() else None
+    return cached.discovery if cached is not None and cached.evidence.still_holds() else None
 
 
-def cache_search(key: Hashable, found: Discovery, evidence: Evidence) -> None:
+def cache_search(key: Hashable, discovery: Discovery, evidence: Evidence) -> None:
     """Keep the result of a search, unless something was broken (it may be repaired) or has only just changed."""
-    if evidence.is_complete and not found.broken and (found.plugins or found.codecs):
+    if evidence.is_complete and not discovery.broken and (discovery.plugins or discovery.codecs):
         if len(_cached) >= _MOST_SEARCHES:
             _cached.clear()
-        _cached[key] = _Cached(found, evidence)
+        _cached[key] = _Cached(discovery, evidence)
 
 
 def _status(path: str) -> Status | None:

@@ -164,17 +164,17 @@ class EncodedStorage(FrameValues):
 
     def contains(self, key: str) -> bool:
         try:
-            found = self.exists(key)
+            exists = self.exists(key)
         except Exception as error:
             explain_failure(key, error)
             raise
-        if not found or not key:
+        if not exists or not key:
             validate_key(key)
-        return found
+        return exists
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        found = self.read_many(validate_keys(dict.fromkeys(keys)))
-        return dict(self.decode_items(found, found.values()))
+        frames = self.read_many(validate_keys(dict.fromkeys(keys)))
+        return dict(self.decode_items(frames, frames.values()))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         if frames := self._frames_of(dict(items), None):

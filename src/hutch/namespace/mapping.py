@@ -57,13 +57,13 @@ class StoreMixin(TimeToLive[V]):
     def __contains__(self, key: object) -> bool:
         store = self._store
         try:
-            found = store.contains(key)  # type: ignore[arg-type]  # of any type: checked on the rarer way
+            is_there = store.contains(key)  # type: ignore[arg-type]  # of any type: checked on the rarer way
         except Exception as error:
             explain_failure(key, error)
             raise
-        if not found and not store.validates_keys:
+        if not is_there and not store.validates_keys:
             validate_key(key)
-        return found
+        return is_there
 
     def __len__(self) -> int:
         return self._store.len()

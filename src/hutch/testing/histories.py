@@ -100,7 +100,7 @@ def find_anomalies(entries: Iterable[Entry], final: dict[Place, list[str]]) -> l
     """Return a description of each anomaly in a history; none if it is serializable."""
     entries = list(entries)
     committed = {entry.number: entry for entry in entries if entry.is_committed}
-    found = list(_lost_or_aborted(entries, final))
+    anomalies = list(_lost_or_aborted(entries, final))
     edges: dict[str, dict[str, str]] = defaultdict(dict)
     for place, elements in final.items():
         for before, after in itertools.pairwise(elements):
@@ -112,17 +112,17 @@ def find_anomalies(entries: Iterable[Entry], final: dict[Place, list[str]]) -> l
         for place, read in reads.items():
             elements = final.get(place, [])
             if elements[: len(read)] != read:
-                found.append(f"incompatible order: {entry.number} read {read} of {place}, which holds {elements}")
+                anomalies.append(f"incompatible order: {entry.number} read {read} of {place}, which holds {elements}")
                 continue
             if read:
                 _add(edges, _writer(read[-1]), entry.number, f"wr {place}")
             if len(read) < len(elements):
                 writer = _writer(elements[len(read)])
                 if read and writer == _writer(read[-1]):
-                    found.append(f"G1b: {entry.number} read a part of {writer} in {place}")
+                    anomalies.append(f"G1b: {entry.number} read a part of {writer} in {place}")
                 _add(edges, entry.number, writer, f"rw {place}")
-    found.extend(_describe(cycle, edges) for cycle in _cycles(edges))
-    return found
+    anomalies.extend(_describe(cycle, edges) for cycle in _cycles(edges))
+    return anomalies
 
 
 def _was_missed(entry: Entry, place: Place) -> bool:

@@ -155,12 +155,12 @@ class Transaction:
     def __getitem__(self, name: str) -> TransactionNamespace:
         """Return the namespace `name` in this transaction."""
         self._state.must_be_usable()
-        found = self._namespaces.get(name) if name.__class__ is str else None
-        if found is None:
+        namespace = self._namespaces.get(name) if name.__class__ is str else None
+        if namespace is None:
             name = validate_namespace(name)
-            found = TransactionNamespace(self._state.must_be_usable, name, self._source.storage_of(name))
-            found = self._namespaces.setdefault(name, found)
-        return found
+            namespace = TransactionNamespace(self._state.must_be_usable, name, self._source.storage_of(name))
+            namespace = self._namespaces.setdefault(name, namespace)
+        return namespace
 
     def _refuse(self, *_: object) -> NoReturn:
         raise TypeError("a transaction holds namespaces: write tx[name][key] = value, del tx[name][key] and so on")
@@ -197,13 +197,13 @@ class Transaction:
         return {name: commit for name, one in self._namespaces.items() if (commit := one.commit()) is not None}
 
     def _expired_since(self) -> ConflictError | None:
-        found = (conflict for one in self._namespaces.values() if (conflict := one.expired_since()) is not None)
-        return next(found, None)
+        conflicts = (conflict for one in self._namespaces.values() if (conflict := one.expired_since()) is not None)
+        return next(conflicts, None)
 
     def conflict(self) -> ConflictError | None:
         """Return the error for something that was read and has changed since; None if everything still holds."""
-        found = (conflict for one in self._namespaces.values() if (conflict := one.conflict()) is not None)
-        return next(found, None)
+        conflicts = (conflict for one in self._namespaces.values() if (conflict := one.conflict()) is not None)
+        return next(conflicts, None)
 
 
 class NamespaceTransaction(Transaction):

@@ -227,8 +227,8 @@ class TransactionNamespace:
             if frames.get(key) != frame and not self._adopt(key, frames.get(key)):
                 return self._changed(key)
         for scanned in self._ranges:
-            if (range_ := scanned.range()) is not None and (found := self._conflict_in(scanned, range_)) is not None:
-                return found
+            if (range_ := scanned.range()) is not None and (conflict := self._conflict_in(scanned, range_)) is not None:
+                return conflict
         return self.expired_since()
 
     def _adopt(self, key: str, frame: bytes | None) -> bool:

@@ -78,8 +78,8 @@ class Writer:
         # An empty namespace has no equal items to skip, so it is not read.
         compare = len(handle) > 0
         for batch in batches(items):
-            found = read_all(handle, batch) if compare else {}
-            changed = {key: item[0] for key, item in batch.items() if key not in found or not same(item, found[key])}
+            stored = read_all(handle, batch) if compare else {}
+            changed = {key: item[0] for key, item in batch.items() if key not in stored or not same(item, stored[key])}
             refused = _write(handle, changed, self.on_error) if changed else 0
             done += len(batch)
             self._written += len(changed) - refused
@@ -157,13 +157,13 @@ def read_all(handle: Namespace, batch: Batch) -> dict[str, Item]:
     undecoded = [key for key, (value, _) in batch.items() if type(value) is Frame]
     if len(undecoded) == len(batch):
         return _find_frames(handle, undecoded)
-    found = _find_values(handle, [key for key, (value, _) in batch.items() if type(value) is not Frame])
-    return {**found, **_find_frames(handle, undecoded)} if undecoded else found
+    stored = _find_values(handle, [key for key, (value, _) in batch.items() if type(value) is not Frame])
+    return {**stored, **_find_frames(handle, undecoded)} if undecoded else stored
 
 
 def _find_frames(handle: Namespace, keys: list[str]) -> dict[str, Item]:
-    found = find_frames(handle, keys)
-    return {key: (frame, None if frame is None else frame.content) for key, frame in found.items()}
+    frames = find_frames(handle, keys)
+    return {key: (frame, None if frame is None else frame.content) for key, frame in frames.items()}
 
 
 def _find_values(handle: Namespace, keys: list[str]) -> dict[str, Item]:

@@ -125,20 +125,20 @@ def intact_frame(storage: EncodedStorage, key: str, data: bytes) -> Frame:
 def find_frames(handle: Namespace, keys: Iterable[str]) -> dict[str, Frame | None]:
     """Return the frames of those `keys` that `handle` holds; None for a damaged one."""
     storage = bytes_below(handle)
-    found: dict[str, Frame | None] = {}
+    frames: dict[str, Frame | None] = {}
     if storage is None:
-        return found
-    frames = storage.read_many(list(keys))
-    now_ms = _now_ms(storage, frames.values())
-    for key, data in frames.items():
+        return frames
+    stored = storage.read_many(list(keys))
+    now_ms = _now_ms(storage, stored.values())
+    for key, data in stored.items():
         try:
             frame = intact_frame(storage, key, data)
         except CorruptValueError:
-            found[key] = None
+            frames[key] = None
         else:
             if not _is_over(frame, now_ms):
-                found[key] = frame
-    return found
+                frames[key] = frame
+    return frames
 
 
 def write_frames(handle: Namespace, frames: dict[str, Frame]) -> None:
@@ -198,7 +198,7 @@ def read_values(handle: Namespace, on_error: OnError | None = None) -> Iterator[
     keys = iter(handle)
     while chunk := list(islice(keys, _CHUNK_KEYS)):
         try:
-            found = find_values(handle, chunk)
+            values = find_values(handle, chunk)
         except CorruptValueError:
             for key, value, error in read_each(handle, chunk):
                 if error is None:
@@ -208,18 +208,18 @@ def read_values(handle: Namespace, on_error: OnError | None = None) -> Iterator[
                 else:
                     on_error(error)
         else:
-            yield from found.items()
+            yield from values.items()
 
 
 def read_each(handle: Namespace, keys: Iterable[str]) -> Iterator[tuple[str, Any, CorruptValueError | None]]:
     """Yield each of `keys` that is there with its value and None, or with None and why its value is unreadable."""
     for key in keys:
         try:
-            found = find_values(handle, [key])
+            values = find_values(handle, [key])
         except CorruptValueError as error:
             yield key, None, error
         else:
-            for value in found.values():
+            for value in values.values():
                 yield key, value, None
 
 
@@ -229,8 +229,8 @@ def find_values(handle: Namespace, keys: list[str]) -> dict[str, Any]:
         return handle.get_many(keys)
     storage = bytes_below(handle)
     if storage is None:
-        found = handle.get_many(keys)
-        return {key: with_deadline(value, _engine(handle).deadline(key)) for key, value in found.items()}
+        present = handle.get_many(keys)
+        return {key: with_deadline(value, _engine(handle).deadline(key)) for key, value in present.items()}
     frames = storage.read_many(keys)
     now_ms = _now_ms(storage, frames.values())
     values = {key: storage.decode_live(key, data, now_ms) for key, data in frames.items()}

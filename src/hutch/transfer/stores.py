@@ -114,27 +114,27 @@ def verify(
     those differ, by their own ``==``.
     """
     patterns = None if namespaces is None else list(namespaces)
-    found = _Comparison(progress)
+    comparison = _Comparison(progress)
     for name in sorted({*chosen(source, patterns), *chosen(target, patterns)}):
         with source.open(name) as origin, target.open(name) as handle:
             read = read_frames if moves_frames(source, target, origin, handle) else read_values
-            present = found.compare(handle, read(origin, on_error), len(origin))
+            present = comparison.compare(handle, read(origin, on_error), len(origin))
             if len(handle) > present:
                 for key in handle:
                     if key not in origin:
-                        found.note("extra", name, key)
-    return found.result()
+                        comparison.note("extra", name, key)
+    return comparison.result()
 
 
 def verify_items(
     items: Iterable[tuple[str, str, Any]], target: Store, *, progress: OnProgress | None = None
 ) -> Verified:
     """Read back each of `items` from `target` and compare as `verify` does. Extra items in `target` are not counted."""
-    found = _Comparison(progress)
+    comparison = _Comparison(progress)
     for name, group in _by_namespace(items):
         with target.open(name) as handle:
-            found.compare(handle, group, None)
-    return found.result()
+            comparison.compare(handle, group, None)
+    return comparison.result()
 
 
 def _by_namespace(items: Iterable[tuple[str, str, Any]]) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
@@ -156,12 +156,12 @@ class _Comparison:
         name, done, present = str(handle.namespace), 0, 0
         self._namespaces.add(name)
         for batch in batches(items):
-            found = read_all(handle, batch)
+            stored = read_all(handle, batch)
             for key, item in batch.items():
-                kind = "missing" if key not in found else "equal" if same(item, found[key]) else "different"
+                kind = "missing" if key not in stored else "equal" if same(item, stored[key]) else "different"
                 self.note(kind, name, key)
             done += len(batch)
-            present += len(found)
+            present += len(stored)
             report(self._progress, name, done, total)
         return present
 

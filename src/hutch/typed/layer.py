@@ -35,8 +35,8 @@ class TypedLayer(Layer):
         except MismatchError as error:
             wrong = error
         raise ValueTypeError(
-            f"key {key!r} of namespace {self._namespace!r}: the value{_place(wrong)} is {wrong.found}, and its type is "
-            f"{wrong.expected}; nothing was written. Set a value of the type, or open the namespace without type="
+            f"key {key!r} of namespace {self._namespace!r}: the value{_place(wrong)} is {wrong.actual}, and its type "
+            f"is {wrong.expected}; nothing was written. Set a value of the type, or open the namespace without type="
         )
 
     def _load(self, key: str, plain: Any) -> Any:
@@ -45,7 +45,7 @@ class TypedLayer(Layer):
         except MismatchError as error:
             wrong = error
         raise CorruptValueError(
-            f"key {key!r} of namespace {self._namespace!r}: the stored value{_place(wrong)} is {wrong.found}, and its "
+            f"key {key!r} of namespace {self._namespace!r}: the stored value{_place(wrong)} is {wrong.actual}, and its "
             f"type is {wrong.expected}; another version of the type wrote it, or a namespace without a type. Open the "
             "namespace without type= to read and replace it"
         )

@@ -10,9 +10,9 @@ from ..errors import a_or_an
 class MismatchError(Exception):
     """A value is not of the type. `path` is where in the value, such as ``.tags[3]``; no value is shown."""
 
-    def __init__(self, path: str, expected: str, found: str) -> None:
-        super().__init__(path, expected, found)
-        self.path, self.expected, self.found = path, expected, found
+    def __init__(self, path: str, expected: str, actual: str) -> None:
+        super().__init__(path, expected, actual)
+        self.path, self.expected, self.actual = path, expected, actual
 
 
 class Shape:

@@ -74,7 +74,7 @@ def _experiments(path: Path) -> Iterator[tuple[str, Path]]:
     """Yield each folder that is an experiment: it has evaluations, or is empty. "a/b" is a folder in "a"."""
     if not path.is_dir():
         raise hutch.ConfigError(f"{path} is not a folder; expected the folder of dotevals' JSON storage, .dotevals")
-    for folder in sorted([path, *(found for found in path.rglob("*") if found.is_dir())]):
+    for folder in sorted([path, *(folder_or_file for folder_or_file in path.rglob("*") if folder_or_file.is_dir())]):
         empty = folder != path and not any(folder.iterdir())
         if empty or next(folder.glob("*.jsonl"), None) is not None:
             yield "/".join(folder.relative_to(path).parts), folder
@@ -98,16 +98,16 @@ def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterat
             if prefix is not None and not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                record = json.loads(line)
                 if prefix is None:
-                    name, evaluation = _read_evaluation(found)
+                    name, evaluation = _read_evaluation(record)
                     if name in seen:
                         raise ValueError(f"evaluation {name!r} is in {seen[name].name!r} too")
                     seen[name] = file
                     prefix = results_prefix(experiment_id, name)
                     yield NAMESPACE, evaluation_key(experiment_id, name), evaluation
                 else:
-                    result = _read_result(found)
+                    result = _read_result(record)
                     suffix = result_suffix(number, 0, "00000000", result["item_id"], result["error"])
                     yield NAMESPACE, prefix + suffix, result
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -118,23 +118,23 @@ def _evaluation(file: Path, experiment_id: str, seen: dict[str, Path]) -> Iterat
         raise hutch.CorruptValueError(f"{file}, line 1: not what dotevals writes: the file is empty")
 
 
-def _read_evaluation(found: Any) -> tuple[str, dict[str, Any]]:
-    name: str = _require_type(found["evaluation_name"], str, "evaluation_name")
+def _read_evaluation(record: Any) -> tuple[str, dict[str, Any]]:
+    name: str = _require_type(record["evaluation_name"], str, "evaluation_name")
     return name, {
         "name": name,
-        "status": _require_type(found["status"], str, "status"),
-        "started_at": found["started_at"],
-        "completed_at": found.get("completed_at"),
-        "metadata": found["metadata"],
+        "status": _require_type(record["status"], str, "status"),
+        "started_at": record["started_at"],
+        "completed_at": record.get("completed_at"),
+        "metadata": record["metadata"],
     }
 
 
-def _read_result(found: Any) -> dict[str, Any]:
+def _read_result(record: Any) -> dict[str, Any]:
     return {
-        "item_id": _require_type(found["item_id"], int, "item_id"),
-        "dataset_row": found.get("dataset_row", {}),
-        "prompt": found.get("prompt"),
-        "model_response": found.get("model_response"),
+        "item_id": _require_type(record["item_id"], int, "item_id"),
+        "dataset_row": record.get("dataset_row", {}),
+        "prompt": record.get("prompt"),
+        "model_response": record.get("model_response"),
         "scores": [
             {
                 "name": score["name"],
@@ -143,12 +143,12 @@ def _read_result(found: Any) -> dict[str, Any]:
                 "metrics": [f":{_require_type(name, str, 'metrics')}" for name in score["metrics"]],
                 "metadata": score.get("metadata", {}),
             }
-            for score in found.get("scores", [])
+            for score in record.get("scores", [])
         ],
-        "error": found.get("error"),
-        "timestamp": found.get("timestamp", 0),
-        "dataset_name": found.get("dataset_name"),
-        "dataset_class": found.get("dataset_class"),
+        "error": record.get("error"),
+        "timestamp": record.get("timestamp", 0),
+        "dataset_name": record.get("dataset_name"),
+        "dataset_class": record.get("dataset_class"),
     }
 
 
@@ -179,8 +179,8 @@ def write(store: hutch.Store, path: Path) -> int:
             folder = path / _folder_name(name)
             folder.mkdir(parents=True, exist_ok=True)
             files: dict[str, str] = {}
-            for key, found in data.scan(evaluations_prefix(experiment_id)):
-                evaluation = validate_record(key, found, EVALUATION_FIELDS)
+            for key, stored in data.scan(evaluations_prefix(experiment_id)):
+                evaluation = validate_record(key, stored, EVALUATION_FIELDS)
                 file = _file_name(evaluation["name"])
                 other = files.setdefault(file.casefold(), evaluation["name"])
                 if other != evaluation["name"]:
@@ -215,12 +215,12 @@ def _write_evaluation(data: hutch.Namespace, experiment_id: str, evaluation: dic
         raise hutch.ConfigError(f"evaluation {evaluation['name']!r} cannot be a file: {error.strerror}") from error
     count = 0
     if exists:
-        with io.BufferedReader(open_existing(file)) as found:
+        with io.BufferedReader(open_existing(file)) as source:
             for line in _lines(data, experiment_id, evaluation):
-                if found.read(len(line)) != line:
+                if source.read(len(line)) != line:
                     raise _differs(file)
                 count += 1
-            if found.read(1):
+            if source.read(1):
                 raise _differs(file)
     else:
         with atomic_file(file, 0o600) as out:

@@ -76,8 +76,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     def list_experiments(self) -> list[str]:
         """Return the names of all experiments."""
         names = []
-        for key, found in self._data.scan(EXPERIMENTS):
-            record = validate_record(key, found, EXPERIMENT_FIELDS)
+        for key, experiment in self._data.scan(EXPERIMENTS):
+            record = validate_record(key, experiment, EXPERIMENT_FIELDS)
             # Finish what a killed rename or deletion left behind.
             if len(record) == 3 or self._load_experiment(record["name"]) is not None:
                 names.append(record["name"])
@@ -130,8 +130,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
     def _load_experiment(self, name: str) -> dict[str, Any] | None:
         """Finish any change under way, and return the record of an experiment, or None."""
         key, data = experiment_key(name), self._data
-        while (found := data.get(key, hutch.MISSING)) is not hutch.MISSING:
-            record = validate_record(key, found, EXPERIMENT_FIELDS)
+        while (experiment := data.get(key, hutch.MISSING)) is not hutch.MISSING:
+            record = validate_record(key, experiment, EXPERIMENT_FIELDS)
             if len(record) == 3:  # no change under way
                 return record
             if "deleted" in record:
@@ -188,8 +188,8 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         experiment = self._load_experiment(experiment_name)
         if experiment is None:
             return []
-        found = self._data.scan(evaluations_prefix(experiment["id"]))
-        return [validate_record(key, value, EVALUATION_FIELDS)["name"] for key, value in found]
+        records = self._data.scan(evaluations_prefix(experiment["id"]))
+        return [validate_record(key, value, EVALUATION_FIELDS)["name"] for key, value in records]
 
     def load_evaluation(self, experiment_name: str, evaluation_name: str) -> EvaluationMetadata | None:
         """Return the metadata of an evaluation; None if it is missing."""
@@ -197,10 +197,10 @@ class HutchStorage(Storage):  # type: ignore[misc]  # dotevals has no types for 
         if experiment is None:
             return None
         key = evaluation_key(experiment["id"], evaluation_name)
-        found = self._data.get(key, hutch.MISSING)
-        if found is hutch.MISSING:
+        record = self._data.get(key, hutch.MISSING)
+        if record is hutch.MISSING:
             return None
-        value = validate_record(key, found, EVALUATION_FIELDS)
+        value = validate_record(key, record, EVALUATION_FIELDS)
         return EvaluationMetadata(
             evaluation_name=value["name"],
             status=EvaluationStatus(value["status"]),

@@ -69,9 +69,9 @@ class _Machine:
 
     def _after_mark(self) -> list[Any]:
         start = self._marks.pop()
-        found = self._stack[start:]
+        items = self._stack[start:]
         del self._stack[start:]
-        return found
+        return items
 
     def pop(self, _: object) -> None:
         if self._marks and self._marks[-1] == len(self._stack):

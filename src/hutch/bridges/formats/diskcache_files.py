@@ -57,13 +57,13 @@ def _deadline(expire_time: Any, file: Path, row: int) -> int | None:
 
 def _databases(path: Path) -> list[Path]:
     own = path / "cache.db"
-    found = [own] if own.exists() else sorted(path.glob("[0-9][0-9][0-9]/cache.db"))
-    if not found:
+    files = [own] if own.exists() else sorted(path.glob("[0-9][0-9][0-9]/cache.db"))
+    if not files:
         raise hutch.ConfigError(
             f"{str(path)!r} has no file cache.db, nor have folders in it: expected the folder that diskcache.Cache or "
             "FanoutCache was given"
         )
-    return found
+    return files
 
 
 def _validate(database: sqlite3.Connection, file: Path) -> None:

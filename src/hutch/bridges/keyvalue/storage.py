@@ -116,8 +116,8 @@ class HutchStore:
     ) -> list[tuple[dict[str, Any] | None, float | None]]:
         """Return what `ttl` returns for each of `keys`, in one read where the engine can."""
         names = [self._name(collection, key) for key in keys]
-        found = await self._read(self._entries.get_many, names)
-        return [value_and_ttl(found.get(name)) for name in names]
+        entries = await self._read(self._entries.get_many, names)
+        return [value_and_ttl(entries.get(name)) for name in names]
 
     async def keys(self, collection: str | None = None, *, limit: int | None = None) -> list[str]:
         """Return the keys of a collection that have not expired: all of them or the first `limit`."""
@@ -231,14 +231,14 @@ class HutchStore:
         if self._has_ttl:
             return self._entries.remove_many(names)
         try:
-            found = self._entries.get_many(names)
-            expired = {name for name, entry in found.items() if has_expired(entry)}
+            entries = self._entries.get_many(names)
+            expired = {name for name, entry in entries.items() if has_expired(entry)}
         except hutch.CorruptValueError:
-            found = dict.fromkeys(names)
+            entries = dict.fromkeys(names)
             expired = set(filter(self._is_expired, names))
         for name in expired:
             self._remove_expired(name)
-        return self._entries.remove_many(found.keys() - expired)
+        return self._entries.remove_many(entries.keys() - expired)
 
     def _is_expired(self, name: str) -> bool:
         try:
@@ -280,9 +280,9 @@ class HutchStore:
 
     def _collections(self, limit: int | None) -> list[str]:
         expired = self._expired_names()
-        found: list[str] = []
+        collections: list[str] = []
         names, start = self._entries.scan_keys(), ""
-        while limit is None or len(found) < limit:
+        while limit is None or len(collections) < limit:
             name = next((name for name in names if name >= start and name not in expired), None)
             if name is None:
                 break
@@ -291,14 +291,14 @@ class HutchStore:
                 entry = self._entries.get(name)
                 if entry is None:
                     continue  # removed meanwhile; the collection may have others
-                found.append(full_name(entry, "collection"))
+                collections.append(full_name(entry, "collection"))
             else:
-                found.append(unescape_collection(collection))
+                collections.append(unescape_collection(collection))
             # Skip every key that starts with "collection:", without reading them if the engine can.
             start = f"{collection};"
             if self._is_ordered:
                 names = self._entries.scan_keys(start=start)
-        return found
+        return collections
 
     def _destroy_collection(self, prefix: str) -> bool:
         expired = self._expired_names(prefix)

@@ -164,8 +164,8 @@ def _validate_file_name(target: Path, name: str, where: str, made: set[tuple[int
 
 
 def _identity(file: Path) -> tuple[int, int]:
-    found = file.lstat()
-    return found.st_dev, found.st_ino
+    status = file.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _write_table(tables: hutch.Namespace, name: str, target: Path, where: str) -> bool:

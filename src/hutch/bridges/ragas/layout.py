@@ -95,21 +95,21 @@ def read_table(namespace: hutch.Namespace, name: str) -> Table:
     return validate_table(namespace, name, namespace[table_key(name)])
 
 
-def validate_table(namespace: hutch.Namespace, name: str, found: Any) -> Table:
+def validate_table(namespace: hutch.Namespace, name: str, value: Any) -> Table:
     """Return `found`, stored as the table called `name`, if it is a table; raise CorruptValueError otherwise."""
-    if not _is_table(found, name):
+    if not _is_table(value, name):
         raise hutch.CorruptValueError(
             f"key {table_key(name)!r} of {namespace.namespace!r} is not a table of ragas, or has another name; "
             "remove it with hutch rm"
         )
-    table: Table = found
+    table: Table = value
     return table
 
 
-def _is_table(found: Any, name: str) -> bool:
-    if type(found) is not dict or not _TABLE_TYPES.items() <= {key: type(found[key]) for key in found}.items():
+def _is_table(value: Any, name: str) -> bool:
+    if type(value) is not dict or not _TABLE_TYPES.items() <= {key: type(value[key]) for key in value}.items():
         return False
-    return bool(found["name"] == name)
+    return bool(value["name"] == name)
 
 
 def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
@@ -121,15 +121,15 @@ def read_rows(namespace: hutch.Namespace, table: Table) -> Iterator[list[Row]]:
     keys = [chunk_key(name, table["version"], number) for number in range(table["chunks"])]
     for start in range(0, len(keys), _READ_CHUNKS):
         wanted = keys[start : start + _READ_CHUNKS]
-        found = namespace.get_many(wanted)
-        if len(found) < len(wanted):
+        chunks = namespace.get_many(wanted)
+        if len(chunks) < len(wanted):
             if namespace.get(table_key(name)) != table:
                 raise TableReplacedError(name)
-            missing = next(key for key in wanted if key not in found)
+            missing = next(key for key in wanted if key not in chunks)
             raise hutch.CorruptValueError(
                 f"{table_key(name)!r} of {namespace.namespace!r} has lost its rows at {missing!r}"
             )
-        for key, rows in found.items():
+        for key, rows in chunks.items():
             if type(rows) is not list:
                 raise hutch.CorruptValueError(f"key {key!r} of {namespace.namespace!r} does not hold rows of ragas")
             count += len(rows)

@@ -293,11 +293,11 @@ def _reference(cls: type) -> str:
 def _find_class(reference: str, base: Any) -> Any:
     """Return the class that `reference` names, if already imported: stored data can never import a module."""
     module, _, path = reference.partition(":")
-    found: Any = sys.modules.get(module)
+    target: Any = sys.modules.get(module)
     for name in path.split("."):
-        found = getattr(found, name, None)
-    if isinstance(found, type) and issubclass(found, base):
-        return found
+        target = getattr(target, name, None)
+    if isinstance(target, type) and issubclass(target, base):
+        return target
     raise _UnknownClassError
 
 

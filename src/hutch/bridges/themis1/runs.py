@@ -55,13 +55,13 @@ class RunStorage(StorageBackend):  # type: ignore[misc]  # Themis is not install
         started = run_metadata(run_id, {"experiment_id": experiment_id, "config_snapshot": config or {}})
         key = _run_key(run_id)
         while not self._data.compare_and_set(key, hutch.MISSING, started):
-            found = self._data.get(key)
-            if found is None:  # deleted meanwhile
+            stored = self._data.get(key)
+            if stored is None:  # deleted meanwhile
                 continue
             same = ("status", "experiment_id", "config_snapshot")
-            if any(found.get(name) != started[name] for name in same):
+            if any(stored.get(name) != started[name] for name in same):
                 raise StorageError(f"Run {run_id!r} already exists")
-            return run_from_plain(found)
+            return run_from_plain(stored)
         return run_from_plain(started)
 
     def save_run_metadata(self, run_id: str, metadata: dict[str, Any]) -> None:
@@ -71,10 +71,10 @@ class RunStorage(StorageBackend):  # type: ignore[misc]  # Themis is not install
     def load_run_metadata(self, run_id: str) -> dict[str, Any]:
         """Return the metadata of `run_id`. Raises FileNotFoundError if it is missing."""
         try:
-            found: dict[str, Any] = self._data[_run_key(run_id)]
+            metadata: dict[str, Any] = self._data[_run_key(run_id)]
         except KeyError as error:
             raise _no_run(run_id) from error
-        return found
+        return metadata
 
     def complete_run(self, run_id: str) -> None:
         """Record that `run_id` is completed. Raises FileNotFoundError if it was never started."""
@@ -111,8 +111,8 @@ class RunStorage(StorageBackend):  # type: ignore[misc]  # Themis is not install
 
     def load_latest_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """Return the checkpoint of `run_id`; None if none was saved."""
-        found: dict[str, Any] | None = self._data.get(f"checkpoint/{name_of(run_id)}")
-        return found
+        checkpoint: dict[str, Any] | None = self._data.get(f"checkpoint/{name_of(run_id)}")
+        return checkpoint
 
     def delete_run(self, run_id: str) -> None:
         """Remove everything stored for `run_id`, atomically. Raises FileNotFoundError if there is nothing."""

@@ -172,8 +172,8 @@ class HutchStorageBackend(RunStorage):
 
     def load_dataset(self, run_id: str) -> list[dict[str, Any]] | None:
         """Return the dataset of `run_id`; None if none was stored."""
-        found = self._load_rows("data", run_id)
-        return found and found[1]
+        rows = self._load_rows("data", run_id)
+        return rows and rows[1]
 
     def save_report(self, run_id: str, report: entities.ExperimentReport) -> None:
         """Replace the report of `run_id`. `evaluate` itself never stores one."""
@@ -182,8 +182,8 @@ class HutchStorageBackend(RunStorage):
 
     def load_report(self, run_id: str) -> entities.ExperimentReport | None:
         """Return the report of `run_id`; None if none was stored."""
-        found = self._load_rows("report", run_id)
-        return found and self._build(f"report/{name_of(run_id)}", lambda: report_from_plain(*found))
+        rows = self._load_rows("report", run_id)
+        return rows and self._build(f"report/{name_of(run_id)}", lambda: report_from_plain(*rows))
 
     # --- inside ---
 
@@ -243,17 +243,17 @@ class HutchStorageBackend(RunStorage):
         self._store(chunks)
         # Chunks that the head does not name are garbage. List them before reading the head, so that no later chunk is
         # included.
-        found, now = list(self._data.scan_keys(f"{place}/")), self._data.get(place)
-        self._data.remove_many(key for key in found if not now or not key.startswith(f"{place}/{now['part']}/"))
+        keys, now = list(self._data.scan_keys(f"{place}/")), self._data.get(place)
+        self._data.remove_many(key for key in keys if not now or not key.startswith(f"{place}/{now['part']}/"))
 
     def _load_rows(self, kind: str, run_id: str) -> tuple[dict[str, Any], list[Any]] | None:
         place = f"{kind}/{name_of(run_id)}"
         head = self._data.get(place)
         while head is not None:
             keys = self._build(place, partial(_chunk_keys, place, head))
-            found = self._data.get_many(keys)
-            if len(found) == len(keys):
-                return head, [row for chunk in found.values() for row in chunk]
+            rows = self._data.get_many(keys)
+            if len(rows) == len(keys):
+                return head, [row for chunk in rows.values() for row in chunk]
             before, head = head, self._data.get(place)
             if head == before:
                 raise hutch.CorruptValueError(f"{place!r} of namespace {self._data.namespace!r} has lost a part")

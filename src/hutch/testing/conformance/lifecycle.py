@@ -234,21 +234,21 @@ class Lifecycle(Promises):
         for count in (0, 2, 3):
             store["a"].update({f"k{number}": "v" * 100 for number in range(count)})
             store["b"].update({f"k{number}": None for number in range(count)})
-            found = store.stats()
-            assert (found["engine"], found["location"]) == (store.name, store.location)
-            assert (found["namespaces"], found["keys"]) == (2 if count else 0, 2 * count)
-            assert json.loads(json.dumps(found)) == found
-            assert {type(figure) for figure in found.values()} <= {str, int, float, bool}
-        shown = f"{found} {store!r} {store.factory!r} {store['a']!r}"
+            figures = store.stats()
+            assert (figures["engine"], figures["location"]) == (store.name, store.location)
+            assert (figures["namespaces"], figures["keys"]) == (2 if count else 0, 2 * count)
+            assert json.loads(json.dumps(figures)) == figures
+            assert {type(figure) for figure in figures.values()} <= {str, int, float, bool}
+        shown = f"{figures} {store!r} {store.factory!r} {store['a']!r}"
         assert not [secret for secret in _secrets(store.factory) if secret in shown]
         own = getattr(store.factory, "stats", None)
         if own is not None and own():
-            assert isinstance(found["bytes"], int)
-            assert found["bytes"] > 300
-            assert isinstance(found["version"], str)
-            assert found["version"]
+            assert isinstance(figures["bytes"], int)
+            assert figures["bytes"] > 300
+            assert isinstance(figures["version"], str)
+            assert figures["version"]
             if store.capabilities & {"shared", "durable"}:
-                assert isinstance(found.get("path", found.get("server")), str), "expected `path` or `server`"
+                assert isinstance(figures.get("path", figures.get("server")), str), "expected `path` or `server`"
 
     def test_closing_lets_go_of_threads_and_files(self, config: Any) -> None:
         """Opening and closing again and again leaves no thread and no open file behind."""

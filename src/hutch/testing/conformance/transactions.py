@@ -187,8 +187,8 @@ class Transactions(Promises):
             for key in ("k", "k35", "k9", "z"):
                 tx["a"][key] = "added"
             expected = {"k35": "added", "k3": "changed", "k2": 2, "k5": 5}
-            found = list(tx["a"].scan(prefix="k", start="k2", stop="k6", reverse=reverse))
-            assert found == sorted(expected.items(), reverse=reverse)
+            items = list(tx["a"].scan(prefix="k", start="k2", stop="k6", reverse=reverse))
+            assert items == sorted(expected.items(), reverse=reverse)
             keys = list(tx["a"].scan_keys(reverse=reverse))
             assert keys == sorted(["k", "k0", "k1", "k2", "k3", "k35", "k5", "k6", "k7", "k9", "z"], reverse=reverse)
 

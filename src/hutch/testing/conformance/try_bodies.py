@@ -46,14 +46,14 @@ def _bodies(file: str) -> list[list[ast.stmt]] | None:
         tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
-    found = []
+    bodies = []
     for node in ast.walk(tree):
         catches = (isinstance(node, ast.Try | ast.TryStar) and node.handlers) or (
             isinstance(node, ast.With) and any(_is_suppress(item.context_expr) for item in node.items)
         )
         if catches:
-            found.append(node.body)  # type: ignore[attr-defined]
-    return found
+            bodies.append(node.body)  # type: ignore[attr-defined]
+    return bodies
 
 
 def _is_suppress(expression: ast.expr) -> bool:
