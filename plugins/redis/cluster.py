@@ -24,7 +24,7 @@ from .errors import store_error
 from .greeting import WRONG_MODE
 from .pool import Pool
 from .protocol import CallFailedError, Command, packed
-from .server import Server, Wait
+from .server import Server, Wait, server_figures
 from .servers import INDEX, Servers, Settings
 
 Place = tuple[str, int]
@@ -213,6 +213,13 @@ class ClusterServers(Servers):
         except CallFailedError as failure:
             raise store_error(self.where, failure.error) from failure.error
         return {name: self._server(Slot(self._cluster, slot)) for name, slot in slots.items()}
+
+    def figures(self) -> dict[str, object]:
+        nodes = {name: server_figures(server) for name, server in self.primaries().items()}
+        sizes = {name: size for name, one in nodes.items() if isinstance(size := one.get("server_bytes"), int)}
+        figures = next(iter(nodes.values())) | {"nodes": len(nodes)}
+        total = {"server_bytes": sum(sizes.values())} if sizes else {}
+        return figures | total | {f"server_bytes {name}": size for name, size in sizes.items()}
 
 
 class NamespaceServer(Server):

@@ -12,7 +12,7 @@ from .greeting import greet
 from .pool import Pool
 from .protocol import Command, Connection
 from .scripts import PARTS
-from .server import Route, Server, Wait
+from .server import Route, Server, Wait, server_figures
 
 #: The part of a key that names a set of namespaces.
 INDEX: Final = "namespaces"
@@ -85,6 +85,10 @@ class Servers:
     def primaries(self) -> Mapping[str, Server]:
         """Return the servers that have data, by name."""
         return {self.where: self.main}
+
+    def figures(self) -> dict[str, object]:
+        """Return figures of the servers for `hutch stats`, without those that a server refuses to report."""
+        return server_figures(self.main)
 
     def close(self) -> None:
         """Close the idle connections; a connection in use is closed when its call ends."""

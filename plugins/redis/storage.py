@@ -40,7 +40,6 @@ from .scripts import (
     Script,
     is_exact,
 )
-from .server import server_figures
 from .servers import Servers, Settings
 from .transactions import apply
 
@@ -146,7 +145,7 @@ class RedisPlugin(StoragePluginBase):
         return apply(self, commits, self.servers.of(next(iter(commits), "")))
 
     def stats(self) -> dict[str, object]:
-        figures: dict[str, object] = {"server": self.where} | server_figures(self.server)
+        figures: dict[str, object] = {"server": self.where} | self.servers.figures()
         names = self.stored_namespaces()
         try:
             sizes = self._sizes(names)

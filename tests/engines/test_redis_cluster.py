@@ -5,6 +5,7 @@ The promises that all engines share are in the conformance kit, which runs on a 
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import uuid
@@ -19,6 +20,7 @@ import redis
 
 import hutch
 from hutch.testing.conformance.interrupt_jobs import open_files
+from tests.cli_calls import hutch_
 from tests.engines.test_redis import ALLOWED
 from tests.redis_cluster import SLOTS, RedisCluster, ask, executor
 from tests.servers import RedisServer, wait_until
@@ -130,6 +132,37 @@ def test_drift_between_the_parts_of_a_namespace_is_found_on_its_node(redis_clust
         ask(node, "ZREM", f"{prefix}:{{core}}:order", "a")
         assert [(found.namespace, found.key) for found in store.verify(repair=True)] == [("core", "a")]
         assert list(core) == ["a", "b"]
+
+
+def test_stats_name_each_primary(redis_cluster: RedisCluster, prefix: str) -> None:
+    with connect(redis_cluster.url, prefix=prefix) as store:
+        store["core"]["a"] = 1
+        found = store.stats()
+    sizes = {name: size for name, size in found.items() if name.startswith("server_bytes ")}
+    primaries = redis_cluster.servers[:3]
+    assert sizes.keys() == {f"server_bytes {server.host}:{server.port}" for server in primaries}
+    assert (found["nodes"], found["server_bytes"]) == (3, sum(int(str(size)) for size in sizes.values()))
+    assert int(str(found["bytes"])) > 0
+    assert str(found["version"])[0].isdigit()
+
+
+def test_the_commands_work_on_a_cluster(redis_cluster: RedisCluster, prefix: str, tmp_path: Path) -> None:
+    source, target = f"lmdb://{tmp_path / 'store'}", f"{redis_cluster.url}?prefix={prefix}"
+    with hutch.connect(source) as store:
+        for i in range(5):
+            store[f"n{i}"].update({f"{j}": j for j in range(100)})
+    for _ in range(2):
+        assert hutch_("copy", source, target, "--verify").code == 0
+    found = json.loads(hutch_("-s", target, "stats", "--json").out)
+    assert found["namespaces"] == {f"n{i}": 100 for i in range(5)}
+    assert (found["items"], found["engine"]["nodes"]) == (500, 3)
+    assert hutch_("-s", target, "check").code == 0
+    node = redis_cluster.servers[redis_cluster.owner(slot_of(redis_cluster.servers[0], prefix, "n1"))]
+    ask(node, "ZREM", f"{prefix}:{{n1}}:order", "7")
+    checked = hutch_("-s", target, "check")
+    assert (checked.code, "n1" in checked.out + checked.err) == (1, True)
+    assert hutch_("-s", target, "check", "--repair").code == 0
+    assert hutch_("-s", target, "check").code == 0
 
 
 # --- addresses ---
