@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -73,10 +74,62 @@ def test_options_that_exclude_each_other_are_wrong_usage(now: list[int]) -> None
         assert (result.code, "not both" in result.err) == (2, True)
 
 
-def test_an_engine_without_time_to_live_says_so(tmp_path: object) -> None:
-    url = f"shelf://{tmp_path}"
-    fill(url, core={"a": 1})
+SIX_VERBS = """
+from hutch import StorageBase, StoragePluginBase
+
+data = {}
+
+
+class SixPlugin(StoragePluginBase):
+    def open(self, namespace):
+        return Six(data.setdefault(namespace, {}))
+
+    def namespaces(self):
+        return list(data)
+
+
+class Six(StorageBase):
+    def __init__(self, data):
+        self.data = data
+
+    def set(self, key, value):
+        self.data[key] = value
+
+    def get(self, key):
+        return self.data[key]
+
+    def remove(self, key):
+        del self.data[key]
+
+    def len(self):
+        return len(self.data)
+
+    def keys(self):
+        return list(self.data)
+
+    def close(self):
+        pass
+"""
+
+
+def test_an_engine_without_time_to_live_says_so(tmp_path: Path) -> None:
+    (tmp_path / "six.plug").write_text("[Core]\nName = Six\nModule = six\nClass = SixPlugin\n")
+    (tmp_path / "six.py").write_text(SIX_VERBS)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"STORAGE: Six\nEXTRA_PLUGIN_DIRS: {tmp_path}\n")
+    fill(str(config), core={"a": 1})
     for arguments in (["set", "core", "a", "2", "--ttl", "5"], ["get", "core", "a", "--ttl"], ["expire"]):
-        result = hutch_("-s", url, *arguments)
+        result = hutch_("-c", str(config), *arguments)
         assert (result.code != 0, result.out, "does not declare the capability ttl" in result.err) == (True, "", True)
-    assert hutch_("-s", url, "get", "core", "a").out == "1\n"
+    assert hutch_("-c", str(config), "get", "core", "a").out == "1\n"
+
+
+def test_expire_reclaims_in_a_shelf(now: list[int], tmp_path: Path) -> None:
+    url = f"shelf://{tmp_path}"
+    assert hutch_("-s", url, "set", "core", "a", "1", "--ttl", "5") == Result(0, "", "")
+    assert hutch_("-s", url, "set", "core", "b", "1", "--ttl", "5") == Result(0, "", "")
+    assert hutch_("-s", url, "keys", "core", "--expires").out == "a\t5\nb\t5\n"
+    now[0] += 5000
+    assert hutch_("-s", url, "ls").out == ""
+    assert hutch_("-s", url, "expire").out == "core\t2\n"
+    assert hutch_("-s", url, "expire").out == ""

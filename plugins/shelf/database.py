@@ -17,6 +17,8 @@ from typing import Final
 
 from hutch.filesystem import copy_permissions, create_file, open_existing, validate_regular_file, write_all
 
+from .deadline_index import DeadlineIndex
+
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -31,6 +33,8 @@ class Database(ABC):
 
     #: Release the files. A C function, so that to a signal handler it is atomic.
     release: Callable[[], object]
+    #: The deadlines of its values, once they have been read.
+    index: DeadlineIndex | None = None
 
     @abstractmethod
     def get(self, key: bytes) -> bytes | None:
@@ -47,6 +51,10 @@ class Database(ABC):
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Set each key, or remove it if its value is None: all, or none if this raises or the process is killed."""
 
+    def write_and_expire(self, changes: Mapping[bytes, bytes | None], expired: Mapping[bytes, bytes]) -> None:
+        """Do what `write` does, and in the same step remove the keys of `expired` whose values are still those."""
+        self.write({**dict.fromkeys(expired), **changes})
+
     @abstractmethod
     def clear(self) -> None:
         """Remove every key, atomically."""
@@ -57,6 +65,10 @@ class Database(ABC):
     def close(self) -> None:
         """Release the files."""
         self.release()
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is stored."""
+        return not len(self)
 
     def contains(self, key: bytes) -> bool:
         """Return whether `key` exists."""

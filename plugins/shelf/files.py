@@ -133,6 +133,10 @@ class Folder:
         """Return the path of the file that a process locks while it has `namespace` open."""
         return self.own / f"{_digest(namespace)}.lock"
 
+    def marker(self, namespace: str) -> Path:
+        """Return the path of the file that exists if values of `namespace` may have deadlines."""
+        return self.own / f"{_digest(namespace)}.ttl"
+
     def scratch(self, namespace: str) -> Path:
         """Return the path for a new version of a file before it replaces the old one."""
         return self.own / f"{_digest(namespace)}.new"

@@ -10,9 +10,9 @@ process that reads them. Naming this engine is the opt-in.
 Promises: a value that was set survives a killed process, also in the middle of a later write; batches are all or
 nothing; while a process has a namespace open, and no longer, other processes get StoreLockedError. Limits: a power cut
 can lose the last writes (closing flushes them), and `dumb` and `sqlite3` files are not locked against programs other
-than hutch. Pickles carry no checksum: a flipped bit in a file may go undetected. Each write of gnu and ndbm copies the
-file. An overlong or empty key that Errbot stored is listed and can be read; a key that is not UTF-8 was not written by
-Errbot and raises CorruptValueError when listing.
+than hutch. Only a value with a deadline has a checksum: elsewhere a flipped bit may go undetected. Each write of gnu
+and ndbm copies the file. An overlong or empty key that Errbot stored is listed and can be read; a key that is not UTF-8
+was not written by Errbot and raises CorruptValueError when listing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import contextlib
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import ClassVar
 
-from hutch import Option, StoragePluginBase
+from hutch import Option, StoragePluginBase, deadlines
+from hutch.deadlines import Expiring, with_deadline
 from hutch.filesystem import is_missing, total_bytes
 from hutch.limits import validate_namespace
 
+from .deadlines import holds_live_data, is_marked, split
 from .dialects import holds_data, open_to_read
 from .files import Folder, Place, storage_errors
 from .lock import exclude_writers
@@ -61,7 +61,7 @@ class ShelfPlugin(StoragePluginBase):
     }
     #: A write by a signal handler or finalizer in the middle of another write of its thread raises ConflictError.
     refuses_nested_writes = True
-    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "durable"})
+    capabilities = frozenset({"atomic-batch", "atomic-modify", "atomic-modify:process", "durable", "ttl"})
 
     def __init__(self, config: object = None) -> None:
         super().__init__(config)
@@ -103,9 +103,14 @@ class ShelfPlugin(StoragePluginBase):
                 storage.close()
 
     def namespaces(self) -> list[str]:
-        """Return the sorted namespaces that have a key, or whose dialect this Python lacks; not foreign files."""
+        """Return the sorted namespaces that have a live key, or whose dialect this Python lacks; not foreign files."""
+        now_ms = deadlines.now_ms()
         with storage_errors(self._folder.path):
-            return sorted(namespace for namespace, place in self._folder.places() if self._holds(namespace, place))
+            return sorted(name for name, place in self._folder.places() if self._holds(name, place, now_ms))
+
+    def stored_namespaces(self) -> list[str]:
+        with storage_errors(self._folder.path):
+            return sorted(name for name, place in self._folder.places() if holds_data(place))
 
     def stats(self) -> dict[str, object]:
         with storage_errors(self._folder.path):
@@ -118,8 +123,8 @@ class ShelfPlugin(StoragePluginBase):
         with self.open(namespace) as storage:
             storage.empty()
 
-    def pickles(self) -> Iterator[tuple[str, str, bytes]]:
-        """Yield each namespace and key with its pickle, without loading it.
+    def pickles(self) -> Iterator[tuple[str, str, bytes | Expiring]]:
+        """Yield each namespace and key with its pickle, without loading it; an `Expiring` if it has a deadline.
 
         No file is changed, moved or created, and the folder may be read-only. So other processes of hutch are locked
         out of a namespace only if hutch has opened it before, which left a lock file. Memory holds the keys of one
@@ -128,24 +133,38 @@ class ShelfPlugin(StoragePluginBase):
         Raises StoreLockedError if another process has a namespace open, CorruptValueError for damaged files, and
         StorageUnavailableError for unusable ones.
         """
+        for namespace in self._stored_names():
+            with self._reading(namespace) as stored:
+                for key, pickled in _live_pickles(stored, self._where(namespace)):
+                    yield namespace, key, pickled
+
+    def _stored_names(self) -> list[str]:
         with storage_errors(self._folder.path):
-            namespaces = sorted({*(name for name, _ in self._folder.places()), *self._folder.damaged_places()})
-        for namespace in namespaces:
-            with exclude_writers(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
-                place = self._folder.find(namespace) or self._folder.errbot3_place(namespace)
-                for key, data in _pickles_in(place, f"namespace {namespace!r} in {self._folder.path}"):
-                    yield namespace, key, data
+            return sorted({*(name for name, _ in self._folder.places()), *self._folder.damaged_places()})
+
+    @contextlib.contextmanager
+    def _reading(self, namespace: str) -> Iterator[Iterator[tuple[str, bytes]]]:
+        """Yield the keys of `namespace` with what is stored for them, and keep other processes from writing."""
+        with exclude_writers(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
+            place = self._folder.find(namespace) or self._folder.errbot3_place(namespace)
+            yield _stored_in(place, self._where(namespace))
+
+    def _where(self, namespace: str) -> str:
+        return f"namespace {namespace!r} in {self._folder.path}"
 
     def backup(self, dest: Path) -> None:
-        """Copy the pickles of each namespace to new files in the folder `dest`, without loading one.
+        """Copy what is stored in each namespace to new files in the folder `dest`, without loading a pickle.
 
         Raises StoreLockedError if this or another process has a namespace open.
         """
         dest.mkdir(0o700)
         with ShelfPlugin({"basedir": str(dest)}) as copy:
-            for namespace, items in groupby(self.pickles(), key=itemgetter(0)):
-                with copy.open(namespace) as storage:
-                    storage.restore_pickles({key: data for _, key, data in items})
+            for namespace in self._stored_names():
+                with self._reading(namespace) as items:
+                    stored = dict(items)
+                if stored:
+                    with copy.open(namespace) as storage:
+                        storage.restore_pickles(stored)
 
     def compact(self) -> tuple[int, int]:
         """Rewrite the files of each namespace without free space; return their bytes before and after.
@@ -159,25 +178,37 @@ class ShelfPlugin(StoragePluginBase):
             before, after = before + sizes[0], after + sizes[1]
         return before, after
 
-    def pickles_at(self, name: str) -> Iterator[tuple[str, bytes]]:
-        """Yield each key of the shelf that ``shelve.open(name)`` would open in the folder, with its pickle, not loaded.
+    def pickles_at(self, name: str) -> Iterator[tuple[str, bytes | Expiring]]:
+        """Yield each key of the shelf that ``shelve.open(name)`` would open in the folder, as `pickles` does.
 
         Changes, creates and locks nothing. Yields nothing if there is no such shelf. Raises what `pickles` raises.
         """
+        where = f"the shelf {name!r} in {self._folder.path}"
         with storage_errors(self._folder.path):
-            yield from _pickles_in(self._folder.shelf(name), f"the shelf {name!r} in {self._folder.path}")
+            yield from _live_pickles(_stored_in(self._folder.shelf(name), where), where)
 
-    def _holds(self, namespace: str, place: Place) -> bool:
+    def _holds(self, namespace: str, place: Place, now_ms: int) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
         if shelf is not None and shelf.is_open():
             return bool(shelf.read(self.wait_s, len))
-        return holds_data(place)
+        if not holds_data(place):
+            return False
+        return not is_marked(self._folder.marker(namespace)) or holds_live_data(place, now_ms)
 
 
-def _pickles_in(place: Place | None, where: str) -> Iterator[tuple[str, bytes]]:
-    """Yield each key of the shelf at `place` with its pickle; `where` begins the message of an error."""
+def _stored_in(place: Place | None, where: str) -> Iterator[tuple[str, bytes]]:
+    """Yield each key of the shelf at `place` with what is stored for it; `where` begins the message of an error."""
     if place is not None and (database := open_to_read(place)) is not None:
         with contextlib.closing(database):
             for key in database.keys():  # noqa: SIM118 - not a dict
                 if (data := database.get(key)) is not None:
                     yield decode_key(key, where), data
+
+
+def _live_pickles(items: Iterator[tuple[str, bytes]], where: str) -> Iterator[tuple[str, bytes | Expiring]]:
+    """Yield those of `items` that have not expired by now, each with its pickle alone, or with its deadline."""
+    now_ms = deadlines.now_ms()
+    for key, data in items:
+        pickled, deadline_ms = split(key.encode(), data, f"the value of key {key!r} in {where}")
+        if deadline_ms is None or deadline_ms > now_ms:
+            yield key, with_deadline(pickled, deadline_ms)

@@ -12,6 +12,7 @@ from hutch.fork import run_in_child
 from hutch.handlers import raised_by_handler
 
 from .database import Database
+from .deadlines import is_marked
 from .dialects import open_to_read
 from .files import Folder, Place, storage_errors
 from .lock import ReaderLock
@@ -58,7 +59,9 @@ class ReadOnlyShelf(SharedShelf):
         self._reader_lock = None
         super().abandon()
 
-    def _write(self, create: bool, fn: Callable[..., T], args: tuple[object, ...]) -> NoReturn:
+    def _write(
+        self, create: bool, fn: Callable[..., T], args: tuple[object, ...], has_deadlines: bool = False
+    ) -> NoReturn:
         raise StorageUnavailableError(
             f"namespace {self._namespace!r} in {self._folder.path} can only be read here: {self._reason}; nothing was "
             "written. Permit this process to write to the folder and its files, and connect again"
@@ -102,6 +105,7 @@ class ReadOnlyShelf(SharedShelf):
         with storage_errors(place.base):
             place.validate()
             state = _state_of(place)
+            self.expires = is_marked(self._folder.marker(self._namespace))
             database = open_to_read(place)
         if database is None:
             raise CorruptValueError(

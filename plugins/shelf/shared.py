@@ -25,6 +25,7 @@ from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock
 
 from .database import Database
+from .deadlines import LiveDatabase, is_marked, mark, read_index
 from .dialects import create_database, default_dialect, open_database
 from .files import Folder, Place, creating, storage_errors
 from .lock import ProcessLock
@@ -52,6 +53,8 @@ class SharedShelf:
         self._place: Place | None = None
         self._files: dict[str, tuple[int, int]] = {}
         self._process_lock: ProcessLock | None = None
+        #: Whether values may have deadlines; set when the files are opened.
+        self.expires = False
 
     def join(self, user: object) -> None:
         """Add `user`; the files stay open until it leaves or is collected."""
@@ -77,6 +80,11 @@ class SharedShelf:
         another.
         """
         result: T = self._lock.run(wait_s, self._run, self._write, True, fn, args)
+        return result
+
+    def write_with_deadlines(self, wait_s: float, fn: Callable[..., T], *args: object) -> T:
+        """Return ``fn(database, *args)`` as `write` does; `fn` may write values with deadlines."""
+        result: T = self._lock.run(wait_s, self._run, self._write, True, fn, args, True)
         return result
 
     def write_if_there(self, wait_s: float, fn: Callable[..., T], *args: object) -> T | None:
@@ -154,21 +162,34 @@ class SharedShelf:
         # The memory holds the state before the interrupted write, until that write is done.
         if self._opened is None:
             raise self._nested()
-        return fn(self._opened)
+        return fn(self._live(self._opened) if self.expires else self._opened)
 
     def _read_now(self, fn: Callable[[Database], T]) -> T | None:
         database = self._database()
-        return None if database is None else fn(database)
+        return None if database is None else fn(self._live(database) if self.expires else database)
 
-    def _write(self, create: bool, fn: Callable[..., T], args: tuple[object, ...]) -> T | None:
+    def _live(self, database: Database) -> Database:
+        """Return `database` without the keys that have expired by now."""
+        if database.index is None:
+            database.index = read_index(database)
+        return LiveDatabase(database, database.index)
+
+    def _write(
+        self, create: bool, fn: Callable[..., T], args: tuple[object, ...], has_deadlines: bool = False
+    ) -> T | None:
         database = self._database(create)
         if database is None:
             return None
         self._must_be_in_place()
+        if has_deadlines:
+            with storage_errors(self._folder.own):
+                mark(self._folder.marker(self._namespace))
+            self.expires = True
+        live = self._live(database) if self.expires else database
         self._wrote = True
         self._is_current = False
         try:
-            result = fn(database, *args)
+            result = fn(live, *args)
         except StoreError as error:
             if not raised_by_handler(error):  # for example a full disk: the database has rolled back
                 self._note_files()
@@ -201,6 +222,7 @@ class SharedShelf:
         with storage_errors(place.base):
             for file in place.files():
                 file.unlink()
+            self._folder.marker(self._namespace).unlink(missing_ok=True)
             if place.base.parent != self._folder.path:
                 (place.base.parent / "name").unlink()
                 place.base.parent.rmdir()
@@ -244,6 +266,7 @@ class SharedShelf:
         with storage_errors(place.base):
             place.validate()
             files = place.identities()
+            self.expires = is_marked(self._folder.marker(self._namespace))
             database = open_database(place, scratch)
         self._place, self._files, self._is_current = place, files, True
         self._opened = database
@@ -344,7 +367,7 @@ def remove_keys(database: Database, keys: Iterable[bytes]) -> int:
 
 
 def clear_all(database: Database) -> None:
-    if len(database):
+    if not database.is_empty():
         database.clear()
 
 

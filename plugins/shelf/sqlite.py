@@ -64,7 +64,13 @@ class SqliteDatabase(Database):
             return [self._not_null(key) for (key,) in self._rows("SELECT CAST(key AS BLOB) FROM Dict")]
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        self.write_and_expire(changes, {})
+
+    def write_and_expire(self, changes: Mapping[bytes, bytes | None], expired: Mapping[bytes, bytes]) -> None:
         with self._transaction():
+            # Another program may have set a value since it was read.
+            for row in expired.items():
+                self._connection.execute("DELETE FROM Dict WHERE key = ? AND CAST(value AS BLOB) = ?", row)
             for key, value in changes.items():
                 if value is None:
                     self._connection.execute("DELETE FROM Dict WHERE key = ?", (key,))

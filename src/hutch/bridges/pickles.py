@@ -10,18 +10,22 @@ from hutch import CorruptValueError
 
 from ..codec.msgpack import MsgpackCodec
 from ..codec.pickled import Pickled
+from ..deadlines import Expiring, with_deadline
 from ..handlers import passes_through
 from .errbot.plain_pickle import read_plain
 
 _codec = MsgpackCodec()
 
 
-def value_of(pickled: bytes, where: str, *, unpickle: bool = False) -> Any:
+def value_of(pickled: bytes | Expiring, where: str, *, unpickle: bool = False) -> Any:
     """Return the pickled value if it is made of types that hutch stores, otherwise the pickle (`Pickled`).
 
-    With `unpickle`, any other pickle is loaded, which runs its code. `where` begins the message of an error. Raises
-    CorruptValueError for bytes that are not a pickle, and for a pickle that cannot be loaded.
+    The value of an `Expiring` pickle is an `Expiring` too. With `unpickle`, any other pickle is loaded, which runs its
+    code. `where` begins the message of an error. Raises CorruptValueError for bytes that are not a pickle, and for a
+    pickle that cannot be loaded.
     """
+    if isinstance(pickled, Expiring):
+        return with_deadline(value_of(pickled.value, where, unpickle=unpickle), pickled.deadline_ms)
     try:
         value = read_plain(pickled)
         _codec.encode(value)

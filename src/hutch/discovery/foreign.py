@@ -74,6 +74,9 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
 
 def live_namespaces(factory: Any, plugin: str, names: list[str]) -> list[str]:
     """Return `names`, which `factory` listed, without those all of whose keys have expired."""
+    stored = getattr(type(factory), "stored_namespaces", StoragePluginBase.stored_namespaces)
+    if stored is not StoragePluginBase.stored_namespaces:
+        return names  # `namespaces` of such an engine leaves them out, without opening one
     from ..encoded.frame_deadlines import FrameDeadlines
 
     live: list[str] = []

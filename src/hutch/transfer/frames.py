@@ -12,6 +12,7 @@ from typing import Any
 from .. import MISSING, CorruptValueError, EncodedStorage, Namespace, StorageBase, Store, StoreError, ValueTypeError
 from ..codec.frame import DEADLINE, JSON, MSGPACK, PICKLE, SIGNED_PICKLE, seal, verify, verify_deadline
 from ..deadlines import deadline_of, no_ttl, with_deadline
+from ..handlers import is_missing
 
 #: Called with the error for each item that is skipped.
 OnError = Callable[[StoreError], object]
@@ -229,14 +230,25 @@ def find_values(handle: Namespace, keys: list[str]) -> dict[str, Any]:
         return handle.get_many(keys)
     storage = bytes_below(handle)
     if storage is None:
-        present = handle.get_many(keys)
-        return {key: with_deadline(value, _engine(handle).deadline(key)) for key, value in present.items()}
+        return dict(_with_deadlines(_engine(handle), handle.get_many(keys)))
     frames = storage.read_many(keys)
     now_ms = _now_ms(storage, frames.values())
     values = {key: storage.decode_live(key, data, now_ms) for key, data in frames.items()}
     return {
         key: with_deadline(value, deadline_of(frames[key])) for key, value in values.items() if value is not MISSING
     }
+
+
+def _with_deadlines(engine: StorageBase, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield those of `values` that still exist, each as an `Expiring` if it has a deadline."""
+    for key, value in values.items():
+        try:
+            deadline_ms = engine.deadline(key)
+        except KeyError as error:
+            if not is_missing(error, key):
+                raise
+        else:
+            yield key, with_deadline(value, deadline_ms)
 
 
 def _is_readable(storage: EncodedStorage, header: int) -> bool:
