@@ -316,7 +316,8 @@ def test_transfers_keep_deadlines_although_values_expire_meanwhile(
 def test_no_damaged_bit_makes_a_value_expire_or_lose_its_deadline(folder: Path, clock: Clock) -> None:
     with connect(folder) as store, store.open("core") as core:
         core.set("k", 1, ttl_s=1)
-        bits = 8 * len(stored(folder)[b"k"])
+    bits = 8 * len(stored(folder)[b"k"])
+    with connect(folder) as store, store.open("core") as core:
         core.set_many({f"{bit:04}": 1 for bit in range(bits)}, ttl_s=1)
         del core["k"]
     damaged = {}
