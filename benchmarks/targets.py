@@ -161,7 +161,7 @@ _ROWS = [
             "diskcache.Cache",
             1.0,
             1,
-            slack=1.25,
+            slack=1.5,  # it varies with the processors: 2.8 to 4.2 were seen
             steady=False,
             floor=3.5,
             why=_STORM,
