@@ -56,7 +56,6 @@ class TestRedis(StorageSuite):
         return f"{redis_server.url}?prefix={uuid.uuid4().hex}"
 
 
-@pytest.mark.usefixtures("few_signals")
 class TestRedisCluster(StorageSuite):
     @pytest.fixture
     def config(self, redis_cluster: RedisCluster) -> Any:
