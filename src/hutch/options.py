@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from .errors import ConfigError, nearest
 from .handlers import passes_through
@@ -17,17 +17,10 @@ _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", st
 
 
 class ByFields:
-    """Equality, hash, repr and immutability of a dataclass by its fields, for classes that every open needs.
+    """Equality, hash and repr of a dataclass by its fields, for classes that every open needs.
 
     `dataclass` would compile its own for each class; together they took a tenth of the first open of a process.
-    A class with its own `__init__` sets its fields with `vars(self).update`.
     """
-
-    def __setattr__(self, name: str, _: object) -> NoReturn:
-        raise FrozenInstanceError(f"cannot assign to field {name!r}; use dataclasses.replace")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -42,7 +35,7 @@ class ByFields:
         return f"{type(self).__qualname__}({shown})"
 
 
-@dataclass(init=False, repr=False, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Option(ByFields):
     """One option of an engine.
 
@@ -58,28 +51,6 @@ class Option(ByFields):
     maximum: float | None = None
     required: bool = False
     secret: bool = False
-
-    def __init__(
-        self,
-        kind: type,
-        default: Any = None,
-        help: str = "",
-        choices: tuple[str, ...] = (),
-        minimum: float | None = None,
-        maximum: float | None = None,
-        required: bool = False,
-        secret: bool = False,
-    ) -> None:
-        vars(self).update(
-            kind=kind,
-            default=default,
-            help=help,
-            choices=choices,
-            minimum=minimum,
-            maximum=maximum,
-            required=required,
-            secret=secret,
-        )
 
 
 def read_options(

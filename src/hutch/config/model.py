@@ -67,7 +67,7 @@ class NamespaceRule(NamedTuple):
     ttl_s: float | None = None
 
 
-@dataclass(init=False, repr=False, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StoreConfig(ByFields):
     """A complete, validated config, made by `read_config`. The fields may hold secrets; the repr shows none."""
 
@@ -93,36 +93,6 @@ class StoreConfig(ByFields):
     private: bool = False
     #: The Errbot-like module or object that was passed, for plugins that read other attributes of it.
     host_config: object | None = field(default=None, hash=False)
-
-    def __init__(
-        self,
-        storage: str,
-        options: Mapping[str, Any] = _NO_OPTIONS,
-        url: str | None = None,
-        extra_plugin_dirs: tuple[Path, ...] = (),
-        codec: CodecConfig = DEFAULT_CODEC,
-        layers: tuple[LayerConfig, ...] = (),
-        namespaces: tuple[NamespaceRule, ...] = (),
-        ttl_s: float | None = None,
-        base_dir: Path | None = None,
-        source: str = "argument",
-        private: bool = False,
-        host_config: object | None = None,
-    ) -> None:
-        vars(self).update(
-            storage=storage,
-            options=options,
-            url=url,
-            extra_plugin_dirs=extra_plugin_dirs,
-            codec=codec,
-            layers=layers,
-            namespaces=namespaces,
-            ttl_s=ttl_s,
-            base_dir=Path.cwd() if base_dir is None else base_dir,
-            source=source,
-            private=private,
-            host_config=host_config,
-        )
 
     def codec_for(self, namespace: str) -> CodecConfig:
         """Return the codec of the first rule that matches `namespace` and sets a codec, else the store's codec."""
