@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from types import TracebackType
-from typing import Any, Self
+from contextlib import closing, contextmanager
+from typing import Any
 
 import redis
 
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer, ServerGroup, wait_until
 
 SLOTS = 16384
 
 
-class RedisCluster:
+class RedisCluster(ServerGroup):
     """A running cluster: the primaries come first in `servers`, then their replicas in the same order.
 
     `node_timeout_ms` decides how soon a replica takes over from a dead primary.
@@ -28,7 +27,7 @@ class RedisCluster:
             "cluster-replica-validity-factor 0",
             "repl-diskless-sync-delay 0",
         )
-        self._stack = ExitStack()
+        super().__init__()
         try:
             self._buses = [_free_port() for _ in range(2 * shards)]
             self.servers = [
@@ -69,14 +68,6 @@ class RedisCluster:
                 at_source("MIGRATE", server.host, server.port, keys[0], 0, 10_000)
             for execute in (at_target, at_source):
                 execute("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def _join(self, shards: int) -> None:
         bounds = [SLOTS * i // shards for i in range(shards + 1)]

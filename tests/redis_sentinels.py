@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
-
 import redis
 
 from tests.redis_cluster import ask, text
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer, ServerGroup, wait_until
 
 #: The name that the Sentinels have for the primary.
 NAME = "the-primary"
@@ -21,11 +17,11 @@ class Sentinel(RedisServer):
     arguments = ("--sentinel",)
 
 
-class Sentinels:
+class Sentinels(ServerGroup):
     """Three running Sentinels that agree on a primary and its replica: `servers`, in this order at first."""
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         try:
             at_once = ("repl-diskless-sync-delay 0",)
             primary = self._stack.enter_context(RedisServer(options=at_once))
@@ -52,17 +48,9 @@ class Sentinels:
 
     def primary(self) -> RedisServer:
         """Return the primary that most of the Sentinels know."""
-        found = [int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1]) for one in self.sentinels]
-        port = max(found, key=found.count)
+        ports = [int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1]) for one in self.sentinels]
+        port = max(ports, key=ports.count)
         return next(server for server in self.servers if server.port == port)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
 
 def _is_ready(sentinel: RedisServer) -> bool:

@@ -14,25 +14,14 @@ import pytest
 
 import hutch
 import hutch.aio
-from hutch import deadlines, transfer
+from hutch import transfer
 from hutch.codec import frame
-
-
-class Clock:
-    """The clock of this process, moved by hand."""
-
-    def __init__(self) -> None:
-        self.ms = 1_700_000_000_000
-
-    def move(self, seconds: float) -> None:
-        self.ms += round(seconds * 1000)
+from tests.clock import Clock, stop_clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(deadlines, "now_ms", lambda: clock.ms)
-    return clock
+    return stop_clock(monkeypatch, 1_700_000_000_000)
 
 
 def memory(**more: Any) -> dict[str, Any]:

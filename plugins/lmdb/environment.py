@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ENGINE = str(Path(__file__).parent) + os.sep
 _READ_RETRIES = 200
 _DAMAGED_READS = 10
 # Errors that a retry cannot cure.
@@ -122,7 +120,7 @@ class Environment(OpenFiles):
                 txn = self.begin()
                 return fn(txn)
             except BaseException as error:
-                release_frames(error, _ENGINE)
+                release_frames(error, __file__)
                 if not isinstance(error, lmdb.Error) or raised_by_handler(error):
                     raise
                 failure = error

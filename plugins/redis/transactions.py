@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _MAX_KEYS: Final = 300_000
 _MAX_BYTES: Final = 768 << 20
 # KEYS: the four of each namespace, one after the other. ARGV: per namespace: the name, the number of expected values,
-# as many times key, '1' for a value or '0' for none, value; then the same for the changes. An expired value is none. A
-# server whose memory is full refuses the first write of a script or none, so no change needs to be undone.
+# as many times key, '1' for a value or '0' for none, value; then the same for the changes. An expired value is missing.
+# A server whose memory is full refuses the first write of a script or none, so no change needs to be undone.
 _APPLY: Final = Script(
     "local all, KEYS = KEYS, {}",
     DEADLINE_FUNCTIONS,

@@ -26,7 +26,7 @@ from hutch.handlers import raised_by_handler, release_frames
 from .errors import storage_error
 from .file import DatabaseFile, NoDataError
 from .paths import size_of
-from .readers import ENGINE, Readers
+from .readers import Readers
 from .wait import BusyWait
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class ReadOnlyReaders(Readers):
             return self._run(work, *args)
         except BaseException as error:
             # A stored traceback must not seem to use a reader.
-            release_frames(error, ENGINE)
+            release_frames(error, __file__)
             raise
 
     def _run(self, work: Callable[..., T], *args: object) -> T:

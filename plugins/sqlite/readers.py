@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from sqlite3 import Connection
 from typing import TypeVar
 
@@ -20,8 +18,6 @@ from .file import DatabaseFile, close, is_open
 
 T = TypeVar("T")
 
-#: The folder of the engine's files.
-ENGINE = str(Path(__file__).parent) + os.sep
 # The number of idle readers kept. More exist while more threads read concurrently.
 _IDLE_READERS = 8
 
@@ -129,7 +125,7 @@ class Readers:
         try:
             return self._find_lost(probe)
         except BaseException as error:
-            release_frames(error, ENGINE)
+            release_frames(error, __file__)
             raise
         finally:
             probe.close()

@@ -15,6 +15,7 @@ one that is not the call's own::
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,12 +63,13 @@ def is_missing(error: KeyError, key: object) -> bool:
     return bool(error.args and error.args[0] is key) or not passes_through(error)
 
 
-def release_frames(error: BaseException, folder: str) -> None:
+def release_frames(error: BaseException, file: str) -> None:
     """Clear the variables of the functions that `error` has left, so that its traceback keeps no resource alive.
 
-    Only functions of files in `folder`, a path with a separator at its end. The caller's frame and those of other code,
-    such as a signal handler, stay as they are.
+    Only functions of files in the folder of `file`, the caller's ``__file__``. The caller's frame and those of other
+    code, such as a signal handler, stay as they are.
     """
+    folder = os.path.dirname(file) + os.sep  # noqa: PTH120 - a comparison of text, as in the code objects
     traceback = error.__traceback__ and error.__traceback__.tb_next
     while traceback is not None:
         frame = traceback.tb_frame

@@ -13,7 +13,7 @@ import lmdb
 import pytest
 
 import hutch
-from hutch import deadlines
+from tests.clock import Clock, stop_clock
 
 from .test_lmdb import connect, process, run_python
 
@@ -22,20 +22,9 @@ FORMAT = b"\0\0\0\0v"
 NOW_MS = 1_700_000_000_000
 
 
-class Clock:
-    """The clock of this process, moved by hand."""
-
-    ms = NOW_MS
-
-    def move(self, seconds: float) -> None:
-        self.ms += round(seconds * 1000)
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(deadlines, "now_ms", lambda: clock.ms)
-    return clock
+    return stop_clock(monkeypatch, NOW_MS)
 
 
 @pytest.fixture

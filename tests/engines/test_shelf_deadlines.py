@@ -20,6 +20,7 @@ import hutch
 from hutch import deadlines, transfer
 from hutch.codec.frame import MAX_DEADLINE_MS, crc32
 from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
+from tests.clock import Clock, stop_clock
 from tests.engines.test_shelf import DIALECTS, connect, dbm_open, errbot_reads, errbot_writes, files, python, succeeded
 
 LONG_S = 10_000.0
@@ -54,21 +55,9 @@ def markers(folder: Path) -> list[str]:
     return [name for name in files(folder) if name.endswith(".ttl")]
 
 
-class Clock:
-    """The clock of this process, which a test moves."""
-
-    def __init__(self) -> None:
-        self.now_ms = deadlines.now_ms()
-
-    def move(self, seconds: float) -> None:
-        self.now_ms += round(seconds * 1000)
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(deadlines, "now_ms", lambda: clock.now_ms)
-    return clock
+    return stop_clock(monkeypatch, deadlines.now_ms())
 
 
 def state(store: hutch.Store) -> dict[str, tuple[Any, float | None]]:
@@ -97,7 +86,7 @@ def test_errbot_reads_a_value_with_a_deadline_and_others_keep_their_bytes(folder
 def test_the_stored_bytes_are_those_of_the_format_page(folder: Path, clock: Clock) -> None:
     with connect(folder) as store, store.open("core") as core:
         core.set("ключ", 1, ttl_s=1.5)
-    content = pickle.dumps(1, 2) + b"hTTL" + (clock.now_ms + 1500).to_bytes(8, "big")
+    content = pickle.dumps(1, 2) + b"hTTL" + (clock.ms + 1500).to_bytes(8, "big")
     checksum = crc32("ключ".encode() + content).to_bytes(4, "big")
     assert stored(folder) == {"ключ".encode(): content + checksum + b"\xd1"}
 
@@ -340,9 +329,9 @@ def test_no_damaged_bit_makes_a_value_expire_or_lose_its_deadline(folder: Path, 
         assert {(finding.kind, finding.key) for finding in findings} == {("value", f"{n:04}") for n in range(bits)}
         assert store.namespaces() == ["core"]
         with store.open("core") as core:
-            core["0000"] = "mended"
+            core["0000"] = "repaired"
             core.remove_many([key for key in core if key != "0000"])
-            assert dict(core) == {"0000": "mended"}
+            assert dict(core) == {"0000": "repaired"}
 
 
 def test_a_forged_or_moved_deadline_is_damage(folder: Path, clock: Clock) -> None:
