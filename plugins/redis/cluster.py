@@ -187,16 +187,17 @@ class ClusterServers(Servers):
 
     def __init__(self, settings: Settings, nodes: Nodes) -> None:
         self._cluster = Cluster(nodes, lambda address: settings.pool(address, "cluster"))
-        super().__init__(settings, Slot(self._cluster, slot_of(settings.index)), nodes.where, nodes.hint)
+        route = Slot(self._cluster, slot_of(settings.index))
+        super().__init__(settings, route, nodes.where, nodes.hint)
+        # Without waiting for replicas: a name that a fail-over lost is repaired by `hutch check`.
+        self._index = Server(route, nodes.where, settings.options["retry_s"], nodes.hint)
 
     def of(self, namespace: str) -> Server:
         slot = Slot(self._cluster, slot_of(self.settings.key(namespace, INDEX)))
         add = b"SADD", self.settings.index, namespace.encode()
         marker = self.script_keys(namespace)[2]
         retry_s = self.settings.options["retry_s"]
-        # Without waiting for replicas: a name that a fail-over lost is repaired by `hutch check`.
-        index = Server(Slot(self._cluster, slot_of(self.settings.index)), self.where, retry_s, self._hint)
-        return NamespaceServer(slot, self.where, retry_s, self._hint, self.settings.wait, index, add, marker)
+        return NamespaceServer(slot, self.where, retry_s, self._hint, self.settings.wait, self._index, add, marker)
 
     def script_keys(self, namespace: str) -> tuple[bytes, ...]:
         # The set of all namespaces is on another node; the scripts write a set of this namespace alone.
