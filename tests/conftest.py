@@ -32,6 +32,20 @@ settings.load_profile("hutch")
 _OPEN_FILES = next((folder for folder in (Path("/proc/self/fd"), Path("/dev/fd")) if folder.is_dir()), None)
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Stop what else measures when pytest-cov has paused: in a worker of xdist, coverage is started up to three times.
+
+    A measured process has coverage start by itself in each process that it starts, and pytest-cov starts one for a
+    worker that it does not yet know to be one.
+    """
+    coverage: Any = sys.modules.get("coverage")
+    if coverage is not None and item.get_closest_marker("no_cover"):
+        while measuring := coverage.Coverage.current():
+            measuring.stop()
+    return (yield)
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """Yield one standalone server (`.url`, `.unix_url`) for the whole run: give every test its own `prefix`."""
