@@ -116,8 +116,8 @@ def test_a_handle_that_meets_its_first_deadline_judges_it_by_the_server(
 ) -> None:
     monkeypatch.setattr("hutch.deadlines.now_ms", lambda: 0)
     with hutch.connect(f"{own_server.url}?prefix={prefix}") as other, other.open("core") as same:
-        same.set("key", 1, ttl_s=SOON_S)
         same.set("long", 1, ttl_s=LONG_S)
+        same.set("key", 1, ttl_s=SOON_S)  # last: a later write would reclaim it
     time.sleep(0.02)
     trips = round_trips(store, monkeypatch)
     assert (core.get("key"), core.get("long")) == (None, 1)
