@@ -73,6 +73,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "wait_ms": Option(
         int, default=1000, minimum=1, maximum=86_400_000, help="how long a write waits for replicas, in milliseconds"
     ),
+    "max_transaction_bytes": Option(
+        int,
+        default=768 << 20,
+        minimum=1,
+        help="most bytes of keys and values in one batch or transaction; more is a ValueLimitError",
+    ),
     "max_connections": Option(
         int,
         minimum=1,

@@ -41,7 +41,7 @@ from .scripts import (
     is_exact,
 )
 from .servers import Servers, Settings
-from .transactions import apply
+from .transactions import apply, validate_size
 
 if TYPE_CHECKING:
     from hutch import Finding
@@ -80,6 +80,8 @@ class RedisPlugin(StoragePluginBase):
         super().__init__(config)
         options = self._storage_config
         self.prefix: str = options["prefix"]
+        #: The most bytes of keys and values in one batch or transaction.
+        self.max_transaction_bytes: int = options["max_transaction_bytes"]
         # Without braces in the prefix, the first brace of a key starts the namespace, also for Redis Cluster.
         if not self.prefix or not self.prefix.isprintable() or set(self.prefix) & set("{} "):
             raise ConfigError("option 'prefix' of the redis engine must be printable text without blanks and braces")
@@ -278,6 +280,7 @@ class RedisStorage(EncodedStorage):
 
     def _write_many(self, script: Script, items: Mapping[str, bytes]) -> None:
         pairs = [part for key, data in items.items() for part in (key.encode(), data)]
+        validate_size(self._redis, f"a batch of {len(items):,} items", sum(map(len, pairs)))
         self._server.transaction(
             [script.in_full(self._keys, (self._name, *chunk)) for chunk in _chunks(pairs, 2 * _BATCH)], changes=True
         )

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from .server import Server
     from .storage import RedisPlugin
 
-# The server takes one request of at most about 1 GiB, and before Redis 7 about a million arguments.
+# Before Redis 7 a server takes about a million arguments in one command.
 _MAX_KEYS: Final = 300_000
-_MAX_BYTES: Final = 768 << 20
 # KEYS: the four of each namespace, one after the other. ARGV: per namespace: the name, the number of expected values,
 # as many times key, '1' for a value or '0' for none, value; then the same for the changes. An expired value is missing.
 # A server whose memory is full refuses the first write of a script or none, so no change needs to be undone.
@@ -89,7 +88,7 @@ def apply(plugin: RedisPlugin, commits: Mapping[str, Commit], server: Server) ->
             f"the {plugin.name} engine cannot check at a commit what was scanned (it lacks the capability `snapshot`); "
             "nothing was written. Read single keys in the transaction, or scan outside"
         )
-    _validate_size(plugin, commits)
+    _validate_commits(plugin, commits)
     keys = [key for name in commits for key in plugin.servers.script_keys(name)]
     arguments = [argument for name, commit in commits.items() for argument in _arguments(name, commit)]
     changes = any(commit.changes for commit in commits.values())
@@ -107,12 +106,24 @@ def _arguments(name: str, commit: Commit) -> Iterator[Argument]:
             yield frame or b""
 
 
-def _validate_size(plugin: RedisPlugin, commits: Mapping[str, Commit]) -> None:
+def validate_size(plugin: RedisPlugin, what: str, size: int) -> None:
+    """Raise ValueLimitError if keys and values of `size` bytes are too many for one step: before anything is sent."""
+    limit = plugin.max_transaction_bytes
+    if size > limit:
+        raise ValueLimitError(
+            f"{what} has {size:,} bytes of keys and values, more than the {limit:,} of option max_transaction_bytes of "
+            f"the {plugin.name} engine. Nothing was written. Use smaller parts, or raise the option if the server's "
+            "client-query-buffer-limit, 1 GiB unless set, and its memory allow more"
+        )
+
+
+def _validate_commits(plugin: RedisPlugin, commits: Mapping[str, Commit]) -> None:
     parts = [frames for commit in commits.values() for frames in (commit.expected, commit.changes)]
     keys = sum(map(len, parts))
-    size = sum(len(frame or b"") for frames in parts for frame in frames.values())
-    if keys > _MAX_KEYS or size > _MAX_BYTES:
+    if keys > _MAX_KEYS:
         raise ValueLimitError(
-            f"a transaction read and wrote {keys:,} keys with {size:,} bytes in the {plugin.name} engine: at most "
-            f"{_MAX_KEYS:,} keys and {_MAX_BYTES:,} bytes fit in one step. Nothing was written; commit smaller parts"
+            f"a transaction read and wrote {keys:,} keys in the {plugin.name} engine: at most {_MAX_KEYS:,} fit in one "
+            "step. Nothing was written; commit smaller parts"
         )
+    size = sum(len(key) + len(frame or b"") for frames in parts for key, frame in frames.items())
+    validate_size(plugin, "a transaction", size)

@@ -6,7 +6,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -137,6 +137,42 @@ def test_what_cannot_be_one_step_is_refused_before_anything_is_written(store: hu
     with pytest.raises(hutch.ValueLimitError, match="bytes"):
         store.factory.apply({"a": Commit(dict.fromkeys("12345678", large), {})})
     assert store.namespaces() == []
+
+
+def test_batches_and_transactions_beyond_max_transaction_bytes_are_refused_unsent(
+    own_server: RedisServer, server: redis.Redis, prefix: str
+) -> None:
+    url = f"{own_server.url}?prefix={prefix}"
+    items = {f"k{n}": "x" * 1000 for n in range(100)}
+
+    def received_bytes() -> int:
+        stats: Any = server.info("stats")
+        return int(stats["total_net_input_bytes"])
+
+    def in_a_transaction(store: hutch.Store) -> None:
+        with store.transaction() as tx:
+            for key, value in items.items():
+                tx["core"][key] = value
+
+    writes: list[Callable[[hutch.Store], object]] = [
+        lambda store: store["core"].update(items),
+        lambda store: store["core"].set_many(items, ttl_s=1000),
+        in_a_transaction,
+    ]
+    with hutch.connect(f"{url}&max_transaction_bytes=50000") as store:
+        store["core"].clear()  # connects
+        for write in writes:
+            before = received_bytes()
+            with pytest.raises(hutch.ValueLimitError, match="50,000 of option max_transaction_bytes"):
+                write(store)
+            assert received_bytes() - before < 1000
+        store["core"].update(list(items.items())[:40])
+        assert len(store["core"]) == 40
+    with hutch.connect(f"{url}&max_transaction_bytes=200000") as store:
+        for write in writes:
+            store["core"].clear()
+            write(store)
+            assert dict(store["core"]) == items
 
 
 def test_a_foreign_key_in_one_namespace_stops_a_commit_before_it_begins(
