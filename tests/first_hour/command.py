@@ -54,4 +54,12 @@ MISTAKES = [
         advice="cli('-s lmdb://first-hour set core greeting --text hello')",
         then="ns['greeting'] == 'hello'",
     ),
+    Mistake(
+        before="ns['greeting'] = 'hello'",
+        made="cli('get core greeting lmdb://first-hour')",
+        error="CommandError",
+        says=("unexpected extra argument", "The store is given by -s"),
+        advice="printed = cli('get core greeting -s lmdb://first-hour')",
+        then="'hello' in printed",
+    ),
 ]

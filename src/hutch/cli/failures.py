@@ -80,8 +80,11 @@ def _judge(error: BaseException) -> tuple[int, str]:
     if isinstance(error, LineError):
         return _USAGE, error.message
     if isinstance(error, click.ClickException):
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "hutch"
-        return _USAGE, f"{_sentence(error.format_message())} See {command} --help"
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        message = _sentence(error.format_message())
+        if message.startswith("Got unexpected extra") and any(one.name == "storage" for one in _parameters(context)):
+            message += " The store is given by -s, before or after the verb."
+        return _USAGE, f"{message} See {context.command_path if context else 'hutch'} --help"
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _INTERRUPTED, "interrupted"
     message = str(error) or type(error).__name__
@@ -99,6 +102,10 @@ def _judge(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return _STORAGE, f"{error.filename or 'input or output failed'}: {error.strerror or message}"
     return _STORAGE, f"unexpected {type(error).__name__}. HUTCH_DEBUG=1 shows where; please report it"
+
+
+def _parameters(context: click.Context | None) -> list[click.Parameter]:
+    return context.command.params if context else []
 
 
 def _sentence(text: str) -> str:
