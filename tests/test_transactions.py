@@ -1,7 +1,11 @@
-"""Test transactions with layers, time to live, size limits and long conflicts; the kit has the promises of engines."""
+"""Test transactions with layers, time to live, size limits and long conflicts; the kit has the promises of engines.
+
+``HUTCH_TRANSACTION_MIB=1024`` sets the size of the largest transaction.
+"""
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from hutch import deadlines
 from hutch.layers.metrics import snapshot
 from hutch.transactions import retries
 
+TRANSACTION_MIB = int(os.environ.get("HUTCH_TRANSACTION_MIB", "32"))
 URLS = ["memory://", "lmdb://{}/data", "sqlite://{}/kv.db"]
 each_engine = pytest.mark.parametrize("url", URLS, ids=["memory", "lmdb", "sqlite"])
 
@@ -30,6 +35,17 @@ def test_a_transaction_of_many_keys(url: str, tmp_path: Path) -> None:
                 del tx[f"n{n % 3}"][f"key {n:06}"]
             assert sum(1 for _ in tx["n1"].scan()) == len([n for n in range(1, count, 2) if n % 3 == 1])
         assert sum(len(store[f"n{n}"]) for n in range(3)) == count // 2
+
+
+@pytest.mark.timeout(600)
+@each_engine
+def test_a_transaction_of_many_bytes(url: str, tmp_path: Path) -> None:
+    values = [os.urandom(TRANSACTION_MIB << 16) for _ in range(16)]
+    with hutch.connect(url.format(tmp_path)) as store:
+        with store.transaction() as tx:
+            for n, value in enumerate(values):
+                tx[f"n{n % 3}"][f"key {n}"] = value
+        assert [store[f"n{n % 3}"][f"key {n}"] == value for n, value in enumerate(values)] == [True] * 16
 
 
 def test_read_only_refuses_at_the_write_and_lets_reads_commit() -> None:
