@@ -18,7 +18,7 @@ from redis import exceptions as driver
 from redis.utils import HIREDIS_AVAILABLE
 
 from hutch.fork import run_in_child
-from hutch.handlers import raised_by_handler
+from hutch.handlers import raised_by_handler, suppress_own
 
 Argument = str | bytes | int
 Command = Sequence[Argument]
@@ -28,6 +28,9 @@ _MAX_READ_BYTES = 1024 * 1024
 # The first line of an answer: its type and a number, or the text of an error.
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_DEPTH = 8
+# The longest wait for the end of a call that a signal handler's exception abandons. A caller that gives up, as with
+# Ctrl-C, continues after this time although the server hangs.
+_LONGEST_END_S = 0.1
 # Larger arguments are sent separately: joining would copy them.
 _LARGE_BYTES = 64 * 1024
 
@@ -91,8 +94,14 @@ class Connection:
                         raise
                     raise _failed(error, "writing to") from error
             return self._answers(count)
-        except BaseException:
+        except BaseException as error:
             try:
+                if not isinstance(error, CallFailedError):
+                    try:
+                        self._end_call()
+                    except BaseException:  # a second handler's
+                        self._end_call()
+                        raise
                 self.close()
             finally:
                 # A call of C, because a second handler may raise in `close`, and its traceback would keep this object.
@@ -126,6 +135,22 @@ class Connection:
         # A handler may raise before the call that took the connection can close it.
         if hasattr(self, "_socket"):
             self.close()
+
+    def _end_call(self) -> None:
+        """Wait, for a moment at most, until the server has run what a signal handler's exception abandons.
+
+        The server could receive it later than the application's next call, which may repeat it over another connection.
+        A server ends a connection that sends no more once it has run all commands.
+        """
+        if self._forks != _forks:
+            return
+        until_s = time.monotonic() + _LONGEST_END_S
+        with suppress_own(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while (left_s := until_s - time.monotonic()) > 0:
+                self._socket.settimeout(left_s)
+                if not self._socket.recv(_MAX_READ_BYTES):
+                    return
 
     def _answers(self, count: int) -> list[Any]:
         answers = [self._answer(0) for _ in range(count)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -276,3 +278,34 @@ def test_a_handler_that_forks_in_the_middle_of_a_call_shares_no_answer_with_the_
             assert core["other"] == "other"
             if children:
                 assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0, point
+
+
+@pytest.mark.parametrize("continues", [True, False], ids=["a slow server", "a hung server"])
+def test_an_abandoned_call_is_over_when_its_exception_comes_out(continues: bool) -> None:
+    """Otherwise the server may run it after the application's next call. A hung server is not waited for."""
+    continued = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def go_on() -> None:
+        continued.set()
+        server.resume()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with RedisServer() as server, hutch.connect(server.url) as store, store.open("core") as core:
+            assert core.increment("count") == 1  # the server knows the script from now on
+            server.stall()
+            later = threading.Timer(0.06, go_on)
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            if continues:
+                later.start()
+            with pytest.raises(KeyboardInterrupt):
+                core.increment("count")
+            assert continued.is_set() == continues
+            later.cancel()
+            server.resume()
+            assert core["count"] == 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
