@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from hutch.layers import metrics
+from hutch.layers import cache, metrics
 from hutch.layers.cache import CacheLayer
 from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
 
@@ -32,11 +32,12 @@ def test_a_handler_that_writes_never_leaves_an_old_value_in_the_cache() -> None:
         run_at(point, functools.partial(storage.set, "k", point), read)
         assert storage.get("k") == point, f"point {point}"
         assert cached._bytes == sum(entry.size for entry in cached._entries.values())
-        assert (cached._readings, cached._writes) == ({}, {})
+        assert (cached._readings, cache._writes) == ({}, {})
 
 
 def test_a_handler_that_raises_leaves_the_cache_as_right_as_before() -> None:
-    storage = CacheLayer(PlainPlugin().open("core"), max_bytes=2_000, ttl_s=math.inf)
+    inner = PlainPlugin().open("core")
+    storage, other = (CacheLayer(inner, max_bytes=2_000, ttl_s=math.inf) for _ in range(2))
     cached = storage._cached
 
     def work() -> None:
@@ -50,7 +51,9 @@ def test_a_handler_that_raises_leaves_the_cache_as_right_as_before() -> None:
         with contextlib.suppress(Interrupt):
             run_at(point, raise_interrupt, work)
         assert cached._bytes == sum(entry.size for entry in cached._entries.values())
-        assert cached._writes == {}
+        assert cache._writes == {}
+        storage.set("k", point)
+        assert (other.get("k"), other.get("k"), "k" in other._cached._entries) == (point, point, True)
 
 
 def test_a_handler_that_writes_is_counted_by_the_metrics() -> None:

@@ -164,6 +164,7 @@ def remove_generated(verb: str) -> None:
     for made in GENERATED:
         if made._sources.pop(verb, None):
             delattr(made, verb)
+        made._generated_from = []  # else the verb would not be generated again if it is added again
 
 
 def layered(url: str, *layers: Any) -> dict[str, Any]:

@@ -139,8 +139,6 @@ class _CachedValues:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
         self._readings: dict[str, _Reading] = {}
-        #: The keys of each write in progress; None means all keys.
-        self._writes: dict[object, frozenset[str] | None] = {}
         _all.add(self)
 
     def get(self, key: str) -> bytes | None:
@@ -158,7 +156,8 @@ class _CachedValues:
     def begin(self, key: str) -> _Reading:
         with self._lock.current:
             reading = _Reading()
-            if not any(keys is None or key in keys for keys in list(self._writes.values())):
+            writes = [keys for scope, keys in list(_writes.values()) if scope == self._scope]
+            if not any(keys is None or key in keys for keys in writes):
                 self._readings[key] = reading
             return reading
 
@@ -193,28 +192,16 @@ class _CachedValues:
         """
         names = None if keys is None else frozenset(keys)
         token = object()
-        caches = self._of_namespace()
         try:
-            for values in caches:
-                values._begin_write(token, names)
+            _writes[token] = self._scope, names
+            for values in _all.live():
+                if values._scope == self._scope:
+                    with values._lock.current:
+                        values._forget(names)
             return fn(*args, **options)
         finally:
-            for values in caches:
-                values._writes.pop(token, None)
-
-    def _of_namespace(self) -> list[_CachedValues]:
-        """Return all caches of the same namespace in this process."""
-        return [values for values in _all.live() if values._scope == self._scope]
-
-    def _begin_write(self, token: object, names: frozenset[str] | None) -> None:
-        self._writes[token] = names
-        with self._lock.current:
-            self._forget(names)
-
-    def after_fork_in_child(self) -> None:
-        # A thread of the parent may have been in the middle of a change or a write.
-        self._forget(None)
-        self._writes.clear()
+            # In one step: a handler may raise between two, and no later write would remove the rest.
+            _writes.pop(token, None)
 
     def _forget(self, keys: frozenset[str] | None) -> None:
         if keys is None:
@@ -233,11 +220,15 @@ class _CachedValues:
 
 
 _all: WeakRefs[_CachedValues] = WeakRefs()
+#: The scope and keys of each write in progress, in any cache; None means all keys.
+_writes: dict[object, tuple[Hashable, frozenset[str] | None]] = {}
 
 
 def _after_fork_in_child() -> None:
+    # A thread of the parent may have been in the middle of a change or a write.
+    _writes.clear()
     for values in _all.live():
-        values.after_fork_in_child()
+        values._forget(None)
 
 
 run_in_child(_after_fork_in_child)
