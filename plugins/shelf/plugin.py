@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -147,7 +147,9 @@ class ShelfPlugin(StoragePluginBase):
         """Yield the keys of `namespace` with what is stored for them, and keep other processes from writing."""
         with exclude_writers(self._folder.lock_path(namespace), namespace), storage_errors(self._folder.path):
             place = self._folder.find(namespace) or self._folder.errbot3_place(namespace)
-            yield _stored_in(place, self._where(namespace))
+            # Closed here, since the frame of a caller that stops early may stay until the collector runs.
+            with contextlib.closing(_stored_in(place, self._where(namespace))) as stored:
+                yield stored
 
     def _where(self, namespace: str) -> str:
         return f"namespace {namespace!r} in {self._folder.path}"
@@ -184,8 +186,11 @@ class ShelfPlugin(StoragePluginBase):
         Changes, creates and locks nothing. Yields nothing if there is no such shelf. Raises what `pickles` raises.
         """
         where = f"the shelf {name!r} in {self._folder.path}"
-        with storage_errors(self._folder.path):
-            yield from _live_pickles(_stored_in(self._folder.shelf(name), where), where)
+        with (
+            storage_errors(self._folder.path),
+            contextlib.closing(_stored_in(self._folder.shelf(name), where)) as stored,
+        ):
+            yield from _live_pickles(stored, where)
 
     def _holds(self, namespace: str, place: Place, now_ms: int) -> bool:
         shelf = open_shelf((str(self._folder.path), namespace))
@@ -196,7 +201,7 @@ class ShelfPlugin(StoragePluginBase):
         return not is_marked(self._folder.marker(namespace)) or holds_live_data(place, now_ms)
 
 
-def _stored_in(place: Place | None, where: str) -> Iterator[tuple[str, bytes]]:
+def _stored_in(place: Place | None, where: str) -> Generator[tuple[str, bytes]]:
     """Yield each key of the shelf at `place` with what is stored for it; `where` begins the message of an error."""
     if place is not None and (database := open_to_read(place)) is not None:
         with contextlib.closing(database):

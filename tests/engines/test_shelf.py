@@ -18,6 +18,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
@@ -1009,6 +1010,24 @@ def test_pickles_can_be_read_by_two_at_a_time_and_keep_out_who_would_write(tmp_p
         reading.close()
         with store.open("core") as core:
             assert core["k"] == 1
+
+
+def test_what_a_stopped_reader_copied_is_removed_though_its_frame_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a traceback keeps it. The sqlite3 dialect of Python 3.13 is read from a copy."""
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    with connect(tmp_path / "shelves") as store, store.open("core") as core:
+        core.update(a=1, b=2)
+    shelves: Any = hutch.load_plugin("shelf", {"basedir": str(tmp_path / "shelves")})
+    reading = shelves.pickles()
+    next(reading)
+    frame = reading.gi_frame
+    reading.close()
+    assert not list(copies.iterdir())
+    del frame
 
 
 # --- the dialects that this Python lacks ---
