@@ -133,7 +133,7 @@ def read_chunks(
         if not keys:
             return
         first, last = (keys[-1], keys[0]) if reverse else (keys[0], keys[-1])
-        if not low <= first <= last < after:
+        if not (low <= first <= last < after and keys == sorted(keys, reverse=reverse)):
             # Raise instead of continuing: damaged order could loop forever.
             raise CorruptValueError(
                 f"the keys of namespace {namespace!r} of the lmdb storage are not in order: its file is "
@@ -174,6 +174,11 @@ def _read_chunk(
         while keys and not low <= keys[-1] < after:
             keys.pop()
         return keys, live(txn, keys)
+    if limit > _FIRST_CHUNK_ITEMS and _has_small_values(txn):
+        pairs = list(islice(walk(), limit))
+        while pairs and not low <= pairs[-1][0] < after:
+            pairs.pop()
+        return [key for key, _ in pairs], [value for _, value in pairs]
     size = 0
     for key, value in islice(walk(), limit):
         # Ascending, one comparison is enough: the cursor began at `low`.
@@ -185,3 +190,9 @@ def _read_chunk(
         if size >= _CHUNK_BYTES:
             break
     return keys, data
+
+
+def _has_small_values(txn: Txn) -> bool:
+    """Return whether few values of the table are so long that LMDB keeps them outside its pages of entries."""
+    table = txn.stat()
+    return table["overflow_pages"] * table["psize"] < _CHUNK_BYTES

@@ -160,15 +160,22 @@ class LmdbReads(EncodedStorage):
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
     ) -> Iterator[tuple[list[str], list[bytes]]]:
+        return ((keys, frames) for keys, frames, _ in self.read_crc_chunks(start, stop, reverse))
+
+    def read_crc_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[list[str], list[bytes], list[int]]]:
         for keys, values in self._chunks(start, stop, reverse):
+            encoded = [key[ID_BYTES:] for key in keys]
+            crcs = list(map(crc32, encoded))
             try:
-                names = [key[4:].decode() for key in keys]
+                names = list(map(bytes.decode, encoded))
             except UnicodeDecodeError:
                 # Yield the items before the damaged key.
-                for key, data in zip(keys, values, strict=True):
-                    yield [self._key(key)], [data]
+                for key, data, key_crc in zip(keys, values, crcs, strict=True):
+                    yield [self._key(key)], [data], [key_crc]
             else:
-                yield names, values
+                yield names, values, crcs
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         chunks = self._chunks(start, stop, reverse, live=self._live_keys)

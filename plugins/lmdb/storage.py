@@ -73,24 +73,36 @@ class LmdbStorage(LmdbReads):
     def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
         self.write_many_until({key: data}, {key: deadline_ms})
 
+    def set_many(self, items: Mapping[str, Any]) -> None:
+        # `set_many` of EncodedStorage and `write_many`, without a dict in between.
+        _, encoded, frames = self.encode_items(dict(items))
+        if encoded:
+            self._write_all(encoded, frames, ())
+
     def write_many(self, items: Mapping[str, bytes]) -> None:
         self.write_many_until(items, {})
 
     def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        expiring = [(key.encode(), items[key]) for key in deadlines_ms]
+        self._write_all(list(map(str.encode, items)), list(items.values()), expiring)
+
+    def _write_all(self, keys: list[bytes], frames: list[bytes], expiring: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write the frame of each key; `expiring` are the keys whose frames have a deadline, with these frames."""
+
         def writing(slot: Slot, id_: bytes, has: bool) -> bool:
             if has:
-                remove_entries(slot, id_, map(str.encode, items), 0)
+                remove_entries(slot, id_, keys, 0)
             # Built first, so that no garbage collection runs inside LMDB's own code.
-            pairs = list(zip(map(id_.__add__, map(str.encode, items)), items.values(), strict=True))
+            pairs = list(zip(map(id_.__add__, keys), frames, strict=True))
             before = slot[0].stat()["entries"]
             add_cursor(slot)
             slot[1].putmulti(pairs)
             del slot[1]
             after = slot[0].stat()["entries"]
             change_count(slot, id_, after - before)
-            if deadlines_ms:
+            if expiring:
                 self._expiring.add(id_)
-                add_entries(slot, id_, [(key.encode(), items[key]) for key in deadlines_ms])
+                add_entries(slot, id_, expiring)
             return True
 
         self._change(writing, True, create=True)

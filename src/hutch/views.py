@@ -67,6 +67,8 @@ def _read_chunks(mapping: StoreMixin[V], keys: Iterator[str]) -> Iterator[tuple[
 
 def as_dict(items: Any) -> dict[str, Any]:
     """Return `items`, a mapping or pairs of key and value, as a dict. Raises TypeError or ValueError for others."""
+    if type(items) is dict:
+        return items.copy()
     if isinstance(items, Mapping):
         return dict(items.items())
     if hasattr(items, "keys"):

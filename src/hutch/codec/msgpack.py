@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
-from operator import add
+from itertools import compress, repeat
+from operator import add, contains, itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -21,12 +23,16 @@ from .walk import tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
+_INTACT, _OWN = {_RESIDUE}, {frame.MSGPACK}
 _pack_checksum = frame.pack_checksum
+_first_byte = itemgetter(0)
 # A placeholder for the checksum: packed as 0xce and four bytes, which `encode` replaces.
 _U32 = 0xFFFFFFFF
-# How many values of a batch are packed in one call, and the length of the header of an array of that many. Small
-# enough for large values, of which packing holds three copies at a time.
-_TOGETHER, _TOGETHER_HEADER = 64, 3
+# How many values of a batch are packed in one call. Small enough for large values, of which packing holds three copies
+# at a time.
+_TOGETHER = 64
+# What ormsgpack writes before the length of bytes.
+_BIN_MARKERS = (0xC4, 0xC5, 0xC6)
 # Exact types without parts, and those whose parts `_is_plain` inspects by type.
 _SINGLE = frozenset({*(type(None), bool, int, float, complex, str, bytes), *(date, datetime, time, timedelta, UUID)})
 _NESTED = frozenset({list, tuple, dict})
@@ -121,12 +127,13 @@ class MsgpackFrameCodec(frame.FrameCodec):
             frames and len(frames[0]) >= _LARGE_BYTES
         ):  # the others likely are too; packed together they are copied twice
             return frames + list(map(self.encode, values[1:], key_crcs[1:]))
+        separator = _new_separator()
         while (done := len(frames)) < len(values):
             batch, theirs = values[done : done + _TOGETHER], key_crcs[done : done + _TOGETHER]
             has_large = bytes in map(type, batch) and any(
                 type(value) is bytes and len(value) >= _LARGE_BYTES for value in batch
             )
-            together = None if has_large else self._encode_together(batch, theirs)
+            together = None if has_large else self._encode_together(batch, theirs, separator)
             frames += map(self.encode, batch, theirs) if together is None else together
         return frames
 
@@ -141,31 +148,46 @@ class MsgpackFrameCodec(frame.FrameCodec):
         return list(map(self.decode, frames, key_crcs))  # raises at the first unreadable frame, with the exact reason
 
     @staticmethod
-    def _encode_together(values: Sequence[object], key_crcs: Sequence[int]) -> list[bytes] | None:
+    def _encode_together(
+        values: Sequence[object], key_crcs: Sequence[int], separator: tuple[int, int, bytes]
+    ) -> list[bytes] | None:
         """Return the frames of a few values, packed in one call; None if one of them must be encoded on its own.
 
-        Each is packed with the same random number in place of its checksum; the result is split at that number.
+        They are packed as one array: start, value, placeholder, start, value, placeholder, ... `start` is a number that
+        ends with the first byte of a frame; `placeholder` is a number in place of the checksum.
         """
-        # UTF-8 continuation bytes: a text never has four in a row, and none is a bin marker.
-        mark = bytes(byte & 0x3F | 0x80 for byte in os.urandom(4))
-        number = int.from_bytes(mark, "big")
-        pairs = [[value, number] for value in values]
+        start, placeholder, between = separator
+        parts: list[object] = [start, None, placeholder] * len(values)
+        parts[1::3] = values
         try:
-            packed = pack(pairs)
+            packed = pack(parts)
         except (TypeError, ValueError, RecursionError) as error:
             if raised_by_handler(error):
                 raise
             return None
-        # Skip the header of the outer array, before the 0x92 of the first frame.
-        pieces = packed[_TOGETHER_HEADER if len(values) >= 16 else 1 :].split(mark)
-        if len(pieces) != len(values) + 1:
-            return None  # the mark is also part of a value
-        del pieces[-1]
-        if 0xC4 in packed or 0xC5 in packed or 0xC6 in packed:
-            for piece, value in zip(pieces, values, strict=True):
-                if (0xC4 in piece or 0xC5 in piece or 0xC6 in piece) and not _is_plain(value):
-                    tag_exactly(value)
-        return list(map(add, pieces, map(_pack_checksum, map(crc32, pieces, key_crcs))))
+        # Without the header of the array, the first `start` except its last byte, and the last placeholder.
+        pieces = packed[11 if len(parts) >= 16 else 9 : -4].split(between)
+        if len(pieces) != len(values):
+            return None  # the separator is also part of a value
+        for marker in _BIN_MARKERS:
+            if marker in packed:
+                for value in compress(values, map(contains, pieces, repeat(marker))):
+                    if not _is_plain(value):
+                        tag_exactly(value)
+        checksums = struct.pack(f"<{len(pieces)}I", *map(crc32, pieces, key_crcs))
+        return list(map(add, pieces, struct.unpack("4s" * len(pieces), checksums)))
+
+
+def _new_separator() -> tuple[int, int, bytes]:
+    """Return a random start and placeholder for `_encode_together`, and what is packed between two pieces.
+
+    The placeholder consists of UTF-8 continuation bytes, of which a text never has four in a row, and the start of
+    bytes that UTF-8 does not use. None is a bin marker, and the separator cannot overlap with itself.
+    """
+    placeholder = int.from_bytes(os.urandom(4), "big") & 0x3F3F3F3F | 0x80808080
+    start = int.from_bytes(os.urandom(7), "big") & 0x07070707070707 | 0xF8F8F8F8F8F8F8
+    between = placeholder.to_bytes(4, "big") + b"\xcf" + start.to_bytes(7, "big")
+    return start << 8 | frame.MSGPACK, placeholder, between
 
 
 class MsgpackCodec(Codec):
@@ -247,14 +269,15 @@ def _is_plain(value: object) -> bool:
 
 
 def _decode_intact(frames: Sequence[bytes], key_crcs: Sequence[int]) -> list[Any]:
-    """Return the values of the intact frames, in order. Raises CorruptValueError if one of them does not decode."""
-    checks = map(crc32, frames, key_crcs)
+    """Return the values of the frames if all are intact and of this codec; else an empty list.
+
+    Raises CorruptValueError if one of them does not decode.
+    """
     try:
-        return [
-            _unpackb(data, ext_hook=decode_ext)[0]
-            for data, residue in zip(frames, checks, strict=True)
-            if residue == _RESIDUE and data[0] == 0x92
-        ]
+        # In this order, so that an empty frame, whose checksum is that of its key, fails here.
+        if set(map(crc32, frames, key_crcs)) != _INTACT or set(map(_first_byte, frames)) != _OWN:
+            return []
+        return [_unpackb(data, ext_hook=decode_ext)[0] for data in frames]
     except (TypeError, IndexError, ValueError, RecursionError) as error:
         inner = error.__traceback__ and error.__traceback__.tb_next
         if inner is not None and inner.tb_frame.f_code.co_name == "<listcomp>":  # a stack frame in Python 3.11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 from .. import deadlines
@@ -78,6 +78,16 @@ class EncodedStorage(FrameValues):
         """Yield the items of `read_range` in chunks (keys, bytes), each of the size that the engine reads at once."""
         for key, data in self.read_range(start, stop, reverse):
             yield (key,), (data,)
+
+    def read_crc_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[bytes], Sequence[int]]]:
+        """Yield the chunks of `read_chunks` with the CRC-32 of each key, as `key_crcs_of` returns them.
+
+        An engine that reads keys as bytes overrides it, so that they are not encoded again.
+        """
+        for keys, frames in self.read_chunks(start, stop, reverse):
+            yield keys, frames, self.key_crcs_of(keys)
 
     def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
         """Return the keys that `read_range` would yield."""
@@ -185,17 +195,17 @@ class EncodedStorage(FrameValues):
         return self.delete_many(checked) if checked else 0
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in self._bounded_chunks())
+        return chain.from_iterable(self._decode_chunk(*chunk) for chunk in self._bounded_chunks())
 
-    def _bounded_chunks(self) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+    def _bounded_chunks(self) -> Iterator[tuple[Sequence[str], Sequence[bytes], Sequence[int]]]:
         """Yield the chunks of all items, such that a loop over them that adds keys ends.
 
         The first items are read before the first one is yielded; of so many a loop meets none that it adds. More items
         are read as a scan does, without a list of the keys, until there were more than at the start: then some were
         added, and only keys that exist by then follow.
         """
-        chunks = self.read_chunks(None, None, False)
-        first: list[tuple[Sequence[str], Sequence[bytes]]] = []
+        chunks = self.read_crc_chunks(None, None, False)
+        first: list[tuple[Sequence[str], Sequence[bytes], Sequence[int]]] = []
         count = size = 0
         try:
             for chunk in chunks:
@@ -209,7 +219,7 @@ class EncodedStorage(FrameValues):
         except CorruptValueError:
             yield from first  # the items before a damaged key
             raise
-        chunk = (), ()  # a chunk may be large
+        chunk = (), (), ()  # a chunk may be large
         at_start = 0
         if count >= _FIRST_ITEMS or size >= _FIRST_BYTES:
             with suppress_own(CorruptValueError):  # a damaged count
@@ -218,12 +228,12 @@ class EncodedStorage(FrameValues):
         while first:
             yield first.pop()
         present: set[str] | None = None
-        for keys, frames in chunks:
+        for keys, frames, crcs in chunks:
             if present is not None and not present.issuperset(keys):
-                pairs = [(key, data) for key, data in zip(keys, frames, strict=True) if key in present]
-                yield [key for key, _ in pairs], [data for _, data in pairs]
+                known = [key in present for key in keys]
+                yield list(compress(keys, known)), list(compress(frames, known)), list(compress(crcs, known))
                 continue
-            yield keys, frames
+            yield keys, frames, crcs
             count += len(keys)
             if present is None and count > at_start:
                 present = set()
@@ -233,8 +243,8 @@ class EncodedStorage(FrameValues):
     def scan(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, Any]]:
-        chunks = self.read_chunks(*key_bounds(prefix, start, stop), reverse)
-        return chain.from_iterable(self.decode_items(keys, frames) for keys, frames in chunks)
+        chunks = self.read_crc_chunks(*key_bounds(prefix, start, stop), reverse)
+        return chain.from_iterable(self._decode_chunk(*chunk) for chunk in chunks)
 
     def scan_keys(
         self, prefix: str = "", start: str | None = None, stop: str | None = None, reverse: bool = False

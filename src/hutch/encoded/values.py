@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -57,18 +57,31 @@ class FrameValues(StorageBase):
 
     def _frames_of(self, items: dict[str, Any], deadline_ms: int | None) -> dict[str, bytes]:
         """Return the frame of each item. Encodes all of them, so that one bad item refuses the whole batch."""
+        names, encoded, frames = self.encode_items(items)
+        if deadline_ms is not None:
+            frames = list(map(set_deadline, frames, repeat(deadline_ms), self._key_crcs(encoded)))
+            self._validate_sizes(names, frames)
+        return dict(zip(names, frames, strict=True))
+
+    def encode_items(self, items: dict[str, Any]) -> tuple[list[str], list[bytes], list[bytes]]:
+        """Return the keys of `items`, the keys as UTF-8, and the frames.
+
+        Raises the error of the first key or value that cannot be stored.
+        """
         names = validate_keys(items)
-        crcs = self.key_crcs_of(names)
+        encoded = list(map(str.encode, names))
         try:
-            frames: list[bytes] = self.frame_codec.encode_many(list(items.values()), crcs)
+            frames: list[bytes] = self.frame_codec.encode_many(list(items.values()), self._key_crcs(encoded))
         except ValueTypeError as error:
             raise self._refused_of(dict(zip(names, items.values(), strict=True)), error) from error.__cause__
-        if deadline_ms is not None:
-            frames = list(map(set_deadline, frames, repeat(deadline_ms), crcs))
-        if frames and max(map(len, frames)) > MAX_VALUE_BYTES:
+        self._validate_sizes(names, frames)
+        return names, encoded, frames
+
+    @staticmethod
+    def _validate_sizes(names: list[str], frames: list[bytes]) -> None:
+        if max(map(len, frames), default=0) > MAX_VALUE_BYTES:
             for name, data in zip(names, frames, strict=True):
                 validate_value_size(name, len(data))
-        return dict(zip(names, frames, strict=True))
 
     def _refused_of(self, items: Mapping[str, object], error: ValueTypeError) -> ValueTypeError:
         """Return the error for the first of `items` that the codec refuses; `error` is what the batch raised."""
@@ -87,7 +100,10 @@ class FrameValues(StorageBase):
 
     def key_crcs_of(self, keys: Iterable[str]) -> list[int]:
         """Return the CRC-32 of every key, computed in one pass; zeros without `checksum_covers_key`."""
-        return list(map(crc32, map(str.encode, keys))) if self.checksum_covers_key else [0 for _ in keys]
+        return self._key_crcs(map(str.encode, keys))
+
+    def _key_crcs(self, encoded: Iterable[bytes]) -> list[int]:
+        return list(map(crc32, encoded)) if self.checksum_covers_key else [0 for _ in encoded]
 
     # --- frames to values ---
 
@@ -98,13 +114,19 @@ class FrameValues(StorageBase):
 
         Iteration raises an error that names the first unreadable key.
         """
-        frames = list(frames)
+        return self._decode_chunk(keys, list(frames), self.key_crcs_of(keys), now_ms)
+
+    def _decode_chunk(
+        self, keys: Collection[str], frames: Sequence[bytes], key_crcs: Sequence[int], now_ms: int | None = None
+    ) -> Iterator[tuple[str, Any]]:
         try:
-            return zip(keys, self.frame_codec.decode_many(frames, self.key_crcs_of(keys)), strict=True)
+            return zip(keys, self.frame_codec.decode_many(frames, key_crcs), strict=True)
         except CorruptValueError:  # one is damaged, or has a deadline
             return self._decode_each(keys, frames, now_ms)
 
-    def _decode_each(self, keys: Collection[str], frames: list[bytes], now_ms: int | None) -> Iterator[tuple[str, Any]]:
+    def _decode_each(
+        self, keys: Collection[str], frames: Sequence[bytes], now_ms: int | None
+    ) -> Iterator[tuple[str, Any]]:
         for key, data in zip(keys, frames, strict=True):
             if now_ms is None and data[:1] == b"T":
                 now_ms = self.now_ms()
