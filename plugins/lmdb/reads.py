@@ -210,6 +210,10 @@ class LmdbReads(EncodedStorage):
         self._id = id_ or self._id
         return result
 
+    def _learn_id(self) -> None:
+        """Read the namespace's id after its first write was committed: a process that only writes saves a search."""
+        self._with_id(lambda _, id_: id_, None)
+
     def _is_plain(self, txn: Txn, id_: bytes) -> bool:
         """Return whether the namespace has never had a deadline; look only if others may have written since."""
         if txn.id() != self._plain_id or id_ in self._expiring:

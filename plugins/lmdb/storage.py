@@ -45,9 +45,13 @@ class LmdbStorage(LmdbReads):
         if len(data) > MAX_VALUE_BYTES:
             validate_value_size(key, len(data))
         self._plain_id = self._environment.write(self._put, name, data)
+        if self._id is None:
+            self._learn_id()
 
     def write(self, key: str, data: bytes) -> None:
         self._plain_id = self._environment.write(self._put, key.encode(), data)
+        if self._id is None:
+            self._learn_id()
 
     def _put(self, slot: Slot, key: bytes, data: bytes) -> int:
         """Write a frame without a deadline. Return the transaction's id if the namespace has none, else NO_TXN."""

@@ -31,7 +31,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hutch
-from hutch.codec import frame, registry
+from hutch.codec import frame, msgpack, registry
 from hutch.codec.frame import FrameCodec
 from hutch.codec.json import JsonCodec
 from hutch.codec.msgpack import MsgpackCodec
@@ -182,6 +182,36 @@ def test_bytes_of_any_size_have_the_frame_that_the_format_says(size: int, seed: 
     assert frame == body + zlib.crc32(body, seed).to_bytes(4, "little")
     assert codec.encode_many([value, 1, value], [seed, 1, 2]) == [frame, codec.encode(1, 1), codec.encode(value, 2)]
     assert codec.decode(frame, seed) == value
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(values, max_size=150))
+def test_a_batch_has_the_frames_of_its_values(batch: list[Any]) -> None:
+    crcs = list(range(len(batch)))
+    frames = TYPED.encode_many(batch, crcs)
+    assert frames == list(map(TYPED.encode, batch, crcs))
+    assert identical(TYPED.decode_many(frames, crcs), batch)
+
+
+def test_a_batch_may_contain_what_separates_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is one that a separator could be found in, if its random bytes were known."""
+    monkeypatch.setattr("os.urandom", lambda size: b"a" * size)
+    start, placeholder, between = msgpack._new_separator()
+    batch = [1, [placeholder, start], between, [between], "text", {"a": [placeholder, start, placeholder]}]
+    crcs = list(range(len(batch)))
+    for count in range(len(batch) + 1):
+        assert TYPED.encode_many(batch[:count], crcs) == list(map(TYPED.encode, batch[:count], crcs))
+    assert TYPED.encode_many(batch * 30, crcs * 30) == list(map(TYPED.encode, batch * 30, crcs * 30))
+
+
+def test_the_first_damaged_frame_of_a_batch_is_the_one_that_fails() -> None:
+    frames = TYPED.encode_many(list(range(100)), [0] * 100)
+    for damaged in (b"", frames[7][:-1], b"\x92" + frames[7][2:], SIGNED.encode(7)):
+        with pytest.raises(hutch.CorruptValueError) as alone:
+            TYPED.decode(damaged)
+        with pytest.raises(hutch.CorruptValueError) as together:
+            TYPED.decode_many([*frames[:7], damaged, *frames[8:], b""], [0] * 101)
+        assert str(together.value) == str(alone.value)
 
 
 @settings(max_examples=200, deadline=None)

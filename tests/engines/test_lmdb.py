@@ -786,3 +786,15 @@ def test_a_write_that_is_interrupted_leaves_nothing_half_done(path: Path) -> Non
         together(*[lambda: space.modify("k", lambda k: k + 1)] * 8)
         assert time.monotonic() - began < 10
         assert dict(space) == {"k": 9}
+
+
+def test_keys_in_damaged_order_are_noticed(tmp_path: Path) -> None:
+    with hutch.connect(f"lmdb://{tmp_path}/state") as store, store.open("core") as core:
+        core.update({f"key {n}": n for n in range(10)})
+    data = tmp_path / "state" / "data.mdb"
+    damaged = data.read_bytes().replace(b"key 3", b"key ?").replace(b"key 6", b"key 3").replace(b"key ?", b"key 6")
+    data.write_bytes(damaged)
+    with hutch.connect(f"lmdb://{tmp_path}/state") as store, store.open("core") as core:
+        for listing in (core.keys, core.items, lambda: reversed(core)):
+            with pytest.raises(hutch.CorruptValueError, match="not in order"):
+                list(listing())
