@@ -76,7 +76,7 @@ _ROWS = [
         "set_relaxed",
         "lmdb `ns[key] = v`, relaxed",
         _RAW_SET,
-        1.10,
+        1.15,
         150,
         floor=1.27,
         why="0.10 is the encoding with types and checksum, 0.05 the second search that keeps "
@@ -87,9 +87,9 @@ _ROWS = [
         "update",
         "lmdb `ns.update`, 10,000, relaxed",
         "raw `putmulti` in one transaction, no flush",
-        1.2,
+        1.6,
         20,
-        floor=2.6,
+        floor=2.0,
         why="without a flush half of the raw time is packing, 0.2 us per value, beside which "
         "the checksums take 0.15 us and exact "
         "types, frames and the check of keys 0.3 us",
@@ -98,9 +98,9 @@ _ROWS = [
         "items",
         "lmdb `ns.items()`, 100,000",
         "raw cursor and decode, in one transaction",
-        1.15,
+        1.35,
         11,
-        floor=1.7,
+        floor=1.4,
         why="0.3 is the checksum of key and value, 0.2 reading in chunks, which is what pins "
         "no old pages, the rest frames, exact "
         "types, and the look whether the namespace is still open",
@@ -113,6 +113,18 @@ _ROWS = [
     ),
     Target("one_thread", "lmdb durable sets, 1 thread, a flush of 1 ms", "raw", 1.05, 5, flush_us=1000),
     Target("eight_threads", "the same, 8 threads", "raw, a transaction each", 1 / 3.5, 7, flush_us=1000, steady=False),
+    Target(
+        "eight_threads_relaxed",
+        "lmdb relaxed sets, 8 threads",
+        "raw, a transaction each",
+        0.5,
+        15,
+        slack=1.25,
+        steady=False,
+        floor=5.0,
+        why="hutch's threads take turns, and a change of threads takes 20 to 40 us; with raw LMDB one thread writes as "
+        "long as it likes while the others wait, for ever if it never stops",
+    ),
     Target("many_threads", "the same, 32 threads", "raw, a transaction each", 1 / 10, 7, flush_us=1000, steady=False),
     Target(
         "cold",
@@ -174,9 +186,9 @@ _ROWS = [
         "sqlite_update",
         "sqlite `ns.update`, 10,000",
         "`executemany` and commit, the same flushes",
-        0.9,
+        0.85,
         15,
-        floor=0.98,
+        floor=0.92,
         why="the statements take 0.55 of it; 0.35 is encoding with types and checksums, "
         "where the raw packer takes 0.16",
     ),
