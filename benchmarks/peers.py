@@ -87,7 +87,7 @@ def _hutch_aio(url: str) -> Callable[[Path], Subject]:
 
         def verbs(pair: Any) -> tuple[Callable[..., Awaitable[Any]], ...]:
             core = pair[1]
-            return core.get, core.set, core.delete, core.set_many, core.get_many
+            return core.get, core.set, core.remove, core.set_many, core.get_many
 
         return AsyncSubject(opening(), verbs, closing)
 
