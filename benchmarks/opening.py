@@ -122,10 +122,12 @@ def _median_of_processes(code: str, place: str) -> float:
     environment = {key: value for key, value in os.environ.items() if key not in unwanted}
     command = [sys.executable, "-c", _TIMED.format(code), place]
     started = [
-        subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            [*command, str(number)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         for number in range(_PROCESSES)
     ]
-    outputs = [process.communicate()[0] for process in started]
-    if failed := sum(process.returncode != 0 for process in started):
-        raise SystemExit(f"{failed} of {_PROCESSES} processes failed")
+    outputs, errors = zip(*(process.communicate() for process in started), strict=True)
+    if failed := [error for process, error in zip(started, errors, strict=True) if process.returncode]:
+        raise SystemExit(f"{len(failed)} of {_PROCESSES} processes failed at {place}: {failed[0][-500:]}")
     return statistics.median(map(float, outputs))

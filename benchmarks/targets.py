@@ -100,7 +100,7 @@ _ROWS = [
         "raw cursor and decode, in one transaction",
         1.35,
         11,
-        floor=1.4,
+        floor=1.5,
         why="0.3 is the checksum of key and value, 0.2 reading in chunks, which is what pins "
         "no old pages, the rest frames, exact "
         "types, and the look whether the namespace is still open",
@@ -196,7 +196,7 @@ _ROWS = [
     *(
         Target(
             f"{engine}_transaction_{keys}",
-            f"{engine}, a transaction of {keys:,} keys in {spaces}, a flush of 1 ms",
+            f"{engine} transaction: {keys:,} keys in {spaces}, a flush of 1 ms",
             f"{raw}, the same encoding and flushes",
             1.25,
             rounds,
