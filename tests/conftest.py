@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,12 @@ def redis_server() -> Iterator[RedisServer]:
     """Yield one standalone server (`.url`, `.unix_url`) for the whole run: give every test its own `prefix`."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Return a prefix of this test's own, for the keys on a server that tests share."""
+    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

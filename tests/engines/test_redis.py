@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -28,11 +27,6 @@ from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_
 from tests.servers import Certificates, RedisServer, eventually, make_certificates, wait_until
 
 SECRET = "s3cret/with@every:thing#in%it"
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

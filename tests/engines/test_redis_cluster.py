@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,11 +23,6 @@ from tests.cli_calls import hutch_
 from tests.engines.test_redis import ALLOWED
 from tests.redis_cluster import SLOTS, RedisCluster, ask, executor
 from tests.servers import RedisServer, wait_until
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,11 +18,6 @@ import redis
 import hutch
 from hutch import transfer
 from tests.servers import RedisServer
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture

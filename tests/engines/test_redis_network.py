@@ -11,7 +11,6 @@ import socket
 import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -25,11 +24,6 @@ import hutch
 from tests.servers import Certificates, Proxy, RedisServer, eventually, make_certificates, need_program, wait_until
 
 SLOW_MACHINE = 10
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture

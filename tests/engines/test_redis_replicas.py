@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +14,6 @@ from tests.redis_cluster import RedisCluster, ask
 from tests.servers import RedisServer, wait_until
 
 _AT_ONCE = ("repl-diskless-sync-delay 0",)
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,11 +15,6 @@ from tests.engines.test_redis import ALLOWED
 from tests.redis_cluster import ask
 from tests.redis_sentinels import Sentinels
 from tests.servers import RedisServer, wait_until
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,11 +31,6 @@ def own_server() -> Iterator[RedisServer]:
 def server(own_server: RedisServer) -> Iterator[redis.Redis]:
     with closing(redis.Redis(own_server.host, own_server.port)) as client:
         yield client
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -29,11 +28,6 @@ def own_server() -> Iterator[RedisServer]:
 def server(own_server: RedisServer) -> Iterator[redis.Redis]:
     with closing(redis.Redis(own_server.host, own_server.port)) as client:
         yield client
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{uuid.uuid4().hex}"
 
 
 @pytest.fixture
