@@ -93,11 +93,13 @@ def interrupt_everywhere(work: Callable[[], object], most: int = 150) -> None:
             came_out = raised
         finally:
             sys.unraisablehook = sys.__unraisablehook__
-        # Python drops what is raised while an object is collected; copy.py catches KeyError, pathlib and
+        # Python drops what is raised while an object is collected; copy.py and os.environ catch KeyError, pathlib and
         # posixpath catch OSError and ValueError.
         if (
             visit.where is not None
             and "/copy.py:" not in visit.where
+            and "<frozen os>:" not in visit.where
+            and "<frozen _collections_abc>:" not in visit.where
             and "/pathlib" not in visit.where
             and "posixpath" not in visit.where
             and all(one.exc_value is not error for one in dropped)

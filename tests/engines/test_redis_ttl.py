@@ -111,8 +111,8 @@ def test_a_handle_that_meets_its_first_deadline_judges_it_by_the_server(
     monkeypatch.setattr("hutch.deadlines.now_ms", lambda: 0)
     with hutch.connect(f"{own_server.url}?prefix={prefix}") as other, other.open("core") as same:
         same.set("long", 1, ttl_s=LONG_S)
-        same.set("key", 1, ttl_s=SOON_S)  # last: a later write would reclaim it
-    time.sleep(0.02)
+        same.set("key", 1, ttl_s=0.2)  # last and not sooner: any write reclaims what has expired
+    time.sleep(0.25)
     trips = round_trips(store, monkeypatch)
     assert (core.get("key"), core.get("long")) == (None, 1)
     assert trips == [1, 1, 2]
