@@ -194,14 +194,18 @@ class _CachedValues:
         token = object()
         try:
             _writes[token] = self._scope, names
-            for values in _all.live():
-                if values._scope == self._scope:
-                    with values._lock.current:
-                        values._forget(names)
+            self._forget_in_all(names)
             return fn(*args, **options)
         finally:
             # In one step: a handler may raise between two, and no later write would remove the rest.
             _writes.pop(token, None)
+
+    def _forget_in_all(self, keys: frozenset[str] | None) -> None:
+        # A separate function: on Python 3.12 an exception at the end of a loop can bypass the `finally` around it.
+        for values in _all.live():
+            if values._scope == self._scope:
+                with values._lock.current:
+                    values._forget(keys)
 
     def _forget(self, keys: frozenset[str] | None) -> None:
         if keys is None:
