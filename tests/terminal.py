@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -43,9 +44,20 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def expect(self, text: str) -> str:
+    def interrupt(self, then: str) -> str:
+        """Type Ctrl-C, and return what is shown up to and with `then`.
+
+        Python forgets to look at a signal that arrives between a prompt and its wait for input, until the next one.
+        """
+        for _ in range(10):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                return self.expect(then, _PATIENCE_S / 10)
+        raise AssertionError(f"{then!r} was not shown after Ctrl-C, but: {self._unread!r}")
+
+    def expect(self, text: str, patience_s: float = _PATIENCE_S) -> str:
         """Return what is shown up to and with `text`, without control sequences."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while text not in self._unread:
             assert time.monotonic() < deadline, f"{text!r} was not shown, but: {self._unread!r}"
             if select.select([self._master], [], [], 0.2)[0]:

@@ -118,8 +118,7 @@ def test_a_session_in_a_terminal(url: str, tmp_path: Path) -> None:
                 terminal.expect(PROMPT)
         terminal.type("half a line")
         terminal.expect("half a line")
-        terminal.type("\x03")
-        terminal.expect(PROMPT)
+        terminal.interrupt(PROMPT)
         terminal.type("get weather town\n")
         terminal.expect('"Ghent"\n')
         terminal.expect(PROMPT)
@@ -170,8 +169,7 @@ def test_each_first_mistake_in_a_terminal_says_what_to_type_and_that_works(url: 
             answer = terminal.expect(PROMPT).removeprefix(advice)
             assert shown in answer, (advice, answer)
             assert "hutch: " not in answer, (advice, answer)
-        terminal.type("\x03")
-        terminal.expect(PROMPT)
+        terminal.interrupt(PROMPT)
         terminal.type("\x04")
         assert terminal.wait() == 0
     assert held(url, "core") == {}

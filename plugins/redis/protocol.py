@@ -144,13 +144,15 @@ class Connection:
         """
         if self._forks != _forks:
             return
-        until_s = time.monotonic() + _LONGEST_END_S
         with suppress_own(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            while (left_s := until_s - time.monotonic()) > 0:
-                self._socket.settimeout(left_s)
-                if not self._socket.recv(_MAX_READ_BYTES):
-                    return
+            self._receive_all(time.monotonic() + _LONGEST_END_S)
+
+    def _receive_all(self, until_s: float) -> None:
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._socket.settimeout(left_s)
+            if not self._socket.recv(_MAX_READ_BYTES):
+                return
 
     def _answers(self, count: int) -> list[Any]:
         answers = [self._answer(0) for _ in range(count)]
