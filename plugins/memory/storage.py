@@ -110,9 +110,10 @@ class MemorySnapshot:
         data = self._live.get(namespace)
         if data is None:
             data = Data()
-            for key, frame in self._copies.get(namespace, {}).items():
-                if frame is not None and (frame[0] != DEADLINE or not is_expired(frame, self.now_ms)):
-                    data.frames[key] = frame
+            data.frames = self._copies.get(namespace, {})
+            for key, frame in list(data.frames.items()):  # a list, because another thread may do the same
+                if frame is None or (frame[0] == DEADLINE and is_expired(frame, self.now_ms)):
+                    data.frames.pop(key, None)
             data = self._live.setdefault(namespace, data)
         return data
 
