@@ -140,12 +140,7 @@ class ShelfStorage(StorageBase):
 
     def ttl_s(self, key: str) -> float | None:
         deadline_ms = self.deadline(key)
-        if deadline_ms is None:
-            return None
-        left_ms = deadline_ms - deadlines.now_ms()
-        if left_ms <= 0:
-            raise KeyError(key)
-        return left_ms / 1000
+        return None if deadline_ms is None else deadlines.seconds_left(key, deadline_ms, deadlines.now_ms())
 
     def touch(self, key: str, ttl_s: float) -> bool:
         deadline_ms = _deadline_after(ttl_s)

@@ -19,6 +19,7 @@ __all__ = [
     "is_expired",
     "no_ttl",
     "now_ms",
+    "seconds_left",
     "validate_ttl",
     "with_deadline",
 ]
@@ -72,6 +73,13 @@ def deadline_after(ttl_s: float, now_ms: int) -> int | None:
     if deadline_ms > MAX_DEADLINE_MS:
         _refuse_late()
     return deadline_ms
+
+
+def seconds_left(key: str, deadline_ms: int, now_ms: int) -> float:
+    """Return the seconds from `now_ms` to the deadline of `key`. Raises KeyError if the deadline has come."""
+    if deadline_ms <= now_ms:
+        raise KeyError(key)
+    return (deadline_ms - now_ms) / 1000
 
 
 def no_ttl(engine: str = "this") -> CapabilityError:

@@ -320,12 +320,7 @@ class EncodedStorage(FrameValues):
         if "ttl" not in self.capabilities:
             raise deadlines.no_ttl(f"the {self._plugin.name}")
         deadline_ms = self.deadline(validate_key(key))
-        if deadline_ms is None:
-            return None
-        left_ms = deadline_ms - self.now_ms()
-        if left_ms <= 0:
-            raise KeyError(key)
-        return left_ms / 1000
+        return None if deadline_ms is None else deadlines.seconds_left(key, deadline_ms, self.now_ms())
 
     def touch(self, key: str, ttl_s: float) -> bool:
         key = validate_key(key)

@@ -156,8 +156,8 @@ class _CachedValues:
     def begin(self, key: str) -> _Reading:
         with self._lock.current:
             reading = _Reading()
-            writes = [keys for scope, keys in list(_writes.values()) if scope == self._scope]
-            if not any(keys is None or key in keys for keys in writes):
+            writes = list(_writes.values())
+            if not any(scope == self._scope and (keys is None or key in keys) for scope, keys in writes):
                 self._readings[key] = reading
             return reading
 
