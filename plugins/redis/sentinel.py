@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from redis import exceptions as driver
@@ -21,16 +22,20 @@ class Sentinels:
         self._monitor = monitor
         self._pools = pools
         self._request = packed([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", monitor.name)])
+        # How often each Sentinel has named a server that was not a primary, since it last named one.
+        self._mistakes = dict.fromkeys(pools, 0)
 
     def connection(self) -> Any:
         """Return a new driver connection to the primary of this moment, not connected yet.
 
-        Raises CallFailedError if no Sentinel answers, and ConfigError if those that answer do not know the name.
+        Connecting raises ReadOnlyError if that server is a replica: a Sentinel that missed a fail-over names the former
+        primary. Raises CallFailedError if no Sentinel answers, and ConfigError if those that answer do not know the
+        name.
         """
         error: Exception | None = None
         is_unknown = False
         # Failing ones last: each may take until the time-out.
-        for pool in sorted(self._pools, key=lambda one: one.is_failing):
+        for pool in sorted(self._pools, key=lambda one: (one.is_failing, self._mistakes[one])):
             try:
                 (answer,) = pool.ask(self._request, 1, careful=True)
             except CallFailedError as failure:
@@ -42,13 +47,29 @@ class Sentinels:
                 is_unknown = True
             else:
                 host, port = answer
-                return self._monitor.address_of(host.decode(), int(port)).make()
+                connecting = self._monitor.address_of(host.decode(), int(port)).make()
+                connecting.redis_connect_func = functools.partial(self._log_in, pool)
+                return connecting
         if is_unknown or error is None:
             raise ConfigError(
                 f"{self._monitor.where} is unknown there: no Sentinel that answers monitors a primary of that name. "
                 "Correct the name in the url; 'redis-cli -p 26379 sentinel masters' lists the names"
             )
         raise CallFailedError(error, sent=False)
+
+    def _log_in(self, sentinel: Pool, connecting: Any) -> None:
+        """Log in to the server that `sentinel` named. Raises ReadOnlyError if the server says that it is a replica."""
+        connecting.on_connect()
+        connecting.send_command("ROLE")
+        try:
+            role = connecting.read_response()[0]
+        except driver.NoPermissionError:
+            return
+        if role in (b"master", "master"):
+            self._mistakes[sentinel] = 0
+        else:
+            self._mistakes[sentinel] += 1
+            raise driver.ReadOnlyError("READONLY the Sentinel named a replica")
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -119,7 +119,7 @@ def test_more_replicas_than_there_are_is_an_error_that_counts_them(
     primary: RedisServer, replica: RedisServer, prefix: str
 ) -> None:
     with (
-        connect(primary.url, prefix=prefix, wait_replicas=2, wait_ms=500) as store,
+        connect(primary.url, prefix=prefix, wait_replicas=2, wait_ms=2000) as store,
         pytest.raises(hutch.NotReplicatedError, match=r"2 replicas were to have it .* 1 of them have it"),
     ):
         store["core"]["a"] = 1

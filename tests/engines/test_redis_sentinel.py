@@ -13,7 +13,7 @@ import pytest
 import hutch
 from tests.engines.test_redis import ALLOWED
 from tests.redis_cluster import ask
-from tests.redis_sentinels import Sentinels
+from tests.redis_sentinels import NAME, Sentinel, Sentinels
 from tests.servers import RedisServer, wait_until
 
 
@@ -46,6 +46,57 @@ def test_one_live_sentinel_is_enough(sentinels: Sentinels, prefix: str) -> None:
     with connect(url, prefix=prefix) as store:
         store["core"]["a"] = 1
         assert store.namespaces() == ["core"]
+
+
+@pytest.fixture(scope="module")
+def disagreeing() -> Iterator[tuple[RedisServer, RedisServer, str]]:
+    """Yield a primary, its replica, which takes writes, and a URL whose first Sentinel believes that it is the primary.
+
+    So does a Sentinel that missed a fail-over.
+    """
+    with RedisServer() as primary:
+        replica = RedisServer(options=(f"replicaof {primary.host} {primary.port}", "replica-read-only no"))
+        watched = [
+            (
+                f"sentinel monitor {NAME} {server.host} {server.port} 1",
+                f"sentinel down-after-milliseconds {NAME} 600000",
+            )
+            for server in (replica, primary)
+        ]
+        with replica, Sentinel(options=watched[0]) as stale, Sentinel(options=watched[1]) as right:
+            wait_until(lambda: ask(replica, "INFO", "replication")["master_link_status"] == "up")
+            yield primary, replica, f"redis+sentinel://{stale.host}:{stale.port},{right.host}:{right.port}/{NAME}"
+
+
+def test_a_sentinel_that_names_a_former_primary_is_not_believed(
+    disagreeing: tuple[RedisServer, RedisServer, str], prefix: str
+) -> None:
+    primary, replica, url = disagreeing
+    with connect(url, prefix=prefix, retry_s=60) as store, connect(primary.url, prefix=prefix) as direct:
+        for i in range(3):
+            store["core"][f"{i}"] = i
+            assert direct["core"].get(f"{i}") == i
+            # The next call connects again.
+            plugin: Any = store.factory
+            plugin.server._pool.drop_idle()
+    with connect(replica.url, prefix=prefix) as direct:
+        wait_until(lambda: len(direct["core"]) == 3)
+
+
+def test_a_user_who_may_not_ask_for_the_role_can_connect(
+    disagreeing: tuple[RedisServer, RedisServer, str], prefix: str
+) -> None:
+    primary, replica, url = disagreeing
+    assert "role" not in ALLOWED
+    for server in (primary, replica):
+        ask(server, "ACL", "SETUSER", prefix, "on", ">secret", f"~{prefix}:*", *(f"+{name}" for name in ALLOWED))
+    try:
+        with connect(url, prefix=prefix, username=prefix, password="secret", retry_s=0) as store:
+            store["core"]["a"] = 1
+            assert store["core"]["a"] == 1
+    finally:
+        for server in (primary, replica):
+            ask(server, "ACL", "DELUSER", prefix)
 
 
 def test_no_live_sentinel_is_an_error_that_names_them() -> None:
