@@ -10,7 +10,7 @@ import lmdb
 
 from hutch import CorruptValueError, EncodedStorage
 from hutch.codec.frame import crc32
-from hutch.deadlines import is_expired
+from hutch.deadlines import DEADLINE, is_expired
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from .slot import Txn
 
 T = TypeVar("T")
-# An id and a key of 1 to 1,024 bytes.
-_SHORTEST_NAME_BYTES, _LONGEST_NAME_BYTES = ID_BYTES + 1, ID_BYTES + 1024
+# A key of so many characters has at most 1,024 bytes.
+_SURELY_VALID_CHARACTERS = 256
+# Values beyond this size are not copied to know that they are there.
+_LARGE_BYTES = 4096
 # The errors for a key that LMDB refuses or that is not text; TypeError also while the namespace has no id.
 _READ_ERRORS = (lmdb.Error, TypeError, AttributeError, UnicodeError)
 #: In place of the id of a transaction. The transaction that follows it does not exist either.
@@ -51,6 +53,8 @@ class LmdbReads(EncodedStorage):
         # A transaction at whose end the namespace had no deadlines unless `_expiring` has it: the next need not look.
         self._plain_id = NO_TXN
         self._expiring = environment.expiring
+        # Learnt by `contains`.
+        self._has_large_values = False
 
     # --- reading ---
 
@@ -106,20 +110,21 @@ class LmdbReads(EncodedStorage):
         return super().get(key)  # not inside `except`: its error would be shown with the driver's
 
     def contains(self, key: str) -> bool:
-        # `exists` and the key's validation by EncodedStorage, inlined.
-        try:
-            name = self._id + key.encode()  # type: ignore[operator]
-            # A cursor does not copy the value.
-            is_stored = self._environment.begin().cursor().set_key(name)
-            is_known = not is_stored or self._environment.begin().id() == self._plain_id
-        except _READ_ERRORS as error:
-            if raised_by_handler(error):
-                raise
-        else:
-            if is_stored and not (is_known and self._id not in self._expiring):
-                return super().contains(key)
-            if _SHORTEST_NAME_BYTES <= len(name) <= _LONGEST_NAME_BYTES and (is_stored or type(key) is str):
-                return is_stored
+        # `exists` and the key's validation by EncodedStorage, inlined. A small value is copied at once, which costs
+        # less than to ask a cursor and then the transaction's id.
+        if not self._has_large_values:
+            try:
+                data = self._environment.begin().get(self._id + key.encode())  # type: ignore[operator]
+            except _READ_ERRORS as error:
+                if raised_by_handler(error):
+                    raise
+            else:
+                if data is None:
+                    if type(key) is str and 0 < len(key) <= _SURELY_VALID_CHARACTERS:
+                        return False
+                elif key and data and data[0] != DEADLINE:
+                    self._has_large_values = len(data) > _LARGE_BYTES
+                    return True
         return super().contains(key)
 
     def exists(self, key: str) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -242,6 +243,32 @@ def test_what_is_used_after_its_store_was_closed_says_so(path: Path) -> None:
         with pytest.raises(hutch.StoreNotOpenError, match="is closed"):
             use()
     assert everything(path) == {"k": 1}
+
+
+def test_large_values_are_not_copied_to_know_that_they_are_there(path: Path) -> None:
+    with connect(path) as store, store.open("core") as space:
+        space.update({f"{n}": b"x" * MIB for n in range(8)} | {"small": 1})
+        assert "small" in space
+        assert "0" in space  # which shows that some are large
+        tracemalloc.start()
+        try:
+            assert all(f"{n}" in space for n in range(8))
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < MIB // 4
+        assert ("none" in space, "small" in space) == (False, True)
+
+
+def test_a_key_with_a_frame_of_no_bytes_is_there(path: Path) -> None:
+    put(path, k=1)
+    with closing(lmdb.open(str(path))) as environment, environment.begin(write=True) as txn:
+        key = next(key for key, _ in txn.cursor() if key.endswith(b"k") and len(key) == 5)
+        txn.put(key, b"")
+    with connect(path) as store, store.open("core") as space:
+        assert "k" in space
+        with pytest.raises(hutch.CorruptValueError):
+            space["k"]
 
 
 def test_a_collected_factory_releases_the_folder(path: Path) -> None:
