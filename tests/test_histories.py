@@ -133,8 +133,8 @@ def entry(number: str, reads: dict[tuple[str, str], list[str]], appends: dict[tu
         (
             "G2",
             [
-                Entry("a", True, appends={(X[0], "new 1"): ["a.0"]}, scans=[X[0]]),
-                Entry("b", True, appends={(X[0], "new 2"): ["b.0"]}, scans=[X[0]]),
+                Entry("a", True, appends={(X[0], "new 1"): ["a.0"]}, scans=[(X[0], "new ")]),
+                Entry("b", True, appends={(X[0], "new 2"): ["b.0"]}, scans=[(X[0], "new ")]),
             ],
             {(X[0], "new 1"): ["a.0"], (X[0], "new 2"): ["b.0"]},
         ),

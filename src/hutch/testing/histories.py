@@ -22,8 +22,11 @@ import hutch
 Place = tuple[str, str]
 NAMESPACES = ("left", "middle", "right")
 _KEYS = 3
-# A scan covers these keys, of which one is created now and then.
-_SCANNED = "new "
+# The keys of a round: those whose lists grow, and those that a scan covers, of which one is created now and then.
+_GROWING, _SCANNED = "list {} {}", "new {} "
+# A worker that reads a list of so many elements goes on with the keys of the next round: a list without an end would
+# make each transaction longer than the one before.
+_LONG_LIST = 20
 
 
 @dataclass
@@ -34,8 +37,8 @@ class Entry:
     is_committed: bool = False
     reads: dict[Place, list[str]] = field(default_factory=dict)
     appends: dict[Place, list[str]] = field(default_factory=dict)
-    #: The namespaces whose keys that begin with "new " were scanned; the lists that were found are in `reads`.
-    scans: list[str] = field(default_factory=list)
+    #: The namespaces and prefixes that were scanned; the lists that were found are in `reads`.
+    scans: list[tuple[str, str]] = field(default_factory=list)
 
 
 def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry]:
@@ -45,27 +48,29 @@ def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry
         kinds += ["scan", "create"]
     rng = random.Random(f"{seed} {worker}")
     entries = []
+    round_ = 0
     for number in range(count):
         entry = Entry(f"{worker}.{number}")
         entries.append(entry)
         try:
             with store.transaction() as tx:
-                _fill(tx, entry, rng, rng.choice(kinds))
+                _fill(tx, entry, rng, rng.choice(kinds), round_)
+            entry.is_committed = True
         except hutch.ConflictError:
-            continue
-        entry.is_committed = True
+            pass
+        round_ += any(len(elements) >= _LONG_LIST for elements in entry.reads.values())
     return entries
 
 
-def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random, kind: str) -> None:
-    places = [(rng.choice(NAMESPACES), f"k{rng.randrange(_KEYS)}") for _ in range(3)]
+def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random, kind: str, round_: int) -> None:
+    places = [(rng.choice(NAMESPACES), _GROWING.format(round_, rng.randrange(_KEYS))) for _ in range(3)]
+    scan = name, prefix = places[0][0], _SCANNED.format(round_)
     if kind in ("scan", "create"):
-        name = places[0][0]
-        entry.scans.append(name)
-        for key, elements in tx[name].scan(prefix=_SCANNED):
+        entry.scans.append(scan)
+        for key, elements in tx[name].scan(prefix=prefix):
             entry.reads.setdefault((name, key), elements)
     if kind == "create":
-        _append(tx, entry, (places[0][0], f"{_SCANNED}{rng.randrange(1 << 30)}"))
+        _append(tx, entry, (name, f"{prefix}{rng.randrange(1 << 30)}"))
     for place in places[:2] if kind == "skew" else places:
         _read(tx, entry, place)
     # Let others commit meanwhile: without a pause, threads would rarely meet.
@@ -102,13 +107,19 @@ def find_anomalies(entries: Iterable[Entry], final: dict[Place, list[str]]) -> l
     committed = {entry.number: entry for entry in entries if entry.is_committed}
     anomalies = list(_lost_or_aborted(entries, final))
     edges: dict[str, dict[str, str]] = defaultdict(dict)
+    scans = {scan for entry in committed.values() for scan in entry.scans}
+    scanned: dict[tuple[str, str], list[Place]] = {scan: [] for scan in scans}
+    prefixes = sorted({len(prefix) for _, prefix in scans})
     for place, elements in final.items():
+        for length in prefixes:
+            scanned.get((place[0], place[1][:length]), []).append(place)
         for before, after in itertools.pairwise(elements):
             _add(edges, _writer(before), _writer(after), f"ww {place}")
     for entry in committed.values():
         reads = dict(entry.reads)
         # What a scan did not show, it has read as empty.
-        reads |= {place: [] for place in final if place[0] in entry.scans and _was_missed(entry, place)}
+        places = itertools.chain.from_iterable(scanned[scan] for scan in entry.scans)
+        reads |= {place: [] for place in places if place not in entry.reads and place not in entry.appends}
         for place, read in reads.items():
             elements = final.get(place, [])
             if elements[: len(read)] != read:
@@ -123,10 +134,6 @@ def find_anomalies(entries: Iterable[Entry], final: dict[Place, list[str]]) -> l
                 _add(edges, entry.number, writer, f"rw {place}")
     anomalies.extend(_describe(cycle, edges) for cycle in _cycles(edges))
     return anomalies
-
-
-def _was_missed(entry: Entry, place: Place) -> bool:
-    return place[1].startswith(_SCANNED) and place not in entry.reads and place not in entry.appends
 
 
 def _lost_or_aborted(entries: list[Entry], final: dict[Place, list[str]]) -> Iterator[str]:
