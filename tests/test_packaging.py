@@ -118,7 +118,7 @@ def test_the_redis_engine_works_once_its_extra_is_installed(
     installed: Path, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     # After the tests above, which need an environment without the driver.
-    run(*UV, "pip", "install", "--quiet", "--python", installed, "redis>=5.1")
+    run(*UV, "pip", "install", "--quiet", "--python", installed, "redis>=5.1", "hiredis>=3.1")
     url = f"redis={redis_server.url}?prefix={tmp_path.name}"
     result = run(installed, "-W", "error", "-c", ROUND_TRIP, url, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

@@ -11,7 +11,7 @@ import importlib
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import exceptions as driver
@@ -44,22 +44,42 @@ class CallFailedError(Exception):
         self.sent = sent
 
 
+class _GarbledError(CallFailedError):
+    """The failure of a call whose answer is not in the protocol, also raised by the C parser."""
+
+    def __init__(self, text: str = "") -> None:
+        # Do not quote the bytes, or the parser's text: they may include an echo of the password.
+        super().__init__(driver.InvalidResponse("not a valid answer"), sent=True)
+
+
 def packed(commands: Sequence[Command]) -> list[bytes]:
     """Return the bytes to send for `commands`, in one piece unless an argument is large."""
     pieces: list[bytes] = []
     parts: list[bytes] = []
     for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
+        has_large = False
         for argument in command:
-            data = argument if type(argument) is bytes else str(argument).encode()
-            if len(data) > _LARGE_BYTES:
-                parts.append(b"$%d\r\n" % len(data))
-                pieces += [b"".join(parts), data]
-                parts = [b"\r\n"]
-            else:
-                parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+            if type(argument) is bytes and len(argument) > _LARGE_BYTES:
+                has_large = True
+        if _pack is None or has_large:
+            _add_command(command, pieces, parts)
+        else:
+            parts.append(_pack(tuple(command)))
     pieces.append(b"".join(parts))
     return pieces
+
+
+def _add_command(command: Command, pieces: list[bytes], parts: list[bytes]) -> None:
+    """Append a command to `parts`; after a large argument move all of them to `pieces`."""
+    parts.append(b"*%d\r\n" % len(command))
+    for argument in command:
+        data = argument if type(argument) is bytes else str(argument).encode()
+        if len(data) > _LARGE_BYTES:
+            parts.append(b"$%d\r\n" % len(data))
+            pieces += [b"".join(parts), data]
+            parts[:] = [b"\r\n"]
+        else:
+            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
 
 
 class Connection:
@@ -157,7 +177,7 @@ class Connection:
     def _answers(self, count: int) -> list[Any]:
         answers = [self._answer(0) for _ in range(count)]
         if self._at != len(self._buffer):
-            raise _garbled()
+            raise _GarbledError
         self._buffer, self._at = b"", 0
         return answers
 
@@ -166,7 +186,7 @@ class Connection:
         end = buffer.find(b"\r\n", at)
         while end < 0:
             if len(buffer) - at > _MAX_LINE_BYTES:
-                raise _garbled()
+                raise _GarbledError
             self._fill(len(buffer) - at + 1)
             buffer, at = self._buffer, 0
             end = buffer.find(b"\r\n")
@@ -182,7 +202,7 @@ class Connection:
                 buffer, end = self._buffer, -2
                 stop = size
             if buffer[stop : stop + 2] != b"\r\n":
-                raise _garbled()
+                raise _GarbledError
             self._at = stop + 2
             return buffer[end + 2 : stop]
         if kind == b":":
@@ -194,7 +214,7 @@ class Connection:
         if kind == b"*" and depth < _MAX_DEPTH:
             length = _number(rest)
             return None if length < 0 else self._array(length, depth + 1)
-        raise _garbled()
+        raise _GarbledError
 
     def _array(self, length: int, depth: int) -> list[Any]:
         """Return the next `length` answers. Byte strings already in the buffer are parsed inline, which is faster."""
@@ -250,40 +270,25 @@ class HiredisConnection(Connection):
         )
 
     def _answers(self, count: int) -> list[Any]:
-        try:
-            answers = self._parsed(count)
-        except _GarbledError:
-            raise _garbled() from None
-        if self._reader.has_data():
-            raise _garbled()
-        return answers
-
-    def _parsed(self, count: int) -> list[Any]:
         reader = self._reader
         answers: list[Any] = []
+        reader.feed(self._receive(_READ_BYTES))
         while len(answers) < count:
             answer = reader.gets()
             if answer is _MISSING:
                 reader.feed(self._receive(_READ_BYTES))
             else:
                 answers.append(answer)
+        if reader.has_data():
+            raise _GarbledError
         return answers
-
-
-class _GarbledError(Exception):
-    """The error that the C parser raises for bytes that are not answers."""
 
 
 def _number(text: bytes) -> int:
     digits = text[1:] if text.startswith(b"-") else text
     if len(digits) > 20 or not digits.isdigit():
-        raise _garbled()
+        raise _GarbledError
     return int(text)
-
-
-def _garbled() -> CallFailedError:
-    # Do not quote the bytes: they may include an echo of the password.
-    return CallFailedError(driver.InvalidResponse("not a valid answer"), sent=True)
 
 
 def _inherited() -> CallFailedError:
@@ -323,8 +328,9 @@ def connection_of(connected: Any) -> Connection:
     return Connection(connected) if _hiredis is None else HiredisConnection(connected)
 
 
-# Installed with the driver's extra of the same name.
+# Installed with the extra `redis`, where it can be built.
 _hiredis: Any = importlib.import_module("hiredis") if HIREDIS_AVAILABLE else None
+_pack: Callable[[tuple[Argument, ...]], bytes] | None = getattr(_hiredis, "pack_command", None)
 _MISSING = object()
 PING = packed([(b"PING",)])
 # The number of forks between the first process and this one: a connection made before the last fork is the parent's.

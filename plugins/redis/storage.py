@@ -227,21 +227,25 @@ class RedisStorage(EncodedStorage):
         self._scope = (plugin.where, plugin.prefix, namespace)
 
     def read(self, key: str) -> bytes | None:
-        data: bytes | None = self._server.call(b"HGET", self._values, key.encode())
+        data: bytes | None = self._server.exchange([(b"HGET", self._values, key.encode())])[0]
         return data
 
     def get(self, key: str) -> Any:
-        if not self._met_deadline:
-            return super().get(key)
+        now_ms = None
         try:
-            time, data = self._server.exchange([(b"TIME",), (b"HGET", self._values, key.encode())])
+            command = (b"HGET", self._values, key.encode())
+            if self._met_deadline:
+                time, data = self._server.exchange([(b"TIME",), command])
+                now_ms = _milliseconds(time)
+            else:
+                (data,) = self._server.exchange([command])
         except Exception as error:
             explain_failure(key, error)
             raise
         if data is None:
             validate_key(key)
             raise KeyError(key)
-        return self.decode_value(key, data, _milliseconds(time))
+        return self.decode_value(key, data, now_ms)
 
     def now_ms(self) -> int:
         self._met_deadline = True

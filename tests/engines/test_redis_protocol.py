@@ -1,0 +1,124 @@
+"""Test that the redis engine speaks its protocol alike with the parser in C and without it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+import hutch
+from tests.servers import RedisServer
+
+# What a server sends, and what it means.
+ANSWERS: list[tuple[bytes, Any]] = [
+    (b"+OK\r\n", b"OK"),
+    (b":-42\r\n", -42),
+    (b"$-1\r\n", None),
+    (b"$0\r\n\r\n", b""),
+    (b"$6\r\na\r\nb\r\n\r\n", b"a\r\nb\r\n"),
+    (b"*-1\r\n", None),
+    (b"*0\r\n", []),
+    (b"*3\r\n$1\r\nx\r\n*2\r\n:1\r\n$-1\r\n+fine\r\n", [b"x", [1, None], b"fine"]),
+    (b"$200000\r\n" + b"v" * 200_000 + b"\r\n", b"v" * 200_000),
+]
+GARBLED = [b"HTTP/1.1 400 secret\r\n\r\n", b"$x\r\n", b"+OK\r\n+more\r\n", b"*1\r\n!secret\r\n"]
+
+
+@pytest.fixture(scope="module")
+def protocol() -> Any:
+    with hutch.connect("redis://localhost?lazy_connect=true") as store:
+        return sys.modules[f"{type(store._factory).__module__.rpartition('.')[0]}.protocol"]
+
+
+@pytest.fixture(params=["hiredis", "without"])
+def parser(request: pytest.FixtureRequest, protocol: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert protocol._hiredis is not None, "the extra `redis` installs hiredis"
+    if request.param == "without":
+        monkeypatch.setattr(protocol, "_hiredis", None)
+        monkeypatch.setattr(protocol, "_pack", None)
+    return str(request.param)
+
+
+@contextmanager
+def answered(protocol: Any, pieces: list[bytes]) -> Iterator[Any]:
+    """Yield a connection to a server that sends these pieces as soon as it was sent something."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(30)
+
+    def send() -> None:
+        theirs.recv(1000)
+        for piece in pieces:
+            theirs.sendall(piece)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    connection = protocol.connection_of(SimpleNamespace(_sock=ours))
+    try:
+        yield connection
+    finally:
+        connection.close()
+        sender.join()
+        theirs.close()
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000_000], ids=["byte by byte", "in sevens", "at once"])
+def test_answers_mean_the_same_in_any_pieces(protocol: Any, parser: str, size: int) -> None:
+    stream = b"".join(sent for sent, _ in ANSWERS[: -1 if size == 1 else None])
+    pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
+    count = len(ANSWERS) - (size == 1)
+    with answered(protocol, pieces) as connection:
+        assert connection.ask(protocol.PING, count) == [meant for _, meant in ANSWERS[:count]]
+
+
+def test_a_refusal_is_an_error_among_the_answers(protocol: Any, parser: str) -> None:
+    with answered(protocol, [b"+OK\r\n-WRONGTYPE not \xff this\r\n*2\r\n:1\r\n-ERR inner\r\n"]) as connection:
+        first, second, (_, inner) = connection.ask(protocol.PING, 3)
+    assert first == b"OK"
+    assert (type(second), type(inner)) == (redis.ResponseError, redis.ResponseError)
+    assert str(second).startswith("WRONGTYPE not ")
+    assert str(inner) == "ERR inner"
+
+
+@pytest.mark.parametrize("stream", GARBLED)
+def test_what_is_no_answer_ends_the_connection_and_is_not_quoted(protocol: Any, parser: str, stream: bytes) -> None:
+    with answered(protocol, [stream]) as connection:
+        with pytest.raises(protocol.CallFailedError) as caught:
+            connection.ask(protocol.PING, 1)
+        assert connection._socket.fileno() == -1
+    assert isinstance(caught.value.error, redis.InvalidResponse)
+    assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_requests_are_the_same_bytes_and_large_arguments_are_not_copied(
+    protocol: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = b"l" * 100_000
+    commands = [(b"SET", "ü", b"\r\n", -5, 2**62), [b"SET", b"k", large], (b"GET", b"")]
+    with_hiredis = protocol.packed(commands)
+    monkeypatch.setattr(protocol, "_pack", None)
+    without = protocol.packed(commands)
+    assert b"".join(with_hiredis) == b"".join(without)
+    assert [piece is large for piece in with_hiredis] == [piece is large for piece in without] == [False, True, False]
+
+
+def test_every_verb_works_with_and_without_it(redis_server: RedisServer, prefix: str, parser: str) -> None:
+    value = {"text": "v" * 100_000, "number": 1}
+    with hutch.connect(f"{redis_server.url}?prefix={prefix}") as store, store.open("core") as core:
+        core["a"] = value
+        core.update({f"k{i:03}": i for i in range(500)})
+        assert core["a"] == value
+        assert core.get_many(["a", "k001", "none"]) == {"a": value, "k001": 1}
+        assert list(core) == ["a", *(f"k{i:03}" for i in range(500))]
+        assert dict(core.items()) == {"a": value} | {f"k{i:03}": i for i in range(500)}
+        assert core.increment("k001") == 2
+        assert core.remove_many(["k002", "none"]) == 1
+        with core.transaction() as tx:
+            tx["k003"] += 1
+        assert (core["k003"], len(core), "k002" in core) == (4, 500, False)
