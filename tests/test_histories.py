@@ -1,6 +1,6 @@
-"""Record transactions of many processes and check that each history is serializable.
+"""Record transactions and calls of many processes and check that each history is serializable.
 
-``HUTCH_TRANSACTIONS=100000`` sets the number of transactions, ``HUTCH_SEED=7`` repeats the work.
+``HUTCH_TRANSACTIONS=100000`` sets the number of transactions, and of calls, ``HUTCH_SEED=7`` repeats the work.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hutch
 from hutch.testing.conformance.kit import together
-from hutch.testing.histories import NAMESPACES, Entry, final_state, find_anomalies, record, summary
+from hutch.testing.histories import NAMESPACES, Entry, final_state, find_anomalies, record, record_calls, summary
 from tests.servers import RedisServer
 
 TRANSACTIONS = int(os.environ.get("HUTCH_TRANSACTIONS", "400"))
@@ -34,33 +36,54 @@ def work(config: str, worker: int, count: int) -> list[Entry]:
         return record(store, worker, count, SEED)
 
 
+def work_on_single_keys(config: str, worker: int, count: int) -> list[Entry]:
+    with hutch.connect(config) as store:
+        return record_calls(store, worker, count, SEED)
+
+
 def increment(config: str, count: int) -> float:
     """Increment one key `count` times; return the longest call in seconds."""
     longest_s = 0.0
     with hutch.connect(config) as store:
         for _ in range(count):
             began_s = time.monotonic()
-            store.transact(lambda tx: tx["counts"].set("n", tx["counts"].get("n", 0) + 1))
+            if "atomic-store" in store.capabilities:
+                store.transact(lambda tx: tx["counts"].set("n", tx["counts"].get("n", 0) + 1))
+            else:
+                store["counts"].modify("n", lambda n: n + 1, default=0)
             longest_s = max(longest_s, time.monotonic() - began_s)
     return longest_s
+
+
+def meet(barrier: Barrier) -> None:
+    """Wait until all processes have started: the first ones would do their work before the others."""
+    barrier.wait(200)
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     """Processes for all tests of this module: starting them takes longer than the tests."""
-    with CONTEXT.Pool(PROCESSES) as pool:
+    with CONTEXT.Pool(PROCESSES, meet, (CONTEXT.Barrier(PROCESSES),)) as pool:
         yield pool
 
 
-@pytest.mark.timeout(300 + TRANSACTIONS // 20)
-@pytest.mark.parametrize("engine", ["lmdb", "sqlite", "redis"])
-def test_transactions_of_many_processes_are_serializable(
-    engine: str, tmp_path: Path, pool: Pool, request: pytest.FixtureRequest
-) -> None:
-    if engine == "redis":
-        config = f"{request.getfixturevalue('redis_server').url}?prefix={uuid.uuid4().hex}"
+@pytest.fixture
+def config(engine: str, tmp_path: Path, request: pytest.FixtureRequest, prefix: str) -> Iterator[str]:
+    """Return the URL of an empty store of `engine`."""
+    if engine == "redis, appendfsync always":
+        with RedisServer(appendonly=True) as server, hutch.connect(url := f"{server.url}?prefix={prefix}") as store:
+            assert "durable" in store.capabilities
+            yield url
+    elif engine in ("redis", "redis cluster"):
+        servers: Any = request.getfixturevalue("redis_server" if engine == "redis" else "redis_cluster")
+        yield f"{servers.url}?prefix={prefix}"
     else:
-        config = {"lmdb": f"lmdb://{tmp_path}/data", "sqlite": f"sqlite://{tmp_path}/kv.db"}[engine]
+        yield {"lmdb": f"lmdb://{tmp_path}/data", "sqlite": f"sqlite://{tmp_path}/kv.db"}[engine]
+
+
+@pytest.mark.timeout(300 + TRANSACTIONS // 20)
+@pytest.mark.parametrize("engine", ["lmdb", "sqlite", "redis", "redis, appendfsync always", "redis cluster"])
+def test_transactions_of_many_processes_are_serializable(engine: str, config: str, pool: Pool) -> None:
     jobs = [(config, worker, TRANSACTIONS // PROCESSES) for worker in range(PROCESSES)]
     entries = [entry for some in pool.starmap(work, jobs, 1) for entry in some]
     longest_s = max(pool.starmap(increment, [(config, INCREMENTS)] * PROCESSES, 1))
@@ -68,6 +91,19 @@ def test_transactions_of_many_processes_are_serializable(
     with hutch.connect(config) as store:
         assert find_anomalies(entries, final_state(store)) == []
         assert store["counts"]["n"] == PROCESSES * INCREMENTS
+
+
+@pytest.mark.timeout(300 + TRANSACTIONS // 20)
+@pytest.mark.parametrize("engine", ["redis, appendfsync always", "redis cluster"])
+def test_calls_on_single_keys_of_many_processes_are_serializable(engine: str, config: str, pool: Pool) -> None:
+    jobs = [(config, worker, TRANSACTIONS // PROCESSES) for worker in range(PROCESSES)]
+    entries = [entry for some in pool.starmap(work_on_single_keys, jobs, 1) for entry in some]
+    with hutch.connect(config) as store:
+        assert find_anomalies(entries, final_state(store)) == []
+    lasts = [(entry.number, read[-1]) for entry in entries for read in entry.reads.values() if read]
+    of_others = sum(number.partition(".")[0] != last.partition(".")[0] for number, last in lasts)
+    print(f"HUTCH_SEED={SEED} {engine}: {len(entries)} calls, {of_others} on what another process wrote")
+    assert of_others > 0.2 * len(entries), "the processes did not meet: no test"
 
 
 def test_a_scan_inside_a_transaction_on_redis_is_refused(redis_server: RedisServer) -> None:

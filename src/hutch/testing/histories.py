@@ -1,4 +1,4 @@
-"""Record histories of transactions and check that they are serializable, as Elle does with lists that grow.
+"""Record histories of transactions and calls, and check that they are serializable, as Elle does with growing lists.
 
 Every key holds a list, and each write appends an element that no other write appends. So each read shows which writes
 came before it, and in which order: from the reads follow the dependencies between transactions. A cycle of them is an
@@ -8,11 +8,13 @@ failed (G1a), half of the elements of one (G1b) and elements that are gone are r
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +44,10 @@ class Entry:
 
 
 def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry]:
-    """Run `count` transactions of one worker and return their history, with scans where the engine has `snapshot`."""
+    """Run `count` transactions of one worker and return their history.
+
+    They span the namespaces where the engine has `atomic-store`, and scan where it has `snapshot`.
+    """
     kinds = ["read", "append", "append", "skew"]
     if "snapshot" in store.capabilities:
         kinds += ["scan", "create"]
@@ -52,8 +57,9 @@ def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry
     for number in range(count):
         entry = Entry(f"{worker}.{number}")
         entries.append(entry)
+        names = NAMESPACES if "atomic-store" in store.capabilities else (rng.choice(NAMESPACES),)
         try:
-            with store.transaction() as tx:
+            with _transaction(store, names) as tx:
                 _fill(tx, entry, rng, rng.choice(kinds), round_)
             entry.is_committed = True
         except hutch.ConflictError:
@@ -62,8 +68,46 @@ def record(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry
     return entries
 
 
-def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random, kind: str, round_: int) -> None:
-    places = [(rng.choice(NAMESPACES), _GROWING.format(round_, rng.randrange(_KEYS))) for _ in range(3)]
+def record_calls(store: hutch.Store, worker: int, count: int, seed: int) -> list[Entry]:
+    """Run `count` calls of `get` and `modify` of one worker and return their history: an entry has one key."""
+    rng = random.Random(f"{seed} {worker}")
+    entries = []
+    round_ = 0
+    for number in range(count):
+        entry = Entry(f"{worker}.{number}", is_committed=True)
+        name, key = place = _place(rng, NAMESPACES, round_)
+        if rng.random() < 0.4:
+            entry.reads[place] = store[name].get(key, [])
+        else:
+            element = f"{entry.number}.0"
+            *entry.reads[place], _ = store[name].modify(key, functools.partial(_with, element), default=[])
+            entry.appends[place] = [element]
+        entries.append(entry)
+        round_ += len(entry.reads[place]) >= _LONG_LIST
+    return entries
+
+
+def _with(element: str, elements: list[str]) -> list[str]:
+    return [*elements, element]
+
+
+def _place(rng: random.Random, names: Sequence[str], round_: int) -> Place:
+    return rng.choice(names), _GROWING.format(round_, rng.randrange(_KEYS))
+
+
+@contextmanager
+def _transaction(store: hutch.Store, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Begin a transaction over all namespaces, or over the only one in `names`; yield its namespaces by name."""
+    if len(names) == 1:
+        with store[names[0]].transaction() as tx:
+            yield {names[0]: tx}
+    else:
+        with store.transaction() as several:
+            yield {name: several[name] for name in names}
+
+
+def _fill(tx: Mapping[str, Any], entry: Entry, rng: random.Random, kind: str, round_: int) -> None:
+    places = [_place(rng, [*tx], round_) for _ in range(3)]
     scan = name, prefix = places[0][0], _SCANNED.format(round_)
     if kind in ("scan", "create"):
         entry.scans.append(scan)
@@ -83,14 +127,14 @@ def _fill(tx: hutch.Transaction, entry: Entry, rng: random.Random, kind: str, ro
             _append(tx, entry, places[1])
 
 
-def _read(tx: hutch.Transaction, entry: Entry, place: Place) -> list[str]:
+def _read(tx: Mapping[str, Any], entry: Entry, place: Place) -> list[str]:
     elements: list[str] = tx[place[0]].get(place[1], [])
     if place not in entry.appends:
         entry.reads.setdefault(place, list(elements))
     return elements
 
 
-def _append(tx: hutch.Transaction, entry: Entry, place: Place) -> None:
+def _append(tx: Mapping[str, Any], entry: Entry, place: Place) -> None:
     element = f"{entry.number}.{sum(map(len, entry.appends.values()))}"
     tx[place[0]][place[1]] = [*_read(tx, entry, place), element]
     entry.appends.setdefault(place, []).append(element)
