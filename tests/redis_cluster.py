@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import redis
 
-from tests.servers import RedisServer, ServerGroup, wait_until
+from tests.servers import Certificates, RedisServer, ServerGroup, wait_until
 
 SLOTS = 16384
 
@@ -20,18 +21,28 @@ class RedisCluster(ServerGroup):
     `node_timeout_ms` decides how soon a replica takes over from a dead primary.
     """
 
-    def __init__(self, shards: int = 3, *, node_timeout_ms: int = 30_000) -> None:
+    def __init__(
+        self,
+        shards: int = 3,
+        *,
+        node_timeout_ms: int = 30_000,
+        name: str = "redis-7.0",
+        host: str = "127.0.0.1",
+        certificates: Certificates | None = None,
+    ) -> None:
+        super().__init__(certificates)
         options = (
+            *self._tls_options,
             "cluster-enabled yes",
             f"cluster-node-timeout {node_timeout_ms}",
             "cluster-replica-validity-factor 0",
             "repl-diskless-sync-delay 0",
         )
-        super().__init__()
+        start = partial(RedisServer, name=name, host=host, certificates=certificates)
         try:
             self._buses = [_free_port() for _ in range(2 * shards)]
             self.servers = [
-                self._stack.enter_context(RedisServer(options=(*options, f"cluster-port {bus}"))) for bus in self._buses
+                self._stack.enter_context(start(options=(*options, f"cluster-port {bus}"))) for bus in self._buses
             ]
             self._join(shards)
         except BaseException:
@@ -41,7 +52,7 @@ class RedisCluster(ServerGroup):
     @property
     def url(self) -> str:
         """The URL of all its nodes."""
-        return f"redis+cluster://{','.join(f'{server.host}:{server.port}' for server in self.servers)}"
+        return f"{self._scheme}+cluster://{self._places(self.servers)}"
 
     def owner(self, slot: int) -> int:
         """Return which of the servers serves `slot`, as the first one that answers knows it."""
@@ -65,7 +76,7 @@ class RedisCluster(ServerGroup):
             at_source("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
             server = self.servers[target]
             while keys := at_source("CLUSTER", "GETKEYSINSLOT", slot, 1):
-                at_source("MIGRATE", server.host, server.port, keys[0], 0, 10_000)
+                at_source("MIGRATE", server.host, self._port(server), keys[0], 0, 10_000)
             for execute in (at_target, at_source):
                 execute("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
@@ -77,7 +88,7 @@ class RedisCluster(ServerGroup):
                 ask(server, "CLUSTER", "ADDSLOTSRANGE", bounds[i], bounds[i + 1] - 1)
             ask(server, "CLUSTER", "SET-CONFIG-EPOCH", i + 1)
             if i:
-                ask(server, "CLUSTER", "MEET", first.host, first.port, self._buses[0])
+                ask(server, "CLUSTER", "MEET", first.host, self._port(first), self._buses[0])
         for i, replica in enumerate(self.servers[shards:]):
             primary = text(ask(self.servers[i], "CLUSTER", "MYID"))
             wait_until(lambda one=replica, its=primary: _replicates(one, its))  # type: ignore[misc]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 
 from tests.redis_cluster import ask, text
-from tests.servers import RedisServer, ServerGroup, wait_until
+from tests.servers import Certificates, RedisServer, ServerGroup, wait_until
 
 #: The name that the Sentinels have for the primary.
 NAME = "the-primary"
@@ -20,19 +22,25 @@ class Sentinel(RedisServer):
 class Sentinels(ServerGroup):
     """Three running Sentinels that agree on a primary and its replica: `servers`, in this order at first."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(
+        self, *, name: str = "redis-7.0", host: str = "127.0.0.1", certificates: Certificates | None = None
+    ) -> None:
+        super().__init__(certificates)
+        tls = self._tls_options[:1]
+        kwargs: dict[str, Any] = {"name": name, "host": host, "certificates": certificates}
         try:
-            at_once = ("repl-diskless-sync-delay 0",)
-            primary = self._stack.enter_context(RedisServer(options=at_once))
-            replica = RedisServer(options=(*at_once, f"replicaof {primary.host} {primary.port}"))
+            at_once = (*tls, "repl-diskless-sync-delay 0")
+            primary = self._stack.enter_context(RedisServer(**kwargs, options=at_once))
+            its_port = self._port(primary)
+            replica = RedisServer(**kwargs, options=(*at_once, f"replicaof {host} {its_port}"))
             self.servers = [primary, self._stack.enter_context(replica)]
             options = (
-                f"sentinel monitor {NAME} {primary.host} {primary.port} 2",
+                *tls,
+                f"sentinel monitor {NAME} {host} {its_port} 2",
                 f"sentinel down-after-milliseconds {NAME} 1000",
                 f"sentinel failover-timeout {NAME} 5000",
             )
-            self.sentinels = [self._stack.enter_context(Sentinel(options=options)) for _ in range(3)]
+            self.sentinels = [self._stack.enter_context(Sentinel(**kwargs, options=options)) for _ in range(3)]
             wait_until(lambda: ask(self.servers[1], "INFO", "replication")["master_link_status"] == "up")
             for sentinel in self.sentinels:
                 wait_until(lambda one=sentinel: _is_ready(one))  # type: ignore[misc]
@@ -43,14 +51,13 @@ class Sentinels(ServerGroup):
     @property
     def url(self) -> str:
         """The URL of the primary, whichever it is."""
-        hosts = ",".join(f"{sentinel.host}:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{hosts}/{NAME}"
+        return f"{self._scheme}+sentinel://{self._places([*self.sentinels])}/{NAME}"
 
     def primary(self) -> RedisServer:
         """Return the primary that most of the Sentinels know."""
         ports = [int(ask(one, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1]) for one in self.sentinels]
         port = max(ports, key=ports.count)
-        return next(server for server in self.servers if server.port == port)
+        return next(server for server in self.servers if self._port(server) == port)
 
 
 def _is_ready(sentinel: RedisServer) -> bool:

