@@ -22,10 +22,12 @@ TOPOLOGIES: dict[str, Callable[[str], AbstractContextManager[RedisServer | Redis
     "standalone": lambda name: RedisServer(name=name, appendonly=True),
     "cluster": lambda name: RedisCluster(name=name),
     "sentinel": lambda name: Sentinels(name=name),
+    "shards": lambda name: RedisServer(name=name, appendonly=True),
 }
+OPTIONS = {"shards": "&shards=4"}
 # Each server and each topology is here; HUTCH_ALL_SERVERS=1 runs every server in every topology.
 USUAL = [("redis-7.0", "standalone"), ("redis-8.2", "standalone"), ("valkey-9.1", "standalone")]
-USUAL += [("valkey-9.1", "cluster"), ("redis-8.2", "sentinel")]
+USUAL += [("valkey-9.1", "cluster"), ("redis-8.2", "sentinel"), ("redis-7.0", "shards")]
 SERVERS = list(itertools.product(REDIS_SERVERS, TOPOLOGIES)) if os.environ.get("HUTCH_ALL_SERVERS") else USUAL
 
 NO_SNAPSHOT = {
@@ -58,6 +60,11 @@ NO_ATOMIC_STORE = {
     "transact_runs_again_where_the_function_saw_a_mixture",
     "two_reads_of_a_key_give_the_same_value",
 }
+NO_ATOMIC_BATCH = {
+    "a_batch_appears_at_once",
+    "a_batch_is_removed_at_once",
+    "a_batch_of_another_process_appears_at_once",
+}
 ALWAYS = NO_SNAPSHOT | NO_FILES | SERVER_CLOCK | HAS_TTL
 
 #: The promises that are skipped, by topology and reason: the standalone server writes each change to its disk.
@@ -65,6 +72,7 @@ SKIPPED = {
     "standalone": ALWAYS | HAS_ATOMIC_STORE,
     "sentinel": ALWAYS | HAS_ATOMIC_STORE | NOT_DURABLE,
     "cluster": ALWAYS | NO_ATOMIC_STORE | NOT_DURABLE,
+    "shards": ALWAYS | NO_ATOMIC_STORE | NO_ATOMIC_BATCH,
 }
 
 NAMES = {
@@ -85,7 +93,7 @@ def test_every_promise_is_kept_or_named_as_skipped(
     outcomes: dict[str, set[str]] = {"passed": set(), "skipped": set(), "failed": set()}
     details: list[str] = []
     with TOPOLOGIES[topology](server) as started:
-        for result in run_conformance("redis", f"{started.url}?prefix={{fresh}}"):
+        for result in run_conformance("redis", f"{started.url}?prefix={{fresh}}{OPTIONS.get(topology, '')}"):
             outcomes[result.outcome].add(NAMES.get(result.promise, result.promise))
             if result.outcome == "failed":
                 details.append(f"{result.promise}\n{result.detail}")

@@ -79,6 +79,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
         minimum=1,
         help="most bytes of keys and values in one batch or transaction; more is a ValueLimitError",
     ),
+    "shards": Option(
+        int,
+        default=1,
+        minimum=1,
+        maximum=16384,
+        help="hash slots over which each namespace is spread, fixed when it is made; above 1, batches are not atomic",
+    ),
     "max_connections": Option(
         int,
         minimum=1,

@@ -24,8 +24,8 @@ from .errors import store_error
 from .greeting import WRONG_MODE
 from .pool import Pool
 from .protocol import CallFailedError, Command, packed
-from .server import Server, Wait, server_figures
-from .servers import INDEX, Servers, Settings
+from .server import Server, server_figures
+from .servers import INDEX, Servers, Settings, ShardName
 
 Place = tuple[str, int]
 # The first and the last slot, and the nodes that have them, the primary first.
@@ -193,19 +193,22 @@ class ClusterServers(Servers):
         self._index = Server(route, nodes.where, settings.options["retry_s"], nodes.hint)
 
     def of(self, namespace: str) -> Server:
-        slot = Slot(self._cluster, slot_of(self.settings.key(namespace, INDEX)))
-        add = b"SADD", self.settings.index, namespace.encode()
-        marker = self.script_keys(namespace)[2]
-        retry_s = self.settings.options["retry_s"]
-        return NamespaceServer(slot, self.where, retry_s, self._hint, self.settings.wait, self._index, add, marker)
+        add: Command = (b"SADD", self.settings.index, namespace.encode())
+        return self._marked(namespace, None, lambda: self._index.exchange([add], changes=True))
 
-    def script_keys(self, namespace: str) -> tuple[bytes, ...]:
+    def at(self, namespace: str, shard: int | None = None) -> Server:
+        return self._server(self.route(namespace, shard))
+
+    def script_keys(self, namespace: str, shard: int | None = None) -> tuple[bytes, ...]:
         # The set of all namespaces is on another node; the scripts write a set of this namespace alone.
-        values, order, _, deadlines = super().script_keys(namespace)
-        return values, order, self.settings.key(namespace, INDEX).encode(), deadlines
+        values, order, _, deadlines = super().script_keys(namespace, shard)
+        return values, order, self.settings.key(namespace, INDEX, shard).encode(), deadlines
 
-    def ask_each(self, commands: Mapping[str, Command]) -> list[Any]:
-        return [self.of(namespace).exchange([command])[0] for namespace, command in commands.items()]
+    def ask_each(self, commands: Sequence[tuple[ShardName, Command]]) -> list[Any]:
+        return [self.at(*name).exchange([command])[0] for name, command in commands]
+
+    def route(self, namespace: str, shard: int | None = None) -> Slot:
+        return Slot(self._cluster, slot_of(self.settings.key(namespace, INDEX, shard)))
 
     def primaries(self) -> Mapping[str, Server]:
         self.main.call("PING")
@@ -221,49 +224,3 @@ class ClusterServers(Servers):
         figures = next(iter(nodes.values())) | {"nodes": len(nodes)}
         total = {"server_bytes": sum(sizes.values())} if sizes else {}
         return figures | total | {f"server_bytes {name}": size for name, size in sizes.items()}
-
-
-class NamespaceServer(Server):
-    """The node that serves a namespace. It adds the namespace to the index, which another node may serve."""
-
-    def __init__(
-        self,
-        route: Slot,
-        where: str,
-        retry_s: float,
-        hint: Callable[[Exception], str],
-        wait: Wait | None,
-        index: Server,
-        add: Command,
-        marker: bytes,
-    ) -> None:
-        """Set up the server; `add` lists the namespace on `index`, every write creates the key `marker`."""
-        super().__init__(route, where, retry_s, hint, wait)
-        self._index = index
-        self._add = add
-        self._exists: Command = (b"EXISTS", marker)
-        # Whether this handle has added the namespace.
-        self._is_listed = False
-
-    def exchange(
-        self, commands: Sequence[Command], changes: bool = False, again: bool = True, reads: int = 0
-    ) -> list[Any]:
-        if not changes:
-            return super().exchange(commands, changes, again)
-        if not self._is_listed:
-            self._list()
-        try:
-            was_written, *answers = super().exchange([self._exists, *commands], changes, again, reads=1)
-        except driver.NoScriptError:
-            raise
-        except BaseException:
-            # What the write found is unknown.
-            self._is_listed = False
-            raise
-        if was_written != 1:
-            self._list()
-        return answers
-
-    def _list(self) -> None:
-        self._index.exchange([self._add], changes=True)
-        self._is_listed = True

@@ -150,7 +150,12 @@ _REFUSALS: tuple[tuple[str, type[Exception] | tuple[()], type[StoreError], str],
     ("NOREPLICAS", (), StorageUnavailableError, "has too few replicas to accept a write; nothing was written"),
     ("MASTERDOWN", driver.MasterDownError, StorageUnavailableError, "is a replica that has lost its primary"),
     ("BUSY", (), StorageTimeoutError, "is busy with a script; nothing was done"),
-    ("WRONGTYPE", (), CorruptValueError, "holds something that hutch did not write under one of these keys"),
+    (
+        "WRONGTYPE",
+        (),
+        CorruptValueError,
+        "holds something that hutch did not write under one of these keys, or a namespace with another option 'shards'",
+    ),
     # MOVED before ASK, because the driver's MovedError is an AskError.
     *(
         (

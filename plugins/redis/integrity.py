@@ -9,9 +9,11 @@ from urllib.parse import unquote
 from hutch import Finding
 
 from .scripts import INDEXED, LISTED, NAMES, PARTS
+from .shards import claim, numbers_of, shard_of
 
 if TYPE_CHECKING:
     from .server import Server
+    from .servers import ShardName
     from .storage import RedisPlugin
 
 _CHUNK_KEYS = 1000
@@ -27,29 +29,56 @@ _GLOB = str.maketrans({char: f"\\{char}" for char in "\\*?[]^-"})
 
 def verify(plugin: RedisPlugin, repair: bool) -> Iterator[Finding]:
     """Yield findings. One step on the server verifies, and with `repair` repairs, each key and each namespace."""
-    for namespace in _with_values(plugin):
-        yield from _verify_index(plugin, namespace, repair)
-        yield from _verify_listing(plugin, namespace, repair)
+    stored = _with_values(plugin)
+    namespaces = sorted({namespace for namespace, _ in stored})
+    numbers = numbers_of(plugin, namespaces)
+    for namespace in namespaces:
+        shards = sorted(number for name, number in stored if name == namespace and number is not None)
+        count = numbers.get(namespace)
+        if shards or count is not None:
+            yield from _verify_shards(plugin, namespace, shards, count, repair)
+        else:
+            yield from _verify_index(plugin, namespace, repair)
+            yield from _verify_listing(plugin, (namespace, None), None, repair)
 
 
-def _with_values(plugin: RedisPlugin) -> list[str]:
-    """Return the namespaces that have one of hutch's keys on the server, whether in the index or not."""
-    return sorted({name for server in plugin.servers.primaries().values() for name in _scan(server, plugin.prefix)})
+def _with_values(plugin: RedisPlugin) -> set[ShardName]:
+    """Return the namespaces and shards that have one of hutch's keys on the server, whether in the index or not."""
+    return {name for server in plugin.servers.primaries().values() for name in _scan(server, plugin.prefix)}
 
 
-def _scan(server: Server, prefix: str) -> set[str]:
+def _scan(server: Server, prefix: str) -> set[ShardName]:
     start, end = f"{prefix}:{{", "}:"
-    namespaces: set[str] = set()
+    names: set[ShardName] = set()
     cursor: bytes | int = 0
     while True:
         pattern = f"{start.translate(_GLOB)}*{end}*"
         cursor, keys = server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _CHUNK_KEYS)
         for key in keys:
-            name, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
-            if part in PARTS:
-                namespaces.add(unquote(name))
+            text, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
+            name, separator, number = text.partition("|")
+            if part in PARTS and (number.isdecimal() or not separator):
+                names.add((unquote(name), int(number) if separator else None))
         if int(cursor) == 0:
-            return namespaces
+            return names
+
+
+def _verify_shards(
+    plugin: RedisPlugin, namespace: str, shards: list[int], count: int | None, repair: bool
+) -> Iterator[Finding]:
+    home = plugin.servers.of(namespace)
+    if count is None:
+        # The keys do not tell how many shards there were, the config does.
+        count = plugin.shards
+        repaired = repair and shards[-1] < count and claim(plugin, home, namespace, count) == count
+        yield Finding("orphan", "its shards have data, but their number is not stored", namespace, None, repaired)
+    else:
+        is_listed = plugin.server.call("SISMEMBER", plugin.index, namespace.encode())
+        if shards and not (is_listed and home.call("EXISTS", plugin.key(namespace, PARTS[0]))):
+            repaired = repair and claim(plugin, home, namespace, count) == count
+            yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repaired)
+    for shard in shards:
+        yield from _verify_listing(plugin, (namespace, shard), count, repair)
 
 
 def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
@@ -62,24 +91,36 @@ def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator
         yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repair)
 
 
-def _verify_listing(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
-    server, keys = plugin.servers.of(namespace), plugin.servers.script_keys(namespace)
+def _verify_listing(plugin: RedisPlugin, name: ShardName, count: int | None, repair: bool) -> Iterator[Finding]:
+    server, keys = plugin.servers.at(*name), plugin.servers.script_keys(*name)
     reported: set[tuple[bytes, str]] = set()
     for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2), (b"ZSCAN", 4)):
         cursor: bytes | int = 0
         while True:
             cursor, names = server.run(NAMES, keys, (scan, number, cursor))
             if names:
+                yield from _misplaced(reported, names, name, count)
                 drifted = server.run(LISTED, keys, (int(repair), *names), changes=repair)
                 for text, names in zip(_DRIFTS, drifted, strict=True):
-                    for name in names:
-                        yield from _once(reported, name, namespace, text, repair)
+                    for key in names:
+                        yield from _once(reported, key, name[0], text, repair)
             if int(cursor) == 0:
                 break
 
 
-def _once(reported: set[tuple[bytes, str]], name: bytes, namespace: str, text: str, repair: bool) -> Iterator[Finding]:
+def _misplaced(
+    reported: set[tuple[bytes, str]], keys: list[bytes], name: ShardName, count: int | None
+) -> Iterator[Finding]:
+    if count is not None:
+        for key in keys:
+            place = shard_of(key, count)
+            if place != name[1]:
+                text = f"it is in shard {name[1]}, but shard {place} is where {count} shards have it"
+                yield from _once(reported, key, name[0], text, False)
+
+
+def _once(reported: set[tuple[bytes, str]], key: bytes, namespace: str, text: str, repair: bool) -> Iterator[Finding]:
     # A scan may return a key twice.
-    if (name, text) not in reported:
-        reported.add((name, text))
-        yield Finding("index", text, namespace, name.decode(errors="backslashreplace"), repair)
+    if (key, text) not in reported:
+        reported.add((key, text))
+        yield Finding("index", text, namespace, key.decode(errors="backslashreplace"), repair)

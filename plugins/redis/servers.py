@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
+
+from redis import exceptions as driver
 
 from .address import Address
 from .greeting import greet
@@ -16,6 +18,9 @@ from .server import Route, Server, Wait, server_figures
 
 #: The part of a key that names a set of namespaces.
 INDEX: Final = "namespaces"
+
+#: A namespace, and the number of one of its shards; None: the namespace itself.
+ShardName = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,13 @@ class Settings:
         """The server's key of the set of all namespace names."""
         return f"{self.prefix}:{INDEX}"
 
-    def key(self, namespace: str, part: str) -> str:
-        """Return the server's key of a part of `namespace`.
+    def key(self, namespace: str, part: str, shard: int | None = None) -> str:
+        """Return the server's key of a part of `namespace`, or of one of its shards.
 
         It holds the name in braces; any character but letters, digits and ``_.-~`` is escaped as %XX.
         """
-        return f"{self.prefix}:{{{quote(namespace, safe='')}}}:{part}"
+        number = "" if shard is None else f"|{shard}"
+        return f"{self.prefix}:{{{quote(namespace, safe='')}{number}}}:{part}"
 
     def pool(self, address: Address, mode: str, on_durable: Callable[[], None] | None = None) -> Pool:
         """Return an empty pool of connections to a server, which must be of `mode`.
@@ -66,6 +72,7 @@ class Servers:
         self.settings = settings
         self.where = where
         self._hint = hint
+        self._route = route
         #: The server that has the index of namespaces.
         self.main = self._server(route)
 
@@ -73,14 +80,27 @@ class Servers:
         """Return the server that has `namespace`, for one handle."""
         return self.main
 
-    def script_keys(self, namespace: str) -> tuple[bytes, ...]:
-        """Return the KEYS of a script for `namespace`, all of which one node has."""
-        values, order, deadlines = (self.settings.key(namespace, part).encode() for part in PARTS)
-        return values, order, self.settings.index.encode(), deadlines
+    def at(self, namespace: str, shard: int | None = None) -> Server:
+        """Return the server that has `namespace`, or one of its shards, for calls that do not create it."""
+        return self.main
 
-    def ask_each(self, commands: Mapping[str, Command]) -> list[Any]:
-        """Return the answers to commands that read, by namespace."""
-        return self.main.exchange(list(commands.values())) if commands else []
+    def without_retries(self, namespace: str) -> Server:
+        """Return the server that has `namespace`, for a call that may fail."""
+        return Server(self.route(namespace), self.where, 0, self._hint)
+
+    def of_shard(self, namespace: str, shard: int, enlist: Callable[[], object]) -> Server:
+        """Return the server that has a shard of `namespace`, for one handle; see `MarkedServer`."""
+        return self._marked(namespace, shard, enlist)
+
+    def script_keys(self, namespace: str, shard: int | None = None) -> tuple[bytes, ...]:
+        """Return the KEYS of a script for `namespace`, or for one of its shards, all of which one node has."""
+        values, order, deadlines = (self.settings.key(namespace, part, shard).encode() for part in PARTS)
+        index = self.settings.index if shard is None else self.settings.key(namespace, INDEX, shard)
+        return values, order, index.encode(), deadlines
+
+    def ask_each(self, commands: Sequence[tuple[ShardName, Command]]) -> list[Any]:
+        """Return the answers to commands that read, each of them of one shard."""
+        return self.main.exchange([command for _, command in commands]) if commands else []
 
     def primaries(self) -> Mapping[str, Server]:
         """Return the servers that have data, by name."""
@@ -94,5 +114,63 @@ class Servers:
         """Close the idle connections; a connection in use is closed when its call ends."""
         self.main.close()
 
+    @property
+    def was_connected(self) -> bool:
+        """Whether a server has ever been reached."""
+        return self._route.was_connected
+
+    def route(self, namespace: str, shard: int | None = None) -> Route:
+        """Return the way to the server that has `namespace`, or one of its shards."""
+        return self._route
+
     def _server(self, route: Route) -> Server:
         return Server(route, self.where, self.settings.options["retry_s"], self._hint, self.settings.wait)
+
+    def _marked(self, namespace: str, shard: int | None, enlist: Callable[[], object]) -> MarkedServer:
+        retry_s, wait = self.settings.options["retry_s"], self.settings.wait
+        marker = self.script_keys(namespace, shard)[2]
+        return MarkedServer(self.route(namespace, shard), self.where, retry_s, self._hint, wait, enlist, marker)
+
+
+class MarkedServer(Server):
+    """The server of one hash slot, which announces its data at another slot: every write creates the key `marker`."""
+
+    def __init__(
+        self,
+        route: Route,
+        where: str,
+        retry_s: float,
+        hint: Callable[[Exception], str],
+        wait: Wait | None,
+        enlist: Callable[[], object],
+        marker: bytes,
+    ) -> None:
+        """Set up the server; it calls `enlist` before its first write, and after a write that found no marker."""
+        super().__init__(route, where, retry_s, hint, wait)
+        self._enlist = enlist
+        self._exists: Command = (b"EXISTS", marker)
+        # Whether this handle has called `enlist`.
+        self._is_listed = False
+
+    def exchange(
+        self, commands: Sequence[Command], changes: bool = False, again: bool = True, reads: int = 0
+    ) -> list[Any]:
+        if not changes:
+            return super().exchange(commands, changes, again)
+        if not self._is_listed:
+            self._list()
+        try:
+            was_written, *answers = super().exchange([self._exists, *commands], changes, again, reads=1)
+        except driver.NoScriptError:
+            raise
+        except BaseException:
+            # What the write found is unknown.
+            self._is_listed = False
+            raise
+        if was_written != 1:
+            self._list()
+        return answers
+
+    def _list(self) -> None:
+        self._enlist()
+        self._is_listed = True

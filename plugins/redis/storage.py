@@ -24,7 +24,6 @@ from hutch.limits import explain_failure, validate_key
 from .address import OPTIONS, Monitor, Nodes, read_address
 from .hints import OPTION_HINTS
 from .listing import Listing
-from .protocol import Command
 from .scripts import (
     CLEAR,
     COUNT,
@@ -40,7 +39,9 @@ from .scripts import (
     Script,
     is_exact,
 )
-from .servers import Servers, Settings
+from .server import Server
+from .servers import Servers, Settings, ShardName
+from .shards import ShardedStorage, numbers_of, refuse_shards
 from .transactions import apply, validate_size
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ class RedisPlugin(StoragePluginBase):
         address = read_address(options)
         self.where = address.where
         settings = Settings(self.prefix, options)
+        #: How many shards a namespace has, each in a hash slot of its own.
+        self.shards: int = options["shards"]
+        if self.shards > 1:
+            self.capabilities -= {"atomic-store", "atomic-batch"}
         if isinstance(address, Nodes):
             from .cluster import ClusterServers
 
@@ -114,21 +119,37 @@ class RedisPlugin(StoragePluginBase):
                 self.servers.close()
                 raise
 
-    def open(self, namespace: str) -> RedisStorage:
-        return RedisStorage(self, namespace)
+    def open(self, namespace: str) -> EncodedStorage:
+        is_reachable = self.servers.was_connected or not self._storage_config["lazy_connect"]
+        if self.shards == 1:
+            if is_reachable:
+                refuse_shards(self, namespace)
+            return RedisStorage(self, namespace, self.servers.of(namespace), self.servers.script_keys(namespace))
+
+        def open_shard(server: Server, number: int) -> RedisStorage:
+            return RedisStorage(self, namespace, server, self.servers.script_keys(namespace, number))
+
+        storage = ShardedStorage(self, namespace, self.shards, open_shard)
+        if is_reachable:
+            storage.shards  # noqa: B018 - validates the number
+        return storage
+
+    def drop(self, namespace: str) -> None:
+        with self.open(namespace) as storage:
+            storage.drop() if isinstance(storage, ShardedStorage) else storage.clear()
 
     def namespaces(self) -> list[str]:
         sizes = self._stored_parts()
         # All three parts, or one that is left of them after an eviction: some keys have a deadline, or had one.
         unsure = [name for name, parts in sizes.items() if parts != _LISTED_PARTS]
         gone = {name for chunk in _chunks(unsure, _CHUNK_KEYS) for name in self._expired_of(chunk)}
-        return [name for name in sizes if name not in gone]
+        return list(dict.fromkeys(name for name, number in sizes if (name, number) not in gone))
 
     def stored_namespaces(self) -> list[str]:
-        return list(self._stored_parts())
+        return list(dict.fromkeys(name for name, _ in self._stored_parts()))
 
-    def _stored_parts(self) -> dict[str, int]:
-        """Return the namespaces that have a key on the server, and how many keys."""
+    def _stored_parts(self) -> dict[ShardName, int]:
+        """Return the namespaces without shards, and the shards, that have a key on the server, and how many keys."""
         # A write adds the name to the index atomically; a namespace whose keys were all removed may still be listed.
         named: set[bytes] = set()
         cursor: bytes | int = 0
@@ -137,18 +158,20 @@ class RedisPlugin(StoragePluginBase):
             named.update(page)
             if int(cursor) == 0:
                 break
-        names = self._names(named)
-        counts = [(name, count) for chunk in _chunks(names, _CHUNK_KEYS) for name, count in self._count_parts(chunk)]
-        return {name: count for name, count in counts if count}
+        sizes = self._count_parts([(name, None) for name in self._names(named)])
+        # A namespace with shards has one part of its own, as what an eviction left may have.
+        sharded = numbers_of(self, [name for (name, _), parts in sizes.items() if parts == 1])
+        shards = self._count_parts([(name, i) for name, number in sharded.items() for i in range(number)])
+        return {one: parts for one, parts in sizes.items() if one[0] not in sharded} | shards
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
-        if len(commits) > 1 and "atomic-store" not in self.capabilities:
+        if self.shards > 1 or (len(commits) > 1 and "atomic-store" not in self.capabilities):
             return super().apply(commits)  # raises CapabilityError
         return apply(self, commits, self.servers.of(next(iter(commits), "")))
 
     def stats(self) -> dict[str, object]:
         figures: dict[str, object] = {"server": self.where} | self.servers.figures()
-        names = self.stored_namespaces()
+        names = list(self._stored_parts())
         try:
             sizes = self._sizes(names)
         except StoreError as error:
@@ -157,13 +180,13 @@ class RedisPlugin(StoragePluginBase):
             return figures  # a user may lack the permission to ask
         return figures | {"bytes": sum(size or 0 for size in sizes)}
 
-    def _sizes(self, names: list[str]) -> list[int | None]:
+    def _sizes(self, names: list[ShardName]) -> list[int | None]:
         """Return the bytes of memory of each key of the server, None for a missing one; large ones are estimated."""
         chunks = [(part, chunk) for chunk in _chunks(names, _CHUNK_KEYS) for part in PARTS]
         return [
             size
             for part, chunk in chunks
-            for size in self.servers.ask_each({name: ("MEMORY", "USAGE", self.key(name, part)) for name in chunk})
+            for size in self.servers.ask_each([(one, ("MEMORY", "USAGE", self._key(one, part))) for one in chunk])
         ]
 
     def verify(self, repair: bool = False) -> Iterator[Finding]:
@@ -186,6 +209,9 @@ class RedisPlugin(StoragePluginBase):
         """Return the server's key of a part of `namespace`."""
         return self.servers.settings.key(namespace, part)
 
+    def _key(self, name: ShardName, part: str) -> str:
+        return self.servers.settings.key(name[0], part, name[1])
+
     def _declare_durable(self) -> None:
         self.capabilities |= {"durable"}
 
@@ -198,27 +224,30 @@ class RedisPlugin(StoragePluginBase):
                 "wrote it"
             ) from error
 
-    def _count_parts(self, names: list[str]) -> Iterator[tuple[str, int]]:
+    def _count_parts(self, names: list[ShardName]) -> dict[ShardName, int]:
+        """Return how many keys of the server each of `names` has, if it has any."""
         # If the values were evicted, the listing still shows that the namespace had data.
-        commands: dict[str, Command] = {name: ("EXISTS", *(self.key(name, part) for part in PARTS)) for name in names}
-        return zip(names, self.servers.ask_each(commands), strict=True)
+        asked = ((one, ("EXISTS", *(self._key(one, part) for part in PARTS))) for one in names)
+        counts = (count for chunk in _chunks(list(asked), _CHUNK_KEYS) for count in self.servers.ask_each(chunk))
+        return {one: count for one, count in zip(names, counts, strict=True) if count}
 
-    def _expired_of(self, names: list[str]) -> list[str]:
+    def _expired_of(self, names: list[ShardName]) -> list[ShardName]:
         """Return those of `names` all of whose keys have expired."""
-        commands = {name: HAS_DATA.in_full(self.servers.script_keys(name), ()) for name in names}
-        return [name for name, has in zip(names, self.servers.ask_each(commands), strict=True) if not has]
+        commands = [(one, HAS_DATA.in_full(self.servers.script_keys(*one), ())) for one in names]
+        return [one for one, has in zip(names, self.servers.ask_each(commands), strict=True) if not has]
 
 
 class RedisStorage(EncodedStorage):
-    """One namespace. Any thread and process may use it; every write and every batch is atomic on the server."""
+    """One namespace, or one shard of it. Any thread and process may use it; every write and batch is atomic."""
 
-    def __init__(self, plugin: RedisPlugin, namespace: str) -> None:
+    def __init__(self, plugin: RedisPlugin, namespace: str, server: Server, keys: tuple[bytes, ...]) -> None:
+        """Set up the storage; `keys` are the KEYS of the scripts: values, order, index, deadlines."""
         super().__init__(plugin, namespace)
         self._redis = plugin
-        self._server = plugin.servers.of(namespace)
+        self._server = server
         self._name = namespace.encode()
-        self._keys = plugin.servers.script_keys(namespace)
-        self._values = self._keys[0]
+        self._keys = keys
+        self._values = keys[0]
         # Whether this handle has met a deadline. From then on it asks for the time along with each value.
         self._met_deadline = False
         self._listing = Listing(self._server, self._keys, namespace, plugin.name)

@@ -1,0 +1,320 @@
+"""Spread one large namespace over several hash slots: `shards=N`.
+
+The CRC-32 of a key decides on its shard, which has the layout of a namespace of its own. The number of shards is stored
+under a key of the namespace, before the first write. With it, a set takes the place of the values that the namespace
+would have without shards: a handle that does not know of them cannot read or write beside them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from hutch import ConfigError, CorruptValueError, EncodedStorage, StorageTimeoutError, StorageUnavailableError
+from hutch.codec.frame import crc32
+from hutch.handlers import raised_by_handler
+from hutch.limits import explain_failure, validate_key
+
+from .protocol import Command
+from .scripts import PARTS, Script
+from .server import Server
+from .transactions import validate_size
+
+if TYPE_CHECKING:
+    from .servers import ShardName
+    from .storage import RedisPlugin, RedisStorage
+
+#: The part of a namespace with the number of its shards: a hash with one field of the same name.
+SHARDS: Final = "shards"
+# KEYS: those of a script for the namespace, then the number of shards. ARGV: namespace, number. Stores the number if
+# none is stored, and returns the stored one; 1 if the namespace has values and no shards.
+_CLAIM: Final = Script(
+    "redis.call('SCARD', KEYS[3])",
+    "local stored = redis.call('HGET', KEYS[5], 'shards')",
+    "if not stored and redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then return '1' end",
+    "redis.call('SADD', KEYS[1], 'shards')",
+    "redis.call('SADD', KEYS[3], ARGV[1])",
+    "if not stored then redis.call('HSET', KEYS[5], 'shards', ARGV[2]) end",
+    "return stored or ARGV[2]",
+)
+# KEYS and ARGV: those of _CLAIM. Forgets the number of shards, whose data must be gone.
+_FORGET: Final = Script(
+    "redis.call('SCARD', KEYS[3])",
+    "if redis.call('EXISTS', KEYS[5]) == 0 then return end",
+    "redis.call('SREM', KEYS[3], ARGV[1])",
+    "redis.call('UNLINK', KEYS[1], KEYS[5])",
+)
+
+
+class ShardedStorage(EncodedStorage):
+    """One namespace over several shards. What touches one shard is atomic; a batch is not."""
+
+    def __init__(
+        self, plugin: RedisPlugin, namespace: str, count: int, open_shard: Callable[[Server, int], RedisStorage]
+    ) -> None:
+        """Set up the storage; `open_shard` returns the storage of one shard, given its server and its number."""
+        super().__init__(plugin, namespace)
+        self._redis = plugin
+        self._count = count
+        self._open_shard = open_shard
+        self._shards: list[RedisStorage] | None = None
+        self._home = plugin.servers.of(namespace)
+        self._scope = (plugin.where, plugin.prefix, namespace)
+
+    @property
+    def shards(self) -> list[RedisStorage]:
+        """The shards. Raises ConfigError at the first access if the namespace was made with another number."""
+        if self._shards is None:
+            self._shards = self._opened()
+        return self._shards
+
+    def _opened(self) -> list[RedisStorage]:
+        plugin, home, namespace, count = self._redis, self._home, self.namespace, self._count
+        validate_number(plugin, namespace, count)
+
+        def enlist() -> None:  # without self, which has the shards
+            _compare(plugin, namespace, claim(plugin, home, namespace, count), count)
+
+        return [self._open_shard(plugin.servers.of_shard(namespace, i, enlist), i) for i in range(count)]
+
+    def of(self, key: str) -> RedisStorage:
+        """Return the shard of `key`."""
+        return self.shards[shard_of(key.encode(), self._count)]
+
+    def read(self, key: str) -> bytes | None:
+        return self.of(key).read(key)
+
+    def get(self, key: str) -> Any:
+        try:
+            shard = self.of(key)
+        except Exception as error:
+            explain_failure(key, error)
+            raise
+        return shard.get(key)
+
+    def now_ms(self) -> int:
+        return self.shards[0].now_ms()
+
+    def write(self, key: str, data: bytes) -> None:
+        self.of(key).write(key, data)
+
+    def delete(self, key: str) -> bool:
+        return self.of(key).delete(key)
+
+    def len(self) -> int:
+        return sum(shard.len() for shard in self.shards)
+
+    def keys(self) -> Iterator[str]:
+        return self.key_range(None, None, False)
+
+    def close(self) -> None:
+        # Nothing to flush: a write that returned is on the server.
+        pass
+
+    def exists(self, key: str) -> bool:
+        return self.of(key).exists(key)
+
+    def read_many(self, keys: list[str]) -> dict[str, bytes]:
+        values: dict[str, bytes] = {}
+        for shard, names in self._grouped(keys):
+            values |= shard.read_many(names)
+        return {key: values[key] for key in keys if key in values}
+
+    def write_many(self, items: Mapping[str, bytes]) -> None:
+        self._validate_size(items)
+        for shard, keys in self._grouped(items):
+            shard.write_many({key: items[key] for key in keys})
+
+    def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
+        self.of(key).write_until(key, data, deadline_ms)
+
+    def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
+        self._validate_size(items)
+        for shard, keys in self._grouped(items):
+            shard.write_many_until({key: items[key] for key in keys}, deadlines_ms)
+
+    def delete_many(self, keys: list[str]) -> int:
+        return sum(shard.delete_many(names) for shard, names in self._grouped(keys))
+
+    def read_chunks(
+        self, start: str | None, stop: str | None, reverse: bool
+    ) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+        return merged_pages([shard.read_chunks(start, stop, reverse) for shard in self.shards], reverse)
+
+    def read_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        for keys, values in self.read_chunks(start, stop, reverse):
+            yield from zip(keys, values, strict=True)
+
+    def key_range(self, start: str | None, stop: str | None, reverse: bool) -> Iterator[str]:
+        return heapq.merge(*(shard.key_range(start, stop, reverse) for shard in self.shards), reverse=reverse)
+
+    def clear(self) -> None:
+        for shard in self.shards:
+            shard.clear()
+
+    def drop(self) -> None:
+        """Remove every key, then the number of shards."""
+        self.clear()
+        keys = _home_keys(self._redis, self.namespace)
+        self._home.run(_FORGET, keys, (self.namespace.encode(),), changes=True)
+        # A handle of another process may have written between the two steps. Its number was forgotten with the rest.
+        if any(shard.len() for shard in self.shards):
+            claim(self._redis, self._home, self.namespace, self._count)
+
+    def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
+        return self.of(key).compare_and_write(key, old, new)
+
+    def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
+        return self.of(validate_key(key)).increment(key, by, default, ttl_s)
+
+    def reclaim(self, limit: int) -> int:
+        reclaimed = 0
+        for shard in self.shards:
+            if reclaimed < limit:
+                reclaimed += shard.reclaim(limit - reclaimed)
+        return reclaimed
+
+    @property
+    def lock_scope(self) -> Hashable:
+        return self._scope
+
+    def _grouped(self, keys: Iterable[str]) -> list[tuple[RedisStorage, list[str]]]:
+        """Return the shards of `keys`, each with its keys, in the order of the shards."""
+        groups: dict[int, list[str]] = {}
+        for key in keys:
+            groups.setdefault(shard_of(key.encode(), self._count), []).append(key)
+        return [(self.shards[number], groups[number]) for number in sorted(groups)]
+
+    def _validate_size(self, items: Mapping[str, bytes]) -> None:
+        # The whole batch, so that nothing is written if one of the shards would refuse its part.
+        size = sum(len(key.encode()) + len(data) for key, data in items.items())
+        validate_size(self._redis, f"a batch of {len(items):,} items", size)
+
+
+def claim(plugin: RedisPlugin, home: Server, namespace: str, count: int) -> int:
+    """Store that `namespace` has `count` shards, unless it was made already; return the number of its shards."""
+    stored = home.run(_CLAIM, _home_keys(plugin, namespace), (namespace.encode(), count), changes=True)
+    return _number(plugin, namespace, stored)
+
+
+def shard_of(key: bytes, count: int) -> int:
+    """Return the number of the shard that has `key` if there are `count` shards."""
+    return crc32(key) % count
+
+
+def validate_number(plugin: RedisPlugin, namespace: str, count: int) -> None:
+    """Raise ConfigError if `namespace` was made with another number of shards than `count`, which is above 1."""
+    values = (plugin.key(namespace, part).encode() for part in PARTS)
+    stored, parts = plugin.servers.of(namespace).exchange([_look(plugin, namespace), (b"EXISTS", *values)])
+    if stored is not None:
+        _compare(plugin, namespace, _number(plugin, namespace, stored), count)
+    elif parts:
+        _compare(plugin, namespace, 1, count)
+
+
+def refuse_shards(plugin: RedisPlugin, namespace: str) -> None:
+    """Raise ConfigError if `namespace` has shards.
+
+    Does nothing if the server cannot be asked now: later calls cannot use what takes the place of the values.
+    """
+    try:
+        stored = plugin.servers.without_retries(namespace).call(*_look(plugin, namespace))
+    except (StorageUnavailableError, StorageTimeoutError) as error:
+        if raised_by_handler(error):
+            raise
+        return
+    if stored is not None:
+        _compare(plugin, namespace, _number(plugin, namespace, stored), 1)
+
+
+def numbers_of(plugin: RedisPlugin, namespaces: Sequence[str]) -> dict[str, int]:
+    """Return the number of shards of those of `namespaces` that have shards."""
+    names: list[ShardName] = [(namespace, None) for namespace in namespaces]
+    looks = [(name, _look(plugin, name[0])) for name in names]
+    answers = zip(namespaces, plugin.servers.ask_each(looks), strict=True)
+    return {namespace: _number(plugin, namespace, stored) for namespace, stored in answers if stored is not None}
+
+
+def merged_pages(
+    pages: Sequence[Iterator[tuple[Sequence[str], Sequence[bytes]]]], reverse: bool
+) -> Iterator[tuple[Sequence[str], Sequence[bytes]]]:
+    """Yield the items of several sequences of pages, each of them in key order, in pages in key order.
+
+    Holds one page of each sequence.
+    """
+    heads = [head for head in map(_Head, pages) if head.fill()]
+    while heads:
+        # Up to here no page that is still to be read has a key.
+        ends = [head.keys[-1] for head in heads]
+        bound = max(ends) if reverse else min(ends)
+        items = [item for head in heads for item in head.take(bound, reverse)]
+        items.sort(key=_key_of, reverse=reverse)
+        yield [key for key, _ in items], [data for _, data in items]
+        heads = [head for head in heads if head.fill()]
+
+
+def _key_of(item: tuple[str, bytes]) -> str:
+    return item[0]
+
+
+class _Head:
+    """The page of one shard whose items come next."""
+
+    def __init__(self, pages: Iterator[tuple[Sequence[str], Sequence[bytes]]]) -> None:
+        self._pages = pages
+        self.keys: Sequence[str] = ()
+        self._values: Sequence[bytes] = ()
+
+    def fill(self) -> bool:
+        """Read the next page if this one is used up; return whether there is an item."""
+        while not self.keys:
+            page = next(self._pages, None)
+            if page is None:
+                return False
+            self.keys, self._values = page
+        return True
+
+    def take(self, bound: str, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        """Remove the items up to `bound` from the page, and return them."""
+        keys, values = self.keys, self._values
+        count = len(keys) - bisect_left(keys[::-1], bound) if reverse else bisect_right(keys, bound)
+        self.keys, self._values = keys[count:], values[count:]
+        return zip(keys[:count], values[:count], strict=True)
+
+
+def _look(plugin: RedisPlugin, namespace: str) -> Command:
+    """Return the command that reads the number of shards."""
+    return (b"HGET", _number_key(plugin, namespace), SHARDS.encode())
+
+
+def _number_key(plugin: RedisPlugin, namespace: str) -> bytes:
+    return plugin.key(namespace, SHARDS).encode()
+
+
+def _home_keys(plugin: RedisPlugin, namespace: str) -> tuple[bytes, ...]:
+    return *plugin.servers.script_keys(namespace), _number_key(plugin, namespace)
+
+
+def _number(plugin: RedisPlugin, namespace: str, stored: bytes) -> int:
+    """Return the number of shards in the server's answer. Raises CorruptValueError if hutch did not write it."""
+    try:
+        number = int(stored)
+    except ValueError as error:
+        if raised_by_handler(error):
+            raise
+        raise CorruptValueError(
+            f"the number of shards of namespace {namespace!r} of the {plugin.name} storage (the server's key "
+            f"{plugin.key(namespace, SHARDS)!r}) is not a number; something other than hutch wrote it"
+        ) from None
+    return number
+
+
+def _compare(plugin: RedisPlugin, namespace: str, stored: int, count: int) -> None:
+    if stored != count:
+        raise ConfigError(
+            f"namespace {namespace!r} of the {plugin.name} engine was made with shards={stored}, and the config says "
+            f"shards={count}: the number stays as it was when the namespace was made. Set shards={stored}. To change "
+            "it, copy the namespace to a store with another prefix"
+        )
