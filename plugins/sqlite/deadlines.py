@@ -25,31 +25,28 @@ from .statements import GET, REMOVE, put_all
 # How many expired keys each write of a namespace with deadlines removes.
 _PER_WRITE = 2
 
-# Whether a namespace (its id is to be formatted in) has ever had a deadline, 1 or 0. A file without deadlines has no
-# column of that name: then it is the 0 of the outer query, and SQLite leaves the join out. So one statement serves
-# both, also when another process has just written the first deadline: SQLite then compiles it again.
-_FLAG = "(SELECT (SELECT expiring FROM (SELECT 1) LEFT JOIN namespaces AS n ON n.id = {}) FROM (SELECT 0 AS expiring))"
-#: The row (flag,) if the key exists.
+# NULL unless a namespace (its id is to be formatted in) has ever had a deadline. A file without deadlines has no column
+# `expiring`: then the word in the condition is the name of the result, 0, and SQLite looks for no row. So one statement
+# serves both, also when another process has just written the first deadline: SQLite then compiles it again.
+_FLAG = "(SELECT 0 AS expiring FROM namespaces AS n WHERE expiring AND n.id = {})"
+_IS_FLAGGED = f"{_FLAG} IS NOT NULL"
+#: The row (None,) if the key exists; (0,) if it exists in a namespace that has had deadlines.
 EXISTS = f"SELECT {_FLAG.format('entries.ns')} FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
-#: The id and the flag of a namespace by its name.
-NUMBER = f"SELECT id, {_FLAG.format('namespaces.id')} FROM namespaces WHERE name = ?"
+#: The id of a namespace by its name, and whether it has had deadlines.
+NUMBER = f"SELECT id, {_IS_FLAGGED.format('namespaces.id')} FROM namespaces WHERE name = ?"
 #: The number of keys, expired ones too, and the flag.
 COUNT = f"SELECT entries, {_FLAG.format('namespaces.id')} FROM namespaces WHERE id = ?"
-#: The namespaces that hold keys, expired ones too, with their flags.
-NAMES = f"SELECT name, {_FLAG.format('namespaces.id')} FROM namespaces WHERE entries > 0"
-#: A page of keys, expired ones too, with the flag: empty bytes for 0. The id comes twice, so that SQLite reads the flag
-#: once for all rows.
-KEYS = (
-    f"SELECT key, CASE {_FLAG.format('?')} WHEN 0 THEN x'' ELSE x'01' END FROM entries"
-    " WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {} LIMIT ?"
-)
+#: The namespaces that hold keys, expired ones too, and whether they have had deadlines.
+NAMES = f"SELECT name, {_IS_FLAGGED.format('namespaces.id')} FROM namespaces WHERE entries > 0"
+#: A page of keys, expired ones too, and the flag. The id comes twice, so that SQLite reads the flag once for all rows.
+KEYS = f"SELECT key, {_FLAG.format('?')} FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY key {{}} LIMIT ?"
 
 # For a file with deadlines. "Expired" is by the time that the caller passes, as the eight bytes of a frame.
 _IS_EXPIRED = (
     "EXISTS (SELECT 1 FROM deadlines AS d WHERE d.ns = entries.ns AND d.key = entries.key AND d.expires <= {})"
 )
 LIVE_KEYS = (
-    "SELECT key, x'' FROM entries WHERE ns = ? AND key >= ? AND key < ?"
+    "SELECT key, NULL FROM entries WHERE ns = ? AND key >= ? AND key < ?"
     f" AND NOT {_IS_EXPIRED.format('?')} ORDER BY key {{}} LIMIT ?"
 )
 LIVE_COUNT = (
@@ -65,7 +62,7 @@ _REMOVE_EXPIRED = f"{REMOVE} AND {_IS_EXPIRED.format('?')}"
 # The absolute value of -2^63 is an error in SQLite: so a namespace with deadlines refuses this statement.
 _REMOVE_IF_NONE_EXPIRE = (
     "DELETE FROM entries WHERE ns = ? AND key = CAST(? AS BLOB)"
-    f" AND abs(-9223372036854775807 - {_FLAG.format('entries.ns')}) > 0"
+    f" AND abs(-9223372036854775807 - ({_IS_FLAGGED.format('entries.ns')})) > 0"
 )
 _REFUSAL = "integer overflow"
 # As GET and REMOVE, for a key that is bytes, maybe not of UTF-8.

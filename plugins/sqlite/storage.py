@@ -78,7 +78,11 @@ class SqliteStorage(EncodedStorage):
     # --- the six verbs ---
 
     def read(self, key: str) -> bytes | None:
-        row = self._row(GET, key)
+        number = self._number or self._find()
+        if number is None:
+            return None
+        # SQLite would take 5 for "5".
+        row = self._row(GET, (number, key if type(key) is str else validate_key(key)))
         return None if row is None else row[0]
 
     def write(self, key: str, data: bytes) -> None:
@@ -97,8 +101,8 @@ class SqliteStorage(EncodedStorage):
         number = self._find()
         if number is None:
             return 0
-        row = None if number in self._expiring else self._shared.row(COUNT, (number,))
-        if number in self._expiring or (row is not None and row[1]):
+        row = None if number in self._expiring else self._row(COUNT, (number,))
+        if number in self._expiring or (row is not None and row[1] is not None):
             self._expiring.add(number)
             row = self._shared.row(LIVE_COUNT, (time_bytes(self.now_ms()), number))
         if row is None or type(row[0]) is not int:
@@ -125,8 +129,11 @@ class SqliteStorage(EncodedStorage):
     # --- overrides of the defaults, faster in SQLite ---
 
     def exists(self, key: str) -> bool:
-        row = self._row(EXISTS, key)
-        return row is not None and (not row[0] or super().exists(key))
+        number = self._number or self._find()
+        if number is None:
+            return False
+        row = self._row(EXISTS, (number, key if type(key) is str else validate_key(key)))
+        return row is not None and (row[0] is None or super().exists(key))
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
         number = self._find()
@@ -232,14 +239,8 @@ class SqliteStorage(EncodedStorage):
         except _NOT_A_KEY:
             return (self._text(name) for name, _ in rows)
 
-    def _row(self, sql: str, key: str) -> Any:
-        """Return the row that `sql` finds for `key`, or None: a faster `Database.row`."""
-        if type(key) is not str:
-            key = validate_key(key)  # SQLite would take 5 for "5"
-        number = self._find() if self._number is None else self._number
-        if number is None:
-            return None
-        parameters = (number, key)
+    def _row(self, sql: str, parameters: tuple[object, ...]) -> Any:
+        """Return the first row, or None: a faster `Database.row`."""
         idle = self._idle
         try:
             reader = idle.pop()
@@ -288,11 +289,12 @@ class SqliteStorage(EncodedStorage):
     def _live_keys(self, order: str, bounds: _Bounds, limit: int) -> _Chunk:
         number = bounds[0]
         if number not in self._expiring:
-            rows, complete = self._shared.chunk(KEYS.format(order), (number, *bounds), limit)
-            if not rows or not rows[0][1]:
-                return rows, complete
+            rows = self._shared.rows(KEYS.format(order), (number, *bounds, limit))
+            if not rows or rows[0][1] is None:
+                return rows, len(rows) < limit
             self._expiring.add(number)
-        return self._shared.chunk(LIVE_KEYS.format(order), (*bounds, time_bytes(self.now_ms())), limit)
+        rows = self._shared.rows(LIVE_KEYS.format(order), (*bounds, time_bytes(self.now_ms()), limit))
+        return rows, len(rows) < limit
 
     def _change(self, number: int, frame: bytes, sql: str, row: tuple[object, ...]) -> int:
         """Run one writing statement, which writes or removes `frame`; return how many rows it changed."""
