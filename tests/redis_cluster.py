@@ -65,6 +65,19 @@ class RedisCluster(ServerGroup):
             return next(i for i, one in enumerate(self.servers) if one.port == port)
         raise AssertionError("no node answers")
 
+    def pair(self, slot: int) -> tuple[RedisServer, RedisServer]:
+        """Return the primary that serves `slot` and its replica, once every node lists the replica.
+
+        A node lists a replica after the first contact since the replica received something, so write to it before.
+        """
+        primary = self.servers[self.owner(slot)]
+        number = next(i for i, one in enumerate(self.servers) if text(ask(one, "ROLE")[2]) == str(primary.port))
+        replica = self.servers[number]
+        for one in self.servers:
+            ask(one, "CLUSTER", "MEET", replica.host, replica.port, self._buses[number])  # contact it now
+        wait_until(lambda: all(replica.port in _ports(one, slot) for one in self.servers))
+        return primary, replica
+
     def move_slot(self, slot: int, target: int) -> None:
         """Move `slot` to the primary `target`, one key after the other, while clients write."""
         source = self.owner(slot)
@@ -94,6 +107,12 @@ class RedisCluster(ServerGroup):
             wait_until(lambda one=replica, its=primary: _replicates(one, its))  # type: ignore[misc]
         for server in self.servers:
             wait_until(lambda one=server: _is_ready(one))  # type: ignore[misc]
+
+
+def _ports(server: RedisServer, slot: int) -> list[int]:
+    """Return the ports of the nodes that have `slot`, as `server` knows them."""
+    ranges = ask(server, "CLUSTER", "SLOTS")
+    return [node[1] for first, last, *nodes in ranges if first <= slot <= last for node in nodes]
 
 
 def _replicates(server: RedisServer, primary: str) -> bool:

@@ -63,6 +63,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         maximum=86400,
         help="how many seconds a call is retried after a lost connection or during a fail-over; 0: never",
     ),
+    "read_from": Option(
+        str,
+        default="primary",
+        choices=("primary", "replicas"),
+        help="replicas: reads go to a replica, if one answers; stale reads: a get may miss one's own last write",
+    ),
     "wait_replicas": Option(
         int,
         default=0,
@@ -168,6 +174,11 @@ def read_address(options: Mapping[str, Any]) -> Address | Nodes | Monitor:
     }
     if topology != "sentinel" and (options["sentinel_username"] or options["sentinel_password"]):
         raise ConfigError("option 'sentinel_password' of the redis engine is for a url with redis+sentinel://")
+    if not topology and options["read_from"] != "primary":
+        raise ConfigError(
+            "option 'read_from' of the redis engine is for a url that leads to replicas: redis+cluster:// or "
+            "redis+sentinel://"
+        )
     if base != "rediss":
         for name in (*_TLS_FILES, "verify"):
             if options[name] not in (None, True):

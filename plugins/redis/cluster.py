@@ -24,6 +24,7 @@ from .errors import store_error
 from .greeting import WRONG_MODE
 from .pool import Pool
 from .protocol import CallFailedError, Command, packed
+from .replicas import ReplicaReader, Replicas
 from .server import Server, server_figures
 from .servers import INDEX, Servers, Settings, ShardName
 
@@ -35,6 +36,8 @@ _SLOTS: Final = 16384
 _READ_MAP: Final = packed([("CLUSTER", "SLOTS")])
 # Threads that lost the same node at the same time need the new map once.
 _FRESH_S: Final = 0.02
+# The longest use of a map to find replicas.
+_MAP_AGE_S: Final = 4.0
 _NO_CLUSTER: Final = "cluster support disabled"
 
 
@@ -47,9 +50,14 @@ def slot_of(key: str) -> int:
 class Cluster:
     """The nodes of a Redis Cluster, with a pool of connections each. Thread-safe."""
 
-    def __init__(self, nodes: Nodes, make_pool: Callable[[Address], Pool]) -> None:
+    def __init__(self, nodes: Nodes, make_pool: Callable[[Address], Pool], reads_replicas: bool) -> None:
         """Set up the cluster without connecting."""
         self.where = nodes.where
+        #: Whether reads go to replicas.
+        self.reads_replicas = reads_replicas
+        self._replicas: list[tuple[Place, ...]] = []
+        # Apart from the others: a replica serves only connections that ask for it.
+        self._replica_pools: dict[Place, Pool] = {}
         self._nodes = nodes
         self._make_pool = make_pool
         self._pools: dict[Place, Pool] = {}
@@ -76,6 +84,13 @@ class Cluster:
         slots = {id(pool): slot for slot, pool in enumerate(self._primaries)}
         return {f"{host}:{port}": slots[id(pool)] for (host, port), pool in self._pools.items() if id(pool) in slots}
 
+    def replicas(self, slot: int) -> list[Pool]:
+        """Return the pools of the replicas of `slot`. Raises CallFailedError if no node can be asked for them."""
+        # A replica that joins, or moves to another primary, changes no answer to a call.
+        if not self._replicas or time.monotonic() - self._read_s > _MAP_AGE_S:
+            self._read_map()
+        return [self._replica_pool(place) for place in self._replicas[slot]]
+
     def follow(self, slot: int, error: Exception) -> Pool | None:
         """Correct the map after `error`; return the pool of the one node that takes the next attempt, or None."""
         # By the text: the driver's MovedError is an AskError.
@@ -97,12 +112,20 @@ class Cluster:
 
     def close(self) -> None:
         """Close the idle connections to all nodes."""
-        for pool in list(self._pools.values()):
+        for pool in (*self._pools.values(), *self._replica_pools.values()):
             pool.close()
 
     def _pool(self, place: Place) -> Pool:
         pool = self._pools.get(place)
         return pool or self._pools.setdefault(place, self._make_pool(self._nodes.address_of(*place)))
+
+    def _replica_pool(self, place: Place) -> Pool:
+        pool = self._replica_pools.get(place)
+        if pool is None:
+            address = self._nodes.address_of(*place)
+            readable = Address(lambda: _read_only(address.make()), address.where, address.hint)
+            pool = self._replica_pools.setdefault(place, self._make_pool(readable))
+        return pool
 
     def _read_map(self) -> None:
         """Read the map from the first node that answers. Raises CallFailedError if no node does, and ConfigError."""
@@ -144,13 +167,31 @@ class Cluster:
     def _take(self, ranges: list[Range]) -> None:
         """Use a map; forget the nodes that left the cluster."""
         primaries: list[Pool | None] = [None] * _SLOTS
+        replicas: list[tuple[Place, ...]] = [()] * _SLOTS
         for first, last, nodes in ranges:
             primaries[first : last + 1] = [self._pool(nodes[0])] * (last + 1 - first)
+            replicas[first : last + 1] = [tuple(nodes[1:])] * (last + 1 - first)
+        self._replicas = replicas
         places = tuple(dict.fromkeys(place for _, _, nodes in ranges for place in nodes))
         self._places, self._primaries, self._read_s = places, primaries, time.monotonic()
         for place in list(self._pools):
             if place not in places and place not in self._nodes.places and (pool := self._pools.pop(place, None)):
                 pool.close()
+        for place in list(self._replica_pools):
+            if place not in places and (pool := self._replica_pools.pop(place, None)):
+                pool.close()
+
+
+def _read_only(connecting: Any) -> Any:
+    """Return a driver connection that reads from a replica: without READONLY, it names its primary instead."""
+
+    def log_in(connecting: Any) -> None:
+        connecting.on_connect()
+        connecting.send_command("READONLY")
+        connecting.read_response()
+
+    connecting.redis_connect_func = log_in
+    return connecting
 
 
 def _ranges(answer: list[Any], asked_host: str) -> list[Range]:
@@ -178,6 +219,11 @@ class Slot:
     def follow(self, error: Exception) -> Pool | None:
         return self._cluster.follow(self._slot, error)
 
+    def reader_of(self, server: Server) -> Server:
+        if not self._cluster.reads_replicas:
+            return server
+        return ReplicaReader(server, Replicas(lambda: self._cluster.replicas(self._slot)))
+
     def close(self) -> None:
         self._cluster.close()
 
@@ -186,7 +232,7 @@ class ClusterServers(Servers):
     """The nodes of a Redis Cluster."""
 
     def __init__(self, settings: Settings, nodes: Nodes) -> None:
-        self._cluster = Cluster(nodes, lambda address: settings.pool(address, "cluster"))
+        self._cluster = Cluster(nodes, lambda address: settings.pool(address, "cluster"), settings.reads_replicas)
         route = Slot(self._cluster, slot_of(settings.index))
         super().__init__(settings, route, nodes.where, nodes.hint)
         # Without waiting for replicas: a name that a fail-over lost is repaired by `hutch check`.

@@ -29,6 +29,7 @@ OPTION_HINTS: Final = {
     "ssl_ca_certs": "write ca_file",
     "ssl_certfile": "write cert_file",
     "ssl_keyfile": "write key_file",
+    "read_from_replicas": "write read_from: replicas",
     "decode_responses": "values come back with the type that they were stored with; leave it out",
     "encoding": "values come back with the type that they were stored with; leave it out",
     "protocol": "leave it out",

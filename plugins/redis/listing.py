@@ -21,7 +21,6 @@ _FIRST_KEYS: Final = 32
 _FIRST_WAITING_KEYS: Final = 160
 # The server is blocked while it serves a page, and this process holds the page in memory.
 _PAGE_KEYS: Final = 500
-_PAGE_KEYS_ALONE: Final = 1000
 _PAGE_BYTES: Final = 1024 * 1024
 _GROWTH: Final = 4
 # More are needed only if the server evicts the listing again during each rebuild.
@@ -31,9 +30,13 @@ _REBUILDS: Final = 5
 class Listing:
     """The keys and values of one namespace, in key order. The server keeps no state between two pages."""
 
-    def __init__(self, server: Server, keys: Sequence[bytes], namespace: str, engine: str) -> None:
-        """Set up the listing; `keys` are the KEYS of the scripts: values, order, index, deadlines."""
+    def __init__(self, server: Server, reader: Server, keys: Sequence[bytes], namespace: str, engine: str) -> None:
+        """Set up the listing, which `reader` reads and `server` rebuilds.
+
+        `keys` are the KEYS of the scripts: values, order, index, deadlines.
+        """
         self._server = server
+        self._reader = reader
         self._keys = keys
         self._name = namespace.encode()
         self._where = f"namespace {namespace!r} of the {engine} storage"
@@ -49,7 +52,7 @@ class Listing:
             if len(keys) < max_keys:
                 return
             bounds.continue_after(keys[-1])
-            max_keys = min(max_keys * _GROWTH, _PAGE_KEYS_ALONE)
+            max_keys = min(max_keys * _GROWTH, _PAGE_KEYS)
 
     def pages(
         self, start: str | None, stop: str | None, reverse: bool
@@ -80,28 +83,30 @@ class Listing:
         """Return the values of the first `count` keys, the keys of the next page, and whether that page is the last."""
         command = (b"HMGET", self._keys[0], *keys[:count])
         if len(keys) > count:
-            return self._server.exchange([command])[0], [], is_last
+            return self._reader.exchange([command])[0], [], is_last
         # After the last page, request no keys but still the sizes: the values may have been evicted meanwhile.
         max_keys = 0 if is_last else max(count, _FIRST_KEYS)
         arguments = self._page_arguments(bounds, max_keys)
-        values, (*page, _) = self._server.run_after([command], PAGE, self._keys, arguments)
+        values, (*page, _) = self._reader.run_after([command], PAGE, self._keys, arguments)
         following = self._listed(page)
         if following is None:
             self._rebuild()
-            following, _ = self._page(bounds, max_keys)
+            following, _ = self._page(bounds, max_keys, server=self._server)
         return values, following, is_last or len(following) < max_keys
 
     def _page(
-        self, bounds: _Bounds, max_keys: int, max_values: int | bytes = 0
+        self, bounds: _Bounds, max_keys: int, max_values: int | bytes = 0, server: Server | None = None
     ) -> tuple[list[bytes], list[bytes | None]]:
         """Return a page of keys, and the values of its first `max_values` keys; for b"expired", its expired keys."""
         # A script, because a server whose memory is full refuses MULTI.
+        server = server or self._reader
         for _ in range(_REBUILDS):
-            *page, values = self._server.run(PAGE, self._keys, self._page_arguments(bounds, max_keys, max_values))
+            *page, values = server.run(PAGE, self._keys, self._page_arguments(bounds, max_keys, max_values))
             keys = self._listed(page)
             if keys is not None:
                 return keys, values
             self._rebuild()
+            server = self._server  # a replica may not have the new listing yet
         raise StorageUnavailableError(
             f"{self._where}: the server evicts the listing of its keys faster than it can be rebuilt. Set the server's "
             "maxmemory-policy to noeviction"

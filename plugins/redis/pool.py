@@ -92,6 +92,10 @@ class Pool:
             self.drop_idle()
         return None
 
+    def reader_of(self, server: T) -> T:
+        """Return `server`, which reads from this same pool."""
+        return server
+
     def drop_idle(self) -> None:
         """Close the idle connections, so that the next call resolves the server's name again."""
         while (connection := self._pop()) is not None:

@@ -12,6 +12,8 @@ from hutch import ConfigError
 from .address import Address, Monitor
 from .pool import Pool
 from .protocol import CallFailedError, packed
+from .replicas import Replicas, ReplicatedRoute
+from .server import Route
 from .servers import Servers, Settings
 
 
@@ -22,6 +24,7 @@ class Sentinels:
         self._monitor = monitor
         self._pools = pools
         self._request = packed([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", monitor.name)])
+        self._list_request = packed([("SENTINEL", "REPLICAS", monitor.name)])
         # How often each Sentinel has named a server that was not a primary, since it last named one.
         self._mistakes = dict.fromkeys(pools, 0)
 
@@ -71,10 +74,34 @@ class Sentinels:
             self._mistakes[sentinel] += 1
             raise driver.ReadOnlyError("READONLY the Sentinel named a replica")
 
+    def replicas(self) -> list[tuple[str, int]]:
+        """Return host and port of each replica that is up and connected to the primary.
+
+        Raises CallFailedError if no Sentinel answers.
+        """
+        error: Exception | None = None
+        for pool in sorted(self._pools, key=lambda one: (one.is_failing, self._mistakes[one])):
+            try:
+                (answer,) = pool.ask(self._list_request, 1, careful=True)
+            except CallFailedError as failure:
+                error = failure.error
+                continue
+            if isinstance(answer, driver.ResponseError):
+                error = answer
+                continue
+            listed = [dict(zip(fields[::2], fields[1::2], strict=False)) for fields in answer]
+            return [(one[b"ip"].decode(), int(one[b"port"])) for one in listed if _is_up(one)]
+        raise CallFailedError(error or driver.ConnectionError("no Sentinel is known"), sent=False)
+
     def close(self) -> None:
         """Close the idle connections."""
         for pool in self._pools:
             pool.close()
+
+
+def _is_up(fields: dict[bytes, bytes]) -> bool:
+    """Return whether a replica with these `fields` may be read."""
+    return fields.get(b"flags") == b"slave" and fields.get(b"master-link-status") == b"ok"
 
 
 class SentinelServers(Servers):
@@ -83,9 +110,26 @@ class SentinelServers(Servers):
     def __init__(self, settings: Settings, monitor: Monitor) -> None:
         pools = tuple(settings.pool(address, "sentinel") for address in monitor.sentinels)
         self._sentinels = Sentinels(monitor, pools)
+        self._address_of = monitor.address_of
+        self._replicas: dict[tuple[str, int], Pool] = {}
         address = Address(self._sentinels.connection, monitor.where, lambda error: "")
-        super().__init__(settings, settings.pool(address, "standalone"), monitor.where, address.hint)
+        route: Route = settings.pool(address, "standalone")
+        if settings.reads_replicas:
+            route = ReplicatedRoute(route, Replicas(self._list_replicas))
+        super().__init__(settings, route, monitor.where, address.hint)
 
     def close(self) -> None:
         super().close()
         self._sentinels.close()
+        for pool in list(self._replicas.values()):
+            pool.close()
+
+    def _list_replicas(self) -> list[Pool]:
+        places = self._sentinels.replicas()
+        for place in list(self._replicas):
+            if place not in places and (left := self._replicas.pop(place, None)):
+                left.close()
+        for place in places:
+            if place not in self._replicas:
+                self._replicas.setdefault(place, self.settings.pool(self._address_of(*place), "standalone"))
+        return [pool for place in places if (pool := self._replicas.get(place))]

@@ -38,6 +38,9 @@ class Route(Protocol):
     def follow(self, error: Exception) -> Pool | None:
         """React to the failure of a call, see `Pool.follow`."""
 
+    def reader_of(self, server: Server) -> Server:
+        """Return the `Server` for reads that may be stale: `server` itself, or one that reads from its replicas."""
+
     def close(self) -> None:
         """Close the idle connections."""
 
@@ -148,7 +151,7 @@ class Server:
                 maybe_done |= failure.sent and changes
             else:
                 waited = None if wait is None else answers.pop()
-                refusal = _refusal_in(answers[reads:])
+                refusal = refusal_in(answers[reads:])
                 if refusal is None:
                     if wait is not None:
                         wait.confirm(waited, self._where)
@@ -167,6 +170,11 @@ class Server:
             time.sleep(min(backoff_s * random.uniform(0.5, 1), deadline_s - now_s))  # noqa: S311
             backoff_s = min(max(backoff_s * 2, _FIRST_BACKOFF_S), _LONGEST_BACKOFF_S)
 
+    @property
+    def reader(self) -> Server:
+        """The server for reads that may be stale: this one, unless the options name replicas."""
+        return self._pool.reader_of(self)
+
     def close(self) -> None:
         """Close the idle connections; a connection in use is closed when its call ends."""
         self._pool.close()
@@ -180,7 +188,7 @@ class Server:
         return type(message)(f"{message}{self._hint(error)}")
 
 
-def _refusal_in(answers: list[Any]) -> driver.ResponseError | None:
+def refusal_in(answers: list[Any]) -> driver.ResponseError | None:
     """Return the first error among the answers, including the answers of a transaction, or None."""
     for answer in answers:
         if isinstance(answer, driver.ResponseError):

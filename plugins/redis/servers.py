@@ -37,6 +37,11 @@ class Settings:
         return Wait(replicas, max_ms) if replicas else None
 
     @property
+    def reads_replicas(self) -> bool:
+        """Whether reads go to replicas."""
+        return bool(self.options["read_from"] == "replicas")
+
+    @property
     def index(self) -> str:
         """The server's key of the set of all namespace names."""
         return f"{self.prefix}:{INDEX}"

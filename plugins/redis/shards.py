@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hutch import ConfigError, CorruptValueError, EncodedStorage, StorageTimeoutError, StorageUnavailableError
 from hutch.codec.frame import crc32
 from hutch.handlers import raised_by_handler
-from hutch.limits import explain_failure, validate_key
+from hutch.limits import explain_failure, validate_key, validate_keys
 
 from .protocol import Command
 from .scripts import PARTS, Script
@@ -93,6 +93,13 @@ class ShardedStorage(EncodedStorage):
             explain_failure(key, error)
             raise
         return shard.get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        names = validate_keys(dict.fromkeys(keys))
+        values: dict[str, Any] = {}
+        for shard, those in self._grouped(names):
+            values |= shard.get_many(those)
+        return {key: values[key] for key in names if key in values}
 
     def now_ms(self) -> int:
         return self.shards[0].now_ms()

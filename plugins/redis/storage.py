@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hutch import (
@@ -19,7 +19,7 @@ from hutch import (
     StoreError,
 )
 from hutch.handlers import raised_by_handler
-from hutch.limits import explain_failure, validate_key
+from hutch.limits import explain_failure, validate_key, validate_keys
 
 from .address import OPTIONS, Monitor, Nodes, read_address
 from .hints import OPTION_HINTS
@@ -90,6 +90,9 @@ class RedisPlugin(StoragePluginBase):
             if options["wait_ms"] >= 1000 * options["timeout_s"]:
                 raise ConfigError("option 'wait_ms' of the redis engine must be shorter than timeout_s (in seconds)")
             self.capabilities |= {"replicated"}
+        if options["read_from"] != "primary":
+            # What another process wrote is not seen at once, as `shared` promises.
+            self.capabilities = self.capabilities - {"shared"} | {"redis:stale-reads"}
         address = read_address(options)
         self.where = address.where
         settings = Settings(self.prefix, options)
@@ -245,12 +248,14 @@ class RedisStorage(EncodedStorage):
         super().__init__(plugin, namespace)
         self._redis = plugin
         self._server = server
+        # For the verbs that only read. Whatever reads before it writes uses `read` and `read_many`, of the primary.
+        self._reader = server.reader
         self._name = namespace.encode()
         self._keys = keys
         self._values = keys[0]
         # Whether this handle has met a deadline. From then on it asks for the time along with each value.
         self._met_deadline = False
-        self._listing = Listing(self._server, self._keys, namespace, plugin.name)
+        self._listing = Listing(self._server, self._reader, self._keys, namespace, plugin.name)
         # Whether values are encoded as the script INCREMENT encodes them: in MessagePack.
         self._increments = self.frame_codec.codec.headers[0] == 0x92
         self._scope = (plugin.where, plugin.prefix, namespace)
@@ -264,10 +269,10 @@ class RedisStorage(EncodedStorage):
         try:
             command = (b"HGET", self._values, key.encode())
             if self._met_deadline:
-                time, data = self._server.exchange([(b"TIME",), command])
+                time, data = self._reader.exchange([(b"TIME",), command])
                 now_ms = _milliseconds(time)
             else:
-                (data,) = self._server.exchange([command])
+                (data,) = self._reader.exchange([command])
         except Exception as error:
             explain_failure(key, error)
             raise
@@ -288,7 +293,7 @@ class RedisStorage(EncodedStorage):
         return bool(self._server.run(DELETE, self._keys, (self._name, key.encode()), changes=True, again=False))
 
     def len(self) -> int:
-        return int(self._server.run(COUNT, self._keys, ()))
+        return int(self._reader.run(COUNT, self._keys, ()))
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)
@@ -298,13 +303,17 @@ class RedisStorage(EncodedStorage):
         pass
 
     def exists(self, key: str) -> bool:
-        return bool(self._server.run(EXISTS, self._keys, (key.encode(),)))
+        return bool(self._reader.run(EXISTS, self._keys, (key.encode(),)))
 
-    def read_many(self, keys: list[str]) -> dict[str, bytes]:
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        frames = self.read_many(validate_keys(dict.fromkeys(keys)), self._reader)
+        return dict(self.decode_items(frames, frames.values()))
+
+    def read_many(self, keys: list[str], server: Server | None = None) -> dict[str, bytes]:
         if not keys:
             return {}
         chunks = _chunks([key.encode() for key in keys], _READ_BATCH)
-        values = self._server.transaction([(b"HMGET", self._values, *chunk) for chunk in chunks])
+        values = (server or self._server).transaction([(b"HMGET", self._values, *chunk) for chunk in chunks])
         data = (one for chunk in values for one in chunk)
         return {key: one for key, one in zip(keys, data, strict=True) if one is not None}
 

@@ -91,7 +91,7 @@ def _state(store: Store, what: str) -> dict[str, Any]:
             f"this {what} cannot be pickled: it was made from a {type(config.host_config).__name__}, which "
             f"cannot be sent to another process. {instead}"
         )
-    if not store.capabilities & {"durable", "shared"}:
+    if not store.capabilities & {"durable", "shared", "atomic-modify:host", "atomic-modify:cluster"}:
         raise TypeError(
             f"this {what} cannot be pickled: the {store.name} engine keeps its data in this process, or does not say "
             "that it keeps it elsewhere (the capabilities durable and shared). Send the data, dict(namespace), or use "
