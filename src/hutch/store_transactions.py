@@ -152,6 +152,8 @@ class StoreSource:
 
     def __init__(self, store: StoreTransactions) -> None:
         self._store = store
+        # Not a method: each verb of a transaction calls it.
+        self.must_be_open: Callable[[], None] = store._must_be_open
 
     def storage_of(self, name: str) -> StorageBase:
         return self._store._storage_of(name)
@@ -167,9 +169,6 @@ class StoreSource:
             if around is not step:
                 step = _Step(partial(around.apply, *commit))
         return bool(step.apply())
-
-    def must_be_open(self) -> None:
-        self._store._must_be_open()
 
     def place(self) -> Hashable:
         return id(self._store)

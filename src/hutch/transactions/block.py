@@ -154,9 +154,10 @@ class Transaction:
 
     def __getitem__(self, name: str) -> TransactionNamespace:
         """Return the namespace `name` in this transaction."""
-        self._state.must_be_usable()
         namespace = self._namespaces.get(name) if name.__class__ is str else None
-        if namespace is None:
+        # A namespace that is known verifies the rest itself, in each of its verbs.
+        if namespace is None or self._state.is_over:
+            self._state.must_be_usable()
             name = validate_namespace(name)
             namespace = TransactionNamespace(self._state.must_be_usable, name, self._source.storage_of(name))
             namespace = self._namespaces.setdefault(name, namespace)

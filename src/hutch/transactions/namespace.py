@@ -53,9 +53,6 @@ class TransactionNamespace:
     def __contains__(self, key: str) -> bool:
         return self._read(key)[1] is not None
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.set(key, value)
-
     def set(self, key: str, value: Any, *, ttl_s: float | None = None) -> None:
         """Set `key` to `value` when the transaction commits; it expires `ttl_s` seconds after this call.
 
@@ -67,6 +64,8 @@ class TransactionNamespace:
             ttl_s = self._storage.default_ttl_s
         deadline_ms = None if ttl_s is None else self._engine.deadline_after(ttl_s)
         self._writes[key] = self._engine.encode_value(key, value, deadline_ms)
+
+    __setitem__ = set
 
     def touch(self, key: str, ttl_s: float) -> bool:
         """Give `key` another deadline when the transaction commits; return whether it exists. A read and a write."""
