@@ -133,3 +133,21 @@ def test_expire_reclaims_in_a_shelf(now: list[int], tmp_path: Path) -> None:
     assert hutch_("-s", url, "ls").out == ""
     assert hutch_("-s", url, "expire").out == "core\t2\n"
     assert hutch_("-s", url, "expire").out == ""
+
+
+@pytest.mark.parametrize("format_name", ["json", "csv", "dotevals-json"])
+def test_an_export_says_which_deadlines_the_format_cannot_hold(tmp_path: Path, format_name: str) -> None:
+    url = f"sqlite://{tmp_path / 'kv.db'}"
+    with hutch.connect(url) as store, store.open("core") as core:
+        core["plain"] = {"a": "1"}
+        core.set_many({"b": {"a": "1"}, "c": {"a": "1"}}, ttl_s=1000)
+    if format_name == "dotevals-json":
+        assert hutch_("-s", url, "export", format_name, str(tmp_path / "out")).err.count("deadline") == 0
+    else:
+        done = hutch_("-s", url, "export", format_name, str(tmp_path / "out"), "-n", "core")
+        assert done == Result(
+            0,
+            f"exported 3 items to {str(tmp_path / 'out')!r}\n",
+            f"hutch: 2 of the values have a deadline, which {format_name} cannot hold: the files have them without it. "
+            "`hutch dump` keeps it\n",
+        )

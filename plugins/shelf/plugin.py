@@ -29,7 +29,7 @@ from hutch.deadlines import Expiring, with_deadline
 from hutch.filesystem import is_missing, total_bytes
 from hutch.limits import validate_namespace
 
-from .deadlines import holds_live_data, is_marked, split
+from .deadlines import holds_live_data, is_marked, mark, split
 from .dialects import holds_data, open_to_read
 from .files import Folder, Place, storage_errors
 from .lock import exclude_writers
@@ -179,6 +179,12 @@ class ShelfPlugin(StoragePluginBase):
                 sizes = storage.compact()
             before, after = before + sizes[0], after + sizes[1]
         return before, after
+
+    def mark_expiring(self, namespace: str) -> None:
+        """Note that values of `namespace` may have deadlines, before its files are moved into the folder."""
+        with storage_errors(self._folder.own):
+            self._folder.own.mkdir(parents=True, exist_ok=True)
+            mark(self._folder.marker(namespace))
 
     def pickles_at(self, name: str) -> Iterator[tuple[str, bytes | Expiring]]:
         """Yield each key of the shelf that ``shelve.open(name)`` would open in the folder, as `pickles` does.

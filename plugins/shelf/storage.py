@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hutch import MISSING, CorruptValueError, StorageBase, ValueTypeError, deadlines
+from hutch.deadlines import Expiring
 from hutch.handlers import raised_by_handler
 from hutch.limits import validate_key, validate_value_size
 
@@ -171,11 +172,14 @@ class ShelfStorage(StorageBase):
         """Remove every key atomically, and the files unless another handle of this process uses them."""
         self._shelf.empty(self._wait_s)
 
-    def set_pickles(self, pickles: Mapping[str, bytes]) -> None:
-        """Set each key to the value of its pickle, without loading it; all or none."""
-        for key, data in pickles.items():
-            validate_value_size(validate_key(key), len(data))
-        self.restore_pickles(pickles)
+    def set_pickles(self, pickles: Mapping[str, bytes | Expiring]) -> None:
+        """Set each key to the value of its pickle, unloaded, with the deadline of an `Expiring`; all or none."""
+        stored: dict[str, bytes] = {}
+        for key, pickled in pickles.items():
+            encoded = validate_key(key).encode()
+            stored[key] = with_trailer(encoded, *pickled) if isinstance(pickled, Expiring) else pickled
+            validate_value_size(key, len(stored[key]))
+        self.restore_pickles(stored)
 
     def restore_pickles(self, pickles: Mapping[str, bytes]) -> None:
         """Set each key to what was stored for it, with its deadline, also keys that Errbot alone accepts."""

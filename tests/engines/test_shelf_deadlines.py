@@ -19,6 +19,7 @@ import pytest
 import hutch
 from hutch import deadlines, transfer
 from hutch.codec.frame import MAX_DEADLINE_MS, crc32
+from hutch.codec.pickled import Pickled
 from hutch.testing.signal_points import Interrupt, points, raise_interrupt, run_at
 from tests.clock import Clock, stop_clock
 from tests.engines.test_shelf import DIALECTS, connect, dbm_open, errbot_reads, errbot_writes, files, python, succeeded
@@ -399,6 +400,29 @@ def test_imports_keep_deadlines_and_leave_out_the_expired(folder: Path, tmp_path
                 assert dict(ns) == {"long": {"a": 1}, "plain": 1}
                 assert LONG_S - 1000 < (ns.ttl_s("long") or 0) <= LONG_S
                 assert ns.ttl_s("plain") is None
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "passthrough"])
+def test_an_export_keeps_deadlines(tmp_path: Path, codec: str) -> None:
+    """The exported shelf has the deadlines from the first look, so also the marker of its namespace."""
+    url = f"sqlite://{tmp_path / 'kv.db'}"
+    with hutch.connect(f"{url}?codec={codec}") as store:
+        for name in ("core", "plain"):
+            with store.open(name) as ns:
+                ns["plain"] = {"a": 1} if codec == "msgpack" else Pickled(pickle.dumps({"a": 1}, 2))
+        with store.open("core") as core:
+            core.set("long", core["plain"], ttl_s=LONG_S)
+            core.set("soon", core["plain"], ttl_s=LONG_S / 2)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hutch", "-s", f"{url}?codec={codec}", "export", "errbot-shelf", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr, "exported 4 items" in done.stdout) == (0, "", True)
+    assert len(markers(out)) == 1
+    with connect(out) as store, store.open("core") as core:
+        assert len(core) == 3
+        assert dict(core) == {key: {"a": 1} for key in ("plain", "long", "soon")}
+        assert LONG_S - 1000 < (core.ttl_s("long") or 0) <= LONG_S
+        assert core.ttl_s("plain") is None
 
 
 # --- interrupts and kills ---

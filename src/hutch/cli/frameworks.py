@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from .. import StoreError, transfer
+from .. import Store, StoreError, transfer
 from ..deadlines import Expiring
+from ..transfer.frames import count_expiring
 from .app import Call, hutch, missing_namespace, not_there, pass_call, storage_options
 from .output import printable
 from .transfer import hint_to_run_again, report, show_progress, show_verified
@@ -33,11 +34,13 @@ class _Format:
     options: frozenset[str] = frozenset()
     #: Whether `hutch export` writes it.
     is_exported: bool = True
+    #: Whether its files keep deadlines.
+    keeps_deadlines: bool = False
 
 
 _PICKLES = frozenset({"namespace", "unpickle"})
 _FORMATS = {
-    "errbot-shelf": _Format("the folder of a bot's shelves (BOT_DATA_DIR)", "errbot.shelf_files"),
+    "errbot-shelf": _Format("the folder of a bot's shelves (BOT_DATA_DIR)", "errbot.shelf_files", keeps_deadlines=True),
     "dotevals-json": _Format("the folder of its JSON storage (.dotevals)", "dotevals.json_files"),
     "ragas-jsonl": _Format("the root folder of its local/jsonl backend", "ragas.jsonl_files"),
     "ragas-csv": _Format("the root folder of its local/csv backend", "ragas.csv_files", is_exported=False),
@@ -145,11 +148,32 @@ def export_files(call: Call, /, format_name: str, path: Path, **options: Any) ->
     with call.connect_existing() as store, _with_a_name(path):
         if "namespace" in options and options["namespace"] not in store.namespaces():
             raise missing_namespace(store, options["namespace"])
-        written = _module(format_name).write(store, path, **options)
+        files = _module(format_name)
+        written = files.write(store, path, **options)
+        expiring = 0
+        if not _FORMATS[format_name].keeps_deadlines:
+            expiring = _count_expiring(store, [options["namespace"]] if "namespace" in options else files.NAMESPACES)
+    if expiring:
+        click.echo(
+            f"hutch: {expiring:,} of the values have a deadline, which {format_name} cannot hold: the files have them "
+            "without it. `hutch dump` keeps it",
+            err=True,
+        )
     if not written:
         return not_there(f"the store has no data that {format_name} can hold")
     click.echo(printable(f"exported {written:,} items to {str(path)!r}"))
     return 0
+
+
+def _count_expiring(store: Store, namespaces: Iterable[str]) -> int:
+    """Return how many values of `namespaces` have a deadline."""
+    if "ttl" not in store.capabilities:
+        return 0
+    count = 0
+    for namespace in namespaces:
+        with store.open(namespace) as handle:
+            count += count_expiring(handle)
+    return count
 
 
 def _chosen_options(format_name: str, options: dict[str, Any]) -> dict[str, Any]:

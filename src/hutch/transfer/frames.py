@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import MISSING, CorruptValueError, EncodedStorage, Namespace, StorageBase, Store, StoreError, ValueTypeError
 from ..codec.frame import DEADLINE, JSON, MSGPACK, PICKLE, SIGNED_PICKLE, seal, verify, verify_deadline
-from ..deadlines import deadline_of, no_ttl, with_deadline
+from ..deadlines import Expiring, deadline_of, no_ttl, with_deadline
 from ..handlers import is_missing
 
 #: Called with the error for each item that is skipped.
@@ -237,6 +237,20 @@ def find_values(handle: Namespace, keys: list[str]) -> dict[str, Any]:
     return {
         key: with_deadline(value, deadline_of(frames[key])) for key, value in values.items() if value is not MISSING
     }
+
+
+def count_expiring(handle: Namespace) -> int:
+    """Return how many values of `handle` have a deadline that has not come. Decodes no value where it holds bytes."""
+    if not expires(handle):
+        return 0
+    storage = bytes_below(handle)
+    if storage is None:
+        return sum(type(value) is Expiring for _, value in read_values(handle))
+    count = 0
+    for _, frames in storage.read_chunks(None, None, False):
+        now_ms = _now_ms(storage, frames)
+        count += sum((deadline_of(data) or 0) > now_ms for data in frames if data[:1] == b"T")
+    return count
 
 
 def _with_deadlines(engine: StorageBase, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

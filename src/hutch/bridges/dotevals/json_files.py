@@ -30,6 +30,8 @@ from .layout import (
     validate_record,
 )
 
+#: What `write` exports.
+NAMESPACES = (NAMESPACE,)
 _NOT_IN_A_FILE_NAME = re.compile('[\x00-\x1f\\\\:*?"<>|\ud800-\udfff]' if os.name == "nt" else "[\x00\ud800-\udfff]")
 
 

@@ -18,6 +18,8 @@ import hutch
 from hutch import ConfigError, NamespaceError, Store
 
 from ...codec.pickled import Pickled
+from ...deadlines import Expiring, with_deadline
+from ...transfer.frames import read_values
 from ..pickles import value_of
 
 _BATCH_ITEMS: Final = 1000
@@ -47,24 +49,33 @@ def write(store: Store, path: Path) -> int:
 
     The shelves are those that `shelve` makes in this Python, with values pickled as Errbot does, and pickles unchanged.
     They are built under temporary names, flushed, and renamed when all are complete. A store whose codec is
-    ``passthrough`` gives pickles that cannot be loaded here.
+    ``passthrough`` gives pickles that cannot be loaded here. Deadlines are kept as the shelf engine keeps them: hutch
+    reads them, and Errbot ignores them.
 
     Raises ConfigError if `path` already has a shelf of that name, NamespaceError for a namespace that cannot be a file
     name, CorruptValueError for a value that the store's codec cannot read.
     """
     path.mkdir(parents=True, exist_ok=True)
     count = 0
+    expiring: list[str] = []
     with tempfile.TemporaryDirectory(prefix=".hutch-export-", dir=path) as folder:
         new = Path(folder)
         with _shelves(new) as shelves:
             for namespace in store.namespaces():
                 _refuse_existing(namespace, path)
                 with store.open(namespace) as handle, shelves.open(namespace) as shelf:
-                    count += _fill(shelf, handle.items())
+                    written, deadlines = _fill(shelf, read_values(handle))
+                count += written
+                if deadlines:
+                    expiring.append(namespace)
                 if not any(os.path.lexists(new / (namespace + suffix)) for suffix in _SUFFIXES):
                     raise NamespaceError(
                         f"namespace {namespace!r} cannot be a shelf of Errbot: no file here can have that name"
                     )
+        if expiring:
+            with _shelves(path) as target:
+                for namespace in expiring:
+                    target.mark_expiring(namespace)
         for file in sorted(new.iterdir()):
             if file.is_file():
                 file.replace(path / file.name)
@@ -83,13 +94,21 @@ def _refuse_existing(namespace: str, path: Path) -> None:
             )
 
 
-def _fill(shelf: Any, items: Iterable[tuple[str, Any]]) -> int:
-    count, rest = 0, iter(items)
+def _fill(shelf: Any, items: Iterable[tuple[str, Any]]) -> tuple[int, int]:
+    """Set all `items` and return how many they are, and how many of them have a deadline."""
+    count, expiring, rest = 0, 0, iter(items)
     while batch := dict(islice(rest, _BATCH_ITEMS)):
-        pickles = {key: value.body for key, value in batch.items() if type(value) is Pickled}
+        deadlines_ms = {key: value.deadline_ms for key, value in batch.items() if type(value) is Expiring}
+        values = {key: value.value if key in deadlines_ms else value for key, value in batch.items()}
+        pickles = {
+            key: with_deadline(value.body, deadlines_ms.get(key))
+            for key, value in values.items()
+            if type(value) is Pickled
+        }
         if pickles:
             shelf.set_pickles(pickles)
         if len(pickles) < len(batch):
-            shelf.set_many({key: value for key, value in batch.items() if key not in pickles})
-        count += len(batch)
-    return count
+            others = {key: value for key, value in values.items() if key not in pickles}
+            shelf.set_many_until(others, {key: ms for key, ms in deadlines_ms.items() if key in others})
+        count, expiring = count + len(batch), expiring + len(deadlines_ms)
+    return count, expiring

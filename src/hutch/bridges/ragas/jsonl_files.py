@@ -29,6 +29,8 @@ from .layout import (
 )
 
 _FOLDERS = {"datasets": DATASETS, "experiments": EXPERIMENTS}
+#: What `write` exports.
+NAMESPACES = (DATASETS, EXPERIMENTS)
 # A chunk read from a file has at most this many bytes, unless one row is larger.
 _CHUNK_BYTES = 4 * 1024 * 1024
 # The limit of common file systems.

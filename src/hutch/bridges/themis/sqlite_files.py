@@ -18,6 +18,8 @@ from ..json_types import reason_not_json
 from ..sqlite_rows import open_file, refuse, rows
 from .layout import BLOBS, RUNS, STAGE_CACHE, event_key, events_prefix, snapshot_key, stage_key
 
+#: What `write` exports.
+NAMESPACES = (RUNS, BLOBS, STAGE_CACHE)
 _TABLES = """
 CREATE TABLE run_snapshots (run_id TEXT PRIMARY KEY, snapshot_json TEXT NOT NULL);
 CREATE TABLE run_events (
