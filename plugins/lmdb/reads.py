@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A key of so many characters has at most 1,024 bytes.
 _SURELY_VALID_CHARACTERS = 256
+# The look-up of the method would cost a twentieth of `len`.
+_from_bytes = int.from_bytes
 # Values beyond this size are not copied to know that they are there.
 _LARGE_BYTES = 4096
 # The errors for a key that LMDB refuses or that is not text; TypeError also while the namespace has no id.
@@ -119,12 +121,12 @@ class LmdbReads(EncodedStorage):
                 if raised_by_handler(error):
                     raise
             else:
-                if data is None:
-                    if type(key) is str and 0 < len(key) <= _SURELY_VALID_CHARACTERS:
-                        return False
-                elif key and data and data[0] != DEADLINE:
-                    self._has_large_values = len(data) > _LARGE_BYTES
+                if data and key and data[0] != DEADLINE:
+                    if len(data) > _LARGE_BYTES:
+                        self._has_large_values = True
                     return True
+                if data is None and type(key) is str and 0 < len(key) <= _SURELY_VALID_CHARACTERS:
+                    return False
         return super().contains(key)
 
     def exists(self, key: str) -> bool:
@@ -141,7 +143,7 @@ class LmdbReads(EncodedStorage):
 
     def len(self) -> int:
         try:
-            count = int.from_bytes(self._environment.begin().get(self._id), "big")  # type: ignore[arg-type]
+            count = _from_bytes(self._environment.begin().get(self._id), "big")  # type: ignore[arg-type]
             if count < HAS_DEADLINES:
                 return count
         except (lmdb.Error, TypeError) as error:
