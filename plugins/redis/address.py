@@ -179,17 +179,20 @@ def read_address(options: Mapping[str, Any]) -> Address | Nodes | Monitor:
             "option 'read_from' of the redis engine is for a url that leads to replicas: redis+cluster:// or "
             "redis+sentinel://"
         )
+    suffix = f"+{topology}" if topology else ""
     if base != "rediss":
         for name in (*_TLS_FILES, "verify"):
             if options[name] not in (None, True):
-                raise ConfigError(f"option {name!r} of the redis engine is for TLS; start the url with rediss://")
+                raise ConfigError(
+                    f"option {name!r} of the redis engine is for TLS; start the url with rediss{suffix}://"
+                )
     if base == "unix":
         return _unix(rest, common, options)
     if topology == "cluster":
-        return _cluster(base == "rediss", rest, common, options)
+        return _cluster(base + suffix, rest, common, options)
     if topology == "sentinel":
-        return _monitor(base == "rediss", rest, common, options)
-    return _tcp(base == "rediss", rest, common, options)
+        return _monitor(base + suffix, rest, common, options)
+    return _tcp(base, rest, common, options)
 
 
 def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Address:
@@ -204,14 +207,14 @@ def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> A
     return Address(_maker(UnixDomainSocketConnection, unix), where, lambda error: "")
 
 
-def _tcp(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Address:
+def _tcp(scheme: str, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Address:
     login, _, place = rest.rpartition("@")
     host, port = _host_and_port(place.partition("/")[0], _REDIS_PORT)
     db = _database(place.partition("/")[2], options["db"])
-    return _address_maker(tls, common | _login(login, options), options)(host, port, db)
+    return _address_maker(scheme, common | _login(login, options), options)(host, port, db)
 
 
-def _cluster(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Nodes:
+def _cluster(scheme: str, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Nodes:
     login, _, servers = rest.rpartition("@")
     hosts, _, db = servers.partition("/")
     if options["db"] or db not in ("", "0"):
@@ -220,12 +223,12 @@ def _cluster(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str,
             "it out; for a second store, set option 'prefix'"
         )
     places = _places(hosts, _REDIS_PORT)
-    address_of = _address_maker(tls, common | _login(login, options), options)
+    address_of = _address_maker(scheme, common | _login(login, options), options)
     where = f"the Redis Cluster at {', '.join(_shown(*place) for place in places)},"
     return Nodes(places, address_of, where, address_of(*places[0]).hint)
 
 
-def _monitor(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Monitor:
+def _monitor(scheme: str, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Monitor:
     login, _, servers = rest.rpartition("@")
     hosts, _, path = servers.partition("/")
     name, _, database = path.partition("/")
@@ -235,8 +238,8 @@ def _monitor(tls: bool, rest: str, common: dict[str, Any], options: Mapping[str,
     db = _database(database, options["db"])
     places = _places(hosts, _SENTINEL_PORT)
     own_login = {"username": options["sentinel_username"], "password": options["sentinel_password"]}
-    sentinel_of = _address_maker(tls, common | own_login, options)
-    address_of = _address_maker(tls, common | _login(login, options), options)
+    sentinel_of = _address_maker(scheme, common | own_login, options)
+    address_of = _address_maker(scheme, common | _login(login, options), options)
     sentinels = tuple(sentinel_of(*place) for place in places)
     shown = ", ".join(_shown(*place) for place in places)
     where = f"the primary {name!r} of the Sentinels at {shown}, database {db},"
@@ -247,17 +250,18 @@ def _places(hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
     return tuple(dict.fromkeys(_host_and_port(host, default_port) for host in hosts.split(",")))
 
 
-def _address_maker(tls: bool, common: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[..., Address]:
+def _address_maker(scheme: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[..., Address]:
     """Return a function that returns the address of a host, a port and a database, 0 if it is not given."""
     # With keepalive the system notices a dead peer, and a firewall sees that the connection is in use.
     tcp = {**common, "socket_keepalive": True, "socket_keepalive_options": keepalive_options()}
-    kind, tls_options = (SSLConnection, _tls(options)) if tls else (Connection, {})
+    is_tls = scheme.startswith("rediss")
+    kind, tls_options = (SSLConnection, _tls(options)) if is_tls else (Connection, {})
     wait_s = min(options["connect_timeout_s"], options["timeout_s"])
 
     def address_of(host: str, port: int, db: int = 0) -> Address:
         where = f"the Redis server at {_shown(host, port)}, database {db},"
         make = _maker(kind, {**tcp, **tls_options, "host": host, "port": port, "db": db})
-        return Address(make, where, lambda error: hint(error, host, port, tls, wait_s))
+        return Address(make, where, lambda error: hint(error, host, port, scheme, wait_s))
 
     return address_of
 

@@ -91,6 +91,11 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
         )
     if "DB index" in text:
         return ConfigError(f"{where} cannot be used: the server has no such database")
+    if "in cluster mode" in text:
+        return ConfigError(
+            f"{where} is a node of a Redis Cluster, which has database 0 only; start the url with redis+cluster:// "
+            "(TLS: rediss+cluster://), without a database"
+        )
     code = code_of(error)
     for known, _, kind, message in _REFUSALS:
         if known == code:

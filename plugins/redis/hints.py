@@ -42,19 +42,29 @@ _SENTINEL_PORT: Final = 26379
 _MAX_PROBE_S: Final = 2.0
 
 
-def hint(error: Exception, host: str, port: int, tls: bool, wait_s: float) -> str:
-    """Return what may be wrong with the server's address after the first connection failed; "" if unknown."""
-    if port == _SENTINEL_PORT:
+def hint(error: Exception, host: str, port: int, scheme: str, wait_s: float) -> str:
+    """Return what may be wrong with the server's address after the first connection failed; "" if unknown.
+
+    `scheme` is that of the url, in the spelling of redis.
+    """
+    base, _, topology = scheme.partition("+")
+    is_sentinel = topology == "sentinel"
+    if port == _SENTINEL_PORT and not is_sentinel:
         return f". Port {port} is the port of a Sentinel, which stores nothing: {SENTINEL_HINT}"
     if "unknown command 'SELECT'" in str(error):
         return f". A Sentinel has no databases and stores nothing: {SENTINEL_HINT}"
     if isinstance(error, driver.ResponseError | driver.AuthenticationError) or "refused" in str(error):
         return ""
     wait_s = min(wait_s, _MAX_PROBE_S)
-    if tls and _answers_without_tls(host, port, wait_s):
-        return ". It answers without TLS: start the url with redis:// (or valkey://)"
-    if not tls and _answers_with_tls(host, port, wait_s):
-        return ". It answers with TLS: start the url with rediss:// (or valkeys://)"
+    suffix = f"+{topology}" if topology else ""
+    if base == "rediss" and _answers_without_tls(host, port, wait_s):
+        return f". It answers without TLS: start the url with redis{suffix}:// (or valkey{suffix}://)"
+    if base == "redis" and _answers_with_tls(host, port, wait_s):
+        return f". It answers with TLS: start the url with rediss{suffix}:// (or valkeys{suffix}://)"
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return ". It answers without TLS, and not as a Redis server does: correct the host and the port"
+    if "losed by server" in str(error):
+        return ". Something accepts connections there and closes them: another kind of server, or a proxy without INFO"
     return ""
 
 

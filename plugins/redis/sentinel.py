@@ -112,7 +112,7 @@ class SentinelServers(Servers):
         self._sentinels = Sentinels(monitor, pools)
         self._address_of = monitor.address_of
         self._replicas: dict[tuple[str, int], Pool] = {}
-        address = Address(self._sentinels.connection, monitor.where, lambda error: "")
+        address = Address(self._sentinels.connection, monitor.where, monitor.sentinels[0].hint)
         route: Route = settings.pool(address, "standalone")
         if settings.reads_replicas:
             route = ReplicatedRoute(route, Replicas(self._list_replicas))

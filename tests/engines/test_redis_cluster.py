@@ -20,7 +20,7 @@ import redis
 import hutch
 from hutch.testing.conformance.interrupt_jobs import open_files
 from tests.cli_calls import hutch_
-from tests.engines.test_redis import ALLOWED
+from tests.engines.test_redis import ALLOWED, use_everything
 from tests.redis_cluster import SLOTS, RedisCluster, ask, executor
 from tests.servers import RedisServer, wait_until
 
@@ -215,17 +215,7 @@ def test_the_rights_on_the_page_are_enough_on_a_cluster(redis_cluster: RedisClus
         ask(server, "ACL", "SETUSER", prefix, "on", ">secret", f"~{prefix}:*", *rights)
     try:
         with connect(redis_cluster.url, username=prefix, password="secret", prefix=prefix) as store:
-            with store.open("core") as core:
-                core.update(a=1, b=2)
-                core.set("c", 3, ttl_s=1000)
-                assert core.modify("a", lambda n: n + 1) == 2
-                assert core.increment("b") == 3
-                assert list(core) == ["a", "b", "c"]
-                with core.transaction() as tx:
-                    tx["a"] = 5
-                del core["a"]
-            assert store.namespaces() == ["core"]
-            store.drop("core")
+            use_everything(store)
     finally:
         for server in redis_cluster.servers:
             ask(server, "ACL", "DELUSER", prefix)

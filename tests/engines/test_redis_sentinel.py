@@ -6,12 +6,13 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hutch
-from tests.engines.test_redis import ALLOWED
+from tests.engines.test_redis import ALLOWED, use_everything
 from tests.redis_cluster import ask
 from tests.redis_sentinels import NAME, Sentinel, Sentinels
 from tests.servers import RedisServer, wait_until
@@ -118,16 +119,21 @@ def test_a_server_in_place_of_a_sentinel_is_refused(sentinels: Sentinels) -> Non
 
 
 def test_the_sentinels_have_a_login_of_their_own(sentinels: Sentinels, prefix: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "redis-failover.md").read_text(encoding="utf-8")
+    assert "`+ping +sentinel|get-master-addr-by-name`. On the servers, `+role`" in page
     for sentinel in sentinels.sentinels:
         rights = ["+ping", "+sentinel|get-master-addr-by-name"]
         ask(sentinel, "ACL", "SETUSER", prefix, "on", ">secret", *rights)
     server = sentinels.primary()
-    ask(server, "ACL", "SETUSER", prefix, "on", ">other secret", f"~{prefix}:*", *(f"+{name}" for name in ALLOWED))
+    rights = [f"+{name}" for name in (*ALLOWED, "role")]
+    ask(server, "ACL", "SETUSER", prefix, "on", ">other secret", f"~{prefix}:*", *rights)
     logins: dict[str, Any] = {"username": prefix, "password": "other secret", "prefix": prefix}
     try:
         with connect(sentinels.url, **logins, sentinel_username=prefix, sentinel_password="secret") as store:
+            use_everything(store)
+        ask(server, "ACL", "SETUSER", prefix, "-role")  # not required
+        with connect(sentinels.url, **logins, sentinel_username=prefix, sentinel_password="secret") as store:
             store["core"]["a"] = 1
-            assert store["core"]["a"] == 1
         with pytest.raises(hutch.StorageUnavailableError, match="refuses the login") as caught:
             connect(sentinels.url, **logins, sentinel_username=prefix, sentinel_password="wrong secret")
         assert "secret" not in str(caught.value)
