@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -114,11 +115,17 @@ def test_the_command_without_its_extra_says_in_one_line_what_to_install(
     assert len(result.stderr.splitlines()) == 1, result.stderr
 
 
-def test_the_redis_engine_works_once_its_extra_is_installed(
-    installed: Path, redis_server: RedisServer, tmp_path: Path
+@pytest.mark.parametrize(
+    "driver", [("redis==5.1.0",), ("redis>=5.1", "hiredis>=3.1")], ids=["oldest, without hiredis", "as the extra says"]
+)
+def test_the_redis_engine_works_with_the_drivers_of_its_extra(
+    installed: Path, redis_server: RedisServer, tmp_path: Path, driver: tuple[str, ...]
 ) -> None:
     # After the tests above, which need an environment without the driver.
-    run(*UV, "pip", "install", "--quiet", "--python", installed, "redis>=5.1", "hiredis>=3.1")
+    run(*UV, "pip", "install", "--quiet", "--upgrade", "--python", installed, *driver)
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["redis"]
+    assert driver[0].replace("==5.1.0", ">=5.1") == extra[0]
+    assert len(driver) == 1 or list(driver) == extra
     url = f"redis={redis_server.url}?prefix={tmp_path.name}"
     result = run(installed, "-W", "error", "-c", ROUND_TRIP, url, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

@@ -11,9 +11,10 @@ from redis import exceptions as driver
 
 from hutch import ConfigError
 
+from .adapter import Connection
 from .errors import code_of
 from .hints import SENTINEL_HINT
-from .protocol import Command, Connection, packed
+from .protocol import Command, packed
 
 _QUERIES: Final[tuple[Command, ...]] = (
     ("INFO", "server"),

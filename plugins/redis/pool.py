@@ -22,8 +22,9 @@ from hutch.fork import ForkSafeLock, WeakRefs, run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock, Ticket, wake_up
 
+from .adapter import SOCKET, Connection, connection_of, socket_of
 from .errors import has_moved
-from .protocol import PING, CallFailedError, Connection, close_socket, connection_of
+from .protocol import PING, CallFailedError, close_socket
 
 T = TypeVar("T")
 
@@ -208,8 +209,8 @@ class Pool:
         try:
             connecting.connect()
         except BaseException as error:
-            if connecting._sock is not None:
-                close_socket(connecting._sock)
+            if (opened := socket_of(connecting)) is not None:
+                close_socket(opened)
             _close_unassigned(error)
             # Python's idna codec and the driver wrap a signal handler's exception in their own.
             _raise_handler_error(error)
@@ -217,11 +218,16 @@ class Pool:
             if isinstance(error, driver.RedisError | ValueError):
                 raise CallFailedError(error, sent=False) from error
             raise
-        connected = connecting._sock
+        # Without a call: a signal handler may raise after one, before the socket has an owner.
+        attributes = connecting.__dict__
+        connected = attributes[SOCKET] if SOCKET in attributes else None  # noqa: SIM401 - `get` is a call
         try:
             connection = connection_of(connecting)
         except BaseException:
-            socket.SocketType.close(connected)
+            if connected is not None:
+                socket.SocketType.close(connected)
+            else:
+                connecting.disconnect()
             raise
         try:
             # Detect a full, loading or foreign server before the first command is sent.

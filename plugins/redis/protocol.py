@@ -337,6 +337,11 @@ PING = packed([(b"PING",)])
 _forks = 0
 
 
+def forks() -> int:
+    """Return the number of forks between the first process and this one."""
+    return _forks
+
+
 def _after_fork_in_child() -> None:
     global _forks  # noqa: PLW0603
     _forks += 1

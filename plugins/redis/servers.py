@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 from redis import exceptions as driver
 
+from .adapter import Connection
 from .address import Address
 from .greeting import greet
 from .pool import Pool
-from .protocol import Command, Connection
+from .protocol import Command
 from .scripts import PARTS
 from .server import Route, Server, Wait, server_figures
 

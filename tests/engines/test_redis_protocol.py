@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -108,7 +109,27 @@ def test_requests_are_the_same_bytes_and_large_arguments_are_not_copied(
     assert [piece is large for piece in with_hiredis] == [piece is large for piece in without] == [False, True, False]
 
 
-def test_every_verb_works_with_and_without_it(redis_server: RedisServer, prefix: str, parser: str) -> None:
+@pytest.fixture(params=["hiredis", "without", "the driver's public methods"])
+def way(request: pytest.FixtureRequest, protocol: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Speak to servers in each way; return the class of connections."""
+    adapter = sys.modules[protocol.__name__.replace(".protocol", ".adapter")]
+    if request.param == "the driver's public methods":
+        monkeypatch.setattr(adapter, "socket_of", lambda connected: None)
+        return adapter.DriverConnection
+    if request.param == "without":
+        monkeypatch.setattr(protocol, "_hiredis", None)
+        monkeypatch.setattr(protocol, "_pack", None)
+        return protocol.Connection
+    return protocol.HiredisConnection
+
+
+def connection_in(store: hutch.Store) -> Any:
+    plugin: Any = store._factory
+    (connection,) = plugin.server._pool._idle
+    return connection
+
+
+def test_every_verb_works_each_way(redis_server: RedisServer, prefix: str, way: Any) -> None:
     value = {"text": "v" * 100_000, "number": 1}
     with hutch.connect(f"{redis_server.url}?prefix={prefix}") as store, store.open("core") as core:
         core["a"] = value
@@ -122,3 +143,38 @@ def test_every_verb_works_with_and_without_it(redis_server: RedisServer, prefix:
         with core.transaction() as tx:
             tx["k003"] += 1
         assert (core["k003"], len(core), "k002" in core) == (4, 500, False)
+        assert type(connection_in(store)) is way
+
+
+def test_each_way_survives_a_restart_and_a_time_out(way: Any) -> None:
+    with RedisServer(appendonly=True) as server:
+        config = {"url": server.url, "timeout_s": 0.5, "retry_s": 30}
+        with hutch.connect({"STORAGE": "redis", "STORAGE_CONFIG": config}) as store, store.open("core") as core:
+            core["n"] = 1
+            server.stop()
+            server.start()
+            assert core.modify("n", lambda n: n + 1) == 2  # not sent over a connection that has ended
+            server.stall()
+            with pytest.raises(hutch.StorageTimeoutError):
+                core["n"]
+            server.resume()
+            core["m"] = 5
+            assert (core["n"], core["m"]) == (2, 5)
+            assert type(connection_in(store)) is way
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_way_a_child_leaves_the_connection_to_its_parent(redis_server: RedisServer, prefix: str, way: Any) -> None:
+    with hutch.connect(f"{redis_server.url}?prefix={prefix}") as store, store.open("core") as core:
+        core["n"] = 1
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                core["child"] = 2
+                status = int(core["n"] != 1)
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (core["n"], core["child"]) == (1, 2)
