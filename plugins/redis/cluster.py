@@ -20,12 +20,13 @@ from hutch import ConfigError
 from hutch.handlers import raised_by_handler
 
 from .address import Address, Nodes
+from .batches import read_together
 from .errors import store_error
 from .greeting import WRONG_MODE
 from .pool import Pool
 from .protocol import CallFailedError, Command, packed
 from .replicas import ReplicaReader, Replicas
-from .server import Server, server_figures
+from .server import Server, Wait, server_figures
 from .servers import INDEX, Servers, Settings, ShardName
 
 Place = tuple[str, int]
@@ -239,8 +240,10 @@ class ClusterServers(Servers):
         self._index = Server(route, nodes.where, settings.options["retry_s"], nodes.hint)
 
     def of(self, namespace: str) -> Server:
-        add: Command = (b"SADD", self.settings.index, namespace.encode())
-        return self._marked(namespace, None, lambda: self._index.exchange([add], changes=True))
+        return self._listed(namespace, self.settings.wait)
+
+    def home(self, namespace: str) -> Server:
+        return self._listed(namespace, None)
 
     def at(self, namespace: str, shard: int | None = None) -> Server:
         return self._server(self.route(namespace, shard))
@@ -251,10 +254,24 @@ class ClusterServers(Servers):
         return values, order, self.settings.key(namespace, INDEX, shard).encode(), deadlines
 
     def ask_each(self, commands: Sequence[tuple[ShardName, Command]]) -> list[Any]:
-        return [self.at(*name).exchange([command])[0] for name, command in commands]
+        answers = read_together(self, dict(commands))
+        for name, command in commands:
+            if name not in answers:
+                (answers[name],) = self.at(*name).exchange([command])
+        return [answers[name] for name, _ in commands]
+
+    def _listed(self, namespace: str, wait: Wait | None) -> Server:
+        add: Command = (b"SADD", self.settings.index, namespace.encode())
+        return self._marked(namespace, None, lambda: self._index.exchange([add], changes=True), wait)
+
+    def node(self, name: ShardName) -> Pool:
+        return self._cluster.primary(self._slot(*name))
 
     def route(self, namespace: str, shard: int | None = None) -> Slot:
-        return Slot(self._cluster, slot_of(self.settings.key(namespace, INDEX, shard)))
+        return Slot(self._cluster, self._slot(namespace, shard))
+
+    def _slot(self, namespace: str, shard: int | None) -> int:
+        return slot_of(self.settings.key(namespace, INDEX, shard))
 
     def primaries(self) -> Mapping[str, Server]:
         self.main.call("PING")

@@ -66,7 +66,7 @@ def _scan(server: Server, prefix: str) -> set[ShardName]:
 def _verify_shards(
     plugin: RedisPlugin, namespace: str, shards: list[int], count: int | None, repair: bool
 ) -> Iterator[Finding]:
-    home = plugin.servers.of(namespace)
+    home = plugin.servers.home(namespace)
     if count is None:
         # The keys do not tell how many shards there were, the config does.
         count = plugin.shards

@@ -90,19 +90,28 @@ class Servers:
         """Return the server that has `namespace`, or one of its shards, for calls that do not create it."""
         return self.main
 
+    def home(self, namespace: str) -> Server:
+        """Return the server that has the number of shards of `namespace`. Its writes do not wait for replicas."""
+        return Server(self.route(namespace), self.where, self.settings.options["retry_s"], self._hint)
+
     def without_retries(self, namespace: str) -> Server:
         """Return the server that has `namespace`, for a call that may fail."""
         return Server(self.route(namespace), self.where, 0, self._hint)
 
-    def of_shard(self, namespace: str, shard: int, enlist: Callable[[], object]) -> Server:
+    def of_shard(self, namespace: str, shard: int, enlist: Callable[[], object]) -> MarkedServer:
         """Return the server that has a shard of `namespace`, for one handle; see `MarkedServer`."""
-        return self._marked(namespace, shard, enlist)
+        return self._marked(namespace, shard, enlist, self.settings.wait)
 
     def script_keys(self, namespace: str, shard: int | None = None) -> tuple[bytes, ...]:
         """Return the KEYS of a script for `namespace`, or for one of its shards, all of which one node has."""
         values, order, deadlines = (self.settings.key(namespace, part, shard).encode() for part in PARTS)
         index = self.settings.index if shard is None else self.settings.key(namespace, INDEX, shard)
         return values, order, index.encode(), deadlines
+
+    def confirm(self, acknowledged: Any) -> None:
+        """Raise NotReplicatedError unless `acknowledged`, the answer to a wait for replicas, counts enough of them."""
+        if self.settings.wait is not None:
+            self.settings.wait.confirm(acknowledged, self.where)
 
     def ask_each(self, commands: Sequence[tuple[ShardName, Command]]) -> list[Any]:
         """Return the answers to commands that read, each of them of one shard."""
@@ -125,6 +134,10 @@ class Servers:
         """Whether a server has ever been reached."""
         return self._route.was_connected
 
+    def node(self, name: ShardName) -> Route:
+        """Return the way to the node that has a shard now. Raises CallFailedError if no node can be asked."""
+        return self._route
+
     def route(self, namespace: str, shard: int | None = None) -> Route:
         """Return the way to the server that has `namespace`, or one of its shards."""
         return self._route
@@ -132,10 +145,11 @@ class Servers:
     def _server(self, route: Route) -> Server:
         return Server(route, self.where, self.settings.options["retry_s"], self._hint, self.settings.wait)
 
-    def _marked(self, namespace: str, shard: int | None, enlist: Callable[[], object]) -> MarkedServer:
-        retry_s, wait = self.settings.options["retry_s"], self.settings.wait
-        marker = self.script_keys(namespace, shard)[2]
-        return MarkedServer(self.route(namespace, shard), self.where, retry_s, self._hint, wait, enlist, marker)
+    def _marked(
+        self, namespace: str, shard: int | None, enlist: Callable[[], object], wait: Wait | None
+    ) -> MarkedServer:
+        route, marker = self.route(namespace, shard), self.script_keys(namespace, shard)[2]
+        return MarkedServer(route, self.where, self.settings.options["retry_s"], self._hint, wait, enlist, marker)
 
 
 class MarkedServer(Server):
@@ -154,7 +168,8 @@ class MarkedServer(Server):
         """Set up the server; it calls `enlist` before its first write, and after a write that found no marker."""
         super().__init__(route, where, retry_s, hint, wait)
         self._enlist = enlist
-        self._exists: Command = (b"EXISTS", marker)
+        #: A command that goes out before each write.
+        self.exists: Command = (b"EXISTS", marker)
         # Whether this handle has called `enlist`.
         self._is_listed = False
 
@@ -163,19 +178,30 @@ class MarkedServer(Server):
     ) -> list[Any]:
         if not changes:
             return super().exchange(commands, changes, again)
-        if not self._is_listed:
-            self._list()
+        self.announce()
         try:
-            was_written, *answers = super().exchange([self._exists, *commands], changes, again, reads=1)
+            existed, *answers = super().exchange([self.exists, *commands], changes, again, reads=1)
         except driver.NoScriptError:
             raise
         except BaseException:
-            # What the write found is unknown.
-            self._is_listed = False
+            self.forget()
             raise
-        if was_written != 1:
-            self._list()
+        self.written(existed)
         return answers
+
+    def announce(self) -> None:
+        """Announce the data before the first write."""
+        if not self._is_listed:
+            self._list()
+
+    def written(self, existed: Any) -> None:
+        """Announce the data again after a write for which the marker did not exist; `existed` answers `exists`."""
+        if existed != 1:
+            self._list()
+
+    def forget(self) -> None:
+        """Have the next write announce the data, after a write of which it is unknown what it found."""
+        self._is_listed = False
 
     def _list(self) -> None:
         self._enlist()

@@ -17,17 +17,20 @@ from hutch.codec.frame import crc32
 from hutch.handlers import raised_by_handler
 from hutch.limits import explain_failure, validate_key, validate_keys
 
+from .batches import Write, read_together, write_together
 from .protocol import Command
-from .scripts import PARTS, Script
+from .scripts import COUNT, DELETE, PARTS, WRITE, WRITE_UNTIL, Script
 from .server import Server
 from .transactions import validate_size
 
 if TYPE_CHECKING:
-    from .servers import ShardName
+    from .servers import MarkedServer, ShardName
     from .storage import RedisPlugin, RedisStorage
 
 #: The part of a namespace with the number of its shards: a hash with one field of the same name.
 SHARDS: Final = "shards"
+# Keys per command of a batch. A larger part of a shard is sent on its own, in several commands.
+_BATCH: Final = 100_000
 # KEYS: those of a script for the namespace, then the number of shards. ARGV: namespace, number. Stores the number if
 # none is stored, and returns the stored one; 1 if the namespace has values and no shards.
 _CLAIM: Final = Script(
@@ -60,7 +63,10 @@ class ShardedStorage(EncodedStorage):
         self._count = count
         self._open_shard = open_shard
         self._shards: list[RedisStorage] | None = None
-        self._home = plugin.servers.of(namespace)
+        self._servers: list[MarkedServer] = []
+        # Without waiting for replicas: a number that a fail-over lost is stored again by the next handle that writes.
+        self._home = plugin.servers.home(namespace)
+        self._reads_replicas = plugin.servers.settings.reads_replicas
         self._scope = (plugin.where, plugin.prefix, namespace)
 
     @property
@@ -77,7 +83,8 @@ class ShardedStorage(EncodedStorage):
         def enlist() -> None:  # without self, which has the shards
             _compare(plugin, namespace, claim(plugin, home, namespace, count), count)
 
-        return [self._open_shard(plugin.servers.of_shard(namespace, i, enlist), i) for i in range(count)]
+        self._servers = [plugin.servers.of_shard(namespace, i, enlist) for i in range(count)]
+        return [self._open_shard(server, i) for i, server in enumerate(self._servers)]
 
     def of(self, key: str) -> RedisStorage:
         """Return the shard of `key`."""
@@ -95,10 +102,12 @@ class ShardedStorage(EncodedStorage):
         return shard.get(key)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        if not self._reads_replicas:
+            return super().get_many(keys)
         names = validate_keys(dict.fromkeys(keys))
         values: dict[str, Any] = {}
-        for shard, those in self._grouped(names):
-            values |= shard.get_many(those)
+        for i, part in self._grouped(names):
+            values |= self.shards[i].get_many(part)
         return {key: values[key] for key in names if key in values}
 
     def now_ms(self) -> int:
@@ -111,7 +120,9 @@ class ShardedStorage(EncodedStorage):
         return self.of(key).delete(key)
 
     def len(self) -> int:
-        return sum(shard.len() for shard in self.shards)
+        together = () if self._reads_replicas else range(len(self.shards))
+        answers = self._read({i: COUNT.by_name(self._keys(i), ()) for i in together})
+        return sum(int(answers[i]) if i in answers else shard.len() for i, shard in enumerate(self.shards))
 
     def keys(self) -> Iterator[str]:
         return self.key_range(None, None, False)
@@ -124,26 +135,32 @@ class ShardedStorage(EncodedStorage):
         return self.of(key).exists(key)
 
     def read_many(self, keys: list[str]) -> dict[str, bytes]:
+        parts = self._grouped(keys)
+        answers = self._read(
+            {i: (b"HMGET", self._keys(i)[0], *map(str.encode, names)) for i, names in parts if len(names) <= _BATCH}
+        )
         values: dict[str, bytes] = {}
-        for shard, names in self._grouped(keys):
-            values |= shard.read_many(names)
+        for i, names in parts:
+            if i in answers:
+                values |= {key: data for key, data in zip(names, answers[i], strict=True) if data is not None}
+            else:
+                values |= self.shards[i].read_many(names)
         return {key: values[key] for key in keys if key in values}
 
     def write_many(self, items: Mapping[str, bytes]) -> None:
-        self._validate_size(items)
-        for shard, keys in self._grouped(items):
-            shard.write_many({key: items[key] for key in keys})
+        self._write(WRITE, items, lambda shard, part: shard.write_many(part))
 
     def write_until(self, key: str, data: bytes, deadline_ms: int) -> None:
         self.of(key).write_until(key, data, deadline_ms)
 
     def write_many_until(self, items: Mapping[str, bytes], deadlines_ms: Mapping[str, int]) -> None:
-        self._validate_size(items)
-        for shard, keys in self._grouped(items):
-            shard.write_many_until({key: items[key] for key in keys}, deadlines_ms)
+        self._write(WRITE_UNTIL, items, lambda shard, part: shard.write_many_until(part, deadlines_ms))
 
     def delete_many(self, keys: list[str]) -> int:
-        return sum(shard.delete_many(names) for shard, names in self._grouped(keys))
+        parts = dict(self._grouped(keys))
+        encoded = {i: [key.encode() for key in names] for i, names in parts.items()}
+        # Not sent again: after a lost answer, a second attempt would count fewer keys.
+        return sum(self._send(DELETE, encoded, lambda i: self.shards[i].delete_many(parts[i]), again=False))
 
     def read_chunks(
         self, start: str | None, stop: str | None, reverse: bool
@@ -187,12 +204,43 @@ class ShardedStorage(EncodedStorage):
     def lock_scope(self) -> Hashable:
         return self._scope
 
-    def _grouped(self, keys: Iterable[str]) -> list[tuple[RedisStorage, list[str]]]:
-        """Return the shards of `keys`, each with its keys, in the order of the shards."""
+    def _keys(self, shard: int) -> tuple[bytes, ...]:
+        return self._redis.servers.script_keys(self.namespace, shard)
+
+    def _grouped(self, keys: Iterable[str]) -> list[tuple[int, list[str]]]:
+        """Return the numbers of the shards of `keys`, each with its keys, in order."""
         groups: dict[int, list[str]] = {}
+        count = len(self.shards)
         for key in keys:
-            groups.setdefault(shard_of(key.encode(), self._count), []).append(key)
-        return [(self.shards[number], groups[number]) for number in sorted(groups)]
+            groups.setdefault(shard_of(key.encode(), count), []).append(key)
+        return sorted(groups.items())
+
+    def _read(self, commands: Mapping[int, Command]) -> dict[int, Any]:
+        """Return the answers of the shards to commands, without those that must be asked on their own."""
+        answers = read_together(self._redis.servers, {(self.namespace, i): one for i, one in commands.items()})
+        return {i: answers[self.namespace, i] for i in commands if (self.namespace, i) in answers}
+
+    def _write(
+        self, script: Script, items: Mapping[str, bytes], alone: Callable[[RedisStorage, dict[str, bytes]], None]
+    ) -> None:
+        """Write `items`; `alone` writes the part of a shard on its own."""
+        self._validate_size(items)
+        parts = dict(self._grouped(items))
+        pairs = {i: [one for key in names for one in (key.encode(), items[key])] for i, names in parts.items()}
+        self._send(script, pairs, lambda i: alone(self.shards[i], {key: items[key] for key in parts[i]}), again=True)
+
+    def _send(
+        self, script: Script, arguments: Mapping[int, list[bytes]], alone: Callable[[int], Any], again: bool
+    ) -> list[Any]:
+        """Return the answers of a script that writes in several shards; `alone` writes in one, given its number."""
+        name = self.namespace.encode()
+        writes: dict[ShardName, Write | None] = {
+            (self.namespace, i): Write(self._servers[i], script.in_full(self._keys(i), (name, *one)))
+            if len(one) <= 2 * _BATCH
+            else None
+            for i, one in arguments.items()
+        }
+        return write_together(self._redis.servers, writes, again, lambda shard: alone(shard[1] or 0))
 
     def _validate_size(self, items: Mapping[str, bytes]) -> None:
         # The whole batch, so that nothing is written if one of the shards would refuse its part.

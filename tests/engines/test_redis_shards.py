@@ -6,6 +6,7 @@ The promises that all engines share are in the conformance kit, which runs with 
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -352,6 +353,57 @@ def test_batches_reach_the_keys_of_all_shards(store: hutch.Store) -> None:
             core["\ud800"]
 
 
+def test_a_batch_is_one_request_per_server(redis_server: RedisServer, server: Any, prefix: str) -> None:
+    def requests(use: Callable[[], object]) -> int:
+        before = int(server.info("stats")["total_reads_processed"])
+        use()
+        return int(server.info("stats")["total_reads_processed"]) - before - 1
+
+    items = {f"k{i}": i for i in range(64)}
+    with connect(redis_server.url, prefix, 16) as store, store.open("core") as core:
+        core.update(items)
+        assert len(core) == 64
+        # The server reads a request in parts of 16 KiB.
+        assert requests(lambda: core.get_many(items)) == 1
+        assert requests(lambda: len(core)) == 1
+        assert requests(lambda: core.update(items)) < 8
+        assert requests(lambda: core.remove_many(items)) < 8
+        assert len(core) == 0
+
+
+def test_a_batch_survives_a_lost_connection(redis_server: RedisServer, server: Any, prefix: str) -> None:
+    items = {f"k{i}": i for i in range(40)}
+    with connect(redis_server.url, prefix) as store, store.open("core") as core:
+        uses: list[Callable[[], object]] = [
+            lambda: core.update(items),
+            lambda: core.get_many(items),
+            lambda: len(core),
+            lambda: core.remove_many([*items][:20]),
+        ]
+        for use, expected in zip(uses, (None, items, 40, 20), strict=True):
+            server.client_kill_filter(_type="normal", skipme=True)
+            assert use() == expected
+    with RedisServer() as own, connect(own.url, prefix, retry_s=0) as store, store.open("core") as core:
+        core.update(items)
+        own.kill()
+        for use in (lambda: core.update(items), lambda: core.get_many(items), lambda: core.remove_many(items)):
+            with pytest.raises(hutch.StorageUnavailableError):
+                use()
+        own.start()
+        core.update(items)
+        assert core.remove_many(items) == 40
+
+
+def test_a_part_of_many_keys_is_sent_in_several_commands(store: hutch.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[type(store.factory).__module__.rpartition(".")[0] + ".shards"], "_BATCH", 3)
+    items = {f"k{i}": i for i in range(40)}
+    with store.open("core") as core:
+        core.update(items)
+        assert core.get_many(items) == items
+        core.set_many(items, ttl_s=1000)
+        assert core.remove_many(items) == 40
+
+
 def test_values_expire_in_every_shard(store: hutch.Store, server: Any, prefix: str) -> None:
     with store.open("core") as core:
         core.set("stays", 1, ttl_s=1000)
@@ -503,3 +555,31 @@ def test_shards_follow_their_slots_while_these_move(redis_cluster: RedisCluster,
             assert len(core) == 0
         finally:
             redis_cluster.move_slot(slot, source)
+
+
+def test_a_batch_waits_for_the_replicas_of_each_node(redis_cluster: RedisCluster, prefix: str) -> None:
+    items = {f"k{i}": i for i in range(64)}
+    with connect(redis_cluster.url, prefix, 16, wait_replicas=1, wait_ms=9000) as store, store.open("core") as core:
+        assert "replicated" in store.capabilities
+        core.update(items)
+        assert core.remove_many(["k1", "k2", "missing"]) == 2
+    with connect(redis_cluster.url, prefix, 16, wait_replicas=2, wait_ms=50) as store, store.open("core") as core:
+        with pytest.raises(hutch.NotReplicatedError, match="written, not replicated"):
+            core.update(items)
+        assert dict(core) == dict(sorted(items.items()))
+        with pytest.raises(hutch.NotReplicatedError):
+            core.remove_many(items)
+        assert dict(core) == {}
+
+
+def test_reads_from_replicas_reach_every_shard(redis_cluster: RedisCluster, prefix: str) -> None:
+    items = {f"k{i}": i for i in range(64)}
+    with connect(redis_cluster.url, prefix, 16, wait_replicas=1, wait_ms=9000) as store, store.open("core") as core:
+        core.update(items)
+    with connect(redis_cluster.url, prefix, 16, read_from="replicas") as store, store.open("core") as core:
+        assert core.get_many(items) == items
+        assert core["k1"] == 1
+        assert len(core) == 64
+        assert dict(core) == dict(sorted(items.items()))
+        assert core.modify("k1", lambda n: n + 1) == 2
+        assert core.remove_many(items) == 64
