@@ -32,6 +32,13 @@ MAX_READERS = 1024
 _LOCK_FILE_BYTES = _LOCK_HEADER_BYTES + _READER_BYTES * (MAX_READERS - 1)
 _LONGEST_KEY_BYTES = 1024 + 4
 _MAGIC = Struct("=I").pack(0xBEEFC0DE)
+# Appended to the name of the folder: os.path.join takes as long as the call that reads the status of a file.
+_DATA, _LOCK = f"{os.sep}data.mdb", f"{os.sep}lock.mdb"
+
+
+def data_file(place: str) -> str:
+    """Return the path of data.mdb in the folder `place`."""
+    return place + _DATA
 
 
 def library_version(data_format: int) -> str:
@@ -56,7 +63,8 @@ def reason_to_read_pages(folder: Path, readonly: bool) -> str | None:
     It needs permission to write to both files. With `readonly`, a missing lock file is not created either. Raises
     StorageUnavailableError for anything but a regular file under the name of one of them.
     """
-    data, lock = (os.path.join(folder, name) for name in ("data.mdb", "lock.mdb"))  # noqa: PTH118 - twice as fast
+    place = str(folder)
+    data, lock = place + _DATA, place + _LOCK
     has_lock = _has_file(lock)
     if not _has_file(data):
         return None
@@ -115,7 +123,7 @@ def prepare_lock_file(folder: Path, maps: list[mmap.mmap]) -> None:
     map only while this process does not have the folder open: closing a descriptor drops the process's locks on the
     file. Raises OSError, and StorageUnavailableError if the file is not regular or was not written by LMDB.
     """
-    lock = os.path.join(folder, "lock.mdb")  # noqa: PTH118 - twice as fast
+    lock = str(folder) + _LOCK
     with suppress(FileNotFoundError), open_existing(lock) as file:
         status = os.fstat(file.fileno())
         if status.st_size:
@@ -184,16 +192,13 @@ def lmdb_name(path: Path) -> str:
 
 def identities(place: str) -> Files | None:
     """Return the identities of the two files at `place`, without following links; None unless both exist."""
-    both = []
     try:
-        for name in ("data.mdb", "lock.mdb"):
-            status = os.lstat(os.path.join(place, name))  # noqa: PTH118 - twice as fast as Path.lstat
-            both.append((status.st_dev, status.st_ino))
+        data, lock = os.lstat(place + _DATA), os.lstat(place + _LOCK)
     except OSError as error:
         if raised_by_handler(error):
             raise
         return None
-    return both[0], both[1]
+    return (data.st_dev, data.st_ino), (lock.st_dev, lock.st_ino)
 
 
 def validate_files(folder: Path, env: lmdb.Environment, before: Files | None) -> Files | None:
@@ -202,7 +207,8 @@ def validate_files(folder: Path, env: lmdb.Environment, before: Files | None) ->
     Reading past the end of a truncated file is a SIGBUS. `before` holds the identities of the files, then regular ones,
     just before they were opened; None if one was missing.
     """
-    files = identities(str(folder))
+    place = str(folder)
+    files = identities(place)
     if before is None:
         validate_regular_file(folder / "lock.mdb")
     elif before != files:
@@ -212,7 +218,7 @@ def validate_files(folder: Path, env: lmdb.Environment, before: Files | None) ->
     if env.max_key_size() < _LONGEST_KEY_BYTES:
         raise CorruptValueError(f"{folder / 'data.mdb'} is in LMDB's old format (0.9): it was not written by hutch")
     expected_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    size = os.stat(os.path.join(folder, "data.mdb")).st_size  # noqa: PTH116, PTH118 - twice as fast
+    size = os.stat(place + _DATA).st_size  # noqa: PTH116 - twice as fast
     if size < expected_bytes and _is_truncated(env, folder / "data.mdb"):
         raise CorruptValueError(
             f"{folder / 'data.mdb'} was truncated: it has {size:,} bytes, its own header says {expected_bytes:,}. "

@@ -30,6 +30,7 @@ from .files import (
     FORMAT,
     MAX_READERS,
     Files,
+    data_file,
     identities,
     lmdb_name,
     make_store,
@@ -165,7 +166,7 @@ class OpenFiles:
     def exists(self) -> bool:
         """Return whether data.mdb exists. Raises StorageUnavailableError for anything but a regular file."""
         try:
-            status = validate_regular_file(os.path.join(self._place, "data.mdb"))  # noqa: PTH118 - twice as fast
+            status = validate_regular_file(data_file(self._place))
         except OSError as error:
             self._raise(error, "opening")
         return status is not None and status.st_size > 0
