@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hutch import Commit, ConfigError, Option, StoragePluginBase, StorageUnavailableError, deadlines
+from hutch import ConfigError, Option, StoragePluginBase, StorageUnavailableError, deadlines
 from hutch.filesystem import is_missing, total_bytes
 from hutch.fork import WeakRefs
 
-from .commits import apply
 from .copying import backup, vacuum
 from .database import Database, leave_all
 from .deadlines import LIVE_NAMES, NAMES, time_bytes
@@ -25,7 +24,7 @@ from .statements import REMOVE_ALL
 from .storage import SqliteStorage
 
 if TYPE_CHECKING:
-    from hutch import Finding
+    from hutch import Commit, Finding
 
     from .database import Settings
     from .pinned import SqliteSnapshot
@@ -135,6 +134,8 @@ class SqlitePlugin(StoragePluginBase):
             database.change(REMOVE_ALL, (number,))
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
+        from .commits import apply
+
         return apply(self._shared(), commits)
 
     def snapshot(self) -> SqliteSnapshot:

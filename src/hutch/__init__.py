@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .codec.codec import Codec
     from .codec.registry import register_type
     from .config import StoreConfig
-    from .contract import MISSING, Commit, KeyRange, StorageBase, StoragePluginBase
+    from .contract import MISSING, StorageBase, StoragePluginBase
+    from .contract.commit import Commit, KeyRange
     from .discovery.discovery import Discovery
     from .discovery.factory import find_plugins, load_plugin
     from .encoded import EncodedStorage
@@ -103,7 +104,8 @@ __all__ = [
 
 # Modules imported on first use of a name, so that `import hutch` is fast. Names not listed here are in `errors`.
 _HOME = {
-    "contract": ("MISSING", "Commit", "KeyRange", "StorageBase", "StoragePluginBase"),
+    "contract": ("MISSING", "StorageBase", "StoragePluginBase"),
+    "contract.commit": ("Commit", "KeyRange"),
     "finding": ("Finding",),
     "codec.codec": ("Codec",),
     "codec.registry": ("register_type",),

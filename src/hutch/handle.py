@@ -15,7 +15,7 @@ from .namespace import StoreMixin
 from .views import V
 
 if TYPE_CHECKING:
-    from .contract import Commit
+    from .contract.commit import Commit
     from .store import Store
     from .transactions import NamespaceTransaction
 

@@ -13,7 +13,7 @@ from .fork import ForkSafeLock
 from .keylocks import refuse_nested_write, swapping
 
 if TYPE_CHECKING:
-    from .contract import Commit
+    from .contract.commit import Commit
     from .snapshots import Snapshot
     from .transactions import Transaction
 

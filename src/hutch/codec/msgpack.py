@@ -19,7 +19,6 @@ from . import frame
 from .codec import Codec
 from .ext_types import OPTIONS, decode_ext, encode_ext, pack, per_thread
 from .frame import crc32
-from .walk import tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
@@ -173,7 +172,7 @@ class MsgpackFrameCodec(frame.FrameCodec):
             if marker in packed:
                 for value in compress(values, map(contains, pieces, repeat(marker))):
                     if not _is_plain(value):
-                        tag_exactly(value)
+                        _tag(value)
         checksums = struct.pack(f"<{len(pieces)}I", *map(crc32, pieces, key_crcs))
         return list(map(add, pieces, struct.unpack("4s" * len(pieces), checksums)))
 
@@ -224,6 +223,8 @@ def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> 
 def _tag(value: object) -> Any:
     """Return ``tag_exactly(value)``. Raises ValueTypeError whatever the reason for refusing the value."""
     try:
+        from .walk import tag_exactly  # most values need none of it
+
         return tag_exactly(value)
     except ValueTypeError:
         raise

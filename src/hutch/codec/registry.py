@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, TypeVar, overload
 from uuid import UUID
 
 from ..errors import CorruptValueError, ValueTypeError, a_or_an
@@ -16,13 +16,13 @@ T = TypeVar("T")
 _MISSING: Any = object()
 
 
-class Registration(NamedTuple):
+class Registration:
     """The stored name of a class, and the functions that write (`encode`) and read (`decode`) its instances."""
 
-    cls: type
-    name: str
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
+    __slots__ = ("cls", "decode", "encode", "name")
+
+    def __init__(self, cls: type, name: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> None:
+        self.cls, self.name, self.encode, self.decode = cls, name, encode, decode
 
 
 # The encoder handles these types before it looks for a registration, which would be ignored, or used inconsistently.

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 from ..codec.codec import Codec
 from ..errors import CapabilityError, StoreMissingError
 from ..options import Option, read_options
-from .storage import Commit, StorageBase
+from .storage import StorageBase
 
 if TYPE_CHECKING:
     from ..finding import Finding
+    from .commit import Commit
 
 
 class SnapshotView(Protocol):

@@ -16,14 +16,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from ..deadlines import no_ttl, validate_ttl
 from ..errors import CapabilityError, ConflictError
 from ..handlers import is_missing
 from ..keylocks import WAIT_S, run_compare_and_write
 from ..limits import PLAIN_TYPES, add_number, check_result
-from .equality import is_same
+
+if TYPE_CHECKING:
+    from .commit import KeyRange
 
 
 class Missing(enum.Enum):
@@ -42,26 +44,6 @@ MISSING: Final = Missing.MISSING
 _MODIFY_PATIENCE_S = 60.0
 _FIRST_BACKOFF_S = 0.0002
 _LONGEST_BACKOFF_S = 0.05
-
-
-class KeyRange(NamedTuple):
-    """The keys that a transaction found in a range: exactly `keys` lie in ``start <= key < stop``."""
-
-    #: A bound of None is open. A bound need not be a valid key.
-    start: str | None
-    stop: str | None
-    keys: Sequence[str]
-
-
-class Commit(NamedTuple):
-    """What a transaction does to one namespace."""
-
-    #: The new frame of each key; None removes it.
-    changes: Mapping[str, bytes | None]
-    #: The frame that each key must still have; None: the key must be missing.
-    expected: Mapping[str, bytes | None]
-    #: The ranges that must still hold the same keys.
-    ranges: Sequence[KeyRange] = ()
 
 
 class StorageBase(ABC):
@@ -218,6 +200,8 @@ class StorageBase(ABC):
             if not is_missing(error, key):
                 raise
             current = MISSING
+        from .equality import is_same
+
         if not is_same(current, token):
             return False
         if value is not MISSING:
@@ -232,6 +216,8 @@ class StorageBase(ABC):
         MISSING as `expected` means "only if the key is missing"; as `value`, "remove the key". The value expires after
         `ttl_s` seconds; an earlier deadline does not stay.
         """
+        from .equality import is_same
+
         has_ttl = "ttl" in self.capabilities
         if ttl_s is not None and validate_ttl(ttl_s) != math.inf and not has_ttl:
             raise no_ttl()

@@ -49,9 +49,12 @@ def as_storage(storage: Any, plugin: str, namespace: str) -> StorageBase:
     """
     if isinstance(storage, StorageBase):
         if "ttl" in storage.capabilities:
-            from ..encoded.frame_deadlines import with_deadlines
+            from ..encoded import EncodedStorage
 
-            return with_deadlines(storage)
+            if isinstance(storage, EncodedStorage) and type(storage).reclaim is EncodedStorage.reclaim:
+                from ..encoded.frame_deadlines import FrameDeadlines
+
+                return FrameDeadlines(storage)
         return storage
     missing = [verb for verb in _VERBS if not callable(getattr(storage, verb, None))]
     if not missing and not isinstance(storage, type):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 from ..codec.codec import Codec
 from ..contract import StoragePluginBase
@@ -286,13 +286,11 @@ def _is_codec(value: object) -> bool:
     return issubclass(type(value), type) and issubclass(value, Codec) and not value.__abstractmethods__  # type: ignore[arg-type, attr-defined]
 
 
-class _Wanted(NamedTuple):
+class _Wanted:
     """What a plugin must define, in words for messages and as a test."""
 
-    noun: str
-    plural: str
-    rule: str
-    accepts: Callable[[object], bool]
+    def __init__(self, noun: str, plural: str, rule: str, accepts: Callable[[object], bool]) -> None:
+        self.noun, self.plural, self.rule, self.accepts = noun, plural, rule, accepts
 
 
 _FACTORY = _Wanted(

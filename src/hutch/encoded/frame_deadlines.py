@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from ..codec.frame import is_expired
-from ..contract import KeyRange, StorageBase
+from ..contract.commit import KeyRange
 from .storage import EncodedStorage
 
 # How often `len` counts until no write comes in between.
@@ -124,10 +124,3 @@ class FrameDeadlines(EncodedStorage):
                 now_ms = self.now_ms() if now_ms is None else now_ms
                 if is_expired(data, now_ms, self.key_crc_of(key)):
                     yield key, data
-
-
-def with_deadlines(storage: StorageBase) -> StorageBase:
-    """Return `storage`, in a `FrameDeadlines` if it holds bytes and does not keep an index of deadlines."""
-    if isinstance(storage, EncodedStorage) and type(storage).reclaim is EncodedStorage.reclaim:
-        return FrameDeadlines(storage)
-    return storage

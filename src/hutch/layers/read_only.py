@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..contract import KeyRange, StorageBase
+from ..contract import StorageBase
+from ..contract.commit import KeyRange
 from ..errors import CapabilityError
 from ..verbs import Kind
 from .layer import Layer, compile_verb

@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, overload
 
-from ..contract import Commit, StorageBase
+from ..contract import StorageBase
+from ..contract.commit import Commit
 from ..errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
 from ..fork import run_in_child
 from ..handlers import runs_in_handler

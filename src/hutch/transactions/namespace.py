@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NoReturn
 
 from ..codec.frame import set_deadline
-from ..contract import Commit, KeyRange, StorageBase
+from ..contract import StorageBase
+from ..contract.commit import Commit, KeyRange
 from ..deadlines import DEADLINE, deadline_of, is_expired
 from ..encoded import EncodedStorage
 from ..encoded.storage import key_bounds
