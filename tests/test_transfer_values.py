@@ -77,6 +77,7 @@ def test_values_that_a_plugin_changes_are_copied_and_dumped_as_they_are_read_and
         with source.open("core") as core:
             core["k"] = "abc"
             assert core["k"] == "abc"
+            assert not {"atomic-store", "snapshot"} & (source.capabilities | core.capabilities)
         out = io.BytesIO()
         transfer.dump(source, out)
         assert [json.loads(line)["value"] for line in out.getvalue().splitlines()[1:-1]] == ["abc"]

@@ -73,6 +73,12 @@ class Namespace(StoreMixin[V]):
             )
         return NamespaceTransaction(_Source(self), str(self.namespace), owner)
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The capabilities that the engine has beyond the six verbs. Raises StoreNotOpenError while closed."""
+        declared = super().capabilities
+        return declared if self._owner is None else declared - self._owner._refused_capabilities
+
     def _close_storage(self) -> bool:
         if self._is_shared:
             return True

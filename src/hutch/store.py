@@ -64,11 +64,6 @@ class Store(SharedHandles, StoreTransactions):
         """The plugin's factory (stage 1), for the other rooms of the package."""
         return self._factory
 
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """The capabilities that the engine declares beyond the six verbs."""
-        return frozenset(getattr(self._factory, "capabilities", ()))
-
     @overload
     def open(self, namespace: str) -> Namespace: ...
     @overload

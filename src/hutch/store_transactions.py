@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The verb of a factory that makes each capability of a store.
+_STORE_VERBS = {"snapshot": "snapshot", "atomic-store": "apply"}
+
 
 class StoreTransactions:
     """The part of a `hutch.Store` that makes transactions over its namespaces, open or not."""
@@ -60,12 +63,12 @@ class StoreTransactions:
 
         self._must_be_open()
         take = getattr(self._factory, "snapshot", None)
-        if "snapshot" not in self.capabilities or take is None:
+        if "snapshot" not in self._declared or take is None:
             raise CapabilityError(
                 f"the {self.name} engine has no snapshots (it lacks the capability `snapshot`). Choose an engine that "
                 "declares it, or copy the namespace: dict(namespace) reads it item by item while others write"
             )
-        if not _opens_what_snapshot_reads(type(self._factory)):
+        if "snapshot" not in self.capabilities:
             raise CapabilityError(
                 f"the {self.name} engine has no snapshots: its class overrides `open` and inherits `snapshot`, which "
                 "would read below that `open`. Override `snapshot` in the plugin too, or remove `snapshot` from its "
@@ -87,6 +90,13 @@ class StoreTransactions:
 
     def _source(self) -> StoreSource:
         self._must_be_open()
+        if "atomic-store" in self._declared - self.capabilities:
+            raise CapabilityError(
+                f"the {self.name} engine has no transaction over several namespaces, although it declares "
+                "`atomic-store`: its class has no `apply`, or overrides `open` and inherits `apply`, which would write "
+                "below that `open`; nothing was written. Override `apply` in the plugin too, or remove `atomic-store` "
+                "from its capabilities"
+            )
         if "atomic-store" not in self.capabilities:
             raise CapabilityError(
                 f"the {self.name} engine cannot change several namespaces in one step (it lacks the capability "
@@ -130,7 +140,21 @@ class StoreTransactions:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        raise NotImplementedError
+        """The capabilities that the engine has beyond the six verbs: what it declares, without what would be refused.
+
+        A plugin that changes what an engine's `open` returns, and inherits its `snapshot` or `apply`, has neither.
+        """
+        return self._declared - self._refused_capabilities
+
+    @property
+    def _declared(self) -> frozenset[str]:
+        return frozenset(getattr(self._factory, "capabilities", ()))
+
+    @property
+    def _refused_capabilities(self) -> frozenset[str]:
+        """The capabilities that the engine may declare, and does not have."""
+        kind = type(self._factory)
+        return frozenset(capability for capability, verb in _STORE_VERBS.items() if not _fits_open(kind, verb))
 
     def _layered(self) -> Any:
         raise NotImplementedError
@@ -139,10 +163,10 @@ class StoreTransactions:
         raise NotImplementedError
 
 
-def _opens_what_snapshot_reads(kind: type[Any]) -> bool:
-    """Return whether the factory class `kind` has the `open` that its `snapshot` was written for."""
-    definer: Any = next((one for one in kind.__mro__ if "snapshot" in vars(one)), None)
-    if definer is None:  # another object answers for it, as with __getattr__
+def _fits_open(kind: type[Any], verb: str) -> bool:
+    """Return whether the factory class `kind` has a `verb`, and the `open` for which that was written."""
+    definer: Any = next((one for one in kind.__mro__ if verb in vars(one)), StoragePluginBase)
+    if definer is StoragePluginBase:  # or another object answers for it, as with __getattr__
         return False
     return getattr(definer, "open", None) in (None, StoragePluginBase.open, getattr(kind, "open", None))
 

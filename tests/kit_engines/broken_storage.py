@@ -21,6 +21,7 @@ from hutch import (
     StoragePluginBase,
     StorageUnavailableError,
     StoreAlreadyOpenError,
+    deadlines,
 )
 from hutch.codec.frame import deadline_of, is_expired, set_deadline
 
@@ -49,12 +50,32 @@ class BrokenPlugin(StoragePluginBase):
         applied: bool = self._storage.apply_all(self, commits)
         return applied
 
+    def snapshot(self) -> View:
+        return View(self, self._storage, {name: dict(items) for name, items in self.namespaces_.items()})
+
     def _claims(self) -> frozenset[str]:
         claims: frozenset[str] = getattr(self._storage, "claims", frozenset())
         return claims
 
     def namespaces(self) -> list[str]:
         return [name for name, items in list(self.namespaces_.items()) if items]
+
+
+class View:
+    """A copy of all namespaces."""
+
+    def __init__(self, plugin: BrokenPlugin, storage: type[Any], copies: dict[str, dict[str, Any]]) -> None:
+        self._plugin, self._storage, self._copies = plugin, storage, copies
+        self.now_ms = deadlines.now_ms()
+
+    def open(self, namespace: str) -> Any:
+        return self._storage(self._plugin, namespace, self._copies.get(namespace, {}))
+
+    def namespaces(self) -> list[str]:
+        return [name for name, items in self._copies.items() if items]
+
+    def close(self) -> None:
+        self._copies = {}
 
 
 class Sound(EncodedStorage):
@@ -94,6 +115,12 @@ class Sound(EncodedStorage):
     @property
     def lock_scope(self) -> Hashable:
         return id(self.items_)
+
+
+class ClaimsTransactions(Sound):
+    """Declares `atomic-store`, and its storages have no `apply`."""
+
+    claims = frozenset({"atomic-store"})
 
 
 class Commits(Sound):

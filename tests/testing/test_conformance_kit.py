@@ -97,6 +97,7 @@ FAULTS = {
     "TearsCommits": "Where atomic-store is declared: a reader that saw one change of a commit",
     "DoesNotCheckReaders": "Where atomic-store is declared: reads that do not belong to one moment",
     "SeesNoPhantom": "Where atomic-store and snapshot are declared: what was scanned may not gain",
+    "ClaimsTransactions": "snapshot, atomic-store and ttl work where they are declared",
     "ReclaimsTheLiving": "expire(limit) reclaims at most",
 }
 

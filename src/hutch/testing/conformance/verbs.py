@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -121,11 +122,29 @@ class Verbs(Promises):
             one.set("m", 4)
             assert sorted(one.keys()) == ["k", "l", "m"]
 
+    def test_what_capabilities_list_works_and_the_rest_is_refused(self, store: hutch.Store) -> None:
+        """snapshot, atomic-store and ttl work where they are declared; elsewhere each call is a CapabilityError."""
+        calls: dict[str, Callable[[hutch.Namespace], object]] = {
+            "snapshot": lambda ns: _read_in_snapshot(store),
+            "atomic-store": lambda ns: store.transact(lambda tx: tx["core"].set("k", 2)),
+            "ttl": lambda ns: ns.set("k", 3, ttl_s=10_000),
+        }
+        with store.open("core") as ns:
+            ns["k"] = 1
+            for capability, call in calls.items():
+                if capability in store.capabilities:
+                    call(ns)
+                else:
+                    before = ns["k"]
+                    with pytest.raises(hutch.CapabilityError, match=capability):
+                        call(ns)
+                    assert ns["k"] == before
+
     def test_the_engine_declares_the_same_known_capabilities_everywhere(self, store: hutch.Store) -> None:
         """Factory, storage and handle declare the same known capabilities; atomic-modify has exactly one reach."""
         with store.open("core") as ns:
             declared = ns.capabilities
-        assert declared == store.capabilities
+        assert declared == store.capabilities == frozenset(getattr(store.factory, "capabilities", ()))
         assert declared <= KNOWN_CAPABILITIES
         reach = {name for name in declared if name.startswith("atomic-modify:")}
         assert len(reach) == ("atomic-modify" in declared)
@@ -133,3 +152,8 @@ class Verbs(Promises):
             assert reach & {"atomic-modify:host", "atomic-modify:cluster"}, (
                 "several processes can be kept from losing each other's updates only by the engine itself"
             )
+
+
+def _read_in_snapshot(store: hutch.Store) -> None:
+    with store.snapshot() as view:
+        assert view["core"]["k"] == 1
