@@ -18,8 +18,8 @@ from tests.redis_sentinels import NAME, Sentinels
 from tests.servers import RedisServer, wait_until
 
 DOCS = Path(__file__).parents[2] / "docs"
-# The commands that read one namespace.
-READS = {"hget", "hmget", "eval", "evalsha"}
+# The commands that read one namespace. A new connection runs a script of its own, by EVAL.
+READS = frozenset({"hget", "hmget", "evalsha"})
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def is_listed(sentinel: RedisServer) -> bool:
     return (replica[b"flags"], replica[b"master-link-status"]) == (b"slave", b"ok")
 
 
-def counted(server: RedisServer) -> dict[str, int]:
-    """Return how often the server has run each command that reads."""
+def counted(server: RedisServer, commands: frozenset[str] = READS) -> dict[str, int]:
+    """Return how often the server has run each of `commands`."""
     with closing(redis.Redis(server.host, server.port)) as client:
         stats = client.info("commandstats")
     names = {name: name.removeprefix("cmdstat_") for name in stats}
-    return {short: stats[name]["calls"] for name, short in names.items() if short in READS}
+    return {short: stats[name]["calls"] for name, short in names.items() if short in commands}
 
 
 def reset(*servers: RedisServer) -> None:
@@ -138,7 +138,7 @@ def test_what_writes_reads_from_the_primary(group: Any, prefix: str) -> None:
             reset(primary, replica)
             change(core)
             assert counted(replica) == {}, verb
-            assert sum(counted(primary).values()) > 0, verb
+            assert sum(counted(primary, READS | {"eval"}).values()) > 0, verb
         assert (len(core), core["n"]) == (1, 1)
 
 
