@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from hutch import Finding
 
 from .scripts import INDEXED, LISTED, NAMES, PARTS
-from .shards import claim, numbers_of, shard_of
+from .shards import SHARDS, claim, numbers_of, shard_of
 
 if TYPE_CHECKING:
     from .server import Server
@@ -74,7 +74,8 @@ def _verify_shards(
         yield Finding("orphan", "its shards have data, but their number is not stored", namespace, None, repaired)
     else:
         is_listed = plugin.server.call("SISMEMBER", plugin.index, namespace.encode())
-        if shards and not (is_listed and home.call("EXISTS", plugin.key(namespace, PARTS[0]))):
+        stored = home.call("EXISTS", plugin.key(namespace, PARTS[0]), plugin.key(namespace, SHARDS))
+        if shards and not (is_listed and stored == 2):
             repaired = repair and claim(plugin, home, namespace, count) == count
             yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repaired)
     for shard in shards:

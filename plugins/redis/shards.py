@@ -19,7 +19,7 @@ from hutch.limits import explain_failure, validate_key, validate_keys
 
 from .batches import Write, read_together, write_together
 from .protocol import Command
-from .scripts import COUNT, DELETE, PARTS, WRITE, WRITE_UNTIL, Script
+from .scripts import COUNT, DELETE, WRITE, WRITE_UNTIL, Script
 from .server import Server
 from .transactions import validate_size
 
@@ -31,15 +31,22 @@ if TYPE_CHECKING:
 SHARDS: Final = "shards"
 # Keys per command of a batch. A larger part of a shard is sent on its own, in several commands.
 _BATCH: Final = 100_000
-# KEYS: those of a script for the namespace, then the number of shards. ARGV: namespace, number. Stores the number if
-# none is stored, and returns the stored one; 1 if the namespace has values and no shards.
+# KEYS: those of a script for the namespace, then the number of shards. ARGV: namespace, number or ''. Stores the number
+# if none is stored and one is given; returns the stored one, 1 if the namespace has values and no shards. The set in
+# the place of the values has the number too: a server that evicts keys may lose one of the two.
 _CLAIM: Final = Script(
     "redis.call('SCARD', KEYS[3])",
     "local stored = redis.call('HGET', KEYS[5], 'shards')",
-    "if not stored and redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then return '1' end",
-    "redis.call('SADD', KEYS[1], 'shards')",
-    "redis.call('SADD', KEYS[3], ARGV[1])",
-    "if not stored then redis.call('HSET', KEYS[5], 'shards', ARGV[2]) end",
+    "if not stored and redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then",
+    "  local set = redis.pcall('SSCAN', KEYS[1], 0)",
+    "  stored = not set.err and set[2][1]",
+    "  if not stored then return '1' end",
+    "end",
+    "if ARGV[2] ~= '' then",
+    "  redis.call('SADD', KEYS[1], stored or ARGV[2])",
+    "  redis.call('SADD', KEYS[3], ARGV[1])",
+    "  redis.call('HSET', KEYS[5], 'shards', stored or ARGV[2])",
+    "end",
     "return stored or ARGV[2]",
 )
 # KEYS and ARGV: those of _CLAIM. Forgets the number of shards, whose data must be gone.
@@ -184,7 +191,8 @@ class ShardedStorage(EncodedStorage):
         keys = _home_keys(self._redis, self.namespace)
         self._home.run(_FORGET, keys, (self.namespace.encode(),), changes=True)
         # A handle of another process may have written between the two steps. Its number was forgotten with the rest.
-        if any(shard.len() for shard in self.shards):
+        left = self._read({i: (b"EXISTS", self._keys(i)[0]) for i in range(len(self.shards))})
+        if len(left) < len(self.shards) or any(left.values()):
             claim(self._redis, self._home, self.namespace, self._count)
 
     def compare_and_write(self, key: str, old: bytes | None, new: bytes | None) -> bool:
@@ -260,13 +268,10 @@ def shard_of(key: bytes, count: int) -> int:
 
 
 def validate_number(plugin: RedisPlugin, namespace: str, count: int) -> None:
-    """Raise ConfigError if `namespace` was made with another number of shards than `count`, which is above 1."""
-    values = (plugin.key(namespace, part).encode() for part in PARTS)
-    stored, parts = plugin.servers.of(namespace).exchange([_look(plugin, namespace), (b"EXISTS", *values)])
-    if stored is not None:
+    """Raise ConfigError if `namespace` was made with another number of shards than `count`."""
+    stored = plugin.servers.home(namespace).run(_CLAIM, _home_keys(plugin, namespace), (namespace.encode(), ""))
+    if stored:
         _compare(plugin, namespace, _number(plugin, namespace, stored), count)
-    elif parts:
-        _compare(plugin, namespace, 1, count)
 
 
 def refuse_shards(plugin: RedisPlugin, namespace: str) -> None:
@@ -275,7 +280,8 @@ def refuse_shards(plugin: RedisPlugin, namespace: str) -> None:
     Does nothing if the server cannot be asked now: later calls cannot use what takes the place of the values.
     """
     try:
-        stored = plugin.servers.without_retries(namespace).call(*_look(plugin, namespace))
+        server = plugin.servers.without_retries(namespace)
+        stored = server.call(b"HGET", plugin.key(namespace, SHARDS).encode(), SHARDS.encode())
     except (StorageUnavailableError, StorageTimeoutError) as error:
         if raised_by_handler(error):
             raise
@@ -286,10 +292,13 @@ def refuse_shards(plugin: RedisPlugin, namespace: str) -> None:
 
 def numbers_of(plugin: RedisPlugin, namespaces: Sequence[str]) -> dict[str, int]:
     """Return the number of shards of those of `namespaces` that have shards."""
-    names: list[ShardName] = [(namespace, None) for namespace in namespaces]
-    looks = [(name, _look(plugin, name[0])) for name in names]
+    looks: list[tuple[ShardName, Command]] = [
+        ((namespace, None), _CLAIM.in_full(_home_keys(plugin, namespace), (namespace.encode(), "")))
+        for namespace in namespaces
+    ]
     answers = zip(namespaces, plugin.servers.ask_each(looks), strict=True)
-    return {namespace: _number(plugin, namespace, stored) for namespace, stored in answers if stored is not None}
+    numbers = {namespace: _number(plugin, namespace, stored) for namespace, stored in answers if stored}
+    return {namespace: number for namespace, number in numbers.items() if number > 1}
 
 
 def merged_pages(
@@ -339,17 +348,8 @@ class _Head:
         return zip(keys[:count], values[:count], strict=True)
 
 
-def _look(plugin: RedisPlugin, namespace: str) -> Command:
-    """Return the command that reads the number of shards."""
-    return (b"HGET", _number_key(plugin, namespace), SHARDS.encode())
-
-
-def _number_key(plugin: RedisPlugin, namespace: str) -> bytes:
-    return plugin.key(namespace, SHARDS).encode()
-
-
 def _home_keys(plugin: RedisPlugin, namespace: str) -> tuple[bytes, ...]:
-    return *plugin.servers.script_keys(namespace), _number_key(plugin, namespace)
+    return *plugin.servers.script_keys(namespace), plugin.key(namespace, SHARDS).encode()
 
 
 def _number(plugin: RedisPlugin, namespace: str, stored: bytes) -> int:

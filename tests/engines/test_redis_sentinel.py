@@ -40,6 +40,19 @@ def test_the_primary_is_found_by_its_name(sentinels: Sentinels, prefix: str) -> 
         assert store["other"]["b"] == 2
 
 
+def test_a_namespace_may_have_shards(sentinels: Sentinels, prefix: str) -> None:
+    with connect(sentinels.url, prefix=prefix, shards=4) as store, store.open("core") as core:
+        core.update({f"k{i}": i for i in range(40)})
+        assert core.get_many(["k1", "k2"]) == {"k1": 1, "k2": 2}
+        assert len(core) == len(list(core.items())) == core.remove_many(core) == 40
+    with connect(sentinels.url, prefix=prefix) as store, pytest.raises(hutch.ConfigError, match="shards=4"):
+        store.open("core")
+    with connect(sentinels.url, prefix=prefix, shards=4, read_from="replicas") as store, store.open("core") as core:
+        core["a"] = 1
+        core.update(b=2, c=3)
+        assert core.remove_many(["a", "b", "c"]) == 3
+
+
 def test_one_live_sentinel_is_enough(sentinels: Sentinels, prefix: str) -> None:
     dead = RedisServer()
     dead.close()

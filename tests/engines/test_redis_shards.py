@@ -5,11 +5,14 @@ The promises that all engines share are in the conformance kit, which runs with 
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 from zlib import crc32
@@ -19,8 +22,9 @@ import redis
 
 import hutch
 from hutch.transfer import copy
+from tests.engines.test_redis import ALLOWED
 from tests.redis_cluster import RedisCluster, ask
-from tests.servers import RedisServer
+from tests.servers import RedisServer, wait_until
 
 SHARDS = 4
 
@@ -211,6 +215,57 @@ def test_a_foreign_number_is_an_error(redis_server: RedisServer, server: Any, pr
             pytest.raises(hutch.CorruptValueError, match="is not a number; something other than hutch wrote it"),
         ):
             store.open("core")
+
+
+def test_writes_during_a_drop_are_lost_as_a_whole_or_stay_in_a_valid_namespace(
+    store: hutch.Store, redis_server: RedisServer, prefix: str
+) -> None:
+    acknowledged = 0
+    dropped = threading.Event()
+
+    def write() -> None:
+        nonlocal acknowledged
+        with connect(redis_server.url, prefix) as other, other.open("core") as core:
+            while not dropped.is_set():
+                core[f"k{acknowledged % 40}"] = acknowledged
+                acknowledged += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            for _ in range(40):
+                store.drop("core")
+                seen = acknowledged
+                wait_until(functools.partial(lambda seen: acknowledged > seen + 1 or writer.done(), seen))
+        finally:
+            dropped.set()
+        writer.result()
+    assert store.namespaces() == ["core"]
+    assert list(store.verify()) == []
+    assert store["core"][f"k{(acknowledged - 1) % 40}"] == acknowledged - 1
+
+
+# --- rights ---
+
+
+def test_a_user_with_the_least_rights_can_use_shards(redis_server: RedisServer, server: Any, prefix: str) -> None:
+    rights = [f"+{name}" for name in ALLOWED]
+    server.execute_command("ACL", "SETUSER", prefix, "on", ">secret", f"~{prefix}:*", *rights)
+    try:
+        with connect(redis_server.url, prefix, username=prefix, password="secret") as store:
+            with store.open("core") as core:
+                core.update({f"k{i}": i for i in range(40)})
+                core.set("later", 1, ttl_s=1000)
+                assert core.get_many(["k1", "later"]) == {"k1": 1, "later": 1}
+                assert len(core) == len(list(core.items())) == len(list(core)) == 41
+                assert core.increment("k1") == 2
+                assert core.remove_many(["k1", "k2"]) == 2
+                core.expire()
+            assert store.stats()["keys"] == 39
+            store.drop("core")
+            assert store.namespaces() == []
+    finally:
+        server.execute_command("ACL", "DELUSER", prefix)
 
 
 # --- what is atomic ---
@@ -463,16 +518,29 @@ def test_a_lost_index_or_number_is_found_and_repaired(store: hutch.Store, server
     items = {f"k{i}": i for i in range(40)}
     with store.open("core") as core:
         core.update(items)
-    for lost in ("namespaces", "{core}:values", "{core}:shards"):
-        if lost == "{core}:shards":
-            server.delete(f"{prefix}:{{core}}:values")
-        server.delete(f"{prefix}:{lost}")
+    for lost in (["namespaces"], ["{core}:values"], ["{core}:shards"], ["{core}:values", "{core}:shards"]):
+        server.delete(*(f"{prefix}:{one}" for one in lost))
         (found,) = store.verify()
         assert (found.kind, found.namespace, found.repaired) == ("orphan", "core", False)
         assert [found.repaired for found in store.verify(repair=True)] == [True]
         assert list(store.verify()) == []
         with store.open("core") as core:
             assert dict(core) == dict(sorted(items.items()))
+
+
+@pytest.mark.parametrize("lost", ["values", "shards"])
+def test_the_number_is_stored_twice(
+    redis_server: RedisServer, server: Any, prefix: str, store: hutch.Store, lost: str
+) -> None:
+    store["core"]["a"] = 1
+    server.delete(f"{prefix}:{{core}}:{lost}")
+    with connect(redis_server.url, prefix, 8) as other, pytest.raises(hutch.ConfigError, match="made with shards=4"):
+        other.open("core")
+    with connect(redis_server.url, prefix) as other:
+        assert other.namespaces() == (["core"] if lost == "shards" else [])
+        other["core"]["b"] = 2
+        assert other.namespaces() == ["core"]
+        assert list(other.verify()) == []
 
 
 def test_a_lost_number_is_not_guessed(redis_server: RedisServer, server: Any, prefix: str) -> None:
