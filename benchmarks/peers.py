@@ -502,8 +502,8 @@ _PEERS = [
         _zict,
         KILLED,
         "hutch lmdb, relaxed",
-        f"{_NO_TYPES}; checksums; threads; a wild write of the process reaches the file, which it maps writable; "
-        "an iteration pins all old pages",
+        f"{_NO_TYPES}; checksums; threads; a wild write of the process reaches the file, which it maps writable "
+        "(`writemap`), and a full disk ends the process (SIGBUS); an iteration pins all old pages",
     ),
     Store(
         "rocksdict",
