@@ -243,7 +243,7 @@ class ShardedStorage(EncodedStorage):
         """Return the answers of a script that writes in several shards; `alone` writes in one, given its number."""
         name = self.namespace.encode()
         writes: dict[ShardName, Write | None] = {
-            (self.namespace, i): Write(self._servers[i], script.in_full(self._keys(i), (name, *one)))
+            (self.namespace, i): Write(self._servers[i], script.by_name(self._keys(i), (name, *one)))
             if len(one) <= 2 * _BATCH
             else None
             for i, one in arguments.items()
