@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 import time
 
 # Every wait is done here, because SQLite's own busy handler sleeps up to 100 ms between tries, so one of many writers
@@ -32,8 +32,10 @@ class BusyWait:
         now_s = time.monotonic()
         if now_s >= self._deadline_s:
             return False
-        # Jitter: two processes that collided should not collide again.
-        time.sleep(min(random.uniform(0, self._pause_s), self._deadline_s - now_s))  # noqa: S311
+        # Jitter: two processes that collided should not collide again. From the system, because the import of `random`
+        # takes a fiftieth of the first open.
+        jitter = os.urandom(1)[0] / 256
+        time.sleep(min(jitter * self._pause_s, self._deadline_s - now_s))
         waited_s = now_s - self._began_s
         if _IMPATIENT_AFTER_S < waited_s < _RESIGNED_AFTER_S:
             self._pause_s = _IMPATIENT_PAUSE_S
