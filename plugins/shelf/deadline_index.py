@@ -17,6 +17,9 @@ class DeadlineIndex:
         self._deadlines_ms = deadlines_ms
         self._in_order = sorted((deadline_ms, key) for key, deadline_ms in deadlines_ms.items())
 
+    def __bool__(self) -> bool:
+        return bool(self._deadlines_ms)
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._deadlines_ms
 

@@ -204,7 +204,9 @@ class ShelfPlugin(StoragePluginBase):
             return bool(shelf.read(self.wait_s, len))
         if not holds_data(place):
             return False
-        return not is_marked(self._folder.marker(namespace)) or holds_live_data(place, now_ms)
+        # Without a lock file, the marker may be lost too.
+        may_expire = is_marked(self._folder.marker(namespace)) or is_missing(self._folder.lock_path(namespace))
+        return not may_expire or holds_live_data(place, now_ms)
 
 
 def _stored_in(place: Place | None, where: str) -> Generator[tuple[str, bytes]]:

@@ -70,6 +70,9 @@ class ReadOnlyShelf(SharedShelf):
     def _empty(self) -> NoReturn:
         self._write(False, lambda: None, ())
 
+    def _lock_is_missing(self) -> bool:
+        return is_missing(self._folder.lock_path(self._namespace))
+
     def _must_be_in_place(self) -> None:
         """Do nothing: a reader cannot write to files that were moved."""
 
@@ -105,7 +108,8 @@ class ReadOnlyShelf(SharedShelf):
         with storage_errors(place.base):
             place.validate()
             state = _state_of(place)
-            self.expires = is_marked(self._folder.marker(self._namespace))
+            # Without a lock file, the marker may be lost too.
+            self.expires = is_marked(self._folder.marker(self._namespace)) or self._lock_is_missing()
             database = open_to_read(place)
         if database is None:
             raise CorruptValueError(

@@ -18,8 +18,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from hutch import ConflictError, StorageUnavailableError, StoreError
-from hutch.filesystem import validate_regular_file
+from hutch import ConflictError, CorruptValueError, StorageUnavailableError, StoreError
+from hutch.filesystem import is_missing, validate_regular_file
 from hutch.fork import ForkSafeLock, run_in_child
 from hutch.handlers import raised_by_handler
 from hutch.locks import FairLock
@@ -55,6 +55,8 @@ class SharedShelf:
         self._process_lock: ProcessLock | None = None
         #: Whether values may have deadlines; set when the files are opened.
         self.expires = False
+        # Whether hutch left no lock file here, so its marker files may be lost too; until the values have been read.
+        self._is_unknown = False
 
     def join(self, user: object) -> None:
         """Add `user`; the files stay open until it leaves or is collected."""
@@ -181,7 +183,7 @@ class SharedShelf:
         if database is None:
             return None
         self._must_be_in_place()
-        if has_deadlines:
+        if has_deadlines or self.expires:  # the marker may be lost
             with storage_errors(self._folder.own):
                 mark(self._folder.marker(self._namespace))
             self.expires = True
@@ -250,7 +252,9 @@ class SharedShelf:
         if place is None and old is None and not create:
             return None
         if self._process_lock is None:
-            self._process_lock = ProcessLock(self._folder.lock_path(self._namespace), self._namespace)
+            lock_path = self._folder.lock_path(self._namespace)
+            self._is_unknown = self._is_unknown or is_missing(lock_path)
+            self._process_lock = ProcessLock(lock_path, self._namespace)
         # Search again, now that no other process can create or move it.
         place = self._move_from_errbot3() or self._folder.find(self._namespace)
         if place is None and not create:
@@ -268,11 +272,26 @@ class SharedShelf:
             files = place.identities()
             self.expires = is_marked(self._folder.marker(self._namespace))
             database = open_database(place, scratch)
+            if self._is_unknown and not self.expires:
+                self._restore_marker(database)
         self._place, self._files, self._is_current = place, files, True
         self._opened = database
         # Write nothing if the files were replaced while they were opened.
         place.validate()
         return database
+
+    def _restore_marker(self, database: Database) -> None:
+        """Read all values, and mark the namespace if one has a deadline. Leaves a damaged database to its readers."""
+        try:
+            index = read_index(database)
+        except CorruptValueError as error:
+            if raised_by_handler(error):
+                raise
+            return
+        if index:
+            mark(self._folder.marker(self._namespace))
+            database.index, self.expires = index, True
+        self._is_unknown = False
 
     def _move_from_errbot3(self) -> Place | None:
         old = self._folder.errbot3_place(self._namespace)

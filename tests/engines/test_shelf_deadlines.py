@@ -165,9 +165,48 @@ def test_a_lost_marker_is_noticed_when_a_value_is_read(folder: Path, clock: Cloc
     with connect(folder) as store, store.open("core") as core:
         assert core.get("gone") is None
         assert len(core) == 1
-        core.touch("long", LONG_S)
-        assert core.expire() == 0  # the write of `touch` took it
+        core["plain"] = 1  # restores the marker
+        assert core.expire() == 0  # that write took the expired key
     assert len(markers(folder)) == 1
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_folder_without_hutch_s_own_files_has_its_deadlines_from_the_first_look(
+    folder: Path, clock: Clock, readonly: bool
+) -> None:
+    """As in a backup that skipped hidden folders: the values are the truth, and a writer restores the marker."""
+    with connect(folder) as store, store.open("core") as core, store.open("over") as over:
+        core.set("gone", 1, ttl_s=1)
+        core.set("long", 1, ttl_s=LONG_S)
+        over.set("gone", 1, ttl_s=1)
+    shutil.rmtree(folder / ".hutch-shelf")
+    clock.move(2)
+    with hutch.connect(f"shelf://{folder}{'?readonly=true' if readonly else ''}") as store:
+        assert store.namespaces() == ["core"]
+        with store.open("core") as core:
+            assert (len(core), list(core), "gone" in core, core.ttl_s("long")) == (1, ["long"], False, LONG_S - 2)
+    assert len(markers(folder)) == (not readonly)
+
+
+def test_a_shelf_that_hutch_meets_for_the_first_time_is_read_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errbot_writes(folder, dialect_of(folder), a="1", b="2")
+    scans: list[int] = []
+    with connect(folder) as store, store.open("other") as other:
+        shared: Any = sys.modules[type(other._store._shelf).__module__]  # type: ignore[attr-defined]
+    real = shared.read_index
+
+    def read_index(database: Any) -> Any:
+        scans.append(len(database))
+        return real(database)
+
+    monkeypatch.setattr(shared, "read_index", read_index)
+    for _ in range(3):
+        with connect(folder) as store, store.open("core") as core:
+            assert (len(core), "a" in core) == (2, True)
+    assert scans == [2]
+    assert markers(folder) == []
 
 
 # --- space ---
