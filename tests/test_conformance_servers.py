@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from hutch.testing import StorageSuite
 from hutch.testing.run import run_conformance
 from tests.redis_cluster import RedisCluster
 from tests.redis_sentinels import Sentinels
-from tests.servers import REDIS_SERVERS, RedisServer
+from tests.servers import REDIS_SERVERS, RedisServer, need_server
 
 TOPOLOGIES: dict[str, Callable[[str], AbstractContextManager[RedisServer | RedisCluster | Sentinels]]] = {
     "standalone": lambda name: RedisServer(name=name, appendonly=True),
@@ -104,3 +106,16 @@ def test_every_promise_is_kept_or_named_as_skipped(
     assert not details, "\n\n".join(details)
     assert outcomes["skipped"] == SKIPPED[topology]
     assert outcomes["passed"] == set(NAMES.values()) - SKIPPED[topology]
+
+
+def test_the_page_names_the_servers_that_are_tested() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "redis-servers.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[1].strip(): row for row in page.splitlines() if ", in CI |" in row}
+    for name in REDIS_SERVERS:
+        version = subprocess.check_output([need_server(name), "--version"], text=True).partition(" v=")[2].split()[0]
+        product, series = name.split("-")
+        assert version.startswith(f"{series}.")
+        cells = rows.pop(f"{product.capitalize()} {version}").split("|")[2:5]
+        for topology, cell in zip(("standalone", "sentinel", "cluster"), cells, strict=True):
+            assert ("in CI" in cell) == ((name, topology) in USUAL)
+    assert not rows

@@ -39,7 +39,8 @@ _READ_MAP: Final = packed([("CLUSTER", "SLOTS")])
 _FRESH_S: Final = 0.02
 # The longest use of a map to find replicas.
 _MAP_AGE_S: Final = 4.0
-_NO_CLUSTER: Final = "cluster support disabled"
+# Of Redis and Valkey, and of Dragonfly.
+_NO_CLUSTER: Final = ("cluster support disabled", "Cluster is disabled")
 
 
 def slot_of(key: str) -> int:
@@ -144,7 +145,7 @@ class Cluster:
         """Return the ranges of slots with their nodes, the primary first, as the node at `place` knows them."""
         (answer,) = self._pool(place).ask(_READ_MAP, 1, careful=True)
         if isinstance(answer, driver.ResponseError):
-            if _NO_CLUSTER in str(answer):
+            if any(text in str(answer) for text in _NO_CLUSTER):
                 raise ConfigError(f"{self.where} {WRONG_MODE['standalone']}")
             raise CallFailedError(answer, sent=False)
         if not answer:
