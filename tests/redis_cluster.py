@@ -18,7 +18,7 @@ SLOTS = 16384
 class RedisCluster(ServerGroup):
     """A running cluster: the primaries come first in `servers`, then their replicas in the same order.
 
-    `node_timeout_ms` decides how soon a replica takes over from a dead primary.
+    `node_timeout_ms` decides how soon a replica takes over from a dead primary; `options` are for each server.
     """
 
     def __init__(
@@ -29,9 +29,11 @@ class RedisCluster(ServerGroup):
         name: str = "redis-7.0",
         host: str = "127.0.0.1",
         certificates: Certificates | None = None,
+        options: tuple[str, ...] = (),
     ) -> None:
         super().__init__(certificates)
         options = (
+            *options,
             *self._tls_options,
             "cluster-enabled yes",
             f"cluster-node-timeout {node_timeout_ms}",
@@ -139,7 +141,8 @@ def ask(server: RedisServer, *command: Any) -> Any:
 @contextmanager
 def executor(server: RedisServer) -> Iterator[Any]:
     """Yield a function that sends commands to one node, over one connection."""
-    with closing(redis.Redis(server.host, server.port, single_connection_client=True)) as client:
+    # Not over TCP: a test may have broken the network.
+    with closing(redis.Redis(unix_socket_path=str(server.socket), single_connection_client=True)) as client:
         yield client.execute_command
 
 

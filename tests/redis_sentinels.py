@@ -23,24 +23,30 @@ class Sentinels(ServerGroup):
     """Three running Sentinels that agree on a primary and its replica: `servers`, in this order at first."""
 
     def __init__(
-        self, *, name: str = "redis-7.0", host: str = "127.0.0.1", certificates: Certificates | None = None
+        self,
+        *,
+        name: str = "redis-7.0",
+        host: str = "127.0.0.1",
+        certificates: Certificates | None = None,
+        options: tuple[str, ...] = (),
     ) -> None:
+        """Start them; `options` are for the primary and the replica."""
         super().__init__(certificates)
         tls = self._tls_options[:1]
         kwargs: dict[str, Any] = {"name": name, "host": host, "certificates": certificates}
         try:
-            at_once = (*tls, "repl-diskless-sync-delay 0")
+            at_once = (*tls, "repl-diskless-sync-delay 0", *options)
             primary = self._stack.enter_context(RedisServer(**kwargs, options=at_once))
             its_port = self._port(primary)
             replica = RedisServer(**kwargs, options=(*at_once, f"replicaof {host} {its_port}"))
             self.servers = [primary, self._stack.enter_context(replica)]
-            options = (
+            watched = (
                 *tls,
                 f"sentinel monitor {NAME} {host} {its_port} 2",
                 f"sentinel down-after-milliseconds {NAME} 1000",
                 f"sentinel failover-timeout {NAME} 5000",
             )
-            self.sentinels = [self._stack.enter_context(Sentinel(**kwargs, options=options)) for _ in range(3)]
+            self.sentinels = [self._stack.enter_context(Sentinel(**kwargs, options=watched)) for _ in range(3)]
             wait_until(lambda: ask(self.servers[1], "INFO", "replication")["master_link_status"] == "up")
             for sentinel in self.sentinels:
                 wait_until(lambda one=sentinel: _is_ready(one))  # type: ignore[misc]

@@ -89,8 +89,8 @@ class Certificates:
     client_key: Path
 
 
-def make_certificates(folder: Path) -> Certificates:
-    """Create the certificates in `folder` with the openssl command."""
+def make_certificates(folder: Path, days: int = 2) -> Certificates:
+    """Create the certificates in `folder` with the openssl command; those of server and client end after `days`."""
     need_program("openssl")
     made = Certificates(*(folder / name for name in ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")))
     ca_key = folder / "ca.key"
@@ -104,7 +104,7 @@ def make_certificates(folder: Path) -> Certificates:
         _openssl("req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=localhost")
         _openssl(
             *("x509", "-req", "-in", request, "-CA", made.ca, "-CAkey", ca_key, "-CAcreateserial"),
-            *("-out", certificate, "-days", "2", "-extfile", extensions),
+            *("-out", certificate, "-days", str(days), "-extfile", extensions),
         )
     return made
 

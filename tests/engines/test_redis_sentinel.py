@@ -92,7 +92,7 @@ def test_a_sentinel_that_names_a_former_primary_is_not_believed(
             assert direct["core"].get(f"{i}") == i
             # The next call connects again.
             plugin: Any = store.factory
-            plugin.server._pool.drop_idle()
+            plugin.server._pool._pool.drop_idle()
     with connect(replica.url, prefix=prefix) as direct:
         wait_until(lambda: len(direct["core"]) == 3)
 
