@@ -101,7 +101,10 @@ class Server:
         again: bool = True,
     ) -> Any:
         """Return the answer of a script, sent by name as long as the server knows it."""
-        return self.run_after((), script, keys, arguments, changes, again)[0]
+        try:
+            return self.exchange([script.by_name(keys, arguments)], changes, again)[0]
+        except driver.NoScriptError:
+            return self.exchange([script.in_full(keys, arguments)], changes, again)[0]
 
     def run_after(
         self,
