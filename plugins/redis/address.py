@@ -202,7 +202,7 @@ def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> A
         raise _wrong_url("must name a socket by its full path: unix:///run/redis.sock")
     if not hasattr(socket, "AF_UNIX"):
         raise _wrong_url("names a unix socket, which Python cannot use on this system; use redis://")
-    unix = {**common, **_login(login, options), "path": path, "db": db}
+    unix = {**common, **_login(login, options), "path": path, "db": _selected(db)}
     where = f"the Redis server at {path}, database {db},"
     return Address(_maker(UnixDomainSocketConnection, unix), where, lambda error: "")
 
@@ -260,7 +260,7 @@ def _address_maker(scheme: str, common: Mapping[str, Any], options: Mapping[str,
 
     def address_of(host: str, port: int, db: int = 0) -> Address:
         where = f"the Redis server at {_shown(host, port)}, database {db},"
-        make = _maker(kind, {**tcp, **tls_options, "host": host, "port": port, "db": db})
+        make = _maker(kind, {**tcp, **tls_options, "host": host, "port": port, "db": _selected(db)})
         return Address(make, where, lambda error: hint(error, host, port, scheme, wait_s))
 
     return address_of
@@ -279,6 +279,11 @@ def _options_in_url(query: str, options: Mapping[str, Any]) -> str:
     ours = [repr(name) for name in named if name in options]
     named_options = f"{', '.join(ours)} as options" if ours else "options"
     return f"may not hold a '?'; give {named_options} outside the url, and write a '?' in a password as %3F"
+
+
+def _selected(db: int) -> str | int:
+    """Return the number of a database for the driver, which packs it with hiredis, see `protocol.packed`."""
+    return str(db) if db else 0
 
 
 def _maker(kind: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], Any]:

@@ -57,12 +57,17 @@ def packed(commands: Sequence[Command]) -> list[bytes]:
     pieces: list[bytes] = []
     parts: list[bytes] = []
     for command in commands:
-        has_large = False
+        has_large = has_number = False
         for argument in command:
-            if type(argument) is bytes and len(argument) > _LARGE_BYTES:
+            if type(argument) is int:
+                has_number = True
+            elif type(argument) is bytes and len(argument) > _LARGE_BYTES:
                 has_large = True
         if _pack is None or has_large:
             _add_command(command, pieces, parts)
+        elif has_number:
+            # Converted here: hiredis crashes if a signal handler raises while it converts a number.
+            parts.append(_pack(tuple([b"%d" % one if type(one) is int else one for one in command])))
         else:
             parts.append(_pack(tuple(command)))
     pieces.append(b"".join(parts))

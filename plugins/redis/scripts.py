@@ -22,11 +22,11 @@ class Script:
 
     def by_name(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Command:
         """Return the EVALSHA command, for a server that has run the script before."""
-        return (b"EVALSHA", self.sha1, len(keys), *keys, *arguments)
+        return (b"EVALSHA", self.sha1, b"%d" % len(keys), *keys, *arguments)
 
     def in_full(self, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Command:
         """Return the EVAL command, for any server."""
-        return (b"EVAL", self.text, len(keys), *keys, *arguments)
+        return (b"EVAL", self.text, b"%d" % len(keys), *keys, *arguments)
 
 
 #: The parts of a namespace, each under a key of the server.

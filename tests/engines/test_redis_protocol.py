@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -188,3 +190,35 @@ def test_each_way_a_child_leaves_the_connection_to_its_parent(redis_server: Redi
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert (core["n"], core["child"]) == (1, 2)
+
+
+INTERRUPTED = """
+import signal, sys
+import hutch
+
+class Stop(Exception):
+    pass
+
+def stop(*_):
+    raise Stop
+
+with hutch.connect("redis://localhost?lazy_connect=true") as store:
+    protocol = sys.modules[f"{type(store._factory).__module__.rpartition('.')[0]}.protocol"]
+signal.signal(signal.SIGALRM, stop)
+stopped = 0
+while stopped < 5000:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0001)
+        while True:
+            protocol.packed([(b"ZADD", "key", 1, b"value", 2**40, b"other")])
+    except Stop:
+        stopped += 1
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.usefixtures("unmeasured_processes")
+def test_a_handler_that_raises_while_numbers_are_packed_does_not_crash_the_process(protocol: Any) -> None:
+    """hiredis 3.5 crashes when it converts a number and a signal handler raises."""
+    need_hiredis(protocol)
+    subprocess.run([sys.executable, "-c", INTERRUPTED], check=True, timeout=120)
