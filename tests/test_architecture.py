@@ -220,6 +220,14 @@ def test_a_store_is_opened_and_read_without_loading_what_it_does_not_need(tmp_pa
     assert not {name for name in own if name.startswith("hutch_plugin_") and name.endswith((".integrity", ".pages"))}
 
 
+@pytest.mark.parametrize(("url", "needs"), [("sqlite://{}/kv.db", set()), ("shelf://{}", {"pickle"})])
+def test_the_other_engines_of_files_load_no_more_either(url: str, needs: set[str], tmp_path: Path) -> None:
+    use = f"with hutch.connect({url.format(tmp_path)!r}) as store, store.open('core') as core: core['k'] = 1"
+    loaded = modules_after(f"import hutch\n{use}")
+    heavy = {"importlib.metadata", "tempfile", "random", "hashlib", "pickle", "difflib", "logging", "traceback", "json"}
+    assert loaded & heavy == needs
+
+
 def test_every_public_name_has_a_docstring_and_is_where_it_says() -> None:
     for name in hutch.__all__:
         value = getattr(hutch, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from hutch import CorruptValueError, NamespaceError, StorageFullError, StorageUnavailableError, StoreError
-from hutch.filesystem import create_file, flush_folder, open_existing, refuse_link, validate_regular_file
+from hutch.filesystem import create_file, flush_folder, hex_digest, open_existing, refuse_link, validate_regular_file
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler, suppress_own
 from hutch.limits import validate_namespace
@@ -278,7 +277,7 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _digest(namespace: str) -> str:
-    return hashlib.sha256(namespace.encode()).hexdigest()[:32]
+    return hex_digest(namespace.encode())[:32]
 
 
 def _is_name(namespace: str) -> bool:

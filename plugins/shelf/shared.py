@@ -11,12 +11,12 @@ Signal handlers and finalizers run in the middle of any call, may raise, and may
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
 
 from hutch import ConflictError, CorruptValueError, StorageUnavailableError, StoreError
 from hutch.filesystem import is_missing, validate_regular_file
@@ -30,7 +30,8 @@ from .dialects import create_database, default_dialect, open_database
 from .files import Folder, Place, creating, storage_errors
 from .lock import ProcessLock
 
-log = logging.getLogger("hutch.shelf")
+if TYPE_CHECKING:
+    from logging import Logger
 
 T = TypeVar("T")
 
@@ -299,10 +300,12 @@ class SharedShelf:
             return None
         new = self._folder.find(self._namespace)
         if new is not None:
-            log.warning("both %s and the older %s exist; the older one is neither read nor moved", new.base, old.base)
+            _logger().warning(
+                "both %s and the older %s exist; the older one is neither read nor moved", new.base, old.base
+            )
             return None
         moved = Place(self._folder.path / old.base.name, old.dialect)
-        log.info("moving %s to %s, as Errbot does", old.base, moved.base)
+        _logger().info("moving %s to %s, as Errbot does", old.base, moved.base)
         with storage_errors(old.base):
             validate_regular_file(old.base)
             os.replace(old.base, moved.base)  # noqa: PTH105 - its error names both files
@@ -396,3 +399,11 @@ def compare_and_write(database: Database, key: str, token: object, change: Mappi
         return False
     database.write(change)
     return True
+
+
+@cache
+def _logger() -> Logger:
+    # Once, because `getLogger` before Python 3.13 leaves a lock taken if a signal handler raises in it.
+    from logging import getLogger
+
+    return getLogger("hutch.shelf")

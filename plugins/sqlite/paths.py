@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import urllib.parse
 from pathlib import Path
 
 from hutch import StorageUnavailableError
@@ -19,6 +18,8 @@ _BESIDE = ("-wal", "-shm", "-journal")
 # The trailer of a rollback journal that names another file; see readSuperJournal in SQLite's pager.c.
 _NAME_TRAILER = struct.Struct(">II8s")
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+# The characters that a URI need not escape.
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/_.-~")
 
 
 def refuse_foreign_files(path: Path) -> None:
@@ -88,4 +89,9 @@ def size_of(path: str) -> int:
 def uri_of(path: Path) -> str:
     """Return `path` as a URI for SQLite: without a host, even if a Windows share begins with two slashes."""
     text = path.as_posix()
-    return "file://" + urllib.parse.quote_from_bytes(os.fsencode(text if text.startswith("/") else f"/{text}"))
+    text = text if text.startswith("/") else f"/{text}"
+    if not _PLAIN.issuperset(text):
+        from urllib.parse import quote_from_bytes  # here, because most paths need none of it
+
+        text = quote_from_bytes(os.fsencode(text))
+    return f"file://{text}"

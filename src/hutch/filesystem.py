@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -236,6 +238,20 @@ def _refusal(path: str | os.PathLike[str], status: os.stat_result) -> StorageUna
     return StorageUnavailableError(
         f"{os.fspath(path)!r} is {kind}: expected a regular file. Nothing was opened; move it away"
     )
+
+
+def hex_digest(data: bytes) -> str:
+    """Return the SHA-256 of `data`, as a name that holds in every process, in hexadecimal digits.
+
+    By CPython's own module if available, as in `random`: importing hashlib would load OpenSSL.
+    """
+    try:
+        module = importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256")
+    except ImportError as error:
+        if raised_by_handler(error):
+            raise
+        module = importlib.import_module("hashlib")
+    return str(module.sha256(data).hexdigest())
 
 
 def total_bytes(paths: Iterable[Path]) -> int:

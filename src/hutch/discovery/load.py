@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from ..codec.codec import Codec
 from ..contract import StoragePluginBase
 from ..errors import ConfigError, PluginLoadError, StoreError, nearest, redact
+from ..filesystem import hex_digest
 from ..fork import ForkSafeLock
 from ..handlers import passes_through, raised_by_handler
 from .descriptor import PluginInfo, shown
@@ -138,18 +139,7 @@ def _load_module(info: PluginInfo) -> ModuleType:
 
 def _package_name(folder: Path) -> str:
     """Return a name for `folder` that is the same in every process, so that instances of its classes can be pickled."""
-    path = os.fsencode(os.path.normcase(folder))
-    return f"hutch_plugin_{_sha256()(path).hexdigest()[:16]}"
-
-
-def _sha256() -> Any:
-    """Return CPython's own SHA-256 if available, as `random` does; importing hashlib would load OpenSSL."""
-    try:
-        return importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
-    except ImportError as error:
-        if passes_through(error):
-            raise
-        return importlib.import_module("hashlib").sha256
+    return f"hutch_plugin_{hex_digest(os.fsencode(os.path.normcase(folder)))[:16]}"
 
 
 def _package(name: str, folder: Path) -> ModuleType:
