@@ -10,7 +10,7 @@ from hutch import Commit, KeyRange, deadlines
 
 from .deadlines import NUMBER, mark, take_some
 from .file import NoDataError, fetch
-from .statements import AFTER_ALL_KEYS, REMOVE, put_all, values_of
+from .statements import AFTER_ALL_KEYS, COPIED_BYTES, REMOVE, SET, put_all, values_of
 
 if TYPE_CHECKING:
     from .database import Database
@@ -22,7 +22,7 @@ _KEYS = "SELECT key FROM entries WHERE ns = ? AND key >= ? AND key < ? ORDER BY 
 def apply(database: Database, commits: Mapping[str, Commit]) -> bool:
     """Apply `commits`, by namespace, if everything they expect holds; return whether it does."""
     if _writes(commits):
-        return database.write(_apply_all, commits, database.expiring)
+        return database.write(_apply_all, commits, database)
     try:
         return database.read(_check_all, commits)
     except NoDataError:
@@ -34,22 +34,24 @@ def _writes(commits: Mapping[str, Commit]) -> bool:
     return any(commit.changes for commit in commits.values())
 
 
-def _apply_all(connection: Connection, commits: Mapping[str, Commit], expiring: set[int]) -> bool:
-    """Apply `commits`, by namespace, if everything they expect holds; return whether it does.
-
-    `expiring` gets the namespaces with deadlines.
-    """
+def _apply_all(connection: Connection, commits: Mapping[str, Commit], database: Database) -> bool:
+    """Apply `commits`, by namespace, if everything they expect holds; return whether it does."""
     with_deadlines: set[int] = set()
+    known = database.numbers
     connection.execute("BEGIN IMMEDIATE")
-    numbers = {name: _number_of(connection, name, with_deadlines) for name in commits}
+    numbers = {name: known.get(name) or _number_of(connection, name, with_deadlines) for name in commits}
     if not all(_holds(connection, numbers[name], commit) for name, commit in commits.items()):
         connection.execute("ROLLBACK")
         return False
     for name, commit in commits.items():
         if commit.changes:
-            _write(connection, name, numbers[name], commit, with_deadlines)
+            number = numbers[name] = numbers[name] or _make(connection, name, with_deadlines)
+            if number in database.expiring:
+                with_deadlines.add(number)
+            _write(connection, number, commit, with_deadlines)
     connection.execute("COMMIT")
-    expiring.update(with_deadlines)
+    database.expiring.update(with_deadlines)
+    known.update((name, number) for name, number in numbers.items() if number is not None)
     return True
 
 
@@ -82,7 +84,7 @@ def _holds_nothing(commit: Commit) -> bool:
 def _holds(connection: Connection, number: int | None, commit: Commit) -> bool:
     if number is None:
         return _holds_nothing(commit)
-    frames = values_of(connection, number, list(commit.expected))
+    frames = values_of(connection, number, list(commit.expected)) if commit.expected else {}
     if any(frames.get(key.encode()) != frame for key, frame in commit.expected.items()):
         return False
     return all(_holds_keys(connection, number, range_) for range_ in commit.ranges)
@@ -96,16 +98,23 @@ def _holds_keys(connection: Connection, number: int, range_: KeyRange) -> bool:
     return stored == sorted(map(str.encode, keys))
 
 
-def _write(connection: Connection, name: str, number: int | None, commit: Commit, with_deadlines: set[int]) -> None:
-    if number is None:
-        connection.execute(_MAKE, (name,))
-        number = _number_of(connection, name, with_deadlines)
-        assert number is not None, "the row above"
+def _make(connection: Connection, name: str, with_deadlines: set[int]) -> int:
+    """Create the namespace `name` and return its id."""
+    connection.execute(_MAKE, (name,))
+    number = _number_of(connection, name, with_deadlines)
+    assert number is not None, "the row above"
+    return number
+
+
+def _write(connection: Connection, number: int, commit: Commit, with_deadlines: set[int]) -> None:
     items = {key: frame for key, frame in commit.changes.items() if frame is not None}
     if number not in with_deadlines and any(frame[:1] == b"T" for frame in items.values()):
         mark(connection, number)
         with_deadlines.add(number)
-    if items:
+    if len(items) == 1:
+        ((key, frame),) = items.items()
+        connection.execute(SET, (number, key, bytearray(frame) if len(frame) < COPIED_BYTES else frame))
+    elif items:
         put_all(connection, number, items)
     if len(items) < len(commit.changes):
         removed = [(number, key) for key, frame in commit.changes.items() if frame is None]

@@ -54,6 +54,8 @@ class Database:
         self._users = self._file.users
         #: The namespaces, by id, that are known to have had a deadline. Once one has, it has for ever.
         self.expiring: set[int] = set()
+        #: The ids of namespaces that commits have written, by name. An id is never given to another namespace.
+        self.numbers: dict[str, int] = {}
         self._is_frozen = False
         self.writer = Writer(self._file, write_lock)
         #: ``read(work, *args)`` and ``write(work, *args)`` each return ``work(connection, *args)``.
@@ -114,6 +116,10 @@ class Database:
             self.readers.trim()
             self.writer.close_if_unused(self._file.wait_s if wait_s is None else wait_s)
             _registry.run(_REGISTRY_WAIT_S, self._unregister)
+
+    def is_writable_by(self, user: object) -> bool:
+        """Return whether `user` has joined, and the path still leads to the file that was opened for writing."""
+        return user in self._users and not self.is_read_only and self._file.is_the_one_opened()
 
     def has_user(self, user: object) -> bool:
         """Return whether `user` has joined and not left."""

@@ -88,6 +88,7 @@ def put_all(connection: Connection, number: int, items: Mapping[str, bytes]) -> 
     bindable = bytearray if max(map(len, items.values()), default=0) < COPIED_BYTES else bytes
     # Only C iterators: no Python code, and so no signal handler, runs while SQLite reads them.
     frames = map(bindable, map(items.__getitem__, keys))
-    fields = chain.from_iterable(zip(keys[:together], frames, strict=False))
-    connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER), strict=False))
+    if together:
+        fields = chain.from_iterable(zip(keys[:together], frames, strict=False))
+        connection.executemany(_SET_TOGETHER, zip(repeat(number), *[fields] * (2 * _TOGETHER), strict=False))
     connection.executemany(SET, zip(repeat(number), keys[together:], frames, strict=False))

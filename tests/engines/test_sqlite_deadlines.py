@@ -99,6 +99,34 @@ def test_a_file_without_deadlines_runs_no_more_statements(store: Any, path: Path
         assert tables(path) == before == {"namespaces", "entries", "entry_added", "entry_removed"}
 
 
+def test_a_commit_runs_one_statement_per_write(store: Any, path: Path) -> None:
+    """The commit of a write to each of three namespaces is BEGIN, three statements and COMMIT."""
+    names = ("checkpoints", "writes", "blobs")
+
+    def write(tx: Any) -> None:
+        for name in names:
+            tx[name]["k"] = 1
+
+    store.transact(write)
+    ran: list[str] = []
+    database_of(path).writer._connection.set_trace_callback(
+        lambda sql: None if sql.startswith("--") else ran.append(sql.split()[0])
+    )
+    store.transact(write)
+    assert ran == ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
+
+
+def test_a_commit_after_the_first_deadline_of_another_process_keeps_its_index(store: Any, path: Path) -> None:
+    """Also where this process has not yet learned that the namespace has deadlines."""
+    store.transact(lambda tx: tx["cache"].set("k", 1))
+    subprocess.run([sys.executable, "-c", SET_IN_ANOTHER_PROCESS, str(path)], check=True)
+    store.transact(lambda tx: (tx["cache"].set("long", 2), tx["cache"].set("new", 3, ttl_s=DAY_S)))
+    while store["cache"].get("gone") is not None:
+        pass
+    assert (dict(store["cache"]), len(store["cache"])) == ({"k": 1, "long": 2, "new": 3}, 3)
+    assert list(store.verify()) == []
+
+
 def test_the_schema_changes_with_the_first_deadline_only(store: Any, path: Path) -> None:
     """Neither a refused compare_and_set nor `expire` makes the index; the first value that expires does."""
     with store.open("cache") as ns:
