@@ -89,6 +89,8 @@ def store_error(where: str, error: Exception, commands: Sequence[Command] = (), 
         return StorageTimeoutError(
             f"{where} gave no answer in time (options timeout_s and connect_timeout_s): {text}{unknown}"
         )
+    if is_unfinished(error):
+        return StorageUnavailableError(f"{where} ended a script because this data is moving to another node{unknown}")
     if "DB index" in text:
         return ConfigError(f"{where} cannot be used: the server has no such database")
     if "in cluster mode" in text:

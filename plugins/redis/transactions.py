@@ -98,7 +98,9 @@ def apply(plugin: RedisPlugin, commits: Mapping[str, Commit], server: Server) ->
 
 def _arguments(name: str, commit: Commit) -> Iterator[Argument]:
     yield name.encode()
-    for frames in (commit.expected, commit.changes):
+    # Values first: a node whose slot is moving ends a script that needs the hash again after its last key was removed.
+    changes = dict(sorted(commit.changes.items(), key=lambda change: change[1] is None))
+    for frames in (commit.expected, changes):
         yield len(frames)
         for key, frame in frames.items():
             yield key.encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -334,6 +334,46 @@ def test_a_node_that_is_moving_a_namespace_is_asked_where_it_is_by_now(own_clust
                 execute("CLUSTER", "SETSLOT", slot, "NODE", at_target("CLUSTER", "MYID"))
             assert dict(core) == {"a": 4, "b": 3, "c": 3}  # by MOVED
             core["a"] = 5
+
+
+def replace_all(core: Any) -> None:
+    with core.transaction() as tx:
+        del tx["a"]
+        tx["b"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        (replace_all, {"b": 2}),
+        (lambda core: core.remove_many(["a", "c"]), {}),
+        (lambda core: core.pop("a"), {}),
+    ],
+)
+def test_a_change_that_empties_a_namespace_whose_slot_is_moving_is_made_whole(
+    own_cluster: RedisCluster, prefix: str, change: Callable[[Any], Any], after: dict[str, int]
+) -> None:
+    # A node whose slot is moving ends a script at the first key of the server that is not there, or not any more.
+    name = f"emptied {len(after)}"
+    with connect(own_cluster.url, prefix=prefix, retry_s=0) as store, store.open(name) as core:
+        core.set("a", 1, ttl_s=1000)  # now all keys that a script names exist
+        slot = slot_of(own_cluster.servers[0], prefix, name)
+        source = own_cluster.owner(slot)
+        target = (source + 1) % 3
+        with executor(own_cluster.servers[source]) as at_source, executor(own_cluster.servers[target]) as at_target:
+            at_target("CLUSTER", "SETSLOT", slot, "IMPORTING", at_source("CLUSTER", "MYID"))
+            at_source("CLUSTER", "SETSLOT", slot, "MIGRATING", at_target("CLUSTER", "MYID"))
+            with pytest.raises(hutch.StorageUnavailableError, match="may have been made or not"):
+                change(core)
+            for key in at_source("CLUSTER", "GETKEYSINSLOT", slot, 10):
+                server = own_cluster.servers[target]
+                at_source("MIGRATE", server.host, server.port, key, 0, 10_000)
+            for execute in (at_target, at_source):
+                execute("CLUSTER", "SETSLOT", slot, "NODE", at_target("CLUSTER", "MYID"))
+        assert dict(core) == after
+        assert list(store.verify()) == []
+        core["d"] = 4
+        assert core["d"] == 4
 
 
 def test_a_killed_primary_is_replaced_by_its_replica(
