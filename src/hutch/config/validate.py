@@ -160,8 +160,12 @@ class Checker:
         try:
             # A variable expands to text.
             return validate_ttl(float(value) if isinstance(value, str) else value)
-        except (TypeError, ValueError) as error:
-            raise self._wrong(place, f"expected a number of seconds above 0, or inf: {error}") from None
+        except (TypeError, ValueError):
+            # The value is not shown: a text may come from a variable, and an int may have thousands of digits.
+            problem = "this number" if type(value) in (int, float) else _kind(value)
+            raise self._wrong(
+                place, f"expected a number of seconds above 0 and up to the year 9999, or inf for never, not {problem}"
+            ) from None
 
     def _named(self, value: object, place: str, example: str) -> tuple[str, Mapping[str, Any]]:
         """Return the name and options in `value`: a bare name, or a mapping with ``name`` and options."""
