@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -86,7 +87,7 @@ def test_threads_that_unpickle_share_one_handle_and_no_close_takes_it_from_them(
 
 
 def test_the_config_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths, variables, codecs, layers and rules."""
+    """Relative paths, variables, codecs, layers, times to live and rules."""
     monkeypatch.setenv("HUTCH_TEST_NAME", "k.db")
     monkeypatch.chdir(tmp_path)
     config = {
@@ -94,7 +95,13 @@ def test_the_config_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "STORAGE_CONFIG": {"path": "${HUTCH_TEST_NAME}", "wait_s": 3},
         "CODEC": {"name": "pickle", "prefer": "msgpack"},
         "LAYERS": ["metrics", {"name": "cache", "ttl_s": 2}],
-        "NAMESPACES": {"log:*": {"CODEC": "json", "LAYERS": ["read-only"]}, "plain": {"LAYERS": []}},
+        "TTL_S": 86400,
+        "NAMESPACES": {
+            "log:*": {"CODEC": "json", "LAYERS": ["read-only"]},
+            "plain": {"LAYERS": []},
+            "brief": {"TTL_S": 60},
+            "lasting": {"TTL_S": math.inf},
+        },
         "EXTRA_PLUGIN_DIRS": ["plugins"],
     }
     with hutch.connect(config) as store, store.open("core") as ns:
@@ -109,6 +116,9 @@ def test_the_config_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert type(handle._store) is type(ns._store)
         with other.open("log:1") as log, pytest.raises(hutch.CapabilityError):
             log["k"] = 1
+        other["brief"]["k"] = other["lasting"]["k"] = 1
+        assert 0 < (other["brief"].ttl_s("k") or 0) <= 60
+        assert other["lasting"].ttl_s("k") is None
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

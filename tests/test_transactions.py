@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
+import pickle
 import uuid
 from pathlib import Path
 from typing import Any
@@ -143,6 +146,40 @@ def test_a_namespace_closed_inside_its_transaction_is_a_clear_error() -> None:
             core.close()
         with store.open("core") as again:
             assert len(again) == 0
+
+
+@pytest.mark.parametrize("verb", ["scan", "scan_keys"])
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_a_scan_kept_until_the_transaction_has_ended_says_so(verb: str, started: int) -> None:
+    """Whether it was started or not, and whether its next item is stored or the transaction's own, or it has none."""
+    with hutch.connect("memory://") as store:
+        store["a"].update({"stored 1": 1, "stored 2": 2})
+        scans: list[Any] = []
+        with store.transaction() as tx:
+            tx["a"]["own 1"] = tx["a"]["own 2"] = 3
+            for prefix in ("", "own", "stored"):
+                scan = getattr(tx["a"], verb)(prefix)
+                scans.append(scan)
+                assert len(list(itertools.islice(scan, started))) == started
+        for scan in scans:
+            with pytest.raises(hutch.StoreNotOpenError, match="has ended"):
+                next(scan)
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_transactions_and_snapshots_are_neither_copied_nor_pickled(take: Any, tmp_path: Path) -> None:
+    """A copy would commit the same changes a second time."""
+    with hutch.connect(f"lmdb://{tmp_path}/data") as store:
+        refused = pytest.raises(TypeError, match="cannot be pickled or copied")
+        with refused:
+            take(store.transaction())
+        with store.transaction() as tx:
+            tx["a"]["k"] = 1
+            for one in (tx, tx["a"]):
+                with refused:
+                    take(one)
+        with store.snapshot() as snap, refused:
+            take(snap)
 
 
 def test_an_engine_without_apply_has_no_transaction_of_one_namespace(tmp_path: Path) -> None:

@@ -128,11 +128,11 @@ def _named(kind: Any, fields: dict[str, Any]) -> Any:
 
 def _rule(fields: dict[str, Any]) -> NamespaceRule:
     codec, layers = fields["codec"], fields["layers"]
-    return NamespaceRule(
-        fields["pattern"],
-        None if codec is None else _named(CodecConfig, codec),
-        None if layers is None else tuple(_named(LayerConfig, layer) for layer in layers),
-    )
+    if codec is not None:
+        codec = _named(CodecConfig, codec)
+    if layers is not None:
+        layers = tuple(_named(LayerConfig, layer) for layer in layers)
+    return NamespaceRule(**{**fields, "codec": codec, "layers": layers})
 
 
 atexit.register(close_unpickled)

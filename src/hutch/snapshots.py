@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .contract import StorageBase
 from .discovery.foreign import as_storage
@@ -60,6 +60,12 @@ class Snapshot:
 
     def __iter__(self) -> Any:
         raise TypeError("a snapshot is not iterable; namespaces() lists its namespaces")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a snapshot cannot be pickled or copied: the engine keeps its moment for this process. Send the data, "
+            "dict(snap[name]), or take another one with store.snapshot()"
+        )
 
     def __enter__(self) -> Self:
         if self._view is None:

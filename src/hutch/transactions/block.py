@@ -172,6 +172,12 @@ class Transaction:
     def __bool__(self) -> bool:
         return True
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a transaction cannot be pickled or copied: it belongs to the thread that began it, and commits once. "
+            "Begin another one with transaction(), in another process with transaction() of the pickled store"
+        )
+
     def commit(self) -> None:
         """Write all changes if everything that was read still holds. Raises ConflictError and writes nothing if not."""
         self._state.must_be_usable()

@@ -113,6 +113,12 @@ class TransactionNamespace:
     def __bool__(self) -> bool:
         return True
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a namespace of a transaction cannot be pickled or copied: a copy would change the same transaction. "
+            "dict(tx[name].scan()) is a copy of its items"
+        )
+
     # --- inside ---
 
     def _must_be_writable(self) -> None:
@@ -167,6 +173,7 @@ class TransactionNamespace:
 
     def _stored(self, scanned: _Scanned) -> Iterator[tuple[str, bytes]]:
         """Yield the stored items of a scan, and record each one before it is yielded."""
+        self._must_be_usable()
         self._ranges.append(scanned)
         for keys, frames in self._engine.read_chunks(scanned.start, scanned.stop, scanned.reverse):
             for key, frame in zip(keys, frames, strict=True):
@@ -197,6 +204,7 @@ class TransactionNamespace:
         frame = self._own_frame(key)
         if frame is not None:
             yield key, frame
+            self._must_be_usable()
 
     # --- the commit ---
 
