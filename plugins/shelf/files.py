@@ -8,14 +8,18 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from hutch import CorruptValueError, NamespaceError, StorageFullError, StorageUnavailableError, StoreError
 from hutch.filesystem import create_file, flush_folder, hex_digest, open_existing, refuse_link, validate_regular_file
 from hutch.fork import ForkSafeLock
 from hutch.handlers import raised_by_handler, suppress_own
 from hutch.limits import validate_namespace
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 Dialect = Literal["gnu", "ndbm", "dumb", "sqlite3"]
 
@@ -384,3 +388,11 @@ def _namespace_of(folder: Path, name: str, names: set[str]) -> str | None:
             elif _is_berkeley(head) and name.endswith(".db.db"):
                 namespace = name.removesuffix(".db.db")
     return namespace if namespace and _is_name(namespace) else None
+
+
+@cache
+def logger() -> Logger:
+    # Once, because `getLogger` before Python 3.13 leaves a lock taken if a signal handler raises in it.
+    from logging import getLogger
+
+    return getLogger("hutch.shelf")

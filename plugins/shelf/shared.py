@@ -15,8 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from hutch import ConflictError, CorruptValueError, StorageUnavailableError, StoreError
 from hutch.filesystem import is_missing, validate_regular_file
@@ -27,11 +26,8 @@ from hutch.locks import FairLock
 from .database import Database
 from .deadlines import LiveDatabase, is_marked, mark, read_index
 from .dialects import create_database, default_dialect, open_database
-from .files import Folder, Place, creating, storage_errors
+from .files import Folder, Place, creating, logger, storage_errors
 from .lock import ProcessLock
-
-if TYPE_CHECKING:
-    from logging import Logger
 
 T = TypeVar("T")
 
@@ -300,12 +296,12 @@ class SharedShelf:
             return None
         new = self._folder.find(self._namespace)
         if new is not None:
-            _logger().warning(
+            logger().warning(
                 "both %s and the older %s exist; the older one is neither read nor moved", new.base, old.base
             )
             return None
         moved = Place(self._folder.path / old.base.name, old.dialect)
-        _logger().info("moving %s to %s, as Errbot does", old.base, moved.base)
+        logger().info("moving %s to %s, as Errbot does", old.base, moved.base)
         with storage_errors(old.base):
             validate_regular_file(old.base)
             os.replace(old.base, moved.base)  # noqa: PTH105 - its error names both files
@@ -399,11 +395,3 @@ def compare_and_write(database: Database, key: str, token: object, change: Mappi
         return False
     database.write(change)
     return True
-
-
-@cache
-def _logger() -> Logger:
-    # Once, because `getLogger` before Python 3.13 leaves a lock taken if a signal handler raises in it.
-    from logging import getLogger
-
-    return getLogger("hutch.shelf")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -139,7 +138,9 @@ class SqliteCopy(SqliteDatabase):
     """A copy of the file in another folder: SQLite cannot read a killed process's files without creating files."""
 
     def __init__(self, place: Place) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="hutch-shelf-", ignore_cleanup_errors=True)
+        from tempfile import TemporaryDirectory  # here, because it takes longer than opening a shelf
+
+        self._folder = TemporaryDirectory(prefix="hutch-shelf-", ignore_cleanup_errors=True)
         try:
             copy = Place(Path(self._folder.name, "copy.db"), place.dialect)
             for suffix in ("", "-journal", "-wal"):
