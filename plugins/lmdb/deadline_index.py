@@ -38,7 +38,7 @@ _REMEMBERED = 1024
 
 
 def has_deadlines(txn: Txn, id_: bytes) -> bool:
-    """Return whether the namespace has ever had a deadline. Once it has, it has for ever."""
+    """Return whether the namespace has ever had a deadline. Never False again after it was True."""
     return int.from_bytes(txn.get(id_) or b"", "big") >= HAS_DEADLINES
 
 

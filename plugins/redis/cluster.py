@@ -1,6 +1,6 @@
 """Find the node of a Redis Cluster that serves a namespace: the map of hash slots, and the answers that correct it.
 
-The text in braces in the keys of a namespace decides on its node. The set of all namespaces lies on a node of its own,
+The text in braces in the keys of a namespace determines its node. The set of all namespaces lies on a node of its own,
 which a script of another node cannot change. So a handle adds its namespace to the set before its first write, and
 again after a write that found nothing of the namespace: the whole cluster may have been emptied. No name is removed.
 """

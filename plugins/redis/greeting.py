@@ -44,7 +44,7 @@ def greet(connection: Connection, where: str, mode: str) -> bool:
     answers = connection.ask(packed(queries), len(queries))
     server, persistence, memory = (_fields(answer) for answer in answers[:3])
     actual = server.get("redis_mode", server.get("server_mode", mode))
-    # Whether a cluster is there decides its map: services that emulate one may call themselves standalone.
+    # Whether this is a cluster shows when its map is read: services that emulate one may call themselves standalone.
     if actual in WRONG_MODE and actual != mode and (actual, mode) != ("standalone", "cluster"):
         raise ConfigError(f"{where} {WRONG_MODE[actual]}")
     _refuse_without_scripts_or_transactions(answers[len(_QUERIES) :], where)

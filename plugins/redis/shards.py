@@ -291,7 +291,7 @@ def refuse_shards(plugin: RedisPlugin, namespace: str) -> None:
 
 
 def numbers_of(plugin: RedisPlugin, namespaces: Sequence[str]) -> dict[str, int]:
-    """Return the number of shards of those of `namespaces` that have shards."""
+    """Return the number of shards of each of `namespaces` that has shards."""
     looks: list[tuple[ShardName, Command]] = [
         ((namespace, None), _CLAIM.in_full(_home_keys(plugin, namespace), (namespace.encode(), "")))
         for namespace in namespaces

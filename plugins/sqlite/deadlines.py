@@ -187,7 +187,7 @@ def _take_one(connection: Connection, number: int, now_ms: int, key: bytes) -> b
 
 
 def remove(connection: Connection, number: int, key: str) -> int | None:
-    """Remove `key` and return how many keys that were; None, and nothing changes, if the namespace has deadlines."""
+    """Remove `key` and return how many keys were removed; None, and nothing changes, if the namespace has deadlines."""
     try:
         removed = connection.execute(_REMOVE_IF_NONE_EXPIRE, (number, key)).rowcount
     except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""Deadlines: from the seconds that a value has to live to the milliseconds in its frame, and whether they are over."""
+"""Turn the seconds that a value has to live into the deadline in its frame, and a deadline into the seconds left."""
 
 from __future__ import annotations
 

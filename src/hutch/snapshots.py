@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Snapshot:
     """One unchanging view of all namespaces: ``with store.snapshot() as snap: snap["core"]["k"]``.
 
-    Others write meanwhile, and time stands still: what had not expired at its moment never does here. Close it soon,
-    because the engine keeps for it what others remove or replace.
+    Others write meanwhile, and time stands still: a key that had not expired at its moment stays in it. Close it soon,
+    because until then the engine retains what others remove or replace.
     """
 
     def __init__(self, view: SnapshotView, engine: str) -> None:

@@ -240,7 +240,7 @@ class TransactionNamespace:
         return self.expired_since()
 
     def _adopt(self, key: str, frame: bytes | None) -> bool:
-        """Take `frame` for what was read of `key` if both are missing to the caller; return whether they are."""
+        """Treat `frame` as what was read of `key` if both are missing to the caller; return whether they are."""
         was_missing = self._reads.get(key) is None or key in self._expired
         if not was_missing or not (frame is None or self._has_expired(key, frame)):
             return False
@@ -290,5 +290,5 @@ class _Scanned:
         return KeyRange(self.start, self.stop, tuple(self.keys))
 
     def adopt(self, keys: Iterable[str]) -> None:
-        """Take `keys` for the keys of the range that was read."""
+        """Replace the keys of the range that was read by `keys`."""
         self.keys, self.is_complete = list(keys), True

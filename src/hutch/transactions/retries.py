@@ -1,4 +1,4 @@
-"""Call a function in a transaction, again and again while others are in conflict with it."""
+"""Call a function in a transaction, and call it again after each conflict."""
 
 from __future__ import annotations
 
