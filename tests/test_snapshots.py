@@ -91,6 +91,23 @@ def test_an_engine_without_snapshots_refuses_one(tmp_path: Path) -> None:
 
 
 @BOTH
+def test_closing_a_namespace_of_a_snapshot_does_nothing(tmp_path: Path, connect: Connect) -> None:
+    """Other parts of the program read the same snapshot."""
+    with connect(tmp_path) as store:
+        store["core"]["k"] = 1
+        with store.snapshot() as snap:
+            store["core"]["k"] = 2
+            with snap["core"] as core:
+                assert core["k"] == 1
+            snap["core"].close()
+            assert core["k"] == snap["core"]["k"] == 1
+            with pytest.raises(TypeError, match=r"namespaces\(\)"):
+                "core" in snap  # noqa: B015
+        with pytest.raises(hutch.StoreNotOpenError):
+            core.get("k")
+
+
+@BOTH
 def test_a_snapshot_of_a_closed_store_says_so(tmp_path: Path, connect: Connect) -> None:
     with connect(tmp_path) as store:
         fill(store)

@@ -209,6 +209,11 @@ def _unix(rest: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> A
 
 def _tcp(scheme: str, rest: str, common: dict[str, Any], options: Mapping[str, Any]) -> Address:
     login, _, place = rest.rpartition("@")
+    if "," in place:
+        raise _wrong_url(
+            f"names several hosts: for a cluster start it with {scheme}+cluster://, for Sentinels with "
+            f"{scheme}+sentinel://, and name one host otherwise"
+        )
     host, port = _host_and_port(place.partition("/")[0], _REDIS_PORT)
     db = _database(place.partition("/")[2], options["db"])
     return _address_maker(scheme, common | _login(login, options), options)(host, port, db)
@@ -247,7 +252,11 @@ def _monitor(scheme: str, rest: str, common: dict[str, Any], options: Mapping[st
 
 
 def _places(hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    return tuple(dict.fromkeys(_host_and_port(host, default_port) for host in hosts.split(",")))
+    named = hosts.split(",")
+    if len(named) > 1 and not all(map(str.strip, named)):
+        # It would mean localhost, which may be another cluster.
+        raise _wrong_url("must name a host before and after each comma: host1:port,host2:port")
+    return tuple(dict.fromkeys(_host_and_port(host, default_port) for host in named))
 
 
 def _address_maker(scheme: str, common: Mapping[str, Any], options: Mapping[str, Any]) -> Callable[..., Address]:

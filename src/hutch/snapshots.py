@@ -31,12 +31,17 @@ class Snapshot:
         self.name = engine
 
     def __getitem__(self, namespace: str) -> Namespace[Any]:
-        """Return `namespace` as it was. Its writes raise CapabilityError. Raises StoreNotOpenError once closed."""
+        """Return `namespace` as it was. Its writes raise CapabilityError, and its `close` does nothing.
+
+        Raises StoreNotOpenError once the snapshot is closed.
+        """
         view = self._open_view()
         handle = self._handles.get(namespace)
         if handle is None:
             handle = Namespace()
             handle.open_storage(_Views(view, self.name), validate_namespace(namespace))
+            # All users of the snapshot have this handle, so leaving a `with` block of one does not close it.
+            handle._is_shared = True
             handle = self._handles.setdefault(namespace, handle)
         return handle
 
@@ -56,10 +61,13 @@ class Snapshot:
                 raise
         self._view = None
         for handle in list(self._handles.values()):
+            handle._is_shared = False
             handle.close()
 
-    def __iter__(self) -> Any:
-        raise TypeError("a snapshot is not iterable; namespaces() lists its namespaces")
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("a snapshot is neither iterable nor a container of names; namespaces() lists its namespaces")
+
+    __iter__ = __contains__ = _refuse
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
