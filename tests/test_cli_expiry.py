@@ -65,7 +65,7 @@ def test_expire_reclaims_in_all_namespaces_or_those_named(now: list[int]) -> Non
 def test_a_wrong_time_to_live_is_wrong_usage(seconds: str) -> None:
     result = hutch_("-s", "memory://", "set", "core", "k", "1", "--ttl", seconds)
     assert (result.code, result.out) == (2, "")
-    assert "expected a number of seconds above 0, or never" in result.err
+    assert "expected a number of seconds above 0 and up to the year 9999, or never" in result.err
 
 
 def test_options_that_exclude_each_other_are_wrong_usage(now: list[int]) -> None:

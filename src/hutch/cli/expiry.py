@@ -24,7 +24,7 @@ class _Seconds(click.ParamType):  # type: ignore[type-arg]  # generic only for t
         try:
             return validate_ttl(math.inf if value == NEVER else float(value))
         except ValueError:
-            self.fail(f"expected a number of seconds above 0, or {NEVER}", param, ctx)
+            self.fail(f"expected a number of seconds above 0 and up to the year 9999, or {NEVER}", param, ctx)
 
 
 SECONDS = _Seconds()
