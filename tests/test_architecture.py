@@ -213,10 +213,9 @@ def test_a_store_is_opened_and_read_without_loading_what_it_does_not_need(tmp_pa
     # Nor of hutch what only its other engines, codecs, layers and commands need.
     others = ("cli", "layers", "hooks", "aio", "bridges", "testing", "transfer", "integrity", "codec.pickle")
     assert not {name for name in own if name.startswith(tuple(f"hutch.{room}" for room in others))}
-    # A plain set needs none of these either.
-    rare = {"contract.commit", "contract.equality", "encoded.frame_deadlines", "mutable", "codec.walk"}
-    assert not made & {f"hutch.{module}" for module in rare}
-    assert len(own - stdlib) <= 68, sorted(own - stdlib)
+    # An import inside a verb would make them fewer: but a signal handler that raises in it can leave the lock of the
+    # module taken, for ever.
+    assert len(own - stdlib) <= 72, sorted(own - stdlib)
     assert not {name for name in own if name.startswith("hutch_plugin_") and name.endswith((".integrity", ".pages"))}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 from hutch import CapabilityError, Option, StoragePluginBase, StoreError, StoreLockedError, deadlines
 
+from .commits import apply_all
 from .deadline_index import count_live
 from .files import is_there, reason_to_read_pages
 from .layout import AFTER_NAMES, NAME, decode_text, read_count, validate_format
@@ -136,8 +137,6 @@ class LmdbPlugin(StoragePluginBase):
         LmdbStorage(self, namespace, self._shared).clear()
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
-        from .commits import apply_all
-
         return apply_all(self._shared, commits)
 
     def snapshot(self) -> LmdbSnapshot:

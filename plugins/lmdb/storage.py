@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hutch import ValueTypeError
+from hutch import Commit, KeyRange, ValueTypeError
 from hutch.codec.frame import crc32
 from hutch.handlers import raised_by_handler
 from hutch.limits import MAX_VALUE_BYTES, name_key, validate_key, validate_value_size
 
+from .commits import apply_all
 from .deadline_index import (
     PER_WRITE,
     add_entries,
@@ -25,8 +26,6 @@ from .reads import NO_TXN, LmdbReads
 from .slot import add_cursor
 
 if TYPE_CHECKING:
-    from hutch import KeyRange
-
     from .slot import Slot
 
 T = TypeVar("T")
@@ -176,10 +175,6 @@ class LmdbStorage(LmdbReads):
         expected: Mapping[str, bytes | None],
         ranges: Sequence[KeyRange] = (),
     ) -> bool:
-        from hutch import Commit
-
-        from .commits import apply_all
-
         return apply_all(self._environment, {self.namespace: Commit(changes, expected, ranges)})
 
     def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:

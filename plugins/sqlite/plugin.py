@@ -15,6 +15,7 @@ from hutch import ConfigError, Option, StoragePluginBase, StorageUnavailableErro
 from hutch.filesystem import is_missing, total_bytes
 from hutch.fork import WeakRefs
 
+from .commits import apply
 from .copying import backup, vacuum
 from .database import Database, leave_all
 from .deadlines import LIVE_NAMES, NAMES, time_bytes
@@ -134,8 +135,6 @@ class SqlitePlugin(StoragePluginBase):
             database.change(REMOVE_ALL, (number,))
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
-        from .commits import apply
-
         database = self._database
         # `_shared` validates again what a writer needs, which takes a third of the time of a small commit.
         if database is None or not database.is_writable_by(self._user):

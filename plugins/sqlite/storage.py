@@ -10,10 +10,11 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hutch import CorruptValueError, EncodedStorage, StoreNotOpenError
+from hutch import Commit, CorruptValueError, EncodedStorage, KeyRange, StoreNotOpenError
 from hutch.limits import legible, validate_key
 
 from . import deadlines
+from .commits import apply
 from .database import Database, change
 from .deadlines import COUNT, EXISTS, KEYS, LIVE_COUNT, LIVE_KEYS, time_bytes
 from .errors import is_from_sqlite
@@ -33,8 +34,6 @@ from .statements import (
 )
 
 if TYPE_CHECKING:
-    from hutch import KeyRange
-
     from .plugin import SqlitePlugin
 
 # The id of a namespace, the lowest key and the key after the last; and rows with whether they are the last.
@@ -195,10 +194,6 @@ class SqliteStorage(EncodedStorage):
         expected: Mapping[str, bytes | None],
         ranges: Sequence[KeyRange] = (),
     ) -> bool:
-        from hutch import Commit
-
-        from .commits import apply
-
         return apply(self._shared, {self.namespace: Commit(changes, expected, ranges)})
 
     def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:

@@ -19,6 +19,7 @@ from . import frame
 from .codec import Codec
 from .ext_types import OPTIONS, decode_ext, encode_ext, pack, per_thread
 from .frame import crc32
+from .walk import tag_exactly
 
 _packb, _unpackb = ormsgpack.packb, ormsgpack.unpackb
 _RESIDUE = frame.RESIDUE
@@ -223,8 +224,6 @@ def _encode_walking(value: object, raised: tuple[BaseException, Any] | None) -> 
 def _tag(value: object) -> Any:
     """Return ``tag_exactly(value)``. Raises ValueTypeError whatever the reason for refusing the value."""
     try:
-        from .walk import tag_exactly  # most values need none of it
-
         return tag_exactly(value)
     except ValueTypeError:
         raise

@@ -23,6 +23,7 @@ from ..errors import CapabilityError, ConflictError
 from ..handlers import is_missing
 from ..keylocks import WAIT_S, run_compare_and_write
 from ..limits import PLAIN_TYPES, add_number, check_result
+from .equality import is_same
 
 if TYPE_CHECKING:
     from .commit import KeyRange
@@ -200,8 +201,6 @@ class StorageBase(ABC):
             if not is_missing(error, key):
                 raise
             current = MISSING
-        from .equality import is_same
-
         if not is_same(current, token):
             return False
         if value is not MISSING:
@@ -216,8 +215,6 @@ class StorageBase(ABC):
         MISSING as `expected` means "only if the key is missing"; as `value`, "remove the key". The value expires after
         `ttl_s` seconds; an earlier deadline does not stay.
         """
-        from .equality import is_same
-
         has_ttl = "ttl" in self.capabilities
         if ttl_s is not None and validate_ttl(ttl_s) != math.inf and not has_ttl:
             raise no_ttl()

@@ -18,6 +18,7 @@ from ..limits import (
     validate_number,
     validate_range,
 )
+from ..mutable import Mutable
 from ..views import Items, Keys, V, Values, as_dict
 from .ttl import TimeToLive, require_ttl
 
@@ -310,6 +311,4 @@ class StoreMixin(TimeToLive[V]):
         inside the object are written: ``v += 1`` on a number is lost; use `modify` for that. Deadlines as in `modify`.
         """
         options = () if ttl_s is None else require_ttl(self._store, ttl_s)
-        from ..mutable import Mutable
-
         return Mutable(self, validate_key(key), default, options)
