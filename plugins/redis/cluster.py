@@ -27,7 +27,7 @@ from .pool import Pool
 from .protocol import CallFailedError, Command, packed
 from .replicas import ReplicaReader, Replicas
 from .server import Server, Wait, server_figures
-from .servers import INDEX, Servers, Settings, ShardName
+from .servers import INDEX, Servers, Settings, Shard, ShardName
 
 Place = tuple[str, int]
 # The first and the last slot, and the nodes that have them, the primary first.
@@ -246,10 +246,10 @@ class ClusterServers(Servers):
     def home(self, namespace: str) -> Server:
         return self._listed(namespace, None)
 
-    def at(self, namespace: str, shard: int | None = None) -> Server:
+    def at(self, namespace: str, shard: Shard | None = None) -> Server:
         return self._server(self.route(namespace, shard))
 
-    def script_keys(self, namespace: str, shard: int | None = None) -> tuple[bytes, ...]:
+    def script_keys(self, namespace: str, shard: Shard | None = None) -> tuple[bytes, ...]:
         # The set of all namespaces is on another node; the scripts write a set of this namespace alone.
         values, order, _, deadlines = super().script_keys(namespace, shard)
         return values, order, self.settings.key(namespace, INDEX, shard).encode(), deadlines
@@ -268,10 +268,10 @@ class ClusterServers(Servers):
     def node(self, name: ShardName) -> Pool:
         return self._cluster.primary(self._slot(*name))
 
-    def route(self, namespace: str, shard: int | None = None) -> Slot:
+    def route(self, namespace: str, shard: Shard | None = None) -> Slot:
         return Slot(self._cluster, self._slot(namespace, shard))
 
-    def _slot(self, namespace: str, shard: int | None) -> int:
+    def _slot(self, namespace: str, shard: Shard | None) -> int:
         return slot_of(self.settings.key(namespace, INDEX, shard))
 
     def primaries(self) -> Mapping[str, Server]:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from hutch import Finding
 
 from .scripts import INDEXED, LISTED, NAMES, PARTS
+from .servers import Shard
 from .shards import SHARDS, claim, numbers_of, shard_of
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ def verify(plugin: RedisPlugin, repair: bool) -> Iterator[Finding]:
     namespaces = sorted({namespace for namespace, _ in stored})
     numbers = numbers_of(plugin, namespaces)
     for namespace in namespaces:
-        shards = sorted(number for name, number in stored if name == namespace and number is not None)
+        shards = sorted(shard for name, shard in stored if name == namespace and shard is not None)
         count = numbers.get(namespace)
         if shards or count is not None:
             yield from _verify_shards(plugin, namespace, shards, count, repair)
         else:
             yield from _verify_index(plugin, namespace, repair)
-            yield from _verify_listing(plugin, (namespace, None), None, repair)
+            yield from _verify_listing(plugin, (namespace, None), repair)
 
 
 def _with_values(plugin: RedisPlugin) -> set[ShardName]:
@@ -56,21 +57,24 @@ def _scan(server: Server, prefix: str) -> set[ShardName]:
         cursor, keys = server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _CHUNK_KEYS)
         for key in keys:
             text, _, part = key.decode(errors="replace").removeprefix(start).rpartition(end)
-            name, separator, number = text.partition("|")
-            if part in PARTS and (number.isdecimal() or not separator):
-                names.add((unquote(name), int(number) if separator else None))
+            name, separator, place = text.partition("|")
+            number, _, count = place.partition("/")
+            if part in PARTS and (not separator or (number.isdecimal() and count.isdecimal())):
+                names.add((unquote(name), Shard(int(number), int(count)) if separator else None))
         if int(cursor) == 0:
             return names
 
 
 def _verify_shards(
-    plugin: RedisPlugin, namespace: str, shards: list[int], count: int | None, repair: bool
+    plugin: RedisPlugin, namespace: str, shards: list[Shard], count: int | None, repair: bool
 ) -> Iterator[Finding]:
     home = plugin.servers.home(namespace)
     if count is None:
-        # The keys do not tell how many shards there were, the config does.
+        # With another number the config does not belong to this namespace.
         count = plugin.shards
-        repaired = repair and shards[-1] < count and claim(plugin, home, namespace, count) == count
+        repaired = (
+            repair and {shard.total for shard in shards} == {count} and claim(plugin, home, namespace, count) == count
+        )
         yield Finding("orphan", "its shards have data, but their number is not stored", namespace, None, repaired)
     else:
         is_listed = plugin.server.call("SISMEMBER", plugin.index, namespace.encode())
@@ -79,7 +83,10 @@ def _verify_shards(
             repaired = repair and claim(plugin, home, namespace, count) == count
             yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repaired)
     for shard in shards:
-        yield from _verify_listing(plugin, (namespace, shard), count, repair)
+        if shard.total != count:
+            text = f"shard {shard.number} of {shard.total} has data, but the namespace has {count} shards"
+            yield Finding("orphan", text, namespace)
+        yield from _verify_listing(plugin, (namespace, shard), repair)
 
 
 def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator[Finding]:
@@ -92,7 +99,7 @@ def _verify_index(plugin: RedisPlugin, namespace: str, repair: bool) -> Iterator
         yield Finding("orphan", "it has data, but is not in the index of namespaces", namespace, None, repair)
 
 
-def _verify_listing(plugin: RedisPlugin, name: ShardName, count: int | None, repair: bool) -> Iterator[Finding]:
+def _verify_listing(plugin: RedisPlugin, name: ShardName, repair: bool) -> Iterator[Finding]:
     server, keys = plugin.servers.at(*name), plugin.servers.script_keys(*name)
     reported: set[tuple[bytes, str]] = set()
     for scan, number in ((b"HSCAN", 1), (b"ZSCAN", 2), (b"ZSCAN", 4)):
@@ -100,7 +107,7 @@ def _verify_listing(plugin: RedisPlugin, name: ShardName, count: int | None, rep
         while True:
             cursor, names = server.run(NAMES, keys, (scan, number, cursor))
             if names:
-                yield from _misplaced(reported, names, name, count)
+                yield from _misplaced(reported, names, name)
                 drifted = server.run(LISTED, keys, (int(repair), *names), changes=repair)
                 for text, names in zip(_DRIFTS, drifted, strict=True):
                     for key in names:
@@ -109,15 +116,14 @@ def _verify_listing(plugin: RedisPlugin, name: ShardName, count: int | None, rep
                 break
 
 
-def _misplaced(
-    reported: set[tuple[bytes, str]], keys: list[bytes], name: ShardName, count: int | None
-) -> Iterator[Finding]:
-    if count is not None:
+def _misplaced(reported: set[tuple[bytes, str]], keys: list[bytes], name: ShardName) -> Iterator[Finding]:
+    namespace, shard = name
+    if shard is not None:
         for key in keys:
-            place = shard_of(key, count)
-            if place != name[1]:
-                text = f"it is in shard {name[1]}, but shard {place} is where {count} shards have it"
-                yield from _once(reported, key, name[0], text, False)
+            place = shard_of(key, shard.total)
+            if place != shard.number:
+                text = f"it is in shard {shard.number}, but shard {place} is where {shard.total} shards have it"
+                yield from _once(reported, key, namespace, text, False)
 
 
 def _once(reported: set[tuple[bytes, str]], key: bytes, namespace: str, text: str, repair: bool) -> Iterator[Finding]:

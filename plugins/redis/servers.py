@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from redis import exceptions as driver
@@ -20,8 +20,17 @@ from .server import Route, Server, Wait, server_figures
 #: The part of a key that names a set of namespaces.
 INDEX: Final = "namespaces"
 
-#: A namespace, and the number of one of its shards; None: the namespace itself.
-ShardName = tuple[str, int | None]
+
+class Shard(NamedTuple):
+    """One of the shards of a namespace."""
+
+    number: int
+    #: How many shards the namespace has.
+    total: int
+
+
+#: A namespace, and one of its shards; None: the namespace itself.
+ShardName = tuple[str, Shard | None]
 
 
 @dataclass(frozen=True)
@@ -47,13 +56,14 @@ class Settings:
         """The server's key of the set of all namespace names."""
         return f"{self.prefix}:{INDEX}"
 
-    def key(self, namespace: str, part: str, shard: int | None = None) -> str:
+    def key(self, namespace: str, part: str, shard: Shard | None = None) -> str:
         """Return the server's key of a part of `namespace`, or of one of its shards.
 
         It holds the name in braces; any character but letters, digits and ``_.-~`` is escaped as %XX.
         """
-        number = "" if shard is None else f"|{shard}"
-        return f"{self.prefix}:{{{quote(namespace, safe='')}{number}}}:{part}"
+        # With the count, so that a handle of before a `drop` does not read or write what others made with another one.
+        place = "" if shard is None else f"|{shard.number}/{shard.total}"
+        return f"{self.prefix}:{{{quote(namespace, safe='')}{place}}}:{part}"
 
     def pool(self, address: Address, mode: str, on_durable: Callable[[], None] | None = None) -> Pool:
         """Return an empty pool of connections to a server, which must be of `mode`.
@@ -86,7 +96,7 @@ class Servers:
         """Return the server that has `namespace`, for one handle."""
         return self.main
 
-    def at(self, namespace: str, shard: int | None = None) -> Server:
+    def at(self, namespace: str, shard: Shard | None = None) -> Server:
         """Return the server that has `namespace`, or one of its shards, for calls that do not create it."""
         return self.main
 
@@ -98,11 +108,11 @@ class Servers:
         """Return the server that has `namespace`, for a call that may fail."""
         return Server(self.route(namespace), self.where, 0, self._hint)
 
-    def of_shard(self, namespace: str, shard: int, enlist: Callable[[], object]) -> MarkedServer:
+    def of_shard(self, namespace: str, shard: Shard, enlist: Callable[[], object]) -> MarkedServer:
         """Return the server that has a shard of `namespace`, for one handle; see `MarkedServer`."""
         return self._marked(namespace, shard, enlist, self.settings.wait)
 
-    def script_keys(self, namespace: str, shard: int | None = None) -> tuple[bytes, ...]:
+    def script_keys(self, namespace: str, shard: Shard | None = None) -> tuple[bytes, ...]:
         """Return the KEYS of a script for `namespace`, or for one of its shards, all of which one node has."""
         values, order, deadlines = (self.settings.key(namespace, part, shard).encode() for part in PARTS)
         index = self.settings.index if shard is None else self.settings.key(namespace, INDEX, shard)
@@ -138,7 +148,7 @@ class Servers:
         """Return the way to the node that has a shard now. Raises CallFailedError if no node can be asked."""
         return self._route
 
-    def route(self, namespace: str, shard: int | None = None) -> Route:
+    def route(self, namespace: str, shard: Shard | None = None) -> Route:
         """Return the way to the server that has `namespace`, or one of its shards."""
         return self._route
 
@@ -146,7 +156,7 @@ class Servers:
         return Server(route, self.where, self.settings.options["retry_s"], self._hint, self.settings.wait)
 
     def _marked(
-        self, namespace: str, shard: int | None, enlist: Callable[[], object], wait: Wait | None
+        self, namespace: str, shard: Shard | None, enlist: Callable[[], object], wait: Wait | None
     ) -> MarkedServer:
         route, marker = self.route(namespace, shard), self.script_keys(namespace, shard)[2]
         return MarkedServer(route, self.where, self.settings.options["retry_s"], self._hint, wait, enlist, marker)
@@ -204,5 +214,6 @@ class MarkedServer(Server):
         self._is_listed = False
 
     def _list(self) -> None:
+        self._is_listed = False  # until it is: if the call raises, the next write calls it before it writes
         self._enlist()
         self._is_listed = True

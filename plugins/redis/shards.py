@@ -21,6 +21,7 @@ from .batches import Write, read_together, write_together
 from .protocol import Command
 from .scripts import COUNT, DELETE, WRITE, WRITE_UNTIL, Script
 from .server import Server
+from .servers import Shard
 from .transactions import validate_size
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class ShardedStorage(EncodedStorage):
         def enlist() -> None:  # without self, which has the shards
             _compare(plugin, namespace, claim(plugin, home, namespace, count), count)
 
-        self._servers = [plugin.servers.of_shard(namespace, i, enlist) for i in range(count)]
+        self._servers = [plugin.servers.of_shard(namespace, Shard(i, count), enlist) for i in range(count)]
         return [self._open_shard(server, i) for i, server in enumerate(self._servers)]
 
     def of(self, key: str) -> RedisStorage:
@@ -213,7 +214,10 @@ class ShardedStorage(EncodedStorage):
         return self._scope
 
     def _keys(self, shard: int) -> tuple[bytes, ...]:
-        return self._redis.servers.script_keys(self.namespace, shard)
+        return self._redis.servers.script_keys(*self._shard_name(shard))
+
+    def _shard_name(self, shard: int) -> ShardName:
+        return self.namespace, Shard(shard, self._count)
 
     def _grouped(self, keys: Iterable[str]) -> list[tuple[int, list[str]]]:
         """Return the numbers of the shards of `keys`, each with its keys, in order."""
@@ -225,8 +229,9 @@ class ShardedStorage(EncodedStorage):
 
     def _read(self, commands: Mapping[int, Command]) -> dict[int, Any]:
         """Return the answers of the shards to commands, without those that must be asked on their own."""
-        answers = read_together(self._redis.servers, {(self.namespace, i): one for i, one in commands.items()})
-        return {i: answers[self.namespace, i] for i in commands if (self.namespace, i) in answers}
+        names = {self._shard_name(i): i for i in commands}
+        answers = read_together(self._redis.servers, {name: commands[i] for name, i in names.items()})
+        return {names[name]: answer for name, answer in answers.items()}
 
     def _write(
         self, script: Script, items: Mapping[str, bytes], alone: Callable[[RedisStorage, dict[str, bytes]], None]
@@ -241,14 +246,15 @@ class ShardedStorage(EncodedStorage):
         self, script: Script, arguments: Mapping[int, list[bytes]], alone: Callable[[int], Any], again: bool
     ) -> list[Any]:
         """Return the answers of a script that writes in several shards; `alone` writes in one, given its number."""
-        name = self.namespace.encode()
-        writes: dict[ShardName, Write | None] = {
-            (self.namespace, i): Write(self._servers[i], script.by_name(self._keys(i), (name, *one)))
-            if len(one) <= 2 * _BATCH
+        namespace = self.namespace.encode()
+        names = {self._shard_name(i): i for i in arguments}
+        writes = {
+            name: Write(self._servers[i], script.by_name(self._keys(i), (namespace, *arguments[i])))
+            if len(arguments[i]) <= 2 * _BATCH
             else None
-            for i, one in arguments.items()
+            for name, i in names.items()
         }
-        return write_together(self._redis.servers, writes, again, lambda shard: alone(shard[1] or 0))
+        return write_together(self._redis.servers, writes, again, lambda name: alone(names[name]))
 
     def _validate_size(self, items: Mapping[str, bytes]) -> None:
         # The whole batch, so that nothing is written if one of the shards would refuse its part.

@@ -40,7 +40,7 @@ from .scripts import (
     is_exact,
 )
 from .server import Server
-from .servers import Servers, Settings, ShardName
+from .servers import Servers, Settings, Shard, ShardName
 from .shards import ShardedStorage, numbers_of, refuse_shards
 from .transactions import apply, validate_size
 
@@ -130,7 +130,9 @@ class RedisPlugin(StoragePluginBase):
             return RedisStorage(self, namespace, self.servers.of(namespace), self.servers.script_keys(namespace))
 
         def open_shard(server: Server, number: int) -> RedisStorage:
-            return RedisStorage(self, namespace, server, self.servers.script_keys(namespace, number))
+            return RedisStorage(
+                self, namespace, server, self.servers.script_keys(namespace, Shard(number, self.shards))
+            )
 
         storage = ShardedStorage(self, namespace, self.shards, open_shard)
         if is_reachable:
@@ -164,7 +166,9 @@ class RedisPlugin(StoragePluginBase):
         sizes = self._count_parts([(name, None) for name in self._names(named)])
         # A namespace with shards has one part of its own, as what an eviction left may have.
         sharded = numbers_of(self, [name for (name, _), parts in sizes.items() if parts == 1])
-        shards = self._count_parts([(name, i) for name, number in sharded.items() for i in range(number)])
+        shards = self._count_parts(
+            [(name, Shard(i, number)) for name, number in sharded.items() for i in range(number)]
+        )
         return {one: parts for one, parts in sizes.items() if one[0] not in sharded} | shards
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:

@@ -72,8 +72,8 @@ def test_the_checksum_of_a_key_decides_on_its_shard(store: hutch.Store, server: 
     for shard in range(SHARDS):
         mine = sorted(key.encode() for key in keys if bucket(key) == shard)
         assert mine
-        assert sorted(server.hkeys(f"{prefix}:{{a%20b%7C1|{shard}}}:values")) == mine
-        assert server.zrange(f"{prefix}:{{a%20b%7C1|{shard}}}:order", 0, -1) == mine
+        assert sorted(server.hkeys(f"{prefix}:{{a%20b%7C1|{shard}/{SHARDS}}}:values")) == mine
+        assert server.zrange(f"{prefix}:{{a%20b%7C1|{shard}/{SHARDS}}}:order", 0, -1) == mine
     assert server.hgetall(f"{prefix}:{{a%20b%7C1}}:shards") == {b"shards": b"4"}
     assert server.smembers(f"{prefix}:namespaces") == {b"a b|1"}
     assert store.namespaces() == ["a b|1"]
@@ -173,6 +173,29 @@ def test_the_first_write_decides_and_handles_with_another_number_are_refused(
         assert [key for key in keys_of(server, prefix) if "plain|" in key] == []
         for handle in [*handles, *plain]:
             handle.close()
+
+
+def test_a_handle_of_before_a_drop_neither_reads_nor_writes_what_was_made_with_another_number(
+    redis_server: RedisServer, prefix: str
+) -> None:
+    items = {f"k{i}": i for i in range(40)}
+    url = redis_server.url
+    with connect(url, prefix, 4) as old, connect(url, prefix, 7) as new, old.open("core") as stale:
+        stale.update(dict.fromkeys(items, "old"))
+        with connect(url, prefix, 4) as other:
+            other.drop("core")
+        with new.open("core") as core:
+            core.update(items)
+            assert dict(stale) == {}
+            for key in items:
+                with pytest.raises(hutch.ConfigError, match="made with shards=7, and the config says shards=4"):
+                    stale[key] = "stale"
+            with pytest.raises(hutch.ConfigError, match="shards=7"):
+                stale.update(dict.fromkeys(items, "stale"))
+            assert dict(core) == items
+            # Of the first write to each shard, which finds the shard empty, and then that it is not the namespace's.
+            assert len(stale) == 4
+        assert [finding.kind for finding in new.verify()] == ["orphan"] * 4
 
 
 def test_a_lazy_store_validates_the_number_when_it_is_used(redis_server: RedisServer, prefix: str) -> None:
@@ -304,10 +327,10 @@ def test_a_batch_that_is_too_large_is_refused_before_any_shard_is_written(
 def test_the_shards_before_a_failure_have_their_part_of_a_batch(store: hutch.Store, server: Any, prefix: str) -> None:
     items = {f"k{i}": i for i in range(40)}
     with store.open("core") as core:
-        server.set(f"{prefix}:{{core|2}}:order", "foreign")
+        server.set(f"{prefix}:{{core|2/{SHARDS}}}:order", "foreign")
         with pytest.raises(hutch.CorruptValueError, match=r"core\|2"):
             core.update(items)
-        server.delete(f"{prefix}:{{core|2}}:order")
+        server.delete(f"{prefix}:{{core|2/{SHARDS}}}:order")
         written = dict(core)
         # Each shard has all of its part or nothing.
         shards = {bucket(key) for key in written}
@@ -325,13 +348,13 @@ def test_a_clear_that_fails_half_way_leaves_a_valid_namespace(
     items = {f"k{i}": i for i in range(40)}
     core = store.open("core")
     core.update(items)
-    values = server.dump(f"{prefix}:{{core|2}}:order")
-    server.set(f"{prefix}:{{core|2}}:order", "foreign")
+    values = server.dump(f"{prefix}:{{core|2/{SHARDS}}}:order")
+    server.set(f"{prefix}:{{core|2/{SHARDS}}}:order", "foreign")
     if verb == "drop":
         core.close()
     with pytest.raises(hutch.CorruptValueError, match=r"core\|2"):
         core.clear() if verb == "clear" else store.drop("core")
-    server.restore(f"{prefix}:{{core|2}}:order", 0, values, replace=True)
+    server.restore(f"{prefix}:{{core|2/{SHARDS}}}:order", 0, values, replace=True)
     core.close()
     assert list(store.verify()) == []
     with store.open("core") as core:
@@ -470,7 +493,7 @@ def test_values_expire_in_every_shard(store: hutch.Store, server: Any, prefix: s
         assert core.expire(5) == 5
         assert 20 < core.expire() <= 35  # a write may have taken some along
         assert core.expire() == 0
-        assert sum(server.hlen(f"{prefix}:{{core|{shard}}}:values") for shard in range(SHARDS)) == 1
+        assert sum(server.hlen(f"{prefix}:{{core|{shard}/{SHARDS}}}:values") for shard in range(SHARDS)) == 1
         assert core.touch("stays", 2000)
         assert 1000 < (core.ttl_s("stays") or 0) <= 2000
         core.set("brief", 1, ttl_s=0.001)
@@ -549,8 +572,9 @@ def test_a_lost_number_is_not_guessed(redis_server: RedisServer, server: Any, pr
     server.delete(f"{prefix}:{{core}}:values", f"{prefix}:{{core}}:shards")
     for shards in (1, 3):
         with connect(redis_server.url, prefix, shards) as store:
-            found = [one for one in store.verify(repair=True) if one.kind == "orphan"]
-            assert [one.repaired for one in found] == [False]
+            orphans = [one for one in store.verify(repair=True) if one.kind == "orphan"]
+            assert orphans
+            assert not any(one.repaired for one in orphans)
     with connect(redis_server.url, prefix, 4) as store:
         assert [one.repaired for one in store.verify(repair=True)] == [True]
         assert len(store["core"]) == 40
@@ -560,13 +584,13 @@ def test_drift_and_a_key_in_the_wrong_shard_are_found(store: hutch.Store, server
     with store.open("core") as core:
         core.update({f"k{i}": i for i in range(40)})
         shard = bucket("k1")
-        server.zrem(f"{prefix}:{{core|{shard}}}:order", "k1")
+        server.zrem(f"{prefix}:{{core|{shard}/{SHARDS}}}:order", "k1")
         assert [(one.kind, one.key) for one in store.verify(repair=True) if one.kind == "index"] == [("index", "k1")]
         assert list(store.verify()) == []
         wrong = (shard + 1) % SHARDS
-        frame = server.hget(f"{prefix}:{{core|{shard}}}:values", "k1")
-        server.hset(f"{prefix}:{{core|{wrong}}}:values", "k1", frame)
-        server.zadd(f"{prefix}:{{core|{wrong}}}:order", {"k1": 0})
+        frame = server.hget(f"{prefix}:{{core|{shard}/{SHARDS}}}:values", "k1")
+        server.hset(f"{prefix}:{{core|{wrong}/{SHARDS}}}:values", "k1", frame)
+        server.zadd(f"{prefix}:{{core|{wrong}/{SHARDS}}}:order", {"k1": 0})
         found = next(iter(store.verify()))
         assert (found.kind, found.key) == ("index", "k1")
         assert found.message == f"it is in shard {wrong}, but shard {shard} is where 4 shards have it"
@@ -611,7 +635,7 @@ def test_shards_follow_their_slots_while_these_move(redis_cluster: RedisCluster,
     items = {f"k{i}": i for i in range(100)}
     with connect(redis_cluster.url, prefix) as store, store.open("core") as core:
         core.update(items)
-        slot = int(ask(redis_cluster.servers[0], "CLUSTER", "KEYSLOT", f"{prefix}:{{core|1}}:values"))
+        slot = int(ask(redis_cluster.servers[0], "CLUSTER", "KEYSLOT", f"{prefix}:{{core|1/{SHARDS}}}:values"))
         source = redis_cluster.owner(slot)
         redis_cluster.move_slot(slot, (source + 1) % 3)
         try:
