@@ -63,9 +63,13 @@ class ShardedStorage(EncodedStorage):
     """One namespace over several shards. What touches one shard is atomic; a batch is not."""
 
     def __init__(
-        self, plugin: RedisPlugin, namespace: str, count: int, open_shard: Callable[[Server, int], RedisStorage]
+        self,
+        plugin: RedisPlugin,
+        namespace: str,
+        count: int,
+        open_shard: Callable[[Server, tuple[bytes, ...]], RedisStorage],
     ) -> None:
-        """Set up the storage; `open_shard` returns the storage of one shard, given its server and its number."""
+        """Set up the storage; `open_shard` returns that of one shard, given its server and the KEYS of its scripts."""
         super().__init__(plugin, namespace)
         self._redis = plugin
         self._count = count
@@ -92,7 +96,7 @@ class ShardedStorage(EncodedStorage):
             _compare(plugin, namespace, claim(plugin, home, namespace, count), count)
 
         self._servers = [plugin.servers.of_shard(namespace, Shard(i, count), enlist) for i in range(count)]
-        return [self._open_shard(server, i) for i, server in enumerate(self._servers)]
+        return [self._open_shard(server, self._keys(i)) for i, server in enumerate(self._servers)]
 
     def of(self, key: str) -> RedisStorage:
         """Return the shard of `key`."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hutch import (
@@ -128,13 +129,7 @@ class RedisPlugin(StoragePluginBase):
             if is_reachable:
                 refuse_shards(self, namespace)
             return RedisStorage(self, namespace, self.servers.of(namespace), self.servers.script_keys(namespace))
-
-        def open_shard(server: Server, number: int) -> RedisStorage:
-            return RedisStorage(
-                self, namespace, server, self.servers.script_keys(namespace, Shard(number, self.shards))
-            )
-
-        storage = ShardedStorage(self, namespace, self.shards, open_shard)
+        storage = ShardedStorage(self, namespace, self.shards, partial(RedisStorage, self, namespace))
         if is_reachable:
             storage.shards  # noqa: B018 - validates the number
         return storage
@@ -166,9 +161,7 @@ class RedisPlugin(StoragePluginBase):
         sizes = self._count_parts([(name, None) for name in self._names(named)])
         # A namespace with shards has one part of its own, as what an eviction left may have.
         sharded = numbers_of(self, [name for (name, _), parts in sizes.items() if parts == 1])
-        shards = self._count_parts(
-            [(name, Shard(i, number)) for name, number in sharded.items() for i in range(number)]
-        )
+        shards = self._count_parts([(name, Shard(i, total)) for name, total in sharded.items() for i in range(total)])
         return {one: parts for one, parts in sizes.items() if one[0] not in sharded} | shards
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
