@@ -403,6 +403,19 @@ def test_deadlines_layers_and_transactions() -> None:
         assert ns["k"] == Record("bob")
 
 
+def test_a_transaction_of_the_namespace_has_values_of_the_type(tmp_path: Path) -> None:
+    for url in ("memory://", f"lmdb://{tmp_path}/data", f"sqlite://{tmp_path}/kv.db"):
+        with hutch.connect(url) as store, store.open("k", type=Record) as ns:
+            ns["k"] = Record("ada")
+            with ns.transaction() as tx:
+                assert tx["k"] == tx.get("k") == Record("ada")
+                tx["new"] = Record("bob", 5)
+                assert dict(tx.scan()) == {"k": Record("ada"), "new": Record("bob", 5)}
+                with pytest.raises(hutch.ValueTypeError, match=r"key 'k' of namespace 'k': .* nothing was written"):
+                    tx["k"] = {"name": "ada"}
+            assert dict(ns) == {"k": Record("ada"), "new": Record("bob", 5)}
+
+
 def test_a_pickled_namespace_keeps_its_type(tmp_path: Path) -> None:
     with hutch.connect(f"lmdb://{tmp_path}/data") as store, store.open("users", type=User, name="U") as users:
         users["ada"] = User("ada")

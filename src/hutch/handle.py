@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Hashable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from .contract import StorageBase
 from .errors import CapabilityError, StoreNotOpenError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .contract.commit import Commit
     from .store import Store
     from .transactions import NamespaceTransaction
+    from .transactions.namespace import TypedValues
 
 
 class Claim:
@@ -151,6 +152,10 @@ class _Source:
 
     def storage_of(self, _: str) -> StorageBase:
         return self._storage
+
+    def typed_values(self) -> TypedValues | None:
+        # The outermost layer of a namespace with a type.
+        return None if self._handle._type is None else cast("TypedValues", self._storage)
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
         (commit,) = commits.values()

@@ -189,6 +189,9 @@ class StoreSource:
     def storage_of(self, name: str) -> StorageBase:
         return self._store._storage_of(name)
 
+    def typed_values(self) -> None:
+        return None
+
     def apply(self, commits: Mapping[str, Commit]) -> bool:
         store = self._store
         step: Any = _Step(partial(store._factory.apply, commits))

@@ -14,7 +14,7 @@ from ..errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
 from ..fork import run_in_child
 from ..handlers import runs_in_handler
 from ..limits import validate_namespace
-from .namespace import TransactionNamespace
+from .namespace import TransactionNamespace, TypedValues
 
 # A commit is tried again this often if what was read holds after all: another writer changed it and changed it back.
 _ATTEMPTS: Final = 4
@@ -25,6 +25,9 @@ class Source(Protocol):
 
     def storage_of(self, name: str) -> StorageBase:
         """Return the storage of the namespace `name`, with its layers."""
+
+    def typed_values(self) -> TypedValues | None:
+        """Return what converts the values, if the namespace was opened with `type`."""
 
     def apply(self, commits: Mapping[str, Commit]) -> bool:
         """Apply all `commits`, by namespace, in one step, or none; return whether they were applied."""
@@ -160,7 +163,8 @@ class Transaction:
         if namespace is None or self._state.is_over:
             self._state.must_be_usable()
             name = validate_namespace(name)
-            namespace = TransactionNamespace(self._state.must_be_usable, name, self._source.storage_of(name))
+            storage, typed = self._source.storage_of(name), self._source.typed_values()
+            namespace = TransactionNamespace(self._state.must_be_usable, name, storage, typed)
             namespace = self._namespaces.setdefault(name, namespace)
         return namespace
 

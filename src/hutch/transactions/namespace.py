@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 from ..codec.frame import set_deadline
 from ..contract import StorageBase
@@ -18,15 +18,38 @@ from ..limits import validate_key, validate_range
 _BEFORE_ALL: Final = -1
 
 
+class TypedValues(Protocol):
+    """The values of one type, in a namespace that was opened with `type`."""
+
+    def dump(self, key: str, value: Any) -> Any:
+        """Return what is stored of `value`. Raises ValueTypeError if it is not of the type."""
+
+    def load(self, key: str, plain: Any) -> Any:
+        """Return the value of which `plain` is stored. Raises CorruptValueError if it is not of the type."""
+
+
 class TransactionNamespace:
     """One namespace inside a transaction: reads and writes of its keys, with the transaction's own writes visible."""
 
-    __slots__ = ("_engine", "_expired", "_must_be_usable", "_ranges", "_reads", "_storage", "_writes", "namespace")
+    __slots__ = (
+        "_engine",
+        "_expired",
+        "_must_be_usable",
+        "_ranges",
+        "_reads",
+        "_storage",
+        "_typed",
+        "_writes",
+        "namespace",
+    )
 
-    def __init__(self, must_be_usable: Callable[[], None], namespace: str, storage: StorageBase) -> None:
+    def __init__(
+        self, must_be_usable: Callable[[], None], namespace: str, storage: StorageBase, typed: TypedValues | None
+    ) -> None:
         engine = storage.unlayered
         assert isinstance(engine, EncodedStorage), "only a storage of bytes has `apply`"
         self._must_be_usable, self._storage, self._engine = must_be_usable, storage, engine
+        self._typed = typed
         self.namespace = namespace
         # The frame of each key when it was first read; None: it was missing.
         self._reads: dict[str, bytes | None] = {}
@@ -64,6 +87,8 @@ class TransactionNamespace:
         if ttl_s is None:
             ttl_s = self._storage.default_ttl_s
         deadline_ms = None if ttl_s is None else self._engine.deadline_after(ttl_s)
+        if self._typed is not None:
+            value = self._typed.dump(key, value)
         self._writes[key] = self._engine.encode_value(key, value, deadline_ms)
 
     __setitem__ = set
@@ -128,7 +153,8 @@ class TransactionNamespace:
 
     def _decode(self, key: str, frame: bytes) -> Any:
         # Whether it has expired was judged when it was read.
-        return self._engine.decode_live(key, frame, _BEFORE_ALL)
+        value = self._engine.decode_live(key, frame, _BEFORE_ALL)
+        return value if self._typed is None else self._typed.load(key, value)
 
     def _read(self, key: str) -> tuple[str, bytes | None]:
         """Return `key` validated, and its frame: this transaction's, else the one first read, else the stored one."""

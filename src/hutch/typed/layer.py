@@ -29,7 +29,8 @@ class TypedLayer(Layer):
         if isinstance(inner, EncodedStorage) and inner.frame_codec.codec.headers[0] == MSGPACK:
             self._decode = getattr(shape, "decode", None)
 
-    def _dump(self, key: str, value: Any) -> Any:
+    def dump(self, key: str, value: Any) -> Any:
+        """Return what is stored of `value`. Raises ValueTypeError if it is not of the type."""
         try:
             return self._shape.dump(value)
         except MismatchError as error:
@@ -39,7 +40,8 @@ class TypedLayer(Layer):
             f"is {wrong.expected}; nothing was written. Set a value of the type, or open the namespace without type="
         )
 
-    def _load(self, key: str, plain: Any) -> Any:
+    def load(self, key: str, plain: Any) -> Any:
+        """Return the value of which `plain` is stored. Raises CorruptValueError if it is not of the type."""
         try:
             return self._shape.load(plain)
         except MismatchError as error:
@@ -51,15 +53,15 @@ class TypedLayer(Layer):
         )
 
     def _dump_all(self, items: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: self._dump(key, value) for key, value in items.items()}
+        return {key: self.dump(key, value) for key, value in items.items()}
 
     def _load_all(self, items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         for key, plain in items:
-            yield key, self._load(key, plain)
+            yield key, self.load(key, plain)
 
     @property
     def has_apply(self) -> bool:
-        # Transactions read and write the plain values.
+        # Transactions of the store read and write the plain values, those of the namespace values of the type.
         return self._inner.has_apply
 
     # --- reads ---
@@ -67,7 +69,7 @@ class TypedLayer(Layer):
     def get(self, key: str) -> Any:
         decode = self._decode
         if decode is None:
-            return self._load(key, self._inner.get(key))
+            return self.load(key, self._inner.get(key))
         engine: Any = self._inner
         try:
             data = engine.read(key)
@@ -77,7 +79,7 @@ class TypedLayer(Layer):
             # A missing or invalid key, or a value that is stored in another way: the longer way tells them apart.
             if raised_by_handler(error):
                 raise
-        value = self._load(key, engine.get(key))
+        value = self.load(key, engine.get(key))
         self._decode_less()
         return value
 
@@ -101,13 +103,13 @@ class TypedLayer(Layer):
     # --- writes ---
 
     def set(self, key: str, value: Any) -> None:
-        self._inner.set(key, self._dump(key, value))
+        self._inner.set(key, self.dump(key, value))
 
     def set_many(self, items: Mapping[str, Any]) -> None:
         self._inner.set_many(self._dump_all(items))
 
     def set_with_ttl(self, key: str, value: Any, ttl_s: float) -> None:
-        self._inner.set_with_ttl(key, self._dump(key, value), ttl_s)
+        self._inner.set_with_ttl(key, self.dump(key, value), ttl_s)
 
     def set_many_with_ttl(self, items: Mapping[str, Any], ttl_s: float) -> None:
         self._inner.set_many_with_ttl(self._dump_all(items), ttl_s)
@@ -117,14 +119,14 @@ class TypedLayer(Layer):
 
     def get_for_update(self, key: str) -> tuple[Any, object]:
         plain, token = self._inner.get_for_update(key)
-        return (plain if plain is MISSING else self._load(key, plain)), token
+        return (plain if plain is MISSING else self.load(key, plain)), token
 
     def compare_and_swap(self, key: str, token: object, value: Any, ttl_s: float | None = None) -> bool:
-        plain = value if value is MISSING else self._dump(key, value)
+        plain = value if value is MISSING else self.dump(key, value)
         return self._inner.compare_and_swap(key, token, plain, *(() if ttl_s is None else (ttl_s,)))
 
     def compare_and_set(self, key: str, expected: Any, value: Any, ttl_s: float | None = None) -> bool:
-        before, after = (one if one is MISSING else self._dump(key, one) for one in (expected, value))
+        before, after = (one if one is MISSING else self.dump(key, one) for one in (expected, value))
         return self._inner.compare_and_set(key, before, after, *(() if ttl_s is None else (ttl_s,)))
 
     def modify(self, key: str, fn: Callable[[Any], Any], default: Any = MISSING, ttl_s: float | None = None) -> Any:
@@ -133,7 +135,7 @@ class TypedLayer(Layer):
 
     def increment(self, key: str, by: float = 1, default: float = 0, ttl_s: float | None = None) -> int | float:
         for number in (by, default):
-            self._dump(key, number)
+            self.dump(key, number)
         return self._inner.increment(key, by, default, *(() if ttl_s is None else (ttl_s,)))
 
 
