@@ -187,3 +187,30 @@ def test_an_engine_without_apply_has_no_transaction_of_one_namespace(tmp_path: P
         core = store["core"]
         with pytest.raises(hutch.CapabilityError, match="has no transactions"):
             core.transaction()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("commit", "leaving the `with` block commits"), ("rollback", "raise an exception"), ("open", r"use `tx\[name\]`")],
+)
+def test_a_name_that_a_transaction_lacks_says_what_to_write(name: str, advice: str) -> None:
+    with (
+        hutch.connect("memory://") as store,
+        store.transaction() as tx,
+        pytest.raises(AttributeError, match=advice),
+    ):
+        getattr(tx, name)
+
+
+def test_the_advice_for_a_name_that_a_namespace_in_a_transaction_lacks_can_be_followed() -> None:
+    with hutch.connect("memory://") as store:
+        store["a"].update(x=1, y=2)
+        with store.transaction() as tx:
+            for name in ("update", "setdefault", "pop", "modify", "increment", "items", "keys", "values", "clear"):
+                with pytest.raises(AttributeError, match=r"; (use|read) "):
+                    getattr(tx["a"], name)
+            if "z" not in tx["a"]:
+                tx["a"]["z"] = 3
+            for key in list(tx["a"].scan_keys()):
+                del tx["a"][key]
+        assert len(store["a"]) == 0

@@ -41,8 +41,37 @@ SPELLINGS: Final[dict[str, str]] = {
     "writeback": "use `with namespace.mutable(key) as value:`, which writes the change back",
 }
 
+_RAISE: Final = "raise an exception inside the block, and nothing is written"
+_READ_AND_SET: Final = "read the value, and set the new one: the commit verifies that nobody changed it meanwhile"
 
-def spelling_of(name: str) -> str:
+#: The same inside a transaction `tx`.
+TRANSACTION_SPELLINGS: Final[dict[str, str]] = {
+    "begin": "the `with` statement begins it",
+    "commit": "leaving the `with` block commits",
+    "rollback": _RAISE,
+    "abort": _RAISE,
+    "cancel": _RAISE,
+    "open": "use `tx[name]`",
+    "namespace": "use `tx[name]`",
+    "update": "use `tx[name][key] = value` for each item",
+    "set_many": "use `tx[name][key] = value` for each item",
+    "get_many": "use `tx[name].get(key)` for each key",
+    "setdefault": "use `if key not in tx[name]: tx[name][key] = value`",
+    "pop": "use `value = tx[name][key]` and `del tx[name][key]`",
+    "remove": "use `del tx[name][key]`",
+    "delete": "use `del tx[name][key]`",
+    "modify": _READ_AND_SET,
+    "increment": _READ_AND_SET,
+    "compare_and_set": _READ_AND_SET,
+    "mutable": _READ_AND_SET,
+    "items": "use `tx[name].scan()`",
+    "keys": "use `tx[name].scan_keys()`",
+    "values": "use `tx[name].scan()`",
+    "clear": "use `for key in list(tx[name].scan_keys()): del tx[name][key]`",
+}
+
+
+def spelling_of(name: str, spellings: dict[str, str] = SPELLINGS) -> str:
     """Return ``; use ...`` for a method that other mappings have and hutch spells otherwise, or the empty string."""
-    spelling = SPELLINGS.get(name)
+    spelling = spellings.get(name)
     return "" if spelling is None else f"; {spelling}"

@@ -120,10 +120,10 @@ def test_what_cannot_be_one_step_is_refused_before_anything_is_written(store: hu
     with pytest.raises(hutch.CapabilityError, match="snapshot"):
         store.factory.open("a").apply({"k": b"frame"}, {}, [hutch.KeyRange(None, None, ())])
     tx = store.transaction()
-    tx.begin()
+    tx._begin()
     with pytest.raises(hutch.CapabilityError, match="snapshot"):
         tx["a"].scan()
-    tx.end()
+    tx._end()
     many = dict.fromkeys(map(str, range(300_001)), b"f")
     with pytest.raises(hutch.ValueLimitError, match="300,002 keys"):
         store.factory.apply({"a": Commit({"k": b"frame"}, {}), "b": Commit(many, {})})

@@ -117,7 +117,7 @@ class Transaction(Opened):
         self._calls.check_open()
         self._calls.loop()
         inner = self._begin(asyncio.current_task())
-        inner.begin()
+        inner._begin()
         self._inner = inner
         return self
 
@@ -127,9 +127,9 @@ class Transaction(Opened):
         inner = self._entered()
         try:
             if kind is None:
-                await self._calls.write(None, inner.commit)
+                await self._calls.write(None, inner._commit)
         finally:
-            inner.end()
+            inner._end()
 
     def _entered(self) -> BlockingTransaction:
         if self._inner is None:
@@ -146,7 +146,7 @@ class NamespaceBlock(Transaction):
         await super().__aenter__()
         inner = self._entered()
         assert isinstance(inner, NamespaceTransaction)
-        return TransactionView(inner.namespace(), self._calls)
+        return TransactionView(inner._namespace(), self._calls)
 
 
 class _Later:

@@ -14,7 +14,7 @@ from ..errors import ConflictError, StoreAlreadyOpenError, StoreNotOpenError
 from ..fork import run_in_child
 from ..handlers import runs_in_handler
 from ..limits import validate_namespace
-from .namespace import TransactionNamespace, TypedValues
+from .namespace import TransactionNamespace, TypedValues, refuse_name
 
 # A commit is tried again this often if what was read holds after all: another writer changed it and changed it back.
 _ATTEMPTS: Final = 4
@@ -60,7 +60,7 @@ class _Exit:
             return self
         leave = functools.partial(_leave, instance)
         leave.guard = guard = _Guard()  # type: ignore[attr-defined]  # a partial takes any attribute
-        instance.guard_with(guard)
+        instance._guard_with(guard)
         return leave
 
     def __call__(self, instance: Transaction, *error: Any) -> None:
@@ -112,25 +112,25 @@ class Transaction:
         self._own_guard: _Guard | None = None
         self._namespaces: dict[str, TransactionNamespace] = {}
         #: The ConflictError with which the commit failed.
-        self.conflict_raised: ConflictError | None = None
+        self._conflict_raised: ConflictError | None = None
         #: Whether the block has ended without an error, so that the commit has begun.
-        self.is_committing = False
+        self._is_committing = False
 
     def __repr__(self) -> str:
         state = "ended" if self._state.is_over else "open" if self._state.is_entered else "not entered"
         return f"<hutch.Transaction, {state}>"
 
-    def guard_with(self, guard: _Guard) -> None:
+    def _guard_with(self, guard: _Guard) -> None:
         """Make the transaction end at the latest when `guard` is freed."""
         self._guard = weakref.ref(guard, functools.partial(_open.pop, self._place))
 
     def __enter__(self) -> Any:
-        self.begin()
+        self._begin()
         return self
 
     __exit__ = _Exit()
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Begin the block. Raises StoreAlreadyOpenError if it was used before, or inside another transaction."""
         if self._state.is_entered:
             raise StoreAlreadyOpenError("this transaction was used before; begin each block with a new transaction()")
@@ -138,7 +138,7 @@ class Transaction:
         if self._guard is None or self._guard() is None:
             # Not entered by a `with` statement.
             self._own_guard = _Guard()
-            self.guard_with(self._own_guard)
+            self._guard_with(self._own_guard)
         assert self._guard is not None
         # A signal handler cannot know what it interrupts. Its transaction is committed before the other one goes on.
         if _open.setdefault(self._place, self._guard) is not self._guard and not runs_in_handler():
@@ -149,7 +149,7 @@ class Transaction:
             )
         self._state.is_entered = True
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """End the transaction without a commit; does nothing if it has ended."""
         self._state.is_over = True
         if _open.get(self._place) is self._guard:
@@ -176,16 +176,21 @@ class Transaction:
     def __bool__(self) -> bool:
         return True
 
+    if not TYPE_CHECKING:  # type checkers report an unknown name themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            refuse_name(self, name)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
             "a transaction cannot be pickled or copied: it belongs to the thread that began it, and commits once. "
             "Begin another one with transaction(), in another process with transaction() of the pickled store"
         )
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         """Write all changes if everything that was read still holds. Raises ConflictError and writes nothing if not."""
         self._state.must_be_usable()
-        self.is_committing = True
+        self._is_committing = True
         commits = self._commits()
         if not commits:
             return
@@ -193,7 +198,7 @@ class Transaction:
             conflict = self._expired_since()
             if conflict is None and self._source.apply(commits):
                 return
-            conflict = conflict or self.conflict()
+            conflict = conflict or self._conflict()
             if conflict is not None:
                 break
             commits = self._commits()
@@ -202,19 +207,19 @@ class Transaction:
                 f"namespace {next(iter(commits))!r}: others changed what this transaction read, and changed it back, "
                 f"{_ATTEMPTS} times in a row; nothing was written. Run the block again"
             )
-        self.conflict_raised = conflict
+        self._conflict_raised = conflict
         raise conflict
 
     def _commits(self) -> dict[str, Commit]:
-        return {name: commit for name, one in self._namespaces.items() if (commit := one.commit()) is not None}
+        return {name: commit for name, one in self._namespaces.items() if (commit := one._commit()) is not None}
 
     def _expired_since(self) -> ConflictError | None:
-        conflicts = (conflict for one in self._namespaces.values() if (conflict := one.expired_since()) is not None)
+        conflicts = (conflict for one in self._namespaces.values() if (conflict := one._expired_since()) is not None)
         return next(conflicts, None)
 
-    def conflict(self) -> ConflictError | None:
+    def _conflict(self) -> ConflictError | None:
         """Return the error for something that was read and has changed since; None if everything still holds."""
-        conflicts = (conflict for one in self._namespaces.values() if (conflict := one.conflict()) is not None)
+        conflicts = (conflict for one in self._namespaces.values() if (conflict := one._conflict()) is not None)
         return next(conflicts, None)
 
 
@@ -226,10 +231,10 @@ class NamespaceTransaction(Transaction):
         self._name = name
 
     def __enter__(self) -> TransactionNamespace:
-        self.begin()
-        return self.namespace()
+        self._begin()
+        return self._namespace()
 
-    def namespace(self) -> TransactionNamespace:
+    def _namespace(self) -> TransactionNamespace:
         """Return the namespace in this transaction."""
         return self[self._name]
 
@@ -237,9 +242,9 @@ class NamespaceTransaction(Transaction):
 def _leave(transaction: Transaction, kind: type[BaseException] | None = None, *_: object) -> None:
     try:
         if kind is None:
-            transaction.commit()
+            transaction._commit()
     finally:
-        transaction.end()
+        transaction._end()
 
 
 def _after_fork_in_child() -> None:

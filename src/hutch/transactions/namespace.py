@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from ..codec.frame import set_deadline
 from ..contract import StorageBase
@@ -16,6 +16,14 @@ from ..limits import validate_key, validate_range
 
 # A time at which nothing has expired.
 _BEFORE_ALL: Final = -1
+
+
+def refuse_name(owner: object, name: str) -> NoReturn:
+    """Raise the AttributeError for a name that a transaction or its namespace lacks, with what to write instead."""
+    from ..hints import TRANSACTION_SPELLINGS, spelling_of
+
+    message = f"{type(owner).__name__!r} object has no attribute {name!r}{spelling_of(name, TRANSACTION_SPELLINGS)}"
+    raise AttributeError(message, name=name, obj=owner)
 
 
 class TypedValues(Protocol):
@@ -138,6 +146,11 @@ class TransactionNamespace:
     def __bool__(self) -> bool:
         return True
 
+    if not TYPE_CHECKING:  # type checkers report an unknown name themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            refuse_name(self, name)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
             "a namespace of a transaction cannot be pickled or copied: a copy would change the same transaction. "
@@ -234,14 +247,14 @@ class TransactionNamespace:
 
     # --- the commit ---
 
-    def commit(self) -> Commit | None:
+    def _commit(self) -> Commit | None:
         """Return what a commit must do to this namespace; None if nothing was read or written."""
         ranges = [range_ for scanned in self._ranges if (range_ := scanned.range()) is not None]
         if not (self._writes or self._reads or ranges):
             return None
         return Commit(self._writes, self._reads, ranges)
 
-    def expired_since(self) -> ConflictError | None:
+    def _expired_since(self) -> ConflictError | None:
         """Return the error for a key that was read and has expired since; None if no key has."""
         now_ms: int | None = None
         for key, frame in self._reads.items():
@@ -251,7 +264,7 @@ class TransactionNamespace:
                     return self._changed(key, "has expired")
         return None
 
-    def conflict(self) -> ConflictError | None:
+    def _conflict(self) -> ConflictError | None:
         """Return the error for something that was read and has changed since; None if everything still holds.
 
         The frames of keys that had expired may have been removed meanwhile: that changes nothing for the caller.
@@ -263,7 +276,7 @@ class TransactionNamespace:
         for scanned in self._ranges:
             if (range_ := scanned.range()) is not None and (conflict := self._conflict_in(scanned, range_)) is not None:
                 return conflict
-        return self.expired_since()
+        return self._expired_since()
 
     def _adopt(self, key: str, frame: bytes | None) -> bool:
         """Treat `frame` as what was read of `key` if both are missing to the caller; return whether they are."""

@@ -63,11 +63,11 @@ def _attempt(transaction: Transaction, fn: Callable[[Any], T], results: list[T])
 
 def conflict_behind(transaction: Transaction, error: Exception) -> ConflictError:
     """Return the conflict that explains `error`, raised inside the block or by its commit; raise `error` otherwise."""
-    if error is transaction.conflict_raised:
-        return transaction.conflict_raised
-    if passes_through(error) or transaction.is_committing:
+    if error is transaction._conflict_raised:
+        return transaction._conflict_raised
+    if passes_through(error) or transaction._is_committing:
         raise error
-    conflict = transaction.conflict()
+    conflict = transaction._conflict()
     if conflict is None:
         raise error
     return conflict
