@@ -9,6 +9,8 @@ import copy
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,23 @@ def test_the_advice_for_a_name_that_a_namespace_in_a_transaction_lacks_can_be_fo
             for key in list(tx["a"].scan_keys()):
                 del tx["a"][key]
         assert len(store["a"]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ["lmdb", "sqlite"])
+def test_a_process_that_is_forked_inside_a_block_commits_nothing(engine: str, tmp_path: Path) -> None:
+    url = {"lmdb": f"lmdb://{tmp_path}/data", "sqlite": f"sqlite://{tmp_path}/kv.db"}[engine]
+    program = (
+        "import os, sys, hutch\n"
+        "with hutch.connect(sys.argv[1]) as store:\n"
+        "    child = None\n"
+        "    try:\n"
+        "        with store.transaction() as tx:\n"
+        "            child = os.fork()\n"
+        "            tx['a']['child' if child == 0 else 'parent'] = 1\n"
+        "    except hutch.StoreAlreadyOpenError as error:\n"
+        "        os._exit(7 if child == 0 and 'forked' in str(error) else 8)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+        "    assert dict(store['a']) == {'parent': 1}\n"
+    )
+    subprocess.run([sys.executable, "-c", program, url], check=True, timeout=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping
@@ -108,6 +109,7 @@ class Transaction:
         thread = threading.get_ident()
         self._state = _State(source, thread if owner is None else None)
         self._place = (thread if owner is None else owner, source.place())
+        self._process = os.getpid()
         self._guard: weakref.ref[_Guard] | None = None
         self._own_guard: _Guard | None = None
         self._namespaces: dict[str, TransactionNamespace] = {}
@@ -190,6 +192,11 @@ class Transaction:
     def _commit(self) -> None:
         """Write all changes if everything that was read still holds. Raises ConflictError and writes nothing if not."""
         self._state.must_be_usable()
+        if self._process != os.getpid():
+            raise StoreAlreadyOpenError(
+                "this transaction belongs to the process that was forked inside its block, and which commits it; "
+                "nothing was written here. Begin another one with transaction() in this process"
+            )
         self._is_committing = True
         commits = self._commits()
         if not commits:
