@@ -337,7 +337,7 @@ def test_a_read_only_disk(machine: Machine, small_disk: Path, engine: str) -> No
 
 
 _AS_NOBODY = """
-import os, sys, hutch
+import os, sys, tempfile, hutch  # tempfile: a shelf that can only be read is copied
 engine, warm, place = sys.argv[1:]
 with hutch.connect(f"{engine}://{warm}") as store, store.open("core") as space:
     space["k"] = 1  # everything is imported while it still may be

@@ -20,10 +20,11 @@ DAY_S = 86_400.0
 
 # Works on the namespace "cache" of the file that argv names.
 SET_IN_ANOTHER_PROCESS = """
-import sys, hutch
+import sys, time, hutch
 with hutch.connect("sqlite://" + sys.argv[1]) as store, store.open("cache") as cache:
     cache.set("long", 1, ttl_s=10_000)
-    cache.set("gone", 1, ttl_s=0.001)
+    cache.set("gone", 1, ttl_s=0.05)
+time.sleep(0.1)
 """
 
 
