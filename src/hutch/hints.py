@@ -41,6 +41,10 @@ SPELLINGS: Final[dict[str, str]] = {
     "writeback": "use `with namespace.mutable(key) as value:`, which writes the change back",
 }
 
+_NAMESPACE_IN: Final = "use `tx[name]`"
+_SET_IN: Final = "use `tx[name][key] = value` for each item"
+_REMOVE_IN: Final = "use `del tx[name][key]`"
+_SCAN_IN: Final = "use `tx[name].scan()`"
 _RAISE: Final = "raise an exception inside the block, and nothing is written"
 _READ_AND_SET: Final = "read the value, and set the new one: the commit verifies that nobody changed it meanwhile"
 
@@ -51,22 +55,22 @@ TRANSACTION_SPELLINGS: Final[dict[str, str]] = {
     "rollback": _RAISE,
     "abort": _RAISE,
     "cancel": _RAISE,
-    "open": "use `tx[name]`",
-    "namespace": "use `tx[name]`",
-    "update": "use `tx[name][key] = value` for each item",
-    "set_many": "use `tx[name][key] = value` for each item",
+    "open": _NAMESPACE_IN,
+    "namespace": _NAMESPACE_IN,
+    "update": _SET_IN,
+    "set_many": _SET_IN,
     "get_many": "use `tx[name].get(key)` for each key",
     "setdefault": "use `if key not in tx[name]: tx[name][key] = value`",
     "pop": "use `value = tx[name][key]` and `del tx[name][key]`",
-    "remove": "use `del tx[name][key]`",
-    "delete": "use `del tx[name][key]`",
+    "remove": _REMOVE_IN,
+    "delete": _REMOVE_IN,
     "modify": _READ_AND_SET,
     "increment": _READ_AND_SET,
     "compare_and_set": _READ_AND_SET,
     "mutable": _READ_AND_SET,
-    "items": "use `tx[name].scan()`",
+    "items": _SCAN_IN,
     "keys": "use `tx[name].scan_keys()`",
-    "values": "use `tx[name].scan()`",
+    "values": _SCAN_IN,
     "clear": "use `for key in list(tx[name].scan_keys()): del tx[name][key]`",
 }
 

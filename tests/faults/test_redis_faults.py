@@ -397,7 +397,7 @@ def eventually_connected(url: str, **options: Any) -> hutch.Store:
 
 
 def time_to_error(store: hutch.Store, fault: Fault) -> float | None:
-    """Return the longest time to an error of a read, a set and an increment at once; fail if there is none."""
+    """Return the longest time to an error of a read, a set and an increment at once; fail if all of them succeed."""
     namespace = store["n0"]
     calls: list[Callable[[], Any]] = [
         lambda: namespace.get("probe"),
